@@ -1,0 +1,122 @@
+"""Every key of a run with its default. Other configs are overrides of this one.
+
+A stage reads its own section and the shared ones (model, prompts, pack, mesh, log).
+"""
+
+from ml_collections import ConfigDict
+
+
+def optimization(**overrides: object) -> ConfigDict:
+    """Keys that SFT and training share."""
+    config = ConfigDict()
+    config.batch_size = 128  # units (completions, or pairs) in a global batch
+    config.epochs = 1
+    config.microbatches = 1  # accumulate gradients over so many parts of a batch
+    config.learning_rate = 1e-6
+    config.schedule = "cosine"  # after the warm-up: cosine | linear | constant
+    config.warmup_share = 0.1  # share of all steps
+    config.b1 = 0.9
+    config.b2 = 0.999
+    config.weight_decay = 0.0
+    config.clip_norm = 0.0  # global gradient norm; 0 never clips (the norm is logged either way)
+    config.log_every = 10  # steps
+    config.checkpoint_every = 100  # steps; a kill loses at most so many
+    config.update(overrides)
+    return config
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    # In order: sft | sample | score | reference | train | evaluate | report | export
+    config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
+
+    config.model = ConfigDict()
+    config.model.path = ""  # a Hugging Face folder; "" makes a model from nothing, of the shape below
+    config.model.template = "chat"  # chat: the tokenizer's template; plain: BOS, then the text
+    config.model.d_model = 128
+    config.model.layers = 4
+    config.model.heads = 4
+    config.model.kv_heads = 4
+    config.model.head_dim = 32
+    config.model.d_ff = 352
+    config.model.max_positions = 512
+    config.model.compute_dtype = "float32"  # of matrix products: float32 | bfloat16
+    config.model.parameter_dtype = "float32"  # as stored and updated: float32 | bfloat16
+    config.model.remat = False  # recompute layers in the backward pass to save memory
+    config.model.vocab_chunk = 0  # columns of the vocabulary at a time in log-probs; 0: all at once
+
+    config.mesh = ConfigDict()  # sizes; one may be -1 for all devices that are left
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.prompts = ConfigDict()
+    config.prompts.source = "programs"  # programs | jsonl | model (beginnings sampled from the model itself)
+    config.prompts.path = ""  # of the JSON-lines file
+    config.prompts.count = 1024  # prompts to train on; jsonl: 0 for all
+    config.prompts.held_out = 256  # prompts to evaluate on
+    config.prompts.unit = 128  # prompts in one unit of work and of storage
+    config.prompts.max_tokens = 256  # longer prompts are dropped and counted
+    config.prompts.beginning_tokens = 24  # length of prompts from the model itself
+
+    config.sft = optimization(learning_rate=2e-3)
+    config.sft.examples = 16384  # generated programs to learn from
+
+    config.sample = ConfigDict()
+    config.sample.completions = 8  # references a prompt; 0 keeps to the completions of the source
+    config.sample.max_new_tokens = 64
+    config.sample.temperature = 1.0
+    config.sample.top_k = 0  # 0: no cut
+    config.sample.top_p = 1.0
+
+    config.reward = ConfigDict()
+    config.reward.name = "tests"  # tests | dialogue_share | package.module:function
+    config.reward.cpu_seconds = 1.0  # for one completion on all its tests
+    config.reward.memory_mb = 256
+    config.reward.workers = 0  # processes; 0: one a core
+
+    config.pack = ConfigDict()
+    config.pack.max_tokens = 512  # longest prompt and completion together
+    config.pack.over_long = "drop"  # or truncate_prompt_left; counted either way
+    config.pack.row_tokens = 1024  # L, tokens of a packed row; at least max_tokens, twice that for pairs
+    config.pack.slots = 16  # S, completions of a packed row; even
+
+    config.reference = ConfigDict()
+    config.reference.batch_rows = 16  # packed rows a forward pass
+
+    config.select = ConfigDict()
+    config.select.units = "singles"  # singles | best_worst | random_pairs
+    config.select.first = 0  # only a row's first so many completions; 0: all
+    config.select.references = 0  # rank against the first so many references; 0: all
+    config.select.drop_own = True  # a completion is not ranked against itself
+    config.select.estimator = "ecdf"  # ecdf (published) | midpoint
+    config.select.ties = "upper"  # upper (published) | mid | random
+    config.select.selector = "both"  # which side of a pair QRPO and SFT learn from: both | chosen | rejected | random
+
+    config.train = optimization()
+    config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
+    config.train.beta = 0.1
+    config.train.transform = "identity"  # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf
+    config.train.loss = "mse"  # mse | mae
+    config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
+    config.train.temperature = 1.0  # of policy and reference in training; as sampled, for quantiles to agree
+
+    config.evaluate = ConfigDict()
+    config.evaluate.completions = 8  # a held-out prompt, of reference and policy each
+    config.evaluate.max_new_tokens = 64
+    config.evaluate.temperature = 1.0
+    config.evaluate.top_k = 0
+    config.evaluate.top_p = 1.0
+
+    config.report = ConfigDict()
+    config.report.examples = 6  # prompts shown with completions
+
+    config.export = ConfigDict()
+    config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
+
+    config.log = ConfigDict()
+    config.log.tensorboard = True
+    config.log.wandb = False  # needs the wandb extra
+    config.log.wandb_project = "qrpo-jax"
+    return config

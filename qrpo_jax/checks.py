@@ -1,0 +1,182 @@
+"""What can be wrong with a config, found before anything is compiled or written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qrpo_jax import decoder, examples, prompts, quantiles, transforms
+from qrpo_jax.job import DTYPES, Job
+from qrpo_jax.mesh import parameter_shardings
+from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
+from qrpo_jax.optimizer import make_optimizer
+from qrpo_jax.rewards import TESTS, find_function
+from qrpo_jax.stages.train import objective
+
+NEEDS = {
+    "sft": (),
+    "sample": (),
+    "score": ("sample",),
+    "reference": ("sample",),
+    "train": ("sample",),
+    "evaluate": ("train",),
+    "report": ("evaluate",),
+    "export": ("train",),
+}
+
+
+def check(job: Job) -> None:
+    """Refuses a config that cannot run.
+
+    Raises:
+      ValueError: one line: what was given, what is allowed, where to change it.
+    """
+    config = job.config
+    check_stages(config.stages)
+    check_choices(config)
+    check_numbers(config)
+    stages = set(config.stages)
+    if "sft" not in stages and not config.model.path:
+        raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
+    policy = job.policy  # opens tokenizer and model folder, reading headers only
+    check_prompts(job)
+    if {"score", "evaluate"} & stages:
+        if config.reward.name != TESTS:
+            find_function(config.reward.name)
+        elif config.prompts.source == "model":
+            raise ValueError("reward 'tests' needs prompts with tests, not prompts from the model (config.reward.name)")
+    if "train" in stages:
+        objective(job)
+        check_train(config)
+    shapes = decoder.abstract_parameters(policy.settings)
+    parameter_shardings(job.mesh, decoder.logical_axes(policy.settings), shapes)
+    if config.pack.max_tokens > policy.settings.max_positions:
+        raise ValueError(
+            f"pack.max_tokens is {config.pack.max_tokens}, the model was made for {policy.settings.max_positions} "
+            "positions; lower config.pack.max_tokens"
+        )
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)} (config.{name})")
+
+
+def check_stages(stages: tuple[str, ...]) -> None:
+    if not stages:
+        raise ValueError(f"config.stages is empty; allowed: {', '.join(NEEDS)}")
+    for i, stage in enumerate(stages):
+        choice("stages", stage, tuple(NEEDS))
+        if stage in stages[:i]:
+            raise ValueError(f"stage {stage!r} stands twice in config.stages; name it once")
+        for needed in NEEDS[stage]:
+            if needed not in stages[:i]:
+                raise ValueError(f"stage {stage!r} needs {needed!r} before it; change config.stages")
+
+
+def check_choices(config: Any) -> None:
+    choice("model.compute_dtype", config.model.compute_dtype, tuple(DTYPES))
+    choice("model.parameter_dtype", config.model.parameter_dtype, tuple(DTYPES))
+    choice("prompts.source", config.prompts.source, prompts.SOURCES)
+    choice("pack.over_long", config.pack.over_long, ("drop", "truncate_prompt_left"))
+    choice("select.units", config.select.units, examples.VIEWS)
+    choice("select.estimator", config.select.estimator, tuple(examples.ESTIMATORS))
+    choice("select.ties", config.select.ties, quantiles.TIES)
+    choice("select.selector", config.select.selector, examples.SELECTORS)
+    choice("train.objective", config.train.objective, tuple(OBJECTIVES))
+    choice("train.transform", config.train.transform, tuple(transforms.TRANSFORMS))
+    choice("export.dtype", config.export.dtype, tuple(DTYPES))
+
+
+def check_numbers(config: Any) -> None:
+    """Bounds of single numbers, by key."""
+    at_least = {
+        "prompts.count": 0 if config.prompts.source == "jsonl" else 1,
+        "prompts.held_out": 2 if "evaluate" in config.stages else 0,
+        "prompts.unit": 1,
+        "prompts.max_tokens": 1,
+        "prompts.beginning_tokens": 1,
+        "sample.completions": 0,
+        "sample.max_new_tokens": 1,
+        "sample.top_k": 0,
+        "evaluate.completions": 1,
+        "evaluate.max_new_tokens": 1,
+        "evaluate.top_k": 0,
+        "reward.workers": 0,
+        "pack.max_tokens": 2,
+        "pack.slots": 2,
+        "pack.row_tokens": config.pack.max_tokens,
+        "reference.batch_rows": 1,
+        "select.first": 0,
+        "select.references": 0,
+        "report.examples": 0,
+        "sft.examples": 1,
+    }
+    for section in ("sft", "train"):
+        for name in ("batch_size", "epochs", "microbatches", "log_every", "checkpoint_every"):
+            at_least[f"{section}.{name}"] = 1
+        for name in ("weight_decay", "clip_norm"):
+            at_least[f"{section}.{name}"] = 0
+    for key, least in at_least.items():
+        section, name = key.split(".")
+        if config[section][name] < least:
+            raise ValueError(f"{key} is {config[section][name]}; it must be at least {least} (config.{key})")
+    for section in ("sample", "evaluate"):
+        if not config[section].temperature >= 0:
+            raise ValueError(f"{section}.temperature is {config[section].temperature}; 0 (greedy) or more is allowed")
+        if not 0 < config[section].top_p <= 1:
+            raise ValueError(f"{section}.top_p is {config[section].top_p}; allowed: above 0, at most 1")
+    if not config.train.temperature > 0:
+        raise ValueError(f"train.temperature is {config.train.temperature}; it must be above 0")
+    for section in ("sft", "train"):
+        optimization = config[section]
+        names = ("learning_rate", "schedule", "warmup_share", "b1", "b2", "weight_decay", "clip_norm")
+        make_optimizer(steps=1, **{name: optimization[name] for name in names})
+    if config.pack.slots % 2:
+        raise ValueError(f"pack.slots is {config.pack.slots}; pairs need an even number (config.pack.slots)")
+
+
+def check_prompts(job: Job) -> None:
+    config = job.config
+    if config.prompts.source == "jsonl":
+        rows = prompts.read_jsonl(Path(config.prompts.path))
+        kept, _ = prompts.split_rows(rows, config.prompts.held_out)
+        if config.sample.completions == 0 or "sft" in config.stages:
+            empty = [row.id for row in kept if not row.completions]
+            if empty:
+                raise ValueError(
+                    f"row {empty[0]!r} has no completion ({len(empty)} have none); give it some in "
+                    f"{config.prompts.path}, or sample them: config.sample.completions"
+                )
+    elif config.sample.completions == 0:
+        raise ValueError(f"sample.completions is 0, but prompts from {config.prompts.source!r} bring no completions")
+    if config.prompts.source == "model" and "sft" in config.stages:
+        raise ValueError("prompts from the model bring nothing to learn from: remove 'sft' from config.stages")
+    if config.prompts.source == "model" and job.policy.text.tokenizer.bos_token_id is None:
+        raise ValueError("prompts from the model start at its BOS token, and its tokenizer has none")
+    if not config.model.path and config.prompts.source != "programs":
+        raise ValueError("a model made from nothing knows only the words of 'programs' (config.prompts.source)")
+
+
+def check_train(config: Any) -> None:
+    train, select, pack = config.train, config.select, config.pack
+    if train.objective in PAIRWISE and select.units == "singles":
+        raise ValueError(
+            f"objective {train.objective!r} compares two completions; set config.select.units to best_worst or "
+            "random_pairs, or use an objective for single ones (qrpo, sft)"
+        )
+    if select.units != "singles" and pack.row_tokens < 2 * pack.max_tokens:
+        raise ValueError(
+            f"pack.row_tokens is {pack.row_tokens}; pairs of up to {pack.max_tokens} tokens each need at least "
+            f"{2 * pack.max_tokens} (config.pack.row_tokens)"
+        )
+    if train.objective not in REFERENCE_FREE and "reference" not in config.stages:
+        raise ValueError(
+            f"objective {train.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages"
+        )
+    if train.objective == "sft" or config.prompts.source == "jsonl":
+        return
+    transform = transforms.TRANSFORMS[train.transform]
+    references = config.sample.completions
+    if select.references:
+        references = min(references, select.references)
+    quantiles.check_references(references - int(select.drop_own), transform)

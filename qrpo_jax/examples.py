@@ -1,0 +1,252 @@
+"""Examples: the view of rows that a run trains on. Selection and quantiles happen here, on loading.
+
+Rows keep every completion; which of them are trained on, in pairs or alone, and against which references they
+are ranked, are settings of a view. No copy of a data set is made for another setting.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qrpo_jax import quantiles
+from qrpo_jax.rows import Row, check_row, check_scored
+from qrpo_jax.text import Text
+from qrpo_jax.transforms import Transform
+
+ESTIMATORS = {"ecdf": quantiles.ecdf, "midpoint": quantiles.midpoint}
+VIEWS = ("singles", "best_worst", "random_pairs")
+SELECTORS = ("both", "chosen", "rejected", "random")
+
+
+class View(NamedTuple):
+    """Which completions to train on and how to rank them.
+
+    units: "singles" (every completion alone), "best_worst" (one pair: highest and lowest reward) or
+      "random_pairs" (disjoint random pairs).
+    first: only the first so many completions of a row; 0 for all.
+    references: rank against the first so many reference completions; 0 for all.
+    drop_own: leave a completion's own reward out of the references it is ranked against.
+    selector: which completion of a pair carries a pointwise loss; singles ignore it.
+    max_tokens: longest prompt and completion together.
+    over_long: what is longer is "drop"ped, with its pair, or its prompt is cut: "truncate_prompt_left".
+    """
+
+    units: str = "singles"
+    first: int = 0
+    references: int = 0
+    drop_own: bool = True
+    estimator: str = "ecdf"
+    ties: str = "upper"
+    selector: str = "both"
+    max_tokens: int = 2048
+    over_long: str = "drop"
+    seed: int = 0
+
+
+class Examples(NamedTuple):
+    """C completions as flat arrays, and U units of one or two of them.
+
+    Host memory is 4 bytes a token. Reference log-probs are NaN where rows lack them.
+    """
+
+    tokens: np.ndarray  # int32, all completions one after the other, each with its prompt before it
+    starts_C: np.ndarray  # int64, where a completion's prompt begins in `tokens`
+    prompt_lengths_C: np.ndarray  # int32
+    lengths_C: np.ndarray  # int32, completion tokens
+    reward_C: np.ndarray
+    quantile_C: np.ndarray
+    ties_C: np.ndarray
+    reward_scale_C: np.ndarray
+    reference_log_prob_C: np.ndarray
+    weight_C: np.ndarray
+    high_C: np.ndarray
+    names: tuple[str, ...]  # "ROW ID/completion INDEX"
+    units: tuple[tuple[int, ...], ...]
+    counts: dict[str, int]  # what was kept, cut and dropped, by reason
+
+    def unit_lengths(self) -> np.ndarray:
+        total_C = self.prompt_lengths_C + self.lengths_C
+        return np.asarray([sum(int(total_C[c]) for c in unit) for unit in self.units])
+
+    def unit_sizes(self) -> np.ndarray:
+        return np.asarray([len(unit) for unit in self.units])
+
+
+def build_examples(rows: Iterable[Row], text: Text, view: View, transform: Transform | None) -> Examples:
+    """Reads rows once and lays out what the view selects.
+
+    Args:
+      transform: decides clamps and the smallest number of references; None where nothing is ranked
+        (SFT, reference log-probs), in which case rewards may be absent.
+
+    Raises:
+      ValueError: an empty prompt, a row without a completion, a NaN reward, or too few references.
+    """
+    table = _Table(text, view)
+    for index, row in enumerate(rows):
+        check_row(row)
+        if transform is not None:
+            check_scored(row)
+        table.add(index, row, ranked=transform is not None)
+    return table.finish(transform)
+
+
+def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
+    """Indices of a row's completions that are trained on together; pairs have the higher reward first."""
+    count = len(row.completions) if view.first == 0 else min(view.first, len(row.completions))
+    if view.units == "singles":
+        return [(i,) for i in range(count)]
+    reward = [row.completions[i].reward for i in range(count)]
+    if view.units == "best_worst":
+        best = max(range(count), key=lambda i: (reward[i], -i))
+        worst = min(range(count), key=lambda i: (reward[i], -i))
+        return [(best, worst)] if best != worst else []
+    order = np.random.default_rng([view.seed, index]).permutation(count).tolist()
+    drawn = list(zip(order[0::2], order[1::2], strict=False))
+    return [(i, j) if reward[i] >= reward[j] else (j, i) for i, j in drawn]
+
+
+class _Table:
+    """Grows column by column while rows stream by."""
+
+    def __init__(self, text: Text, view: View) -> None:
+        self.text, self.view = text, view
+        self.tokens: list[np.ndarray] = []
+        self.columns: dict[str, list] = {
+            name: [] for name in ("prompt", "length", "reward", "reference_log_prob", "weight", "chosen", "own")
+        }
+        self.references: list[np.ndarray] = []  # one array a row
+        self.row_C: list[int] = []
+        self.names: list[str] = []
+        self.units: list[tuple[int, ...]] = []
+        self.counts = dict.fromkeys(
+            ("rows", "completions", "dropped: too long", "prompts cut", "rows without a pair", "cut by length limit"), 0
+        )
+        self.coin = np.random.default_rng([view.seed, 1])
+
+    def add(self, index: int, row: Row, ranked: bool) -> None:
+        view = self.view
+        self.counts["rows"] += 1
+        own = [c.reward for c in row.completions if c.source == "reference"]
+        references = np.asarray([*own, *row.reference_rewards], np.float32)
+        self.references.append(references[: view.references] if view.references else references)
+        prompt = self.text.prompt(row.messages)
+        picked = pick_units(row, view, index)
+        self.counts["rows without a pair"] += not picked
+        ordinal = np.cumsum([c.source == "reference" for c in row.completions])
+        for unit in picked:
+            bodies = [self._body(row, i) for i in unit]
+            excess = [max(0, len(prompt) + len(body) - view.max_tokens) for body in bodies]
+            if any(excess) and (view.over_long == "drop" or max(excess) >= len(prompt)):
+                self.counts["dropped: too long"] += len(unit)
+                continue
+            self.counts["prompts cut"] += sum(cut > 0 for cut in excess)
+            # A random selector tosses one coin a pair.
+            coin = int(self.coin.integers(2))
+            weights = {"both": (1.0, 1.0), "chosen": (1.0, 0.0), "rejected": (0.0, 1.0)}
+            weights["random"] = (1.0 - coin, float(coin))
+            members = []
+            for side, (i, body) in enumerate(zip(unit, bodies, strict=True)):
+                completion, kept = row.completions[i], prompt[excess[side] :]
+                members.append(len(self.names))
+                self.names.append(f"{row.id}/{i}")
+                self.row_C.append(len(self.references) - 1)
+                self.tokens.append(np.concatenate([kept, body]))
+                in_own_set = completion.source == "reference" and (
+                    view.references == 0 or ordinal[i] <= view.references
+                )
+                values = {
+                    "prompt": len(kept),
+                    "length": len(body),
+                    "reward": completion.reward,
+                    "reference_log_prob": completion.reference_log_prob,
+                    "weight": weights[view.selector][side] if len(unit) == 2 else 1.0,
+                    "chosen": side == 0,
+                    "own": in_own_set,
+                }
+                for name, value in values.items():
+                    self.columns[name].append(value)
+                self.counts["completions"] += 1
+                self.counts["cut by length limit"] += not completion.finished
+            self.units.append(tuple(members))
+
+    def _body(self, row: Row, index: int) -> np.ndarray:
+        completion = row.completions[index]
+        if len(completion.tokens):
+            return completion.tokens
+        return self.text.completion(completion.text, completion.finished)
+
+    def finish(self, transform: Transform | None) -> Examples:
+        sizes = [len(tokens) for tokens in self.tokens]
+        column = {name: np.asarray(values) for name, values in self.columns.items()}
+        reward_C = column["reward"].astype(np.float32)
+        if transform is None:
+            unknown = np.full(len(sizes), np.nan, np.float32)
+            quantile_C, ties_C, scale_C, high_C = unknown, unknown, unknown, np.zeros(len(sizes), bool)
+        else:
+            quantile_C, ties_C, scale_C = self._rank(transform, reward_C, column["own"].astype(bool))
+            paired = np.zeros(len(sizes), bool)
+            paired[[c for unit in self.units if len(unit) == 2 for c in unit]] = True
+            high_C = np.where(paired, column["chosen"].astype(bool), quantile_C > 0.5)
+        return Examples(
+            tokens=np.concatenate(self.tokens) if self.tokens else np.zeros(0, np.int32),
+            starts_C=np.cumsum([0, *sizes[:-1]], dtype=np.int64) if sizes else np.zeros(0, np.int64),
+            prompt_lengths_C=column["prompt"].astype(np.int32),
+            lengths_C=column["length"].astype(np.int32),
+            reward_C=reward_C,
+            quantile_C=quantile_C,
+            ties_C=ties_C,
+            reward_scale_C=scale_C,
+            reference_log_prob_C=column["reference_log_prob"].astype(np.float32),
+            weight_C=column["weight"].astype(np.float32),
+            high_C=high_C,
+            names=tuple(self.names),
+            units=tuple(self.units),
+            counts=self.counts,
+        )
+
+    def _rank(self, transform: Transform, reward_C: np.ndarray, own_C: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Quantile, share of ties and reward scale of every completion."""
+        view = self.view
+        most = max((len(r) for r in self.references), default=0)
+        references_RxN = np.zeros((len(self.references), max(most, 1)), np.float32)
+        mask_RxN = np.zeros(references_RxN.shape, bool)
+        for i, references in enumerate(self.references):
+            references_RxN[i, : len(references)] = references
+            mask_RxN[i, : len(references)] = True
+        counts_R = mask_RxN.sum(1)
+        row_C = np.asarray(self.row_C)
+        drop_C = own_C & view.drop_own
+        if len(row_C):
+            quantiles.check_references(counts_R[row_C] - drop_C, transform)
+
+        @jax.jit
+        def rank(reward, references_N, mask_N, drop, key):
+            own_N = jnp.where(drop, quantiles.drop_own(reward, references_N, mask_N), mask_N)
+            quantile = ESTIMATORS[view.estimator](reward, references_N, own_N, view.ties, key)
+            if view.estimator == "ecdf":
+                quantile = quantiles.clamp(quantile, own_N.sum(), transform.clamp)
+            return quantile, quantiles.tied_share(reward, references_N, own_N)
+
+        std_R = np.asarray(jax.vmap(quantiles.reward_std)(references_RxN, mask_RxN)) if most else np.zeros(0)
+        # With one reference there is no spread to speak of; only the scaled transform uses it, and refuses n = 1.
+        std_R = np.where(counts_R > 1, std_R, np.nan)
+        mean_std = np.nanmean(std_R) if np.isfinite(std_R).any() else np.nan
+        if transform.name == "scaled-normal-icdf" and not mean_std > 0:
+            raise ValueError("every prompt's reference rewards are equal; transform 'scaled-normal-icdf' has no scale")
+        scale_R = std_R / mean_std if mean_std > 0 else np.ones_like(std_R)
+        keys_C = jax.random.split(jax.random.key(view.seed), len(row_C))
+        parts = []
+        for part in _slices(len(row_C), 1 << 16):
+            rows = row_C[part]
+            ranked = jax.vmap(rank)(reward_C[part], references_RxN[rows], mask_RxN[rows], drop_C[part], keys_C[part])
+            parts.append([np.asarray(x) for x in ranked])
+        quantile_C, ties_C = (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else ([], [])
+        return np.asarray(quantile_C), np.asarray(ties_C), scale_R[row_C].astype(np.float32)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))

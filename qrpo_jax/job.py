@@ -1,0 +1,119 @@
+"""A job: one config in one work directory, on the devices of this process or of all processes together."""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from qrpo_jax import checkpoints, decoder, hugging_face, programs
+from qrpo_jax.decoder import DecoderSettings, Parameters
+from qrpo_jax.mesh import make_mesh, parameter_shardings
+from qrpo_jax.step import Precision
+from qrpo_jax.text import Text, make_text, open_text, vocabulary_tokenizer
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Policy(NamedTuple):
+    """The model a job aligns: its shape and its tokenizer, without parameters."""
+
+    settings: DecoderSettings
+    graph: nnx.GraphDef
+    text: Text
+
+
+class Shard(NamedTuple):
+    """This process's share of work that splits into units: unit u is its own if u mod count = index."""
+
+    index: int
+    count: int
+
+    def owns(self, unit: int) -> bool:
+        return unit % self.count == self.index
+
+
+class Job:
+    """What every stage needs. Reading it changes nothing; `policy` and meshes are made when first asked for."""
+
+    def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard) -> None:
+        self.config, self.workdir, self.shard = config, workdir, shard
+
+    def folder(self, stage: str) -> Path:
+        return self.workdir / stage
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices of all processes: where training runs."""
+        return make_mesh(**self.config.mesh)
+
+    @functools.cached_property
+    def local_mesh(self) -> Mesh:
+        """The devices of this process, where its own units are worked on independently of other processes."""
+        if jax.process_count() == 1:
+            return self.mesh
+        return make_mesh(-1, 1, 1, jax.local_devices())
+
+    @functools.cached_property
+    def policy(self) -> Policy:
+        model = self.config.model
+        if model.path:
+            folder = Path(model.path)
+            settings = hugging_face.check_folder(folder)
+            text = open_text(folder, model.template)
+        else:
+            tokenizer = vocabulary_tokenizer(programs.vocabulary())
+            shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
+            settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
+            text = make_text(tokenizer, model.template, (tokenizer.eos_token_id,))
+        return Policy(settings, decoder.graph(settings), text)
+
+    @property
+    def dtype(self) -> Any:
+        return DTYPES[self.config.model.compute_dtype]
+
+    def precision(self) -> Precision:
+        model = self.config.model
+        return Precision(self.config.train.temperature, model.vocab_chunk, self.dtype, model.remat)
+
+    def fresh_parameters(self, mesh: Mesh) -> Parameters:
+        """Parameters of a model that no stage has trained yet: imported, or random."""
+        settings, model = self.policy.settings, self.config.model
+        if model.path:
+            return hugging_face.load(Path(model.path), mesh, DTYPES[model.parameter_dtype])
+        shapes = decoder.abstract_parameters(settings)
+        shardings = parameter_shardings(mesh, decoder.logical_axes(settings), shapes)
+        dtype = DTYPES[model.parameter_dtype]
+
+        def make(key: jax.Array) -> Parameters:
+            return jax.tree.map(lambda x: x.astype(dtype), decoder.initial_parameters(settings, key))
+
+        return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed))
+
+    def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
+        """Parameters that a finished stage left behind."""
+        settings = self.policy.settings
+        shapes = decoder.abstract_parameters(settings)
+        shardings = parameter_shardings(mesh, decoder.logical_axes(settings), shapes)
+        abstract = checkpoints.abstract_like(shapes, shardings, DTYPES[self.config.model.parameter_dtype])
+        return checkpoints.load_parameters(self.folder(stage) / "parameters", abstract)
+
+    def reference_parameters(self, mesh: Mesh) -> Parameters:
+        """Parameters of the reference policy: what SFT left, or the imported model."""
+        return self.trained_parameters("sft", mesh) if "sft" in self.config.stages else self.fresh_parameters(mesh)
+
+    def say(self, line: str) -> None:
+        """Prints a line once, whatever the number of processes."""
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr, flush=True)
+
+
+def before(stages: tuple[str, ...], stage: str, among: tuple[str, ...]) -> str | None:
+    """The last of `among` that runs before `stage`."""
+    earlier = [name for name in stages[: stages.index(stage)] if name in among]
+    return earlier[-1] if earlier else None

@@ -1,0 +1,193 @@
+"""Objectives: from log-probabilities of completions to losses.
+
+Every function is elementwise: shapes of the inputs broadcast, nothing is reduced, the caller weighs
+and sums. Log-probabilities are natural logs, summed over a completion's tokens. A log-ratio is log
+pi_theta(y|x) - log pi_ref(y|x).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from qrpo_jax.transforms import Transform, published
+
+REGRESSION = {"mse": jnp.square, "mae": jnp.abs}
+
+
+def calibrated_target(quantile: Array, beta: ArrayLike, transform: Transform, parity: bool = False) -> Array:
+    """What beta times the log-ratio is regressed on: f(R_q) - beta log Z(beta).
+
+    At the optimum they are equal: f(R_q) - beta log Z = beta log pi*/pi_ref (arXiv 2507.08068).
+
+    Args:
+      quantile: [...], quantile rewards in [0, 1], clamped where f needs it (`quantiles.clamp`).
+      beta: > 0, one number or one per completion.
+      transform: f and log Z.
+      parity: use log Z as the authors' code has it (`transforms.published`); only for comparisons
+        with it.
+
+    Returns:
+      [...], in units of the transformed reward and the dtype of f(quantile).
+
+    >>> from qrpo_jax import transforms
+    >>> round(float(calibrated_target(1.0, 0.1, transforms.identity)), 4)
+    0.2303
+    """
+    transform = published(transform) if parity else transform
+    transformed = transform.apply(jnp.asarray(quantile))
+    # In one precision throughout: a beta of another dtype neither widens nor narrows the target.
+    beta = jnp.asarray(beta).astype(transformed.dtype)
+    return transformed - beta * transform.log_z(beta)
+
+
+def qrpo(
+    log_prob: Array,
+    reference_log_prob: Array,
+    quantile: Array,
+    *,
+    beta: ArrayLike,
+    transform: Transform,
+    loss: str = "mse",
+    parity: bool = False,
+) -> Array:
+    """Quantile Reward Policy Optimization: (f(R_q) - beta log Z - beta log-ratio)^2.
+
+    One completion at a time, from any data distribution; zero exactly at the optimum
+    pi_ref e^{f(R_q)/beta} / Z (arXiv 2507.08068).
+
+    Args:
+      log_prob: [...], log pi_theta(y|x).
+      reference_log_prob: [...], log pi_ref(y|x).
+      quantile: [...], quantile rewards, clamped where f needs it.
+      beta: > 0, KL strength in units of the transformed reward; one number or one per completion.
+      transform: f and log Z, see `transforms`.
+      loss: a key of `REGRESSION`: "mse" squares the residual, "mae" takes its absolute value.
+      parity: see `calibrated_target`.
+
+    Returns:
+      [...], losses.
+
+    Raises:
+      ValueError: unknown `loss`.
+
+    >>> from qrpo_jax import transforms
+    >>> round(float(qrpo(-3.0, -5.0, 1.0, beta=0.1, transform=transforms.identity)), 4)
+    0.0009
+    """
+    if loss not in REGRESSION:
+        raise ValueError(f"unknown loss {loss!r}: set the loss to one of {sorted(REGRESSION)}")
+    target = calibrated_target(quantile, beta, transform, parity)
+    return REGRESSION[loss](target - beta * (log_prob - reference_log_prob))
+
+
+def dpo(
+    chosen_log_prob: Array,
+    rejected_log_prob: Array,
+    reference_chosen_log_prob: Array,
+    reference_rejected_log_prob: Array,
+    *,
+    beta: ArrayLike,
+) -> Array:
+    """Direct Preference Optimization: -log sigmoid(beta (D_w - D_l)), D the log-ratios.
+
+    arXiv 2305.18290, equation 7.
+
+    Args:
+      chosen_log_prob: [...], log pi_theta of the preferred completion of each pair.
+      rejected_log_prob: [...], of the other one.
+      reference_chosen_log_prob: [...], log pi_ref of the preferred completion.
+      reference_rejected_log_prob: [...], of the other one.
+      beta: > 0, KL strength.
+
+    Returns:
+      [...], a loss per pair.
+
+    >>> round(float(dpo(-3.0, -4.0, -3.0, -4.0, beta=0.1)), 4)
+    0.6931
+    """
+    chosen_log_ratio = chosen_log_prob - reference_chosen_log_prob
+    rejected_log_ratio = rejected_log_prob - reference_rejected_log_prob
+    return -jax.nn.log_sigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+
+
+def rebel(
+    chosen_log_prob: Array,
+    rejected_log_prob: Array,
+    reference_chosen_log_prob: Array,
+    reference_rejected_log_prob: Array,
+    chosen_reward: Array,
+    rejected_reward: Array,
+    *,
+    beta: ArrayLike,
+) -> Array:
+    """REBEL: ((R_w - R_l) / beta - (D_w - D_l))^2, D the log-ratios (arXiv 2404.16767).
+
+    Args:
+      chosen_log_prob: [...], log pi_theta of one completion of each pair.
+      rejected_log_prob: [...], of the other one.
+      reference_chosen_log_prob: [...], log pi_ref of the one.
+      reference_rejected_log_prob: [...], of the other.
+      chosen_reward: [...], raw reward of the one.
+      rejected_reward: [...], of the other.
+      beta: > 0, KL strength in units of the raw reward.
+
+    Returns:
+      [...], a loss per pair.
+
+    >>> float(rebel(-3.0, -4.0, -4.0, -4.0, 1.0, 0.5, beta=0.5))
+    0.0
+    """
+    chosen_log_ratio = chosen_log_prob - reference_chosen_log_prob
+    rejected_log_ratio = rejected_log_prob - reference_rejected_log_prob
+    return jnp.square((chosen_reward - rejected_reward) / beta - (chosen_log_ratio - rejected_log_ratio))
+
+
+def simpo(
+    chosen_log_prob: Array,
+    rejected_log_prob: Array,
+    chosen_length: ArrayLike,
+    rejected_length: ArrayLike,
+    *,
+    beta: ArrayLike,
+    gamma_beta_ratio: ArrayLike,
+) -> Array:
+    """SimPO: -log sigmoid(beta (l_w / |w| - l_l / |l| - gamma / beta)), without a reference.
+
+    arXiv 2405.14734; l are the log-probabilities, |w| and |l| the lengths.
+
+    Args:
+      chosen_log_prob: [...], log pi_theta of the preferred completion of each pair.
+      rejected_log_prob: [...], of the other one.
+      chosen_length: [...], tokens in the preferred completion.
+      rejected_length: [...], in the other one.
+      beta: > 0, scale of the length-normalised margin.
+      gamma_beta_ratio: gamma / beta, the margin to be won by, in nats per token.
+
+    Returns:
+      [...], a loss per pair.
+
+    >>> round(float(simpo(-4.0, -6.0, 4, 3, beta=1.0, gamma_beta_ratio=1.0)), 4)
+    0.6931
+    """
+    # Lengths are integers: in their own dtype the quotient could be wider than the
+    # log-probabilities.
+    chosen_log_prob, rejected_log_prob = (
+        jnp.asarray(chosen_log_prob),
+        jnp.asarray(rejected_log_prob),
+    )
+    chosen_mean = chosen_log_prob / jnp.asarray(chosen_length).astype(chosen_log_prob.dtype)
+    rejected_mean = rejected_log_prob / jnp.asarray(rejected_length).astype(rejected_log_prob.dtype)
+    return -jax.nn.log_sigmoid(beta * (chosen_mean - rejected_mean - gamma_beta_ratio))
+
+
+def sft(log_prob: Array) -> Array:
+    """Supervised fine-tuning: the negative log-likelihood -log pi_theta(y|x), [...] -> [...].
+
+    >>> sft(-2.5)
+    2.5
+    """
+    return -log_prob
+
+
+OBJECTIVES = {"qrpo": qrpo, "dpo": dpo, "rebel": rebel, "simpo": simpo, "sft": sft}

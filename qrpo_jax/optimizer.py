@@ -1,0 +1,51 @@
+"""AdamW with warm-up and decay, from optax."""
+
+from typing import Any
+
+import jax
+import optax
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    schedule: str,
+    warmup_share: float,
+    steps: int,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and its learning-rate schedule over `steps` updates.
+
+    Args:
+      schedule: what follows the linear warm-up: "cosine" or "linear" to zero, or "constant".
+      warmup_share: share of the steps spent warming up.
+      clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)} (config.*.schedule)")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 (config.*.learning_rate)")
+    if not 0 <= warmup_share < 1:
+        raise ValueError(f"warmup_share is {warmup_share}; it must be in [0, 1) (config.*.warmup_share)")
+    warmup = round(warmup_share * steps)
+    rest = max(steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(learning_rate, rest),
+        "linear": optax.linear_schedule(learning_rate, 0.0, rest),
+        "constant": optax.constant_schedule(learning_rate),
+    }[schedule]
+    # The first update already moves: warm-up step k of w uses k / w of the peak.
+    rise = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, max(warmup - 1, 1))
+    rate = optax.join_schedules([rise, after], [warmup]) if warmup else after
+    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_matrices)
+    return (optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw), rate
+
+
+def _matrices(parameters: Any) -> Any:
+    """Weight decay is for matrices; norm scales, stacked over layers to two axes, are left alone."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key != "scale", parameters)

@@ -1,0 +1,207 @@
+"""Programming problems: a small Python function, asked for by input-output examples.
+
+The embedded task of `configs/quickstart.py`. A prompt shows a few calls of an unknown `f(a, b)` on
+digits, the answer is one Python expression in `a` and `b`, and the reward is the share of further
+calls that the answer gets right. The examples do not always settle the function, and an answer
+that is right only where `a < b` passes some of the tests, so rewards are graded.
+
+Nothing here runs generated text: every function is a table of its values on all pairs of digits,
+built alongside its source by numpy, and expected outputs are read from that table.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+EXAMPLES = 4
+CONSTANTS = range(1, 4)  # calls shown in a prompt
+TESTS = 10  # hidden calls that score an answer
+DIGITS = 7  # arguments are 0..6
+LARGEST = 99  # functions that leave -99..99 are not asked for
+INSTRUCTION = "Write f(a, b) using"
+OPERATIONS = ("+", "-", "*", "max", "min", "abs", "if")
+
+# A prompt belongs to the split that owns its bucket, so no two splits can share a prompt.
+SPLITS = {"eval": range(0, 2), "train": range(2, 5), "sft": range(5, 10)}
+BUCKETS = 10
+# How often each kind of function is asked for.
+KINDS = {"simple": 0.4, "nested": 0.3, "branching": 0.3}
+
+
+class Problem(NamedTuple):
+    """One problem: `tests` are (arguments, expected value) pairs that the prompt does not show."""
+
+    prompt: str
+    solution: str
+    tests: tuple[tuple[tuple[int, int], int], ...]
+
+
+class Function(NamedTuple):
+    """An expression with its values: `table[a, b]` is what it returns for digits a and b."""
+
+    text: str
+    rank: int  # binding strength: 0 conditional, 1 sum, 2 product, 3 atom or call
+    table: np.ndarray
+
+
+def problem(seed: int, split: str, index: int) -> Problem:
+    """The problem at `index` of an endless, randomly accessible list.
+
+    Args:
+        seed: picks the list.
+        split: "sft", "train" or "eval"; no prompt of one split occurs in another, whatever the
+            seeds, since a hash of the prompt's text decides which split may hold it.
+        index: position in the list, 0 or more.
+    """
+    if split not in SPLITS:
+        raise ValueError(
+            f"split {split!r} of the programs is unknown; allowed: {', '.join(SPLITS)}; "
+            "change the split asked of programs.problem"
+        )
+    if index < 0:
+        raise ValueError(f"index {index} of a program must be 0 or more; change the index")
+    generator = random.Random(f"{seed}/{split}/{index}")
+    while True:
+        drawn = _draw(generator)
+        if bucket(drawn.prompt) in SPLITS[split]:
+            return drawn
+
+
+def bucket(prompt: str) -> int:
+    """Which of `BUCKETS` hash buckets a prompt's text falls into."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % BUCKETS
+
+
+def program(expression: str) -> str:
+    """Source of a module that defines `f` as the expression, for the sandbox to execute."""
+    return f"def f(a, b):\n    return {expression}\n"
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Words that cover every prompt and solution, longest first as a greedy tokenizer needs them.
+
+    A call takes three words, `f(3`, `,7` and `)=-4`, so that a prompt stays under 20 tokens.
+    """
+    words = {INSTRUCTION, ":", "max(", "min(", "abs(", ")", "(", ", ", " if ", " else ", "a", "b"}
+    words |= {" + ", " - ", " * ", " < "}
+    words |= {f" `{name}`" for name in OPERATIONS}
+    words |= {str(digit) for digit in range(DIGITS)}
+    words |= {f"\nf({digit}" for digit in range(DIGITS)}
+    words |= {f",{digit}" for digit in range(DIGITS)}
+    words |= {f")={value}" for value in range(-LARGEST, LARGEST + 1)}
+    return tuple(sorted(words, key=lambda word: (-len(word), word)))
+
+
+def alphabet() -> str:
+    """Every character that prompts and solutions may contain, sorted."""
+    return "".join(sorted(set("".join(vocabulary()))))
+
+
+@functools.cache
+def functions() -> dict[str, tuple[Function, ...]]:
+    """All functions that can be asked for, by kind; no two of them agree on all pairs of digits.
+
+    Kinds come from simple to branching, and a function that a simpler expression can say is left
+    out, so a solution is a shortest one.
+    """
+    seen: set[bytes] = set()
+    makers = {"simple": _simple, "nested": _nested, "branching": _branching}
+    return {kind: tuple(_fresh(makers[kind](), seen)) for kind in KINDS}
+
+
+def _draw(generator: random.Random) -> Problem:
+    kind = generator.choices(list(KINDS), list(KINDS.values()))[0]
+    function = generator.choice(functions()[kind])
+    cells = generator.sample(range(DIGITS * DIGITS), EXAMPLES + TESTS)
+    calls = [(divmod(cell, DIGITS), int(function.table[divmod(cell, DIGITS)])) for cell in cells]
+    shown = "".join(f"\nf({a},{b})={value}" for (a, b), value in calls[:EXAMPLES])
+    used = "".join(f" `{name}`" for name in OPERATIONS if name in function.text)
+    return Problem(f"{INSTRUCTION}{used}:{shown}", function.text, tuple(calls[EXAMPLES:]))
+
+
+def _fresh(made: Iterator[Function], seen: set[bytes]) -> Iterator[Function]:
+    """Those of `made` whose values are small, not all equal, and not in `seen`, which grows."""
+    for function in made:
+        key = function.table.tobytes()
+        small = np.abs(function.table).max() <= LARGEST
+        if key not in seen and small and np.ptp(function.table) > 0:
+            seen.add(key)
+            yield function
+
+
+_A, _B = np.meshgrid(np.arange(DIGITS), np.arange(DIGITS), indexing="ij")
+_ARGUMENTS = (Function("a", 3, _A), Function("b", 3, _B))
+
+
+def _constant(value: int) -> Function:
+    return Function(str(value), 3, np.full_like(_A, value))
+
+
+def _infix(symbol: str, rank: int, left: Function, right: Function) -> Function:
+    operation: Callable[..., np.ndarray] = {
+        "+": np.add,
+        "-": np.subtract,
+        "*": np.multiply,
+        "//": np.floor_divide,
+        "%": np.mod,
+    }[symbol]
+    # Left-associative: an equal rank needs brackets on the right only.
+    left_text = left.text if left.rank >= rank else f"({left.text})"
+    right_text = right.text if right.rank > rank else f"({right.text})"
+    table = operation(left.table, right.table)
+    return Function(f"{left_text} {symbol} {right_text}", rank, table)
+
+
+def _call(name: str, left: Function, right: Function) -> Function:
+    table = {"max": np.maximum, "min": np.minimum}[name](left.table, right.table)
+    return Function(f"{name}({left.text}, {right.text})", 3, table)
+
+
+def _distance(left: Function, right: Function) -> Function:
+    return Function(f"abs({left.text} - {right.text})", 3, np.abs(left.table - right.table))
+
+
+def _simple() -> Iterator[Function]:
+    """One operation on the arguments, or on an argument and a small constant."""
+    a, b = _ARGUMENTS
+    yield from _combinations()
+    for argument in _ARGUMENTS:
+        for constant in map(_constant, CONSTANTS):
+            yield _infix("+", 1, argument, constant)
+            yield _infix("-", 1, argument, constant)
+            yield _infix("-", 1, constant, argument)
+            yield _infix("*", 2, argument, constant)
+
+
+def _combinations() -> Iterator[Function]:
+    """One operation on both arguments."""
+    a, b = _ARGUMENTS
+    yield from (_infix("+", 1, a, b), _infix("-", 1, a, b), _infix("-", 1, b, a))
+    yield from (_infix("*", 2, a, b), _call("max", a, b), _call("min", a, b), _distance(a, b))
+
+
+def _nested() -> Iterator[Function]:
+    """An operation on both arguments, followed by one with a small constant or an argument."""
+    for function in _combinations():
+        for other in (*map(_constant, CONSTANTS), *_ARGUMENTS):
+            yield _infix("+", 1, function, other)
+            yield _infix("-", 1, function, other)
+            yield _infix("*", 2, function, other)
+
+
+def _branching() -> Iterator[Function]:
+    """One of two simple expressions, by a comparison of the arguments."""
+    a, b = _ARGUMENTS
+    conditions = [("a < b", _A < _B), ("a < 3", _A < 3), ("b < 3", _B < 3)]
+    branches = [a, b, _infix("+", 1, a, b), _infix("-", 1, a, b), _infix("*", 2, a, b)]
+    for text, holds in conditions:
+        for yes in branches:
+            for no in branches:
+                table = np.where(holds, yes.table, no.table)
+                yield Function(f"{yes.text} if {text} else {no.text}", 0, table)

@@ -1,0 +1,122 @@
+"""Rewards of completions: code run against its tests, or any Python function of prompt and completion."""
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from qrpo_jax import programs
+from qrpo_jax.rows import Row
+from qrpo_jax.sandbox import Job, Limits, Sandbox, same_value
+
+TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
+
+
+def dialogue_share(prompt: str, completion: str, payload: str) -> float:
+    """Share of a completion's words that stand inside double quotes; 0 without words.
+
+    >>> dialogue_share("", 'He said, "Come here."', "")
+    0.5
+    """
+    words = completion.split()
+    spoken = " ".join(re.findall(r'"([^"]*)"', completion)).split()
+    return len(spoken) / len(words) if words else 0.0
+
+
+TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
+TESTS = "tests"
+
+
+class Scores(NamedTuple):
+    """Rewards of every row's completions, and how many completions ended how ("ok", "timeout", ...)."""
+
+    rewards: list[list[float]]
+    outcomes: dict[str, int]
+
+
+class Reward:
+    """A reward by name: "tests", a key of TEXT_REWARDS, or "package.module:function".
+
+    A context manager, because running code needs worker processes. `protections` says which limits this machine
+    can put on them.
+
+    Raises:
+      ValueError: no such reward.
+    """
+
+    def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
+        self._function = None if name == TESTS else find_function(name)
+        self._sandbox = Sandbox(limits, workers) if name == TESTS else None
+
+    @property
+    def protections(self) -> dict[str, bool]:
+        return {} if self._sandbox is None else self._sandbox.protections
+
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Rewards of all completions of `rows`, scored or not before."""
+        if self._sandbox is not None:
+            return run_tests(self._sandbox, rows)
+        assert self._function is not None
+        rewards = []
+        for row in rows:
+            prompt = "".join(message.content for message in row.messages)
+            rewards.append([float(self._function(prompt, c.text, row.payload)) for c in row.completions])
+        return Scores(rewards, {"ok": sum(map(len, rewards))})
+
+    def __enter__(self) -> "Reward":
+        if self._sandbox is not None:
+            self._sandbox.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._sandbox is not None:
+            self._sandbox.__exit__(*error)
+
+
+def find_function(name: str) -> TextReward:
+    """The Python reward function of that name; "module:function" names one of the user's own.
+
+    Raises:
+      ValueError: no such function.
+    """
+    if name in TEXT_REWARDS:
+        return TEXT_REWARDS[name]
+    module, colon, function = name.partition(":")
+    allowed = f"{TESTS}, {', '.join(TEXT_REWARDS)}, or package.module:function (config.reward.name)"
+    if not colon:
+        raise ValueError(f"reward is {name!r}; allowed: {allowed}")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward {name!r} cannot be imported ({error}); allowed: {allowed}") from None
+    if not callable(found):
+        raise ValueError(f"reward {name!r} is not a function; allowed: {allowed}")
+    return found
+
+
+def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
+    """Share of its prompt's tests that each completion passes, the completion being an expression of f(a, b).
+
+    Every distinct completion of a prompt runs once, in a process of its own. Expected values stay here: the
+    sandbox returns what the code computed, so nothing it prints or returns can claim a pass.
+    """
+    jobs: dict[tuple[int, str], Job] = {}
+    tests = [json.loads(row.payload)["tests"] for row in rows]
+    for index, row in enumerate(rows):
+        inputs = tuple(tuple(arguments) for arguments, _ in tests[index])
+        for completion in row.completions:
+            jobs[index, completion.text] = Job(programs.program(completion.text), "f", inputs)
+    outcomes = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
+    counts: dict[str, int] = {}
+    rewards = []
+    for index, row in enumerate(rows):
+        expected = [value for _, value in tests[index]]
+        own = []
+        for completion in row.completions:
+            outcome = outcomes[index, completion.text]
+            counts[outcome.status] = counts[outcome.status] + 1 if outcome.status in counts else 1
+            passed = [same_value(a, b) for a, b in zip(outcome.outputs, expected, strict=False)]
+            own.append(sum(passed) / len(expected))
+        rewards.append(own)
+    return Scores(rewards, counts)

@@ -1,0 +1,1 @@
+"""Stages: each reads rows or parameters and writes rows, parameters or a report."""

@@ -1,0 +1,158 @@
+"""Stage `evaluate`: held-out prompts answered by reference and policy at one temperature, scored and compared."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qrpo_jax import optimum, row_files, transforms
+from qrpo_jax.decoder import Parameters
+from qrpo_jax.job import Job
+from qrpo_jax.manifest import write_json
+from qrpo_jax.rows import Row
+from qrpo_jax.stages.prompting import Prompts
+from qrpo_jax.stages.reference import make_log_probs
+from qrpo_jax.stages.sample import make_completer
+from qrpo_jax.stages.score import describe, open_reward, score_rows
+from qrpo_jax.stages.units import Counts, add_counts, run_units
+
+SIDES = ("reference", "policy")
+Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+def run(job: Job) -> dict[str, Any] | None:
+    folder = job.folder("evaluate")
+    parameters = {
+        "reference": job.reference_parameters(job.local_mesh),
+        "policy": job.trained_parameters("train", job.local_mesh),
+    }
+    prompts = Prompts(job, "eval")
+    log_probs = make_log_probs(job)
+    counts: dict[str, Counts] = {}
+    with open_reward(job) as reward:
+        job.say(describe(reward).replace("score:", "evaluate:"))
+        for side in SIDES:
+            complete = make_completer(job, job.config.evaluate, source=side, purpose=f"evaluate {side}")
+
+            def work(unit: int, side: str = side, complete: Callable = complete) -> tuple[list[Row], Counts]:
+                rows, sampled = complete(
+                    parameters[side], prompts.rows(unit, parameters["reference"]), list(prompts.indices(unit))
+                )
+                rows, scored = score_rows(reward, drawn_only(rows, side))
+                return rows, add_counts([sampled, scored])
+
+            made = run_units(job, folder / side, prompts.units, work, title=f"evaluate {side}")
+            if made is None:
+                return None
+            counts[side] = made
+    rows = {side: list(row_files.read(folder / side)) for side in SIDES}
+    results = compare(rows["reference"], rows["policy"])
+    # KL from samples of each side, both log-probabilities by the function that training uses.
+    for side in SIDES:
+        results[side] |= kl_estimates(side, rows[side], parameters, log_probs)
+    results["settings"] = summary(job)
+    results["optimum"] = asked_for(job)
+    write_json(folder / "results.json", results)
+    write_json(job.workdir / "results.json", results)
+    announce(job, results)
+    return {"units": prompts.units, "counts": counts, "results": results}
+
+
+def drawn_only(rows: list[Row], side: str) -> list[Row]:
+    """Rows without completions that came with the prompt."""
+    from dataclasses import replace
+
+    return [replace(row, completions=tuple(c for c in row.completions if c.source == side)) for row in rows]
+
+
+def interval(values: np.ndarray) -> tuple[float, list[float]]:
+    """Mean and 95 % normal interval of independent values (one a prompt: its completions are not independent)."""
+    mean = float(values.mean())
+    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return mean, [mean - half, mean + half]
+
+
+def compare(reference: list[Row], policy: list[Row]) -> dict[str, Any]:
+    """Held-out figures of both sides, and of their difference prompt by prompt."""
+    results: dict[str, Any] = {}
+    means = {}
+    for side, rows in (("reference", reference), ("policy", policy)):
+        means[side] = np.asarray([np.mean([c.reward for c in row.completions]) for row in rows])
+        mean, ci95 = interval(means[side])
+        completions = [c for row in rows for c in row.completions]
+        results[side] = {
+            "mean_reward": mean,
+            "ci95": ci95,
+            "prompts": len(rows),
+            "completions": len(completions),
+            "mean_tokens": float(np.mean([len(c.tokens) for c in completions])),
+            "share_finished": float(np.mean([c.finished for c in completions])),
+            "share_full_reward": float(np.mean([c.reward >= 1.0 for c in completions])),
+        }
+    quantile = [
+        np.mean([_quantile(c.reward, [r.reward for r in before.completions]) for c in after.completions])
+        for before, after in zip(reference, policy, strict=True)
+    ]
+    gain, ci95 = interval(means["policy"] - means["reference"])
+    results["gain"] = {"mean_reward": gain, "ci95": ci95}
+    results["policy"]["mean_quantile"] = float(np.mean(quantile))
+    return results
+
+
+def _quantile(reward: float, references: list[float]) -> float:
+    """Mid-rank quantile, which is 1/2 on average for the reference itself, ties or not."""
+    values = np.asarray(references)
+    return float(np.mean(values < reward) + 0.5 * np.mean(values == reward))
+
+
+def kl_estimates(side: str, rows: list[Row], parameters: dict[str, Parameters], log_probs: Any) -> dict[str, float]:
+    """KL in nats per completion from this side to the other, by the k1 and k3 estimators (Schulman 2020).
+
+    For samples of p against q with r = log q − log p: k1 = −r, k3 = e^r − 1 − r; both have mean KL(p‖q).
+    """
+    other = SIDES[1 - SIDES.index(side)]
+    own_values, _ = log_probs(parameters[side], rows)
+    other_values, _ = log_probs(parameters[other], rows)
+    ratio = np.concatenate(other_values) - np.concatenate(own_values)
+    ratio = ratio[np.isfinite(ratio)]
+    return {f"kl_to_{other}_k1": float(np.mean(-ratio)), f"kl_to_{other}_k3": float(np.mean(np.expm1(ratio) - ratio))}
+
+
+def summary(job: Job) -> dict[str, Any]:
+    config = job.config
+    names = ("objective", "beta", "transform", "loss", "learning_rate")
+    named = {name: config.train[name] for name in names}
+    return named | {"seed": config.seed, "temperature": config.evaluate.temperature}
+
+
+def asked_for(job: Job) -> dict[str, float]:
+    """What the settings ask of a policy: KL and expected quantile of the optimum (population quantiles)."""
+    config = job.config.train
+    if config.objective != "qrpo":
+        return {}
+    transform = transforms.TRANSFORMS[config.transform]
+    quantile = float(optimum.expected_quantile(config.beta, transform))
+    return {
+        "expected_quantile": quantile,
+        "kl": float(optimum.kl(config.beta, transform)),
+        "effective_best_of_n": float(optimum.effective_n(quantile)),
+    }
+
+
+def announce(job: Job, results: dict[str, Any]) -> None:
+    config = job.config.evaluate
+    job.say(
+        f"\nHeld-out mean reward, {results['policy']['prompts']} prompts x {config.completions} completions, "
+        f"temperature {config.temperature:g}:"
+    )
+    for side in SIDES:
+        low, high = results[side]["ci95"]
+        job.say(f"  {side:<10} {results[side]['mean_reward']:.3f}   95 % interval {low:.3f} to {high:.3f}")
+    low, high = results["gain"]["ci95"]
+    job.say(f"  {'gain':<10} {results['gain']['mean_reward']:+.3f}   95 % interval {low:+.3f} to {high:+.3f}\n")
+
+
+def results_of(workdir: Path) -> Path:
+    return workdir / "results.json"

@@ -1,0 +1,95 @@
+"""Stage `train`: the policy is fitted to scored completions with the objective of the config."""
+
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from qrpo_jax import losses, row_files, transforms
+from qrpo_jax.batch import Batch
+from qrpo_jax.examples import Examples, View, build_examples
+from qrpo_jax.job import Job, before
+from qrpo_jax.objectives import PAIRWISE, REFERENCE_FREE, Objective, make_objective
+from qrpo_jax.stages.training import train
+
+
+def run(job: Job) -> dict[str, Any]:
+    config = job.config.train
+    source = before(job.config.stages, "train", ("sample", "score", "reference"))
+    assert source is not None, "checked before anything ran"
+    rows = row_files.read(job.folder(source))
+    examples = build_examples(rows, job.policy.text, view(job), transforms.TRANSFORMS[config.transform])
+    check_reference(examples, config.objective)
+    is_qrpo = config.objective == "qrpo"
+
+    def target(batch: Batch) -> Array:
+        transform = transforms.get(config.transform, reward_scale=batch.reward_scale_BxS)
+        return losses.calibrated_target(batch.quantile_BxS, config.beta, transform)
+
+    def on_first(batch: Batch, metrics: dict[str, float]) -> None:
+        # Policy and reference are the same model on the same code path, so before the first update every
+        # log-ratio is 0 up to rounding and QRPO's loss is the mean of the regressed targets.
+        expected = losses.REGRESSION[config.loss](np.asarray(target(batch)))
+        weight = batch.weight_BxS * batch.present_BxS
+        job.say(
+            f"train: before the first update the mean log-ratio is {metrics['log_ratio_high']:.1e} (high) and "
+            f"{metrics['log_ratio_low']:.1e} (low); loss {metrics['loss']:.6f}, of the targets alone "
+            f"{float((expected * weight).sum() / weight.sum()):.6f}"
+        )
+
+    return train(
+        job,
+        "train",
+        config,
+        examples,
+        objective(job),
+        job.precision(),
+        lambda: job.reference_parameters(job.mesh),
+        calibrated_target=target if is_qrpo else None,
+        on_first=on_first if is_qrpo else None,
+    )
+
+
+def view(job: Job) -> View:
+    select, pack = job.config.select, job.config.pack
+    return View(
+        units=select.units,
+        first=select.first,
+        references=select.references,
+        drop_own=select.drop_own,
+        estimator=select.estimator,
+        ties=select.ties,
+        selector=select.selector if job.config.train.objective not in PAIRWISE else "both",
+        max_tokens=pack.max_tokens,
+        over_long=pack.over_long,
+        seed=job.config.seed,
+    )
+
+
+def objective(job: Job) -> Objective:
+    """The config's objective with the options it takes."""
+    config = job.config.train
+    options = {
+        "qrpo": {"beta": config.beta, "transform": config.transform, "loss": config.loss},
+        "dpo": {"beta": config.beta},
+        "rebel": {"beta": config.beta},
+        "simpo": {"beta": config.beta, "gamma_beta_ratio": config.gamma_beta_ratio},
+        "sft": {},
+    }
+    return make_objective(config.objective, **options.get(config.objective, {}))
+
+
+def check_reference(examples: Examples, objective: str) -> None:
+    """Refuses completions without log π_ref where the objective needs it.
+
+    Raises:
+      ValueError: naming the first such completion.
+    """
+    if objective in REFERENCE_FREE:
+        return
+    missing = np.flatnonzero(~np.isfinite(examples.reference_log_prob_C))
+    if len(missing):
+        raise ValueError(
+            f"completion {examples.names[missing[0]]} has no reference log-prob ({len(missing)} have none); "
+            f"objective {objective!r} needs it: put 'reference' before 'train' in config.stages"
+        )

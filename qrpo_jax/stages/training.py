@@ -1,0 +1,114 @@
+"""What SFT and training share: from examples to packed batches, and from a config section to an optimizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array
+
+from qrpo_jax.batch import Batch
+from qrpo_jax.checkpoints import save_parameters
+from qrpo_jax.decoder import Parameters
+from qrpo_jax.examples import Examples
+from qrpo_jax.fit import Pace, fit
+from qrpo_jax.job import Job
+from qrpo_jax.loader import batches
+from qrpo_jax.mesh import axis_size
+from qrpo_jax.metrics import read_metrics
+from qrpo_jax.objectives import Objective
+from qrpo_jax.optimizer import make_optimizer
+from qrpo_jax.packing import Plan, plan_batches
+from qrpo_jax.step import Precision, make_step
+
+
+def train(
+    job: Job,
+    stage: str,
+    section: Any,
+    examples: Examples,
+    objective: Objective,
+    precision: Precision,
+    start: Callable[[], Parameters],
+    *,
+    calibrated_target: Callable[[Batch], Array] | None = None,
+    on_first: Callable[[Batch, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Trains to the end of the plan, leaves parameters in the stage's folder and returns what to put on record."""
+    plan = make_plan(job, section, examples)
+    describe(job, stage, plan, examples)
+    optimizer, schedule = make_optimizer(
+        learning_rate=section.learning_rate,
+        schedule=section.schedule,
+        warmup_share=section.warmup_share,
+        steps=plan.steps,
+        b1=section.b1,
+        b2=section.b2,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+    )
+    step = make_step(
+        job.policy.graph,
+        objective,
+        optimizer,
+        precision=precision,
+        microbatches=section.microbatches,
+        calibrated_target=calibrated_target,
+    )
+    log = job.config.log
+    folder = job.folder(stage)
+    parameters = fit(
+        step,
+        optimizer,
+        job.policy.settings,
+        job.mesh,
+        batches(examples, plan),
+        steps=plan.steps,
+        start=start,
+        seed=job.config.seed,
+        pace=Pace(section.log_every, section.checkpoint_every),
+        directory=folder,
+        names=examples.names,
+        schedule=schedule,
+        title=stage,
+        tensorboard=log.tensorboard,
+        wandb={"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"} if log.wandb else None,
+        on_first=on_first,
+    )
+    save_parameters(folder / "parameters", parameters)
+    return {
+        "steps": plan.steps,
+        "counts": examples.counts,
+        "padding": plan.padding,
+        "rows": plan.rows,
+        "last": last_metrics(folder),
+    }
+
+
+def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
+    pack = job.config.pack
+    return plan_batches(
+        examples.unit_lengths(),
+        examples.unit_sizes(),
+        batch_units=section.batch_size,
+        row_tokens=pack.row_tokens,
+        slots=pack.slots,
+        epochs=section.epochs,
+        seed=job.config.seed,
+        row_multiple=axis_size(job.mesh, "rows") * section.microbatches,
+    )
+
+
+def describe(job: Job, stage: str, plan: Plan, examples: Examples) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
+    job.say(f"{stage}: {counts}")
+    job.say(
+        f"{stage}: {plan.steps} steps of {plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding, "
+        f"on {jax.device_count()} {jax.devices()[0].platform} device(s)"
+    )
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """The last line of a stage's metrics, without the one figure that is about the machine."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return {k: v for k, v in lines[-1].items() if k != "tokens_per_second"} if lines else {}

@@ -1,0 +1,50 @@
+"""Everything a run needs to go on: parameters, optimizer state, step and randomness."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from qrpo_jax.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
+from qrpo_jax.mesh import parameter_shardings, replicated
+
+
+class State(NamedTuple):
+    step: Array  # [] int32, updates made
+    parameters: Parameters
+    optimizer: Any
+    key: Array  # raw PRNG key data, split by nothing yet: steps that draw fold their number into it
+
+
+def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, seed: int) -> State:
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        optimizer=optimizer.init(parameters),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def state_shardings(mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation) -> State:
+    """Where each array of the state lives: optimizer moments lie with their parameters, the rest everywhere."""
+    shapes = abstract_parameters(settings)
+    of_parameters = parameter_shardings(mesh, logical_axes(settings), shapes)
+    everywhere = replicated(mesh)
+    moments = jax.eval_shape(optimizer.init, shapes)
+    of_optimizer = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, moments, of_parameters, transform_non_params=lambda _: everywhere
+    )
+    return State(everywhere, of_parameters, of_optimizer, everywhere)
+
+
+def abstract_state(mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation) -> State:
+    """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into."""
+    shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, 0), abstract_parameters(settings))
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, settings, optimizer),
+    )

@@ -1,0 +1,47 @@
+"""Packaging of qrpo-jax. Versions are bounded to those that are known to work together."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8.3,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<0.18", "mypy>=1.14,<3"]
+
+setup(
+    name="qrpo-jax",
+    version="0.1.0",
+    description="Quantile Reward Policy Optimization (QRPO) of language models in JAX, TPU pods first",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["qrpo_jax", "qrpo_jax.*"]),
+    package_data={"qrpo_jax": ["py.typed", "templates/*"]},
+    install_requires=[
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "array_record>=0.8.3,<0.9",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "importlib_resources>=6,<8",
+        "transformers>=5.23,<5.24",
+        "tokenizers>=0.22,<0.24",
+        "safetensors>=0.5,<0.9",
+        "ml-collections>=1.1,<2",
+        "absl-py>=2.1,<3",
+        "numpy>=2.0,<2.5",
+        "tensorboardX>=2.6,<2.7",
+        "matplotlib>=3.9,<3.12",
+        "jinja2>=3.1,<4",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
+        "hf": ["huggingface_hub>=1.0,<3"],
+        "wandb": ["wandb>=0.19,<1"],
+        "test": TEST,
+        "parity": [*TEST, "torch==2.13.0"],
+    },
+)

@@ -1,0 +1,19 @@
+"""Eight virtual CPU devices for every test, and the folder of fixtures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# jax reads this once, when it is first imported.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """$QRPO_FIXTURES, or ../shared/fixtures next to the repository; skips where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+    folder = Path(os.environ.get("QRPO_FIXTURES", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no fixtures at {folder}; set QRPO_FIXTURES")
+    return folder

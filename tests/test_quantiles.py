@@ -1,0 +1,167 @@
+"""Laws of the quantile estimators: ranks, ties, masks, clamps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qrpo_jax import quantiles, transforms
+
+REFERENCES = jnp.array([0.0, 1.0, 1.0, 1.0, 2.0, 5.0, 5.0])
+GRADES = st.lists(st.integers(0, 4), min_size=7, max_size=7)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(references=GRADES, reward=st.integers(-1, 5))
+def test_upper_is_the_share_of_references_not_above(references, reward):
+    references = np.array(references, np.float32)
+    expected = np.mean(references <= reward)
+    np.testing.assert_allclose(quantiles.ecdf(float(reward), references), expected, rtol=1e-6)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    references=GRADES,
+    reward=st.integers(0, 4),
+    present=st.lists(st.booleans(), min_size=7, max_size=7),
+)
+def test_masked_references_might_as_well_not_be_there(references, reward, present):
+    """Each estimator on a masked set equals itself on the smaller set, NaN under the mask or not."""
+    present[2] = True
+    mask = np.array(present)
+    references = np.array(references, np.float32)
+    hidden = np.where(mask, references, np.nan)
+    for ties in ("upper", "mid"):
+        for estimate in (quantiles.ecdf, quantiles.midpoint):
+            masked = estimate(float(reward), hidden, mask, ties=ties)
+            np.testing.assert_allclose(masked, estimate(float(reward), references[mask], ties=ties), rtol=1e-6)
+    share = quantiles.tied_share(float(reward), hidden, mask)
+    np.testing.assert_allclose(share, np.mean(references[mask] == reward), rtol=1e-6)
+    if mask.sum() > 1:
+        std = quantiles.reward_std(hidden, mask)
+        np.testing.assert_allclose(std, np.std(references[mask], ddof=1), rtol=1e-5, atol=1e-6)
+
+
+def test_tie_rules_differ_only_where_there_are_ties():
+    at = {ties: float(quantiles.ecdf(1.0, REFERENCES, ties=ties)) for ties in ("upper", "mid")}
+    assert at == pytest.approx({"upper": 4 / 7, "mid": 2.5 / 7})
+    for ties in quantiles.TIES:
+        quantile = quantiles.ecdf(1.5, REFERENCES, ties=ties, key=jax.random.key(0))
+        assert float(quantile) == pytest.approx(4 / 7), ties
+
+
+def test_random_ties_make_the_rank_of_a_reference_sample_uniform():
+    """Rewards of three grades only, yet the rank among n = 5 references is uniform on 0..5."""
+    draws, count = 60_000, 5
+    keys = jax.random.split(jax.random.key(11), draws)
+    rewards = jax.random.randint(jax.random.key(7), (draws, count + 1), 0, 3).astype(float)
+
+    def rank(ties):
+        one = lambda r, k: quantiles.ecdf(r[0], r[1:], ties=ties, key=k)  # noqa: E731
+        ranks = jnp.round(jax.vmap(one)(rewards, keys) * count).astype(int)
+        return np.bincount(ranks, minlength=count + 1) / draws
+
+    # A standard error is sqrt(1/6 * 5/6 / 60000) = 0.0015.
+    np.testing.assert_allclose(rank("random"), 1 / 6, atol=0.007)
+    assert rank("upper")[count] > 0.3, "the published rule pushes ties up"
+
+
+def test_midpoints_of_all_ranks_have_mean_one_half_and_need_no_clamp():
+    references = jnp.arange(5.0)
+    rewards = jnp.arange(6) - 0.5
+    middles = jax.vmap(quantiles.midpoint, (0, None))(rewards, references)
+    np.testing.assert_allclose(middles, (np.arange(6) + 0.5) / 6, rtol=1e-6)
+    assert bool(jnp.all(jnp.isfinite(transforms.normal_icdf.apply(middles))))
+
+
+@pytest.mark.parametrize("name", sorted(transforms.TRANSFORMS))
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_clamped_ranks_have_finite_transforms(name, count):
+    transform = transforms.TRANSFORMS[name]
+    ranks = jnp.arange(count + 1) / count
+    clamped = quantiles.clamp(ranks, count, transform.clamp)
+    assert bool(jnp.all(jnp.isfinite(transform.apply(clamped)))), (
+        clamped,
+        transform.apply(clamped),
+    )
+    low = {"none": 0, "lower": 1 / count, "both": 1 / count}[transform.clamp]
+    high = {"none": 1, "lower": 1, "both": (count - 1) / count}[transform.clamp]
+    np.testing.assert_allclose(clamped, np.clip(ranks, low, high), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drop_own_removes_one_equal_entry(seed):
+    """Dropping a reference's own reward gives the quantile among the others."""
+    rewards = np.random.default_rng(seed).integers(0, 4, 7).astype(np.float32)
+    masks = jax.vmap(quantiles.drop_own, (0, None))(rewards, rewards)
+    assert masks.sum(1).tolist() == [6] * 7
+    actual = jax.vmap(quantiles.ecdf, (0, None, 0))(rewards, rewards, masks)
+    expected = [np.mean(np.delete(rewards, i) <= rewards[i]) for i in range(7)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_drop_own_leaves_masked_and_unequal_entries():
+    mask = jnp.array([False, True, True, True, True, True, False])
+    assert quantiles.drop_own(0.0, REFERENCES, mask).tolist() == mask.tolist()
+    assert quantiles.drop_own(9.0, REFERENCES).tolist() == [True] * 7
+    assert quantiles.drop_own(1.0, REFERENCES, mask).tolist() == [False, False] + [True] * 4 + [False]
+
+
+def test_a_nan_reward_is_not_taken_for_the_lowest():
+    assert np.isnan(quantiles.ecdf(jnp.nan, REFERENCES))
+    assert np.isnan(quantiles.midpoint(1.0, REFERENCES.at[3].set(jnp.nan)))
+    assert np.isnan(quantiles.ecdf(1.0, REFERENCES, jnp.zeros(7, bool))), "no reference, no quantile"
+
+
+def test_equal_references_have_std_zero_and_one_has_none():
+    assert float(quantiles.reward_std(jnp.full(5, 2.0))) == 0
+    assert np.isnan(quantiles.reward_std(jnp.array([2.0])))
+    assert np.isfinite(jax.grad(quantiles.reward_std)(jnp.full(5, 2.0))).all()
+
+
+def test_everything_runs_under_jit_and_vmap():
+    rewards = jax.random.normal(jax.random.key(3), (11, 5))
+    references = jax.random.normal(jax.random.key(5), (11, 7))
+    one = jax.vmap(jax.vmap(quantiles.ecdf, (0, None)))
+    batched = jax.jit(one)(rewards, references)
+    np.testing.assert_allclose(batched, one(rewards, references), rtol=1e-6)
+    assert batched.shape == (11, 5)
+    alone = quantiles.ecdf(rewards[2, 3], references[2])
+    np.testing.assert_allclose(batched[2, 3], alone, rtol=1e-6)
+
+
+def test_dtypes_are_kept():
+    with jax.enable_x64(True):
+        for dtype in (jnp.float32, jnp.float64):
+            references = REFERENCES.astype(dtype)
+            assert quantiles.ecdf(1.0, references).dtype == dtype
+            assert quantiles.midpoint(1.0, references, ties="random", key=jax.random.key(0)).dtype == dtype
+            assert quantiles.clamp(references / 5, jnp.array(7), "both").dtype == dtype
+            assert quantiles.reward_std(references).dtype == dtype
+
+
+def test_mistakes_are_refused():
+    with pytest.raises(ValueError, match="vmap over completions"):
+        quantiles.ecdf(jnp.ones(3), REFERENCES)
+    with pytest.raises(ValueError, match="vmap over prompts"):
+        quantiles.ecdf(1.0, jnp.ones((3, 5)))
+    with pytest.raises(ValueError, match="'lower'.*upper.*mid.*random"):
+        quantiles.ecdf(1.0, REFERENCES, ties="lower")
+    with pytest.raises(ValueError, match="needs a key"):
+        quantiles.ecdf(1.0, REFERENCES, ties="random")
+    with pytest.raises(ValueError, match="'upper'.*both"):
+        quantiles.clamp(0.5, 3, "upper")
+
+
+def test_too_few_references_are_refused():
+    """n = 1 leaves a clamped icdf nowhere to be finite; n = 0 leaves nothing at all."""
+    for name in ("normal-icdf", "scaled-normal-icdf"):
+        transform = transforms.TRANSFORMS[name]
+        quantiles.check_references([2, 6], transform)
+        with pytest.raises(ValueError, match=f"n = 1 .*{name}.*at least 2"):
+            quantiles.check_references([6, 1], transform)
+    quantiles.check_references(1, transforms.log)
+    with pytest.raises(ValueError, match="n = 0 .*identity.*at least 1"):
+        quantiles.check_references(0, transforms.identity)

@@ -1,0 +1,203 @@
+"""Laws of the transforms: log Z is the log of the integral, at every beta, in both precisions."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qrpo_jax import transforms
+
+VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors" / "partition.json").read_text())
+NAMES = sorted({case["transform"] for case in VECTORS})
+POPULATION = ["identity", "log", "square", "sqrt", "normal-icdf"]
+
+# mpmath 1.3 with 60 digits, closed forms confirmed by quadrature; none of these betas is in
+# VECTORS, some lie on either side of the switch from closed form to series at beta = 1/2.
+DIGITS = [
+    ("identity", 0.0001, "9990.78965962802381726392803418126254317"),
+    ("square", 0.0001, "9990.096562453715414172995175084899052653"),
+    ("sqrt", 0.0001, "9991.482706803583429215009932802706432773"),
+    ("log", 0.0001, "-9.210440366976516044407298985418407961468"),
+    ("identity", 0.00073, "1362.640547674808299695303521447030420163"),
+    ("square", 0.00073, "1361.947765827912160577523518964388744649"),
+    ("sqrt", 0.00073, "1363.33296458878850163429825021202191557"),
+    ("log", 0.00073, "-7.223195757501438670164907010192115402013"),
+    ("identity", 0.047, "18.21898806683374078254229776994843271426"),
+    ("square", 0.047, "17.55091668416567131995720098523354785545"),
+    ("sqrt", 0.047, "18.86399487266914235475853090935210766641"),
+    ("log", 0.047, "-3.1035366091604782677737760896489917049"),
+    ("identity", 0.44, "1.343012962607368034397429287653830191411"),
+    ("square", 0.44, "1.009149518660339704500562815868660312987"),
+    ("sqrt", 0.44, "1.642918256478054016615215383019871091087"),
+    ("log", 0.44, "-1.185623665657739457563011138796275245624"),
+    ("identity", 0.4999, "1.161702026681056754239073008436205404139"),
+    ("square", 0.4999, "0.8607596395282901868323832790230347735443"),
+    ("sqrt", 0.4999, "1.434085532220478950390671920747771775145"),
+    ("identity", 0.5001, "1.161176812541696277213207657224896628781"),
+    ("square", 0.5001, "0.8603346278588636478286297333683870008908"),
+    ("sqrt", 0.5001, "1.433476256869008083266070751095030942748"),
+    ("identity", 1.37, "0.3870654899118680072332835365883428490715"),
+    ("square", 1.37, "0.2679920930039849150151704092482530418905"),
+    ("sqrt", 1.37, "0.5009188111282042493820200457007005464453"),
+    ("log", 1.37, "-0.5480792153070062702530006504240712362579"),
+    ("identity", 7.3, "0.06927491373421052654208514970755339196545"),
+    ("square", 7.3, "0.04650326260637216602020578734829632883581761"),
+    ("sqrt", 7.3, "0.09184225774745826717164225415664229404515"),
+    ("identity", 37.0, "0.01354394916949422717377682733018440311242"),
+    ("square", 37.0, "0.009041529464604868572018827201709850971107"),
+    ("sqrt", 37.0, "0.01803828416484430350255526488348909750653"),
+    ("identity", 100.0, "0.005004166663194449955897955267790293199959"),
+    ("square", 100.0, "0.003337780596818556329273505405882961156599"),
+    ("sqrt", 100.0, "0.006669443209106407912013648741401753167536"),
+    ("log", 100.0, "-0.00995033085316808284821535754426074168868"),
+]
+
+
+def transform_of(case: dict) -> transforms.Transform:
+    if case["transform"] == "gaussian":
+        return transforms.gaussian(case["mu"], case["sigma"])
+    return transforms.get(case["transform"])
+
+
+def worst(rows: list[tuple[float, str]]) -> tuple[float, str]:
+    return max(rows, key=lambda row: row[0])
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 2e-6)])
+@pytest.mark.parametrize("name", NAMES)
+def test_log_z_is_the_log_of_the_integral(name, x64, tolerance):
+    """Every 60-digit quadrature of the vector file."""
+    rows = []
+    with jax.enable_x64(x64):
+        for case in (case for case in VECTORS if case["transform"] == name):
+            actual = float(transform_of(case).log_z(jnp.asarray(case["beta"], float)))
+            error = abs(actual / float(case["log_z"]) - 1)
+            rows.append((error, f"{case}: got {actual}"))
+    assert worst(rows)[0] <= tolerance, worst(rows)
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-13), (False, 1e-6)])
+def test_log_z_holds_between_the_vectors(x64, tolerance):
+    rows = []
+    with jax.enable_x64(x64):
+        for name, beta, digits in DIGITS:
+            actual = float(transforms.get(name).log_z(beta))
+            rows.append((abs(actual / float(digits) - 1), f"{name} at beta {beta}: got {actual}"))
+    assert worst(rows)[0] <= tolerance, worst(rows)
+
+
+@pytest.mark.parametrize("name", POPULATION)
+def test_float32_log_z_and_slope_agree_with_float64_at_every_beta(name):
+    """From beta 1e-4 to 100, both finite; the slope in beta also equals a finite difference."""
+    betas = np.geomspace(1e-4, 100, 1201)
+    log_z = transforms.get(name).log_z
+    both = jax.vmap(jax.value_and_grad(log_z))
+    with jax.enable_x64(False):
+        single = [np.asarray(a, np.float64) for a in both(jnp.asarray(betas, jnp.float32))]
+    with jax.enable_x64(True):
+        # At the float32 numbers themselves: the rounding of beta is not the formula's error.
+        rounded = jnp.asarray(betas.astype(np.float32), float)
+        double = [np.asarray(a) for a in both(rounded)]
+        width = 1e-5 * rounded
+        difference = (log_z(rounded + width) - log_z(rounded - width)) / (2 * width)
+        slope_error = np.max(np.abs(np.asarray(difference) / double[1] - 1))
+    assert all(np.isfinite(a).all() for a in single + double)
+    errors = [np.max(np.abs(s / d - 1)) for s, d in zip(single, double, strict=True)]
+    assert errors[0] < 1e-6 and errors[1] < 2e-6, errors
+    assert slope_error < 1e-7, slope_error
+
+
+@pytest.mark.parametrize("name", POPULATION)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(beta=st.floats(0.05, 20))
+def test_exp_f_over_beta_minus_log_z_has_mean_one(name, beta):
+    """E[exp(f(t) / beta - log Z)] = 1, t uniform: the definition of Z, by quadrature in Phi(z)."""
+    z, step = np.linspace(-8, 8, 4001, retstep=True)
+    # Under normal-icdf the mass sits at z = 1 / beta, beyond where t = Phi(z) can be told from 1.
+    beta = max(beta, 0.5) if name == "normal-icdf" else beta
+    transform = transforms.get(name)
+    with jax.enable_x64(True):
+        t = jax.scipy.stats.norm.cdf(jnp.asarray(z))
+        values = jnp.exp(transform.apply(t) / beta - transform.log_z(beta))
+        mean = float(jnp.sum(values * jax.scipy.stats.norm.pdf(z)) * step)
+    assert abs(mean - 1) < 1e-7, (beta, mean)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(low=st.floats(1e-4, 50), ratio=st.floats(1.01, 10))
+def test_beta_log_z_falls_towards_the_mean_of_f(low, ratio):
+    """beta log Z, the level a reward must pass to gain probability, falls as beta grows."""
+    with jax.enable_x64(True):
+        for name in POPULATION:
+            transform = transforms.get(name)
+            at_low, at_high = (float(b * transform.log_z(b)) for b in (low, low * ratio))
+            assert at_high < at_low, (name, low, at_low, at_high)
+
+
+@pytest.mark.parametrize("name", POPULATION)
+def test_f_is_increasing(name):
+    t = jnp.linspace(0.001, 0.999, 211)
+    assert bool(jnp.all(jnp.diff(transforms.get(name).apply(t)) > 0))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shift=st.floats(-2, 2), scale=st.floats(0.1, 3), beta=st.floats(0.01, 20))
+def test_gaussian_is_the_affine_image_of_the_normal(shift, scale, beta):
+    with jax.enable_x64(True):
+        actual = float(transforms.gaussian(shift, scale).log_z(beta))
+        expected = shift / beta + scale**2 / (2 * beta**2)
+        assert abs(actual - expected) <= 1e-12 * (abs(shift) / beta + scale**2 / beta**2)
+
+
+def test_scale_may_differ_by_prompt_and_be_zero():
+    """A prompt with equal references has a constant transform: log Z = 0, slopes finite."""
+    scale = jnp.array([0.0, 0.5, 2.0])
+
+    def total(scale, beta):
+        transform = transforms.get("scaled-normal-icdf", reward_scale=scale)
+        return jnp.sum(transform.log_z(beta) + transform.apply(jnp.full(3, 0.7)))
+
+    log_z = jax.jit(lambda s: transforms.get("scaled-normal-icdf", s).log_z(0.5))(scale)
+    np.testing.assert_allclose(log_z, [0.0, 0.5, 8.0], rtol=1e-6)
+    slopes = jax.grad(total, argnums=(0, 1))(scale, 0.5)
+    assert all(np.isfinite(s).all() for s in slopes), slopes
+
+
+@pytest.mark.parametrize("name", POPULATION)
+def test_dtypes_are_kept(name):
+    """float32 in, float32 out, float64 in, float64 out, and integers are taken as floats."""
+    with jax.enable_x64(True):
+        transform = transforms.affine(transforms.get(name), 0.5, 2.0)
+        single = jnp.asarray([0.3, 0.7], jnp.float32)
+        assert transform.apply(single).dtype == transform.log_z(single).dtype == jnp.float32
+        assert transform.log_z(jnp.asarray([0.3, 0.7])).dtype == jnp.float64
+    assert transforms.get(name).log_z(1) == transforms.get(name).log_z(1.0)
+
+
+def test_log_z_has_the_shape_of_beta_under_jit_and_vmap():
+    betas = jnp.geomspace(1e-3, 10, 35).reshape(5, 7)
+    for name in POPULATION:
+        log_z = transforms.get(name).log_z
+        np.testing.assert_allclose(jax.jit(log_z)(betas), log_z(betas), rtol=1e-6)
+        np.testing.assert_array_equal(jax.vmap(jax.vmap(log_z))(betas), log_z(betas))
+
+
+def test_published_drops_its_term_from_identity_only():
+    beta = 0.3
+    with jax.enable_x64(True):
+        gap = transforms.published(transforms.identity).log_z(beta) - transforms.identity.log_z(beta)
+        np.testing.assert_allclose(gap, -np.log1p(-np.exp(-1 / beta)), rtol=1e-12)
+    for name in set(POPULATION) - {"identity"}:
+        assert transforms.published(transforms.get(name)) is transforms.get(name)
+
+
+def test_unknown_name_and_missing_scale_are_refused():
+    with pytest.raises(ValueError, match=r"'cubic'.*identity.*normal-icdf"):
+        transforms.get("cubic")
+    with pytest.raises(ValueError, match="reward_scale"):
+        transforms.get("scaled-normal-icdf")
