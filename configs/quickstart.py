@@ -9,8 +9,8 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.stages = ("sft", "sample", "score", "reference", "train", "evaluate", "report", "export")
     config.pack.max_tokens = 64
-    config.pack.row_tokens = 256
-    config.pack.slots = 12
+    config.pack.row_tokens = 128
+    config.pack.slots = 8
     config.prompts.max_tokens = 40
     config.sample.max_new_tokens = 24
     config.evaluate.max_new_tokens = 24

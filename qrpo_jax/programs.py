@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -26,12 +27,15 @@ DIGITS = 7  # arguments are 0..6
 LARGEST = 99  # functions that leave -99..99 are not asked for
 INSTRUCTION = "Write f(a, b) using"
 OPERATIONS = ("+", "-", "*", "max", "min", "abs", "if")
+HINTS=OPERATIONS+tuple(map(str,CONSTANTS))
 
 # A prompt belongs to the split that owns its bucket, so no two splits can share a prompt.
 SPLITS = {"eval": range(0, 2), "train": range(2, 5), "sft": range(5, 10)}
 BUCKETS = 10
 # How often each kind of function is asked for.
-KINDS = {"simple": 0.4, "nested": 0.3, "branching": 0.3}
+KINDS = {"simple": 0.4, "nested": 0.4, "branching": 0.2}
+# Share of the demonstrations that stop before the function is finished.
+DRAFTS = 0.5
 
 
 class Problem(NamedTuple):
@@ -39,6 +43,7 @@ class Problem(NamedTuple):
 
     prompt: str
     solution: str
+    demonstration: str
     tests: tuple[tuple[tuple[int, int], int], ...]
 
 
@@ -46,6 +51,7 @@ class Function(NamedTuple):
     """An expression with its values: `table[a, b]` is what it returns for digits a and b."""
 
     text: str
+    draft: str
     rank: int  # binding strength: 0 conditional, 1 sum, 2 product, 3 atom or call
     table: np.ndarray
 
@@ -90,7 +96,7 @@ def vocabulary() -> tuple[str, ...]:
     """
     words = {INSTRUCTION, ":", "max(", "min(", "abs(", ")", "(", ", ", " if ", " else ", "a", "b"}
     words |= {" + ", " - ", " * ", " < "}
-    words |= {f" `{name}`" for name in OPERATIONS}
+    words |= {f" `{name}`" for name in HINTS}
     words |= {str(digit) for digit in range(DIGITS)}
     words |= {f"\nf({digit}" for digit in range(DIGITS)}
     words |= {f",{digit}" for digit in range(DIGITS)}
@@ -121,8 +127,10 @@ def _draw(generator: random.Random) -> Problem:
     cells = generator.sample(range(DIGITS * DIGITS), EXAMPLES + TESTS)
     calls = [(divmod(cell, DIGITS), int(function.table[divmod(cell, DIGITS)])) for cell in cells]
     shown = "".join(f"\nf({a},{b})={value}" for (a, b), value in calls[:EXAMPLES])
-    used = "".join(f" `{name}`" for name in OPERATIONS if name in function.text)
-    return Problem(f"{INSTRUCTION}{used}:{shown}", function.text, tuple(calls[EXAMPLES:]))
+    words = re.findall(r"[-+*]|max|min|abs|if|\d", function.text)
+    used = "".join(f" `{word}`" for word in words)
+    answer = function.draft if generator.random() < DRAFTS else function.text
+    return Problem(f"{INSTRUCTION}{used}:{shown}", function.text, answer, tuple(calls[EXAMPLES:]))
 
 
 def _fresh(made: Iterator[Function], seen: set[bytes]) -> Iterator[Function]:
@@ -136,11 +144,11 @@ def _fresh(made: Iterator[Function], seen: set[bytes]) -> Iterator[Function]:
 
 
 _A, _B = np.meshgrid(np.arange(DIGITS), np.arange(DIGITS), indexing="ij")
-_ARGUMENTS = (Function("a", 3, _A), Function("b", 3, _B))
+_ARGUMENTS = (Function("a", "a", 3, _A), Function("b", "b", 3, _B))
 
 
 def _constant(value: int) -> Function:
-    return Function(str(value), 3, np.full_like(_A, value))
+    return Function(str(value), str(value), 3, np.full_like(_A, value))
 
 
 def _infix(symbol: str, rank: int, left: Function, right: Function) -> Function:
@@ -155,16 +163,17 @@ def _infix(symbol: str, rank: int, left: Function, right: Function) -> Function:
     left_text = left.text if left.rank >= rank else f"({left.text})"
     right_text = right.text if right.rank > rank else f"({right.text})"
     table = operation(left.table, right.table)
-    return Function(f"{left_text} {symbol} {right_text}", rank, table)
+    draft = right.text if left.text.isdecimal() else left.text
+    return Function(f"{left_text} {symbol} {right_text}", draft, rank, table)
 
 
 def _call(name: str, left: Function, right: Function) -> Function:
     table = {"max": np.maximum, "min": np.minimum}[name](left.table, right.table)
-    return Function(f"{name}({left.text}, {right.text})", 3, table)
+    return Function(f"{name}({left.text}, {right.text})", left.text, 3, table)
 
 
 def _distance(left: Function, right: Function) -> Function:
-    return Function(f"abs({left.text} - {right.text})", 3, np.abs(left.table - right.table))
+    return Function(f"abs({left.text} - {right.text})", left.text, 3, np.abs(left.table - right.table))
 
 
 def _simple() -> Iterator[Function]:
@@ -204,4 +213,4 @@ def _branching() -> Iterator[Function]:
         for yes in branches:
             for no in branches:
                 table = np.where(holds, yes.table, no.table)
-                yield Function(f"{yes.text} if {text} else {no.text}", 0, table)
+                yield Function(f"{yes.text} if {text} else {no.text}", no.text, 0, table)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Reward:
 
     def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
         self._function = None if name == TESTS else find_function(name)
-        self._sandbox = Sandbox(limits, workers) if name == TESTS else None
+        self._sandbox = Sandbox(limits, workers or os.cpu_count() or 1) if name == TESTS else None
 
     @property
     def protections(self) -> dict[str, bool]:

@@ -171,8 +171,9 @@ class Sandbox:
 
     `protections` says, as tried by a child at the start, what a completion cannot do here:
     "network" connect, "filesystem" write, "reading" read outside the interpreter's library,
-    "processes" start or signal others, "memory" and "cpu" exceed the limits. Where the machine
-    offers no such protection it is False, and the jobs run without it.
+    "processes" start or signal others, "memory" and "cpu" exceed the limits; and "repeatable",
+    whether addresses, which some hashes are, stay the same. Where the machine offers no such
+    protection it is False, and the jobs run without it.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS, workers: int = os.cpu_count() or 1) -> None:

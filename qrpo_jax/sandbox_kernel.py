@@ -76,15 +76,16 @@ CLONE = 220 if platform.machine() == "aarch64" else 56
 FORK_FLAGS = ctypes.c_ulong(CLONE_NEWPID | signal.SIGCHLD)
 
 
-def fix_addresses() -> None:
-    """Restarts this interpreter once without address randomisation.
+def fix_addresses() -> bool:
+    """Restarts this interpreter once without address randomisation; False where that is refused.
 
     Hashes of None and of classes are addresses: with random ones a set's order would differ by run.
     """
-    if MACHINE is None or os.environ.pop("SANDBOX_RESTARTED", ""):
-        return
-    if LIBC.personality(ADDR_NO_RANDOMIZE) != -1:
+    if os.environ.pop("SANDBOX_RESTARTED", ""):
+        return True
+    if MACHINE is not None and LIBC.personality(ADDR_NO_RANDOMIZE) != -1:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "SANDBOX_RESTARTED": "1"})
+    return False
 
 
 def filter_calls(namespace: bool) -> None:
@@ -131,7 +132,7 @@ def filter_calls(namespace: bool) -> None:
 
 def restrict_files(readable: list[str]) -> None:
     """Landlock: no files but reading below `readable`, no TCP, no signals to outside."""
-    version = LIBC.syscall(444, None, 0, 1)
+    version = 0 if MACHINE is None else LIBC.syscall(444, None, 0, 1)
     if version < 1:
         return
     rights = 0x1FFF | (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15

@@ -38,7 +38,10 @@ CHARACTERS = [chr(33 + i) for i in range(80)]
 
 @functools.cache
 def fresh(settings: decoder.DecoderSettings, seed: int) -> decoder.Parameters:
-    return jax.jit(decoder.initial_parameters, static_argnums=0)(settings, jax.random.key(seed))
+    """Random parameters without the seconds that compiling their initialisation takes."""
+    rng = np.random.default_rng(seed)
+    shapes = decoder.abstract_parameters(settings)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,9 @@ def test_a_model_from_nothing_loads_in_transformers(name: str, max_shard_bytes: 
         rope_scaling=scaling,
         tie_embeddings=name == "tied",
     )
-    parameters = decoder.initial_parameters(settings, jax.random.key(1))
+    rng = np.random.default_rng(1)
+    shapes = decoder.abstract_parameters(settings)
+    parameters = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
     tokenizer = text.vocabulary_tokenizer(vocabulary)
     ours = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     hugging_face.save(tmp_path / "m", settings, parameters, ours, max_shard_bytes=max_shard_bytes)
