@@ -27,7 +27,7 @@ setup(
         "importlib_resources>=6,<8",
         "transformers>=5.23,<5.24",
         "tokenizers>=0.22,<0.24",
-        "safetensors>=0.5,<0.9",
+        "safetensors>=0.8,<0.9",
         "ml-collections>=1.1,<2",
         "absl-py>=2.1,<3",
         "numpy>=2.0,<2.5",

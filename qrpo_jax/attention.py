@@ -28,37 +28,42 @@ def attend(q_BxLxHxK: Array, k_BxLxGxK: Array, v_BxLxGxK: Array, mask_BxLxL: Arr
 
 def attend_cached(
     q_BxHxK: Array,
-    prompt_k_PxGxLxK: Array,
-    prompt_v_PxGxLxK: Array,
+    prompt_k_PxGxKxL: Array,
+    prompt_v_PxGxKxL: Array,
     prompt_lengths_P: Array,
-    k_BxGxTxK: Array,
-    v_BxGxTxK: Array,
+    k_BxGxKxT: Array,
+    v_BxGxKxT: Array,
     filled: Array,
 ) -> Array:
     """Attention [B, H, K] of one new token a completion: over its prompt, shared by n = B/P, and its own past.
+
+    The two parts share one softmax without being joined in memory. Slots are the last axis of keys and values,
+    so that a processor runs along them.
 
     Args:
       q_BxHxK: one query a completion; the n completions of a prompt stand next to each other.
       prompt_lengths_P: how many of the L prompt slots count.
       filled: [] how many of the T own slots count, this token included.
     """
-    prompts, kv_heads, width, k_dim = prompt_k_PxGxLxK.shape
+    prompts, kv_heads, k_dim, width = prompt_k_PxGxKxL.shape
     batch, heads, _ = q_BxHxK.shape
-    grouped_BxGxRxK = q_BxHxK.reshape(batch, kv_heads, heads // kv_heads, k_dim)
-    grouped_PxnxGxRxK = grouped_BxGxRxK.reshape(prompts, batch // prompts, *grouped_BxGxRxK.shape[1:])
-    f32 = jnp.float32
-    past = jnp.einsum("PnGRK,PGLK->PnGRL", grouped_PxnxGxRxK, prompt_k_PxGxLxK, preferred_element_type=f32)
-    own = jnp.einsum("BGRK,BGTK->BGRT", grouped_BxGxRxK, k_BxGxTxK, preferred_element_type=f32)
+    repeat, f32 = heads // kv_heads, jnp.float32
+    q_BxGxRxK = q_BxHxK.reshape(batch, kv_heads, repeat, k_dim)
+    q_PxnxGxRxK = q_BxHxK.reshape(prompts, batch // prompts, kv_heads, repeat, k_dim)
+    past = jnp.einsum("PnGRK,PGKL->PnGRL", q_PxnxGxRxK, prompt_k_PxGxKxL, preferred_element_type=f32) * k_dim**-0.5
+    own = jnp.einsum("BGRK,BGKT->BGRT", q_BxGxRxK, k_BxGxKxT, preferred_element_type=f32) * k_dim**-0.5
     in_prompt_PxL = jnp.arange(width) < prompt_lengths_P[:, None]
     past = jnp.where(in_prompt_PxL[:, None, None, None, :], past, -jnp.inf)
     own = jnp.where(jnp.arange(own.shape[-1]) < filled, own, -jnp.inf)
-    scores = jnp.concatenate([past.reshape(*own.shape[:-1], width), own], axis=-1)
-    weights = jax.nn.softmax(scores * k_dim**-0.5, axis=-1).astype(q_BxHxK.dtype)
-    of_past, of_own = weights[..., :width], weights[..., width:]
-    of_past = of_past.reshape(grouped_PxnxGxRxK.shape[:-1] + (width,))
-    mixed = jnp.einsum("PnGRL,PGLK->PnGRK", of_past, prompt_v_PxGxLxK).reshape(grouped_BxGxRxK.shape)
-    mixed = mixed + jnp.einsum("BGRT,BGTK->BGRK", of_own, v_BxGxTxK)
-    return mixed.reshape(batch, heads, k_dim)
+    high = jnp.maximum(past.max(-1).reshape(own.shape[:-1]), own.max(-1))[..., None]
+    past = jnp.exp(past - high.reshape(*past.shape[:-1], 1))
+    own = jnp.exp(own - high)
+    total = past.sum(-1, keepdims=True).reshape(high.shape) + own.sum(-1, keepdims=True)
+    dtype = prompt_v_PxGxKxL.dtype
+    mixed = jnp.einsum("PnGRL,PGKL->PnGRK", past.astype(dtype), prompt_v_PxGxKxL, preferred_element_type=f32)
+    mixed = mixed.reshape(q_BxGxRxK.shape)
+    mixed += jnp.einsum("BGRT,BGKT->BGRK", own.astype(dtype), v_BxGxKxT, preferred_element_type=f32)
+    return (mixed / total).astype(q_BxHxK.dtype).reshape(batch, heads, k_dim)
 
 
 def rotate(x_BxLxHxK: Array, positions_BxL: Array, inverse_frequencies: Array) -> Array:

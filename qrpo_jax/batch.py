@@ -1,12 +1,12 @@
 """A batch on device: B packed rows of L tokens that hold up to S completions each."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jax import Array
+Array = Any  # NumPy on the host, jax on the mesh
 
 
 class Batch(NamedTuple):
-    """Packed completions with the numbers their objectives need (NumPy on the host, jax on the mesh).
+    """Packed completions with the numbers their objectives need.
 
     Completion s of a row has segment s + 1; segment 0 is padding. Each segment is prompt then completion.
     The two completions of a pair stand in slots 2k (higher reward) and 2k + 1 of the same row.

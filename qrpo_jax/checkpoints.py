@@ -42,8 +42,11 @@ class Checkpoints:
         )
         return State(**restored["state"])
 
-    def close(self) -> None:
-        """Waits for saves under way."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for a save under way, also when an error ends the run: what it saves is good."""
         self._manager.wait_until_finished()
         self._manager.close()
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrpo_jax import decoder, examples, prompts, quantiles, transforms
+from qrpo_jax import decoder, examples, hugging_face, prompts, quantiles, transforms
 from qrpo_jax.job import DTYPES, Job
 from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
@@ -44,6 +44,8 @@ def check(job: Job) -> None:
             find_function(config.reward.name)
         elif config.prompts.source == "model":
             raise ValueError("reward 'tests' needs prompts with tests, not prompts from the model (config.reward.name)")
+    if "export" in stages:
+        hugging_face.check_export(policy.settings, policy.text, config.export.dtype)
     if "train" in stages:
         objective(job)
         check_train(config)

@@ -67,12 +67,17 @@ class Cache(NamedTuple):
     The n completions of a prompt share its keys, so the prompt part costs nothing extra however many are drawn.
     """
 
-    prompt_k_NxPxGxLxK: Array
-    prompt_v_NxPxGxLxK: Array
+    prompt_k_NxPxGxKxL: Array
+    prompt_v_NxPxGxKxL: Array
     prompt_lengths_P: Array
-    k_NxBxGxTxK: Array
-    v_NxBxGxTxK: Array
+    k_NxBxGxKxT: Array
+    v_NxBxGxKxT: Array
     step: Array  # [] tokens of each completion already in the cache
+
+
+def slots_last(x_BxLxGxK: Array) -> Array:
+    """Keys or values as the cache keeps them, [B, G, K, L]."""
+    return x_BxLxGxK.transpose(0, 2, 3, 1)
 
 
 def inverse_frequencies(settings: DecoderSettings) -> np.ndarray:
@@ -183,7 +188,7 @@ class Decoder(nnx.Module):
         remat: bool = False,
         keep_keys: bool = False,
     ) -> tuple[Array, Any]:
-        """Hidden states [B, L, D] after the last norm, and keys and values [N, B, G, L, K] if kept.
+        """Hidden states [B, L, D] after the last norm, and keys and values [N, B, G, K, L] if kept.
 
         Args:
           tokens_BxL: token ids.
@@ -198,7 +203,7 @@ class Decoder(nnx.Module):
         mask_BxLxL = visible(segments_BxL, positions_BxL)
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-            kept = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if keep_keys else None
+            kept = (slots_last(k), slots_last(v)) if keep_keys else None
             return attend(q, k, v, mask_BxLxL), kept
 
         def step(x_BxLxD: Array, parameters: Any) -> tuple[Array, Any]:
@@ -221,9 +226,9 @@ class Decoder(nnx.Module):
 
             def mix(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
                 # Written in place into the carried cache; handing it through the scan would copy all of it.
-                at = (index, 0, 0, cache.step, 0)
-                new_k = jax.lax.dynamic_update_slice(all_k, k.swapaxes(1, 2)[None].astype(all_k.dtype), at)
-                new_v = jax.lax.dynamic_update_slice(all_v, v.swapaxes(1, 2)[None].astype(all_v.dtype), at)
+                at = (index, 0, 0, 0, cache.step)
+                new_k = jax.lax.dynamic_update_slice(all_k, slots_last(k)[None].astype(all_k.dtype), at)
+                new_v = jax.lax.dynamic_update_slice(all_v, slots_last(v)[None].astype(all_v.dtype), at)
                 past = (new_k[index], new_v[index])
                 mixed = attend_cached(q[:, 0], prompt_k, prompt_v, cache.prompt_lengths_P, *past, cache.step + 1)
                 return mixed[:, None], (new_k, new_v)
@@ -233,10 +238,10 @@ class Decoder(nnx.Module):
             return (x_Bx1xD, all_k, all_v), None
 
         x_Bx1xD = self.embedding[...][tokens_B[:, None]].astype(dtype)
-        scanned = (jnp.arange(self.settings.layers), stacked, cache.prompt_k_NxPxGxLxK, cache.prompt_v_NxPxGxLxK)
-        carry = (x_Bx1xD, cache.k_NxBxGxTxK, cache.v_NxBxGxTxK)
+        scanned = (jnp.arange(self.settings.layers), stacked, cache.prompt_k_NxPxGxKxL, cache.prompt_v_NxPxGxKxL)
+        carry = (x_Bx1xD, cache.k_NxBxGxKxT, cache.v_NxBxGxKxT)
         (x_Bx1xD, all_k, all_v), _ = jax.lax.scan(step, carry, scanned)
-        new = cache._replace(k_NxBxGxTxK=all_k, v_NxBxGxTxK=all_v, step=cache.step + 1)
+        new = cache._replace(k_NxBxGxKxT=all_k, v_NxBxGxKxT=all_v, step=cache.step + 1)
         return self.norm(x_Bx1xD)[:, 0], new
 
     def logits(self, hidden: Array) -> Array:

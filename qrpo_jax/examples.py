@@ -218,7 +218,7 @@ class _Table:
             references_RxN[i, : len(references)] = references
             mask_RxN[i, : len(references)] = True
         counts_R = mask_RxN.sum(1)
-        row_C = np.asarray(self.row_C)
+        row_C = np.asarray(self.row_C, np.int64)
         drop_C = own_C & view.drop_own
         if len(row_C):
             quantiles.check_references(counts_R[row_C] - drop_C, transform)

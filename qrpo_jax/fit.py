@@ -15,7 +15,7 @@ from tqdm import tqdm
 from qrpo_jax.batch import Batch
 from qrpo_jax.checkpoints import Checkpoints
 from qrpo_jax.decoder import DecoderSettings, Parameters
-from qrpo_jax.mesh import place, row_sharding
+from qrpo_jax.mesh import place, replicated, row_sharding
 from qrpo_jax.metrics import MetricsWriter
 from qrpo_jax.state import State, abstract_state, initial_state, state_shardings
 
@@ -64,52 +64,51 @@ def fit(
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
     """
-    checkpoints = Checkpoints(directory / "checkpoints", keep=pace.keep)
-    shardings = state_shardings(mesh, settings, optimizer)
-    done = checkpoints.latest
-    if done is None:
-        make = jax.jit(lambda p: initial_state(p, optimizer, seed), out_shardings=shardings)
-        state, done = make(start()), 0
-    else:
-        state = checkpoints.restore(abstract_state(mesh, settings, optimizer), batches)
-    where = row_sharding(mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    chief = jax.process_index() == 0
-    bar = tqdm(total=steps, initial=done, desc=title, unit="step", disable=not chief, mininterval=0.5)
-    with MetricsWriter(
-        directory, resume_step=done, tensorboard=tensorboard and chief, wandb=wandb if chief else None
-    ) as writer:
-        clock = _Clock()
-        pending: tuple[int, Batch, dict[str, Any]] | None = None
+    with Checkpoints(directory / "checkpoints", keep=pace.keep) as checkpoints:
+        shardings = state_shardings(mesh, settings, optimizer)
+        done = checkpoints.latest
+        if done is None:
+            make = jax.jit(lambda p: initial_state(p, optimizer, seed), out_shardings=shardings)
+            state, done = make(start()), 0
+        else:
+            state = checkpoints.restore(abstract_state(mesh, settings, optimizer), batches)
+        where = row_sharding(mesh)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        chief = jax.process_index() == 0
+        bar = tqdm(total=steps, initial=done, desc=title, unit="step", disable=not chief, mininterval=0.5)
+        with MetricsWriter(
+            directory, resume_step=done, tensorboard=tensorboard and chief, wandb=wandb if chief else None
+        ) as writer:
+            clock = _Clock()
+            pending: tuple[int, Batch, dict[str, Any]] | None = None
 
-        def settle() -> None:
-            # Metrics are read one step late, while the device already works on the next step.
-            if pending is None:
-                return
-            number, batch, metrics = pending
-            values = _host(metrics, batch, names, number, checkpoints.latest, directory)
-            if number == 1 and on_first is not None:
-                on_first(batch, values)
-            clock.tokens += int((batch.segments_BxL > 0).sum())
-            if number % pace.log_every == 0 or number in (1, steps):
-                values |= {"learning_rate": float(schedule(number - 1)), "tokens_per_second": clock.lap()}
-                if chief:
-                    writer.write(number, values)
-                bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
+            def settle() -> None:
+                # Metrics are read one step late, while the device already works on the next step.
+                if pending is None:
+                    return
+                number, batch, metrics = pending
+                values = _host(metrics, batch, names, number, checkpoints.latest, directory)
+                if number == 1 and on_first is not None:
+                    on_first(batch, values)
+                clock.tokens += int((batch.segments_BxL > 0).sum())
+                if number % pace.log_every == 0 or number in (1, steps):
+                    values |= {"learning_rate": float(schedule(number - 1))} | clock.lap()
+                    if chief:
+                        writer.write(number, values)
+                    bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
 
-        for number in range(done + 1, steps + 1):
-            batch = next(batches)
-            state, metrics = jitted(state, place(batch, where))
-            settle()
-            pending = (number, batch, metrics)
-            if number % pace.checkpoint_every == 0 or number == steps:
-                # A checkpoint must be of a good step, so this one's metrics are read before it is saved.
+            for number in range(done + 1, steps + 1):
+                batch = next(batches)
+                state, metrics = jitted(state, place(batch, where))
                 settle()
-                pending = None
-                checkpoints.save(state, batches)
-            bar.update()
-    bar.close()
-    checkpoints.close()
+                pending = (number, batch, metrics)
+                if number % pace.checkpoint_every == 0 or number == steps:
+                    # A checkpoint must be of a good step, so this one's metrics are read before it is saved.
+                    settle()
+                    pending = None
+                    checkpoints.save(state, batches)
+                bar.update()
+        bar.close()
     return state.parameters
 
 
@@ -119,9 +118,9 @@ class _Clock:
     def __init__(self) -> None:
         self.tokens, self._since, self._laps = 0, time.perf_counter(), 0
 
-    def lap(self) -> float:
+    def lap(self) -> dict[str, float]:
         now = time.perf_counter()
-        speed = self.tokens / (now - self._since) if self._laps else float("nan")
+        speed = {"tokens_per_second": self.tokens / (now - self._since)} if self._laps else {}
         self.tokens, self._since, self._laps = 0, now, self._laps + 1
         return speed
 

@@ -1,5 +1,6 @@
 """A job: one config in one work directory, on the devices of this process or of all processes together."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
+from tqdm import tqdm
 
 from qrpo_jax import checkpoints, decoder, hugging_face, programs
 from qrpo_jax.decoder import DecoderSettings, Parameters
@@ -28,7 +30,8 @@ class Policy(NamedTuple):
     text: Text
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
     """This process's share of work that splits into units: unit u is its own if u mod count = index."""
 
     index: int
@@ -108,9 +111,9 @@ class Job:
         return self.trained_parameters("sft", mesh) if "sft" in self.config.stages else self.fresh_parameters(mesh)
 
     def say(self, line: str) -> None:
-        """Prints a line once, whatever the number of processes."""
+        """Prints a line once, whatever the number of processes, above any progress bar."""
         if jax.process_index() == 0:
-            print(line, file=sys.stderr, flush=True)
+            tqdm.write(line, file=sys.stderr)
 
 
 def before(stages: tuple[str, ...], stage: str, among: tuple[str, ...]) -> str | None:

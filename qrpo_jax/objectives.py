@@ -46,7 +46,7 @@ def sft(c: Completions) -> Losses:
 def dpo(c: Completions, *, beta: float) -> Losses:
     w, l = pairs(c)
     each = losses.dpo(w.log_prob, l.log_prob, w.reference_log_prob, l.reference_log_prob, beta=beta)
-    return per_pair(each, w.weight)
+    return per_pair(each, jnp.minimum(w.weight, l.weight))
 
 
 def rebel(c: Completions, *, beta: float) -> Losses:
@@ -54,7 +54,7 @@ def rebel(c: Completions, *, beta: float) -> Losses:
     each = losses.rebel(
         w.log_prob, l.log_prob, w.reference_log_prob, l.reference_log_prob, w.reward, l.reward, beta=beta
     )
-    return per_pair(each, w.weight)
+    return per_pair(each, jnp.minimum(w.weight, l.weight))
 
 
 def simpo(c: Completions, *, beta: float, gamma_beta_ratio: float) -> Losses:
@@ -67,7 +67,7 @@ def simpo(c: Completions, *, beta: float, gamma_beta_ratio: float) -> Losses:
         beta=beta,
         gamma_beta_ratio=gamma_beta_ratio,
     )
-    return per_pair(each, w.weight)
+    return per_pair(each, jnp.minimum(w.weight, l.weight))
 
 
 def pairs(c: Completions) -> tuple[Completions, Completions]:
@@ -78,7 +78,10 @@ def pairs(c: Completions) -> tuple[Completions, Completions]:
 
 
 def per_pair(loss: Array, weight: Array) -> Losses:
-    """Puts a pair's loss at its chosen slot, [..., S/2] -> [..., S]; the rejected slot weighs nothing."""
+    """Puts a pair's loss at its chosen slot, [..., S/2] -> [..., S]; the rejected slot weighs nothing.
+
+    Callers pass the smaller weight of the two: half a pair is no pair.
+    """
     stacked = jnp.stack([loss, jnp.zeros_like(loss)], axis=-1), jnp.stack([weight, jnp.zeros_like(weight)], axis=-1)
     shape = (*loss.shape[:-1], -1)
     return stacked[0].reshape(shape), stacked[1].reshape(shape)

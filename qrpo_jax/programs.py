@@ -1,12 +1,13 @@
-"""Programming problems: a small Python function, asked for by input-output examples.
+"""Programming problems: a small Python function, asked for by its operations and some calls.
 
-The embedded task of `configs/quickstart.py`. A prompt shows a few calls of an unknown `f(a, b)` on
-digits, the answer is one Python expression in `a` and `b`, and the reward is the share of further
-calls that the answer gets right. The examples do not always settle the function, and an answer
-that is right only where `a < b` passes some of the tests, so rewards are graded.
+The embedded task of `configs/quickstart.py`. A prompt names the operations of an unknown `f(a, b)`
+and shows what it returns for a few pairs of digits; an answer is one Python expression in `a` and
+`b`; its reward is the share of further calls that it gets right. The SFT corpus is of mixed
+quality, as corpora are: a part of its demonstrations are drafts that stop before the last operation.
+A reference trained on it answers with drafts as often, and gets many of its full answers wrong too.
 
 Nothing here runs generated text: every function is a table of its values on all pairs of digits,
-built alongside its source by numpy, and expected outputs are read from that table.
+built by numpy alongside its source, and expected values are read from that table.
 """
 
 from __future__ import annotations
@@ -20,26 +21,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-EXAMPLES = 4
-CONSTANTS = range(1, 4)  # calls shown in a prompt
+EXAMPLES = 4  # calls shown in a prompt
 TESTS = 10  # hidden calls that score an answer
 DIGITS = 7  # arguments are 0..6
+CONSTANTS = range(1, 4)  # numbers that a function may use
 LARGEST = 99  # functions that leave -99..99 are not asked for
-INSTRUCTION = "Write f(a, b) using"
-OPERATIONS = ("+", "-", "*", "max", "min", "abs", "if")
-HINTS=OPERATIONS+tuple(map(str,CONSTANTS))
-
-# A prompt belongs to the split that owns its bucket, so no two splits can share a prompt.
-SPLITS = {"eval": range(0, 2), "train": range(2, 5), "sft": range(5, 10)}
-BUCKETS = 10
+DRAFTS = 0.6  # share of demonstrations that stop before the last operation
 # How often each kind of function is asked for.
 KINDS = {"simple": 0.4, "nested": 0.4, "branching": 0.2}
-# Share of the demonstrations that stop before the function is finished.
-DRAFTS = 0.5
+
+# A prompt belongs to the split that owns its bucket, so no two splits can share a prompt.
+BUCKETS = 10
+SPLITS = {"eval": range(0, 2), "train": range(2, 5), "sft": range(5, 10)}
+
+INSTRUCTION = "Write f(a, b) using"
+# What a prompt may name, in the order in which the solution uses them.
+HINTS = ("+", "-", "*", "max", "min", "abs", "if", *map(str, CONSTANTS))
+_HINT = re.compile("|".join(map(re.escape, HINTS)))
 
 
 class Problem(NamedTuple):
-    """One problem: `tests` are (arguments, expected value) pairs that the prompt does not show."""
+    """One problem.
+
+    `prompt` is the user's message; `solution` the expression that defines the function;
+    `demonstration` what the SFT corpus answers, the solution or a draft of it; `tests` the hidden
+    calls, as (arguments, expected value), none of which the prompt shows.
+    """
 
     prompt: str
     solution: str
@@ -48,11 +55,14 @@ class Problem(NamedTuple):
 
 
 class Function(NamedTuple):
-    """An expression with its values: `table[a, b]` is what it returns for digits a and b."""
+    """An expression; `draft` lacks its last operation; `table[a, b]` is its value at digits a, b.
+
+    `rank` is how strongly it binds: 0 conditional, 1 sum, 2 product, 3 name, number or call.
+    """
 
     text: str
     draft: str
-    rank: int  # binding strength: 0 conditional, 1 sum, 2 product, 3 atom or call
+    rank: int
     table: np.ndarray
 
 
@@ -92,7 +102,7 @@ def program(expression: str) -> str:
 def vocabulary() -> tuple[str, ...]:
     """Words that cover every prompt and solution, longest first as a greedy tokenizer needs them.
 
-    A call takes three words, `f(3`, `,7` and `)=-4`, so that a prompt stays under 20 tokens.
+    A call takes three words, `f(3`, `,7` and `)=-4`, so that a prompt stays under 20 words.
     """
     words = {INSTRUCTION, ":", "max(", "min(", "abs(", ")", "(", ", ", " if ", " else ", "a", "b"}
     words |= {" + ", " - ", " * ", " < "}
@@ -127,10 +137,9 @@ def _draw(generator: random.Random) -> Problem:
     cells = generator.sample(range(DIGITS * DIGITS), EXAMPLES + TESTS)
     calls = [(divmod(cell, DIGITS), int(function.table[divmod(cell, DIGITS)])) for cell in cells]
     shown = "".join(f"\nf({a},{b})={value}" for (a, b), value in calls[:EXAMPLES])
-    words = re.findall(r"[-+*]|max|min|abs|if|\d", function.text)
-    used = "".join(f" `{word}`" for word in words)
+    hints = "".join(f" `{word}`" for word in _HINT.findall(function.text))
     answer = function.draft if generator.random() < DRAFTS else function.text
-    return Problem(f"{INSTRUCTION}{used}:{shown}", function.text, answer, tuple(calls[EXAMPLES:]))
+    return Problem(f"{INSTRUCTION}{hints}:{shown}", function.text, answer, tuple(calls[EXAMPLES:]))
 
 
 def _fresh(made: Iterator[Function], seen: set[bytes]) -> Iterator[Function]:
@@ -156,8 +165,6 @@ def _infix(symbol: str, rank: int, left: Function, right: Function) -> Function:
         "+": np.add,
         "-": np.subtract,
         "*": np.multiply,
-        "//": np.floor_divide,
-        "%": np.mod,
     }[symbol]
     # Left-associative: an equal rank needs brackets on the right only.
     left_text = left.text if left.rank >= rank else f"({left.text})"
@@ -178,7 +185,6 @@ def _distance(left: Function, right: Function) -> Function:
 
 def _simple() -> Iterator[Function]:
     """One operation on the arguments, or on an argument and a small constant."""
-    a, b = _ARGUMENTS
     yield from _combinations()
     for argument in _ARGUMENTS:
         for constant in map(_constant, CONSTANTS):

@@ -74,8 +74,8 @@ def make_sampler(
             tokens_PxL, segments_PxL, positions_PxL, dtype=dtype, keep_keys=True
         )
         last_PxD = jnp.take_along_axis(hidden_PxLxD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
-        layers, _, kv_heads, _, head_dim = prompt_k.shape
-        empty = jnp.zeros((layers, batch, kv_heads, max_new_tokens, head_dim), dtype)
+        layers, _, kv_heads, head_dim, _ = prompt_k.shape
+        empty = jnp.zeros((layers, batch, kv_heads, head_dim, max_new_tokens), dtype)
         cache = Cache(prompt_k, prompt_v, lengths_P, empty, empty, jnp.zeros((), jnp.int32))
         which_n = jnp.arange(completions)
         keys_B = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, which_n))(keys_P).reshape(batch)

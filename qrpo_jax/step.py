@@ -44,20 +44,26 @@ def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Bat
 
 
 def completions(batch: Batch, log_prob_BxS: Array) -> Completions:
+    """What the objective sees; the numbers of completions that weigh nothing are harmless stand-ins.
+
+    Masking the loss alone would not do: the gradient of what is masked is 0 times its slope, and 0 times NaN is NaN.
+    """
+    weight_BxS = jnp.where(batch.present_BxS, batch.weight_BxS, 0.0)
+    used_BxS = weight_BxS > 0
     return Completions(
         log_prob=log_prob_BxS,
-        reference_log_prob=batch.reference_log_prob_BxS,
-        reward=batch.reward_BxS,
-        quantile=batch.quantile_BxS,
-        reward_scale=batch.reward_scale_BxS,
+        reference_log_prob=jnp.where(used_BxS, batch.reference_log_prob_BxS, 0.0),
+        reward=jnp.where(used_BxS, batch.reward_BxS, 0.0),
+        quantile=jnp.where(used_BxS, batch.quantile_BxS, 0.5),
+        reward_scale=jnp.where(used_BxS, batch.reward_scale_BxS, 1.0),
         length=batch.length_BxS,
-        weight=batch.weight_BxS * batch.present_BxS,
+        weight=weight_BxS,
     )
 
 
 def diagnostics(batch: Batch, c: Completions, target_BxS: Array | None) -> Sums:
     """What a run shows besides its loss, over the completions present."""
-    log_ratio_BxS = c.log_prob - c.reference_log_prob
+    log_ratio_BxS = c.log_prob - batch.reference_log_prob_BxS
     present_BxS = batch.present_BxS
 
     def over(values_BxS: Array, among_BxS: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qrpo_jax import decoder, hugging_face, log_probs, sampling, text
+from qrpo_jax import decoder, families, hugging_face, log_probs, sampling, text
 from qrpo_jax.mesh import make_mesh
 
 # Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
@@ -222,10 +222,10 @@ def test_rope_is_read_from_old_and_new_layouts(copy: Path) -> None:
         del config[key]
     for layout in (old, new, {**old, **new}):
         (copy / "config.json").write_text(json.dumps({**config, **layout}))
-        settings = hugging_face.read_settings(copy)
+        settings = families.read_settings(copy)
         assert settings.rope_theta == 5000.0 and settings.rope_scaling == LLAMA3.rope_scaling, layout
     (copy / "config.json").write_text(json.dumps(config))
-    assert hugging_face.read_settings(copy).rope_theta == 10_000.0
+    assert families.read_settings(copy).rope_theta == 10_000.0
 
 
 @pytest.mark.parametrize(
@@ -374,6 +374,28 @@ def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: P
     hugging_face.save(tmp_path / "new", TIED, parameters, tokenizer_text)
     assert_identical(hugging_face.load(tmp_path / "new", one_device()), parameters)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "new"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(
+    tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the one rename nothing is at the folder's place, and what is renamed is complete."""
+    renamed = []
+
+    def rename(source: Path, target: Path) -> None:
+        assert not target.exists()
+        assert hugging_face.check_folder(source) == TIED
+        assert (source / "tokenizer.json").is_file() and source.parent == target.parent
+        renamed.append(target)
+        source.rename(target)
+
+    monkeypatch.setattr(hugging_face.os, "replace", rename)
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "left by a killed export").touch()
+    hugging_face.save(tmp_path / "new", TIED, fresh(TIED, 7), tokenizer_text)
+    assert renamed == [tmp_path / "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert not (tmp_path / "new" / "left by a killed export").exists()
 
 
 @pytest.mark.parametrize(

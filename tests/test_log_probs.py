@@ -1,5 +1,7 @@
 """Log-probabilities: chunked = full, packed = unpacked, and nothing but completions counts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,32 +9,46 @@ import pytest
 import tiny
 
 from qrpo_jax import log_probs
+from qrpo_jax.loader import assemble
+from qrpo_jax.packing import Plan
 from qrpo_jax.step import Precision, completion_log_probs
 
 TABLE = tiny.examples(11)
 
 
-def scored(batch, parameters=None, **precision):
-    run = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision(**precision)))
-    return np.asarray(run(tiny.parameters() if parameters is None else parameters, batch))
+@functools.cache
+def scorer(precision):
+    return jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))
 
 
-def alone():
-    """Log-prob of every completion, each in a batch of its own."""
-    return np.asarray([scored(b)[0, 0] for b in tiny.one_by_one(TABLE)])
+def scored(batch, **precision):
+    return np.asarray(scorer(Precision(**precision))(tiny.parameters(), batch))
+
+
+def spread_out():
+    """One completion a row."""
+    alone = tuple((u,) for u in range(11))
+    return assemble(TABLE, Plan((alone,), 11, 29, 4, 0.0), 0)
 
 
 @pytest.fixture(scope="module")
 def unpacked():
-    return alone()
+    return scored(spread_out())[:, 0]
 
 
-@pytest.mark.parametrize("row_tokens, slots, row_multiple", [(29, 4, 1), (17, 2, 7), (61, 11, 3)])
+@pytest.mark.parametrize("row_tokens, slots, row_multiple", [(29, 4, 11), (17, 2, 7)])
 def test_packing_does_not_change_a_completions_log_prob(unpacked, row_tokens, slots, row_multiple):
     batch = tiny.batch(TABLE, row_tokens=row_tokens, slots=slots, row_multiple=row_multiple)
+    assert batch.present_BxS.sum(1).max() > 1
     got = scored(batch)
     np.testing.assert_allclose(got[batch.present_BxS], unpacked[batch.example_BxS[batch.present_BxS]], rtol=2e-5)
     assert (got[~batch.present_BxS] == 0).all()
+
+
+def test_padding_does_not_change_a_completions_log_prob(unpacked):
+    """Against batches that are exactly as long as the completion and hold nothing else."""
+    for c, batch in enumerate(tiny.one_by_one(TABLE)[:3]):
+        np.testing.assert_allclose(scored(batch), [[unpacked[c]]], rtol=2e-5)
 
 
 def test_packing_does_not_change_the_gradient():
@@ -41,14 +57,13 @@ def test_packing_does_not_change_the_gradient():
         return jnp.sum(weights * completion_log_probs(tiny.GRAPH, parameters, batch, Precision()))
 
     gradient = jax.jit(jax.grad(total))
-    packed = gradient(tiny.parameters(), tiny.batch(TABLE))
-    # As wide as the longest but one completion a row: padded, not packed.
-    apart = gradient(tiny.parameters(), tiny.batch(TABLE, row_tokens=14, slots=1))
+    packed = gradient(tiny.parameters(), tiny.batch(TABLE, row_multiple=11))
+    apart = gradient(tiny.parameters(), spread_out())
     tiny.assert_trees_close(packed, apart, rtol=1e-4, atol=1e-5 * tiny.largest(packed))
 
 
 def test_what_stands_in_padding_is_never_looked_at():
-    batch = tiny.batch(TABLE, row_multiple=7)
+    batch = tiny.batch(TABLE, row_multiple=11)
     noise = np.random.default_rng(0).integers(0, 46, batch.tokens_BxL.shape)
     tokens = np.where(batch.segments_BxL == 0, noise, batch.tokens_BxL).astype(np.int32)
     np.testing.assert_array_equal(scored(batch), scored(batch._replace(tokens_BxL=tokens)))
@@ -77,7 +92,7 @@ def test_vocabulary_in_chunks_equals_all_at_once(chunk, temperature):
 
 
 def test_chunks_change_no_completion():
-    batch = tiny.batch(TABLE)
+    batch = tiny.batch(TABLE, row_multiple=11)
     np.testing.assert_allclose(scored(batch, vocab_chunk=7), scored(batch), rtol=2e-6, atol=2e-6)
 
 

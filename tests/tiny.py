@@ -20,15 +20,24 @@ SETTINGS = decoder.DecoderSettings(
 )
 UNTIED = dataclasses.replace(SETTINGS, tie_embeddings=False)
 GRAPH = decoder.graph(SETTINGS)
+SPREAD = dict(embedding=0.4, head=0.4, q=0.2, k=0.2, v=0.2, o=0.1, gate=0.2, up=0.2, down=0.1)
 
 
 @functools.cache
 def parameters(settings: decoder.DecoderSettings = SETTINGS, seed: int = 0) -> decoder.Parameters:
-    """Random parameters whose logits spread over several nats, unlike those of a fresh model."""
-    fresh = jax.jit(decoder.initial_parameters, static_argnums=0)(settings, jax.random.key(seed))
-    name = "embedding" if settings.tie_embeddings else "head"
-    fresh[name] = fresh[name] * (20.0 if settings.tie_embeddings else 3.0)
-    return fresh
+    """Random parameters whose logits spread over several nats, unlike those of a fresh model.
+
+    Drawn by NumPy, because compiling jax's generators takes longer than most tests.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = path[-1].key
+        if name == "scale":
+            return jnp.asarray(1 + 0.1 * rng.normal(size=leaf.shape), jnp.float32)
+        return jnp.asarray(SPREAD[name] * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, decoder.abstract_parameters(settings))
 
 
 def examples(count: int, *, pairs: bool = False, seed: int = 0, vocab: int = SETTINGS.vocab_size) -> Examples:

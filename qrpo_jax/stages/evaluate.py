@@ -1,8 +1,8 @@
 """Stage `evaluate`: held-out prompts answered by reference and policy at one temperature, scored and compared."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,7 @@ def run(job: Job) -> dict[str, Any] | None:
 
 def drawn_only(rows: list[Row], side: str) -> list[Row]:
     """Rows without completions that came with the prompt."""
-    from dataclasses import replace
-
-    return [replace(row, completions=tuple(c for c in row.completions if c.source == side)) for row in rows]
+    return [dataclasses.replace(row, completions=tuple(c for c in row.completions if c.source == side)) for row in rows]
 
 
 def interval(values: np.ndarray) -> tuple[float, list[float]]:
@@ -152,7 +150,3 @@ def announce(job: Job, results: dict[str, Any]) -> None:
         job.say(f"  {side:<10} {results[side]['mean_reward']:.3f}   95 % interval {low:.3f} to {high:.3f}")
     low, high = results["gain"]["ci95"]
     job.say(f"  {'gain':<10} {results['gain']['mean_reward']:+.3f}   95 % interval {low:+.3f} to {high:+.3f}\n")
-
-
-def results_of(workdir: Path) -> Path:
-    return workdir / "results.json"

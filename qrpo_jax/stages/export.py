@@ -14,7 +14,7 @@ def run(job: Job) -> dict[str, Any]:
     parameters = job.trained_parameters("train", job.mesh)
     if jax.process_count() > 1:
         parameters = multihost_utils.process_allgather(parameters, tiled=True)
-    if jax.process_index() == 0 and not folder.exists():
+    if jax.process_index() == 0 and not (folder / "config.json").exists():
         hugging_face.save(folder, job.policy.settings, parameters, job.policy.text, dtype=job.config.export.dtype)
     job.say(f"export: {folder}")
     return {"model": "model"}

@@ -1,17 +1,19 @@
 """The prompts of a job, unit by unit, from whichever source its config names."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax import Array
 
 from qrpo_jax import prompts
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.job import Job
 from qrpo_jax.mesh import axis_size, place, row_sharding
 from qrpo_jax.rows import Row
-from qrpo_jax.sampling import make_sampler
+from qrpo_jax.sampling import Samples, make_sampler
 
 SPLITS = ("train", "eval")
 
@@ -65,7 +67,7 @@ class Prompts:
         return rows
 
     @functools.cached_property
-    def _sampler(self):  # type: ignore[no-untyped-def]
+    def _sampler(self) -> Callable:
         job = self.job
         sampler = make_sampler(
             job.policy.graph,
@@ -92,10 +94,10 @@ def prompt_keys(seed: int, purpose: str, indices: list[int], count: int) -> np.n
     return np.asarray(jax.random.key_data(keys_P))
 
 
-def with_raw_keys(sampler):  # type: ignore[no-untyped-def]
+def with_raw_keys(sampler: Callable) -> Callable:
     """The sampler with raw key data in place of typed keys, which host arrays cannot hold."""
 
-    def sample(parameters, tokens_PxL, lengths_P, keys_Px2):  # type: ignore[no-untyped-def]
+    def sample(parameters: Parameters, tokens_PxL: Array, lengths_P: Array, keys_Px2: Array) -> Samples:
         return sampler(parameters, tokens_PxL, lengths_P, jax.random.wrap_key_data(keys_Px2))
 
     return sample

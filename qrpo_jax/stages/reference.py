@@ -62,7 +62,7 @@ def make_log_probs(job: Job) -> LogProbs:
 
     def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:
         examples = build_examples(rows, text, view, transform=None)
-        found = {}
+        found: dict[int, float] = {}
         if examples.units:
             plan = plan_rows(examples.unit_lengths(), examples.unit_sizes(), pack.row_tokens, pack.slots, batch_rows)
             for index in range(plan.steps):

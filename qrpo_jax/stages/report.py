@@ -1,9 +1,318 @@
-"""Stage `report` placeholder to be replaced."""
+"""Stage `report`: one self-contained page on what a run did, made of what the stages before it left on disk."""
 
-from typing import Any
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from qrpo_jax.job import Job
+import jax
+import numpy as np
+from markupsafe import Markup
+
+from qrpo_jax import optimum, plots, row_files, transforms
+from qrpo_jax.job import Job, before
+from qrpo_jax.manifest import flatten, read_manifest
+from qrpo_jax.metrics import read_metrics
+from qrpo_jax.page import PAGE, number, render
+from qrpo_jax.rows import Row
+
+SIDES = ("reference", "policy")
+SHOWN_COMPLETIONS = 4  # of each side, an example
+MOST_RANKS = 21
+
+# What a completion cannot do where the protection of that name holds.
+FORBIDDEN = {
+    "network": "connect to the network",
+    "filesystem": "write files",
+    "reading": "read files outside the interpreter's library",
+    "processes": "start or signal other processes",
+    "memory": "use more memory than its limit",
+    "cpu": "use more CPU time than its limit",
+    "repeatable": "see addresses in memory that differ from run to run",
+}
+LOSS_UNITS = {
+    "qrpo": {"mse": "squared error of f(R_q) − β log Z", "mae": "absolute error of f(R_q) − β log Z"},
+    "dpo": "nats a pair",
+    "rebel": "squared error of reward differences / β",
+    "simpo": "nats a pair",
+    "sft": "nats a token",
+}
+
+
+class Plot(NamedTuple):
+    """An SVG and what is to be said about it."""
+
+    svg: Markup
+    caption: str
+
+
+class Held(NamedTuple):
+    """The held-out rows of both sides, prompt by prompt: the rewards of all, the texts of the first few."""
+
+    rewards: dict[str, list[np.ndarray]]
+    first: dict[str, list[Row]]
 
 
 def run(job: Job) -> dict[str, Any]:
-    return {}
+    results = json.loads((job.workdir / "results.json").read_text())
+    held = read_held(job)
+    pictures = [*training_plots(job), *held_out_plots(job, held, results)]
+    page = render(
+        title=f"{job.config.train.objective.upper()} run: held-out reward "
+        f"{number(results['reference']['mean_reward'])} → {number(results['policy']['mean_reward'])}",
+        results=results,
+        verdict=verdict(results),
+        headline=headline(results, held),
+        intervals=Markup(plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in SIDES})),
+        optimum=optimum_table(results),
+        plots=pictures,
+        examples=examples(held),
+        counts=stage_counts(job),
+        padding=paddings(job),
+        comparisons=comparisons(job),
+        protections=protections(job),
+        settings=flatten(job.config.to_dict()),
+        speeds=speeds(job),
+    )
+    path = job.folder("report") / PAGE
+    if jax.process_index() == 0:
+        temporary = path.with_name(f".tmp-{PAGE}-{os.getpid()}")
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    job.say(f"report: {path}")
+    return {"page": PAGE, "plots": len(pictures) + 1, "examples": len(held.first["policy"])}
+
+
+def read_held(job: Job) -> Held:
+    rewards: dict[str, list[np.ndarray]] = {}
+    first: dict[str, list[Row]] = {}
+    for side in SIDES:
+        rewards[side], first[side] = [], []
+        for row in row_files.read(job.folder("evaluate") / side):
+            rewards[side].append(np.asarray([c.reward for c in row.completions]))
+            if len(first[side]) < job.config.report.examples:
+                first[side].append(row)
+    return Held(rewards, first)
+
+
+def verdict(results: dict[str, Any]) -> str:
+    reference, policy, gain = results["reference"], results["policy"], results["gain"]
+    low, high = gain["ci95"]
+    text = (
+        f"On {policy['prompts']} held-out prompts, sampled {policy['completions'] / policy['prompts']:g} times each at "
+        f"temperature {results['settings']['temperature']:g}, the reference earns a mean reward of "
+        f"{number(reference['mean_reward'])} and the trained policy {number(policy['mean_reward'])}, a change of "
+        f"{number(gain['mean_reward'], sign=True)} (95 % interval {number(low, sign=True)} to {number(high, sign=True)}). "
+    )
+    if not (math.isfinite(low) and math.isfinite(high)):
+        text += "There are too few prompts for an interval."
+    elif low > 0:
+        text += "The interval lies above zero: the policy improved by more than the luck of the draw explains."
+    elif high < 0:
+        text += "The interval lies below zero: the policy became worse."
+    else:
+        text += "The interval contains zero: these prompts do not tell the policy from the reference."
+    quantile = number(policy["mean_quantile"])
+    return f"{text} Among the reference's own completions of a prompt, the policy's stand at quantile {quantile} on average; 0.5 would be no change."
+
+
+def headline(results: dict[str, Any], held: Held) -> list[tuple[str, str, str]]:
+    """Rows of the table: what, of the reference, of the policy."""
+    names = {
+        "mean_quantile": "Mean quantile among reference completions",
+        "mean_tokens": "Mean tokens a completion",
+        "share_finished": "Share that ended by itself",
+        "share_full_reward": "Share with full reward (1)",
+    }
+    every = np.concatenate([r for side in SIDES for r in held.rewards[side]])
+    if not (every.min() >= 0 and every.max() <= 1):
+        del names["share_full_reward"]  # of an unbounded reward 1 is no special value
+    # The reference's own completions stand at quantile 1/2, by definition.
+    figures = {side: {"mean_quantile": 0.5} | results[side] for side in SIDES}
+    table = [(label, *(number(figures[side][name]) for side in SIDES)) for name, label in names.items()]
+    for estimator in ("k1", "k3"):
+        values = (results["reference"][f"kl_to_policy_{estimator}"], results["policy"][f"kl_to_reference_{estimator}"])
+        table.append((f"KL to the other side, {estimator} estimate (nats)", *map(number, values)))
+    return table
+
+
+def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of the table: what, as the optimum has it, as achieved; none for objectives without a known optimum."""
+    asked, policy = results["optimum"], results["policy"]
+    if not asked:
+        return []
+    quantile = policy["mean_quantile"]
+    achieved_n = quantile / (1 - quantile) if quantile < 1 else math.inf
+    kl = f"{number(policy['kl_to_reference_k1'])} (k1), {number(policy['kl_to_reference_k3'])} (k3)"
+    return [
+        ("Expected quantile", number(asked["expected_quantile"]), number(quantile)),
+        ("KL(policy ‖ reference), nats", number(asked["kl"]), kl),
+        ("Effective N of Best-of-N", number(asked["effective_best_of_n"]), number(achieved_n)),
+    ]
+
+
+def training_plots(job: Job) -> list[Plot]:
+    """Plots of the metrics of SFT, if it ran, and of training."""
+    config = job.config.train
+    curves = {stage: read_metrics(job.folder(stage) / "metrics.jsonl") for stage in ("sft", "train")}
+    curves = {stage: lines for stage, lines in curves.items() if lines}
+
+    def column(stage: str, name: str) -> list[float]:
+        return [line[name] for line in curves[stage]]
+
+    made: list[tuple[str, str]] = []
+    if "train" in curves:
+        steps = column("train", "step")
+        unit = LOSS_UNITS[config.objective]
+        unit = unit if isinstance(unit, str) else unit[config.loss]
+        losses = plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
+        made.append((losses, f"Loss of the batches of stage train ({config.objective})."))
+        ratios = [column("train", f"log_ratio_{side}") for side in ("high", "low")]
+        made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(job)))
+        target = column("train", "calibrated_target") if "calibrated_target" in curves["train"][0] else None
+        caption = "What training regresses on: the quantile of the batches' completions"
+        caption += (
+            " and f(R_q) − β log Z, which is above zero where a completion is to gain probability." if target else "."
+        )
+        made.append((plots.targets(steps, column("train", "quantile"), target), caption))
+        made.append((plots.gradient_norm(steps, column("train", "gradient_norm")), "Before clipping, stage train."))
+    if "sft" in curves:
+        sft = column("sft", "step"), column("sft", "loss")
+        picture = plots.loss(*sft, name="sft-loss", title="SFT loss", unit="nats a token")
+        made.append((picture, "Stage sft, which made the reference policy."))
+    rates = {stage: (column(stage, "step"), column(stage, "learning_rate")) for stage in curves}
+    if rates:
+        made.append((plots.learning_rate(rates), "As applied at each update."))
+    return [Plot(Markup(svg), caption) for svg, caption in made]
+
+
+def log_ratio_caption(job: Job) -> str:
+    config = job.config.train
+    text = "The curves should part. High means: the chosen of a pair, or a quantile above one half."
+    if config.objective == "qrpo":
+        share = float(optimum.crossing_share(config.beta, transforms.TRANSFORMS[config.transform]))
+        text += f" At the optimum {share:.0%} of reference completions lose probability, so the low curve is to fall"
+        text += " and the high one may fall too." if share > 0.5 else "."
+    return text
+
+
+def held_out_plots(job: Job, held: Held, results: dict[str, Any]) -> list[Plot]:
+    config = job.config.train
+    each = [np.concatenate(held.rewards[side]).tolist() for side in SIDES]
+    means = [[float(r.mean()) for r in held.rewards[side]] for side in SIDES]
+    asked, label = None, ""
+    if results["optimum"]:
+        t = (np.arange(2000) + 0.5) / 2000
+        asked = t, np.asarray(optimum.density(t, config.beta, transforms.TRANSFORMS[config.transform]))
+        label = f"optimum of {config.transform}, β = {config.beta:g}"
+    achieved = rank_density(held.rewards["reference"], held.rewards["policy"])
+    made = (
+        (plots.reward_histogram(*each), "One reward a completion."),
+        (plots.prompt_means(*means), "A dot a prompt; dots that coincide are one larger dot."),
+        (
+            plots.quantile_density(achieved.tolist(), asked, label),
+            "Ranks among the reference's completions of the same prompt. A tie is spread evenly over the ranks that it "
+            "leaves open, so that the reference itself would be flat at 1, and the mean is the mid-rank quantile.",
+        ),
+    )
+    return [Plot(Markup(svg), caption) for svg, caption in made]
+
+
+def rank_density(references: Sequence[np.ndarray], samples: Sequence[np.ndarray]) -> np.ndarray:
+    """Density of the samples' quantiles in equal bins of (0, 1), one bin a rank where prompts have few references.
+
+    A sample above `below` and tied with `tied` of a prompt's n references takes one of tied + 1 of the n + 1 ranks;
+    its mass is spread over them evenly, which makes the density of the reference policy 1 everywhere.
+    """
+    low, high = [], []
+    for own, drawn in zip(references, samples, strict=True):
+        below = (own[None, :] < drawn[:, None]).sum(1)
+        tied = (own[None, :] == drawn[:, None]).sum(1)
+        low.append(below / (len(own) + 1))
+        high.append((below + tied + 1) / (len(own) + 1))
+    starts, ends = np.concatenate(low)[:, None], np.concatenate(high)[:, None]
+    count = min(max(len(own) for own in references) + 1, MOST_RANKS)
+    edges = np.linspace(0, 1, count + 1)
+    return np.diff(np.clip((edges - starts) / (ends - starts), 0, 1).mean(0)) * count
+
+
+def examples(held: Held) -> list[dict[str, Any]]:
+    """The first held-out prompts with the first completions of each side."""
+    shown = []
+    for i, (reference, policy) in enumerate(zip(*(held.first[side] for side in SIDES), strict=True)):
+        rows = {"reference": reference, "policy": policy}
+        shown.append(
+            {
+                "messages": policy.messages,
+                "sides": {side: row.completions[:SHOWN_COMPLETIONS] for side, row in rows.items()},
+                "means": {side: float(held.rewards[side][i].mean()) for side in SIDES},
+                "drawn": {side: len(row.completions) for side, row in rows.items()},
+            }
+        )
+    return shown
+
+
+def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What each stage counted, side by side where a stage has sides."""
+    found = []
+    for stage in job.config.stages:
+        made = read_manifest(job.folder(stage))
+        if made is not None and "counts" in made:
+            counts = made["counts"]
+            nested = any(isinstance(value, dict) for value in counts.values())
+            parts = {f"{stage}, {side}": counts[side] for side in counts} if nested else {stage: counts}
+            found += [(name, sorted(part.items())) for name, part in parts.items()]
+    return found
+
+
+def paddings(job: Job) -> dict[str, float]:
+    manifests = {stage: read_manifest(job.folder(stage)) for stage in ("sft", "train") if stage in job.config.stages}
+    return {stage: made["padding"] for stage, made in manifests.items() if made is not None and "padding" in made}
+
+
+def comparisons(job: Job) -> dict[str, float]:
+    """How much the training rewards tell: shares of tied comparisons, and of prompts whose references all tie."""
+    source = before(job.config.stages, "train", ("sample", "score", "reference"))
+    if source is None:
+        return {}
+    return tied_shares(row_files.read(job.folder(source)))
+
+
+def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
+    """Shares of tied comparisons, completions with the other references of their prompt, and of flat prompts."""
+    compared, tied, prompts, flat = 0, 0, 0, 0
+    for row in rows:
+        own = [c.reward for c in row.completions if c.source == "reference"]
+        references = np.asarray([*own, *row.reference_rewards], np.float32)
+        for completion in row.completions:
+            itself = completion.source == "reference"
+            tied += int((references == np.float32(completion.reward)).sum()) - itself
+            compared += len(references) - itself
+        if len(references) > 1:
+            prompts += 1
+            flat += bool((references == references[0]).all())
+    return {"compared": compared, "tied": tied / max(compared, 1), "prompts": prompts, "flat": flat / max(prompts, 1)}
+
+
+def protections(job: Job) -> dict[str, list[str]] | None:
+    """What this machine kept model-written code from, and what it could not; None where no such code ran."""
+    made = read_manifest(job.folder("score")) if "score" in job.config.stages else None
+    if made is None or not made["protections"]:
+        return None
+    told = {name: FORBIDDEN[name] if name in FORBIDDEN else name for name in made["protections"]}
+    return {
+        "held": [told[name] for name, held in made["protections"].items() if held],
+        "not_held": [told[name] for name, held in made["protections"].items() if not held],
+    }
+
+
+def speeds(job: Job) -> dict[str, float]:
+    """Median tokens per second of each training stage: the only figures that are about the machine."""
+    found = {}
+    for stage in ("sft", "train"):
+        laps = [line["tokens_per_second"] for line in read_metrics(job.folder(stage) / "metrics.jsonl")]
+        laps = [lap for lap in laps if math.isfinite(lap)]
+        if laps:
+            found[stage] = float(np.median(laps))
+    return found

@@ -58,7 +58,7 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
         prompts = [text.prompt(row.messages) for row in rows]
         fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= job.config.prompts.max_tokens]
         counts = {"prompts": len(fits), "prompts dropped: too long": len(rows) - len(fits)}
-        rows, prompts, indices = ([x[i] for i in fits] for x in (rows, prompts, indices))
+        rows, prompts, indices = [rows[i] for i in fits], [prompts[i] for i in fits], [indices[i] for i in fits]
         if config.completions == 0 or not rows:
             return rows, counts
         width = padded(max(len(prompt) for prompt in prompts), WIDTH)

@@ -1,0 +1,40 @@
+"""placeholder"""
+
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
+    config.model.path = str(Path(os.environ.get("QRPO_FIXTURES", "../shared/fixtures")) / "stories260K-hf")
+    config.model.template = "plain"
+
+    config.prompts.source = "model"
+    config.prompts.count = 512
+    config.prompts.held_out = 128
+    config.prompts.unit = 64
+    config.prompts.beginning_tokens = 24
+    config.prompts.max_tokens = 64
+
+    config.sample.completions = 8
+    config.sample.max_new_tokens = 200
+    config.evaluate.completions = 8
+    config.evaluate.max_new_tokens = 200
+    config.reward.name = "dialogue_share"
+
+    config.pack.max_tokens = 256
+    config.pack.row_tokens = 512
+    config.pack.slots = 8
+
+    config.train.objective = "qrpo"
+    config.train.transform = "identity"
+    config.train.beta = 0.03
+    config.train.learning_rate = 3e-4
+    config.train.batch_size = 64
+    config.train.epochs = 1
+    return config
