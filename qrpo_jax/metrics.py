@@ -32,13 +32,15 @@ class MetricsWriter:
             self._wandb = library.init(dir=str(directory), resume="allow", **wandb)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        # What a run does not know (a reward in SFT) is NaN, which JSON cannot say: it is left out.
+        known = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **known}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if self._board is not None and math.isfinite(value):
+        for name, value in known.items():
+            if self._board is not None:
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            self._wandb.log(known, step=step)
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -28,7 +28,7 @@ def number(value: float, sign: bool = False) -> str:
     ('0.500', '−0.250', '1.235e+04', '–')
     """
     if not math.isfinite(value):
-        return "–"
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     digits = ".3f" if value == 0 or 0.01 <= abs(value) < 1000 else ".4g"
     return format(value, f"+{digits}" if sign else digits).replace("-", "−")
 

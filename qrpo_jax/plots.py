@@ -7,13 +7,14 @@ follows a light or dark scheme; each has a fallback for pages that set none.
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 5.2, 3.1  # inches; a page scales plots to its columns
 
@@ -57,7 +58,7 @@ SMOOTHED_FROM = 60  # points; curves of fewer are drawn as they are
 MOST_BINS = 25
 
 
-def intervals(means: dict[str, tuple[float, Sequence[float]]]) -> str:
+def intervals(means: Mapping[str, tuple[float, Sequence[float]]]) -> str:
     """Mean rewards with their 95 % intervals.
 
     Args:
@@ -69,7 +70,7 @@ def intervals(means: dict[str, tuple[float, Sequence[float]]]) -> str:
             mean, (low, high) = means[side]
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
             axes.plot([mean], [place], "o" if side == "policy" else "s", color=colour, markersize=7)
-            axes.annotate(f"{mean:.4g}", (mean, place), (0, 8), textcoords="offset points", ha="center")
+            axes.annotate(f"{mean:.3g}", (mean, place), (0, 8), textcoords="offset points", ha="center")
         axes.set_yticks([0, 1], ["policy", "reference"])
         axes.set_ylim(-0.5, 1.6)
         axes.margins(x=0.12)
@@ -135,13 +136,13 @@ def gradient_norm(steps: Sequence[float], norms: Sequence[float]) -> str:
     return _render("gradient-norm", "Gradient norm", draw)
 
 
-def learning_rate(curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """Learning rates by step: a panel a stage, with its steps and its rates."""
 
     def draw(*panels: Axes) -> None:
         for axes, (stage, (steps, rates)) in zip(panels, curves.items(), strict=True):
             axes.plot(steps, rates, color=POLICY)
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+            axes.yaxis.set_major_formatter("{x:.2g}")
             axes.set_ylim(bottom=0)
             axes.set_ylabel(f"{stage} (per update)")
             _steps(axes)
@@ -192,11 +193,12 @@ def bins(values: Sequence[float]) -> np.ndarray:
 def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
     """Mean reward of each held-out prompt, reference against policy; equal points are one larger dot."""
     points, counts = np.unique(np.round(np.stack([reference, policy], 1), 4), axis=0, return_counts=True)
+    areas = counts * min(16.0, 500.0 / counts.max())  # points²
 
     def draw(axes: Axes) -> None:
         low, high = float(points.min()), float(points.max())
         axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=":")
-        axes.scatter(points[:, 0], points[:, 1], s=14.0 * counts, color=POLICY, alpha=0.5, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=areas, color=POLICY, alpha=0.5, linewidths=0)
         axes.annotate("better", (0.03, 0.93), xycoords="axes fraction", color=INK, alpha=0.7)
         axes.annotate("worse", (0.97, 0.05), xycoords="axes fraction", color=INK, alpha=0.7, ha="right")
         axes.set_xlabel("mean reward under the reference")
@@ -205,9 +207,7 @@ def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
     return _render("prompts", "Held-out prompts, before and after", draw)
 
 
-def quantile_density(
-    achieved: Sequence[float], asked: tuple[Sequence[float], Sequence[float]] | None, asked_label: str
-) -> str:
+def quantile_density(achieved: np.ndarray, asked: tuple[np.ndarray, np.ndarray] | None, asked_label: str) -> str:
     """Density of the quantile that the policy's samples achieve, beside the one that the optimum asks for.
 
     Args:
@@ -217,12 +217,12 @@ def quantile_density(
 
     def draw(axes: Axes) -> None:
         edges = np.linspace(0, 1, len(achieved) + 1)
-        axes.stairs(np.asarray(achieved), edges, fill=True, color=POLICY, alpha=0.35, linewidth=0)
-        axes.stairs(np.asarray(achieved), edges, color=POLICY, label="policy, achieved")
+        axes.stairs(achieved, edges, fill=True, color=POLICY, alpha=0.35, linewidth=0)
+        axes.stairs(achieved, edges, color=POLICY, label="policy, achieved")
         axes.axhline(1, color=REFERENCE, linestyle="--", label="reference")
         tallest = [float(np.max(achieved)), 1.0]
         if asked is not None:
-            quantile, density = (np.asarray(a, np.float64) for a in asked)
+            quantile, density = asked
             density = np.where(np.isfinite(density), density, np.nan)
             axes.plot(quantile, density, color=INK, linewidth=1.2, label=asked_label)
             # Averages over the bins, not the peak, decide the height: a peak may be thousands high.
@@ -250,7 +250,7 @@ def _curve(axes: Axes, steps: Sequence[float], values: Sequence[float], colour: 
 
 def _steps(axes: Axes) -> None:
     axes.set_xlabel("step (updates)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
 
 
 def _render(

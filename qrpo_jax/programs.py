@@ -124,9 +124,9 @@ def functions() -> dict[str, tuple[Function, ...]]:
     """All functions that can be asked for, by kind; no two of them agree on all pairs of digits.
 
     Kinds come from simple to branching, and a function that a simpler expression can say is left
-    out, so a solution is a shortest one.
+    out, a bare argument among them, so a solution is a shortest one.
     """
-    seen: set[bytes] = set()
+    seen = {argument.table.tobytes() for argument in _ARGUMENTS}
     makers = {"simple": _simple, "nested": _nested, "branching": _branching}
     return {kind: tuple(_fresh(makers[kind](), seen)) for kind in KINDS}
 

@@ -29,9 +29,9 @@ def program_row(seed: int, split: str, index: int) -> Row:
 
 
 def program_solution_row(seed: int, split: str, index: int) -> Row:
-    """The same problem with its solution as a completion, to learn from by SFT."""
+    """The same kind of problem with what the SFT corpus answers, to learn from."""
     problem = programs.problem(seed, split, index)
-    solution = Completion(problem.solution, NO_TOKENS, True, "dataset")
+    solution = Completion(problem.demonstration, NO_TOKENS, True, "dataset")
     row = program_row(seed, split, index)
     return Row(row.id, row.messages, row.payload, (solution,), row.reference_rewards)
 
@@ -48,12 +48,19 @@ def read_jsonl(path: Path) -> list[Row]:
     `chosen_reward` and `rejected_reward`, `reference_rewards` (numbers).
 
     Raises:
-      ValueError: naming file and line: not JSON, an unknown key, an empty prompt, or a reward that is no number.
+      ValueError: naming file and line: not JSON, an unknown key, an id given twice, an empty prompt or
+        completion, or a reward that is no number.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}; set config.prompts.path to a JSON-lines file")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); mend the file") from None
+    # Not splitlines, which would also cut at separators that JSON strings may hold as they are.
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -61,7 +68,13 @@ def read_jsonl(path: Path) -> list[Row]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON ({error.msg}); mend the file") from None
-        rows.append(_record_row(record, where, f"line-{number}"))
+        row = _record_row(record, where, f"line-{number}")
+        if row.id in seen:
+            raise ValueError(
+                f"{where}: id {row.id!r} is also that of line {seen[row.id]}; ids must differ, mend the file"
+            )
+        seen[row.id] = number
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no row; at least one prompt is needed (config.prompts.path)")
     return rows
@@ -80,25 +93,30 @@ def _record_row(record: Any, where: str, default_id: str) -> Row:
     prompt = record["prompt"]
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
-        messages = tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
+        messages = tuple(Message(_text(turn["role"]), _text(turn["content"])) for turn in turns)
     except (TypeError, KeyError):
         raise ValueError(f"{where}: 'prompt' must be text or a list of messages with role and content") from None
     if not any(message.content.strip() for message in messages):
         raise ValueError(f"{where}: the prompt is empty; give it content or remove the line")
-    texts = list(record["completions"]) if "completions" in record else []
-    rewards = list(record["rewards"]) if "rewards" in record else [None] * len(texts)
+    texts = _list(record, "completions", where)
+    rewards = _list(record, "rewards", where) if "rewards" in record else [None] * len(texts)
     if len(rewards) != len(texts):
         raise ValueError(f"{where}: {len(texts)} completions but {len(rewards)} rewards; give one reward each")
     for side in ("chosen", "rejected"):
         if side in record:
             texts.append(record[side])
-            rewards.append(record.get(f"{side}_reward", None))
+            rewards.append(record.get(f"{side}_reward"))
+        elif f"{side}_reward" in record:
+            raise ValueError(f"{where}: '{side}_reward' without '{side}'; give the completion too")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{where}: a completion is {text!r}; it must be text that is not empty, mend the file")
     given = "rewards" in record or any(f"{side}_reward" in record for side in ("chosen", "rejected"))
     numbers = [math.nan if r is None and not given else _number(r, where) for r in rewards]
     completions = tuple(
-        Completion(str(text), NO_TOKENS, True, "dataset", reward) for text, reward in zip(texts, numbers, strict=True)
+        Completion(text, NO_TOKENS, True, "dataset", reward) for text, reward in zip(texts, numbers, strict=True)
     )
-    references = record.get("reference_rewards", [])
+    references = _list(record, "reference_rewards", where)
     return Row(
         id=str(record["id"]) if "id" in record else default_id,
         messages=messages,
@@ -106,6 +124,19 @@ def _record_row(record: Any, where: str, default_id: str) -> Row:
         completions=completions,
         reference_rewards=np.asarray([_number(r, where) for r in references], np.float32),
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:
+    value = record.get(key, [])
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: {key!r} is {value!r}; it must be a list, mend the file")
+    return list(value)
 
 
 def _number(value: Any, where: str) -> float:

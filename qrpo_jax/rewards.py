@@ -20,9 +20,11 @@ def dialogue_share(prompt: str, completion: str, payload: str) -> float:
     >>> dialogue_share("", 'He said, "Come here."', "")
     0.5
     """
-    words = completion.split()
-    spoken = " ".join(re.findall(r'"([^"]*)"', completion)).split()
-    return len(spoken) / len(words) if words else 0.0
+    words = list(re.finditer(r"\S+", completion))
+    # Word by word, each counted once: however many quotes a word holds, the share stays below one.
+    quoted = [match.span(1) for match in re.finditer(r'"([^"]*)"', completion)]
+    spoken = sum(any(max(word.start(), start) < min(word.end(), end) for start, end in quoted) for word in words)
+    return spoken / len(words) if words else 0.0
 
 
 TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
@@ -89,7 +91,7 @@ def find_function(name: str) -> TextReward:
         raise ValueError(f"reward is {name!r}; allowed: {allowed}")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"reward {name!r} cannot be imported ({error}); allowed: {allowed}") from None
     if not callable(found):
         raise ValueError(f"reward {name!r} is not a function; allowed: {allowed}")
@@ -103,7 +105,7 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
     sandbox returns what the code computed, so nothing it prints or returns can claim a pass.
     """
     jobs: dict[tuple[int, str], Job] = {}
-    tests = [json.loads(row.payload)["tests"] for row in rows]
+    tests = [tests_of(row) for row in rows]
     for index, row in enumerate(rows):
         inputs = tuple(tuple(arguments) for arguments, _ in tests[index])
         for completion in row.completions:
@@ -121,3 +123,21 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
             own.append(sum(passed) / len(expected))
         rewards.append(own)
     return Scores(rewards, counts)
+
+
+def tests_of(row: Row) -> list[tuple[list[Any], Any]]:
+    """The tests in a row's payload, `{"tests": [[arguments, expected value], ...]}`.
+
+    Raises:
+      ValueError: no such payload.
+    """
+    try:
+        tests = [(list(arguments), expected) for arguments, expected in json.loads(row.payload)["tests"]]
+    except (KeyError, TypeError, ValueError):
+        tests = []
+    if not tests:
+        raise ValueError(
+            f"row {row.id!r}: its payload is {row.payload[:40]!r}, reward 'tests' needs "
+            '{"tests": [[arguments, value], ...]}; mend the prompts, or set another config.reward.name'
+        )
+    return tests

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from qrpo_jax import programs
 
 COUNT = 211
+GOLDEN_PROMPT = "Write f(a, b) using `*` `-` `2`:\nf(4,6)=22\nf(2,6)=10\nf(2,1)=0\nf(3,3)=7"
+GOLDEN_ANSWER = ("a * b - 2", ((5, 1), 3))
 
 
 def _problems(split, seed=0, count=COUNT):
@@ -17,7 +20,7 @@ def _problems(split, seed=0, count=COUNT):
 
 def _share_passed(expression, problem):
     """Reward of a trusted expression, evaluated in this process."""
-    known = {"max": max, "min": min, "abs": abs, "__builtins__": {}}
+    known: dict[str, Any] = {"max": max, "min": min, "abs": abs, "__builtins__": {}}
     exec(compile(programs.program(expression), "<program>", "exec"), known)
     passed = [known["f"](*arguments) == expected for arguments, expected in problem.tests]
     return sum(passed) / len(passed)
@@ -39,7 +42,7 @@ def test_the_first_problem_is_the_same_on_every_machine():
 
 
 def test_no_prompt_is_in_two_splits_whatever_the_seeds():
-    owners = {}
+    owners: dict[str, str] = {}
     for split in programs.SPLITS:
         for seed in (0, 1, 2):
             for problem in _problems(split, seed):
@@ -58,9 +61,7 @@ def test_a_solution_passes_every_hidden_call_and_every_shown_one(split):
         hidden = {f"f({a},{b})": value for (a, b), value in problem.tests}
         assert len(hidden) == programs.TESTS
         assert not hidden.keys() & {call for call, _ in shown}, problem
-        replayed = problem._replace(
-            tests=tuple((ast.literal_eval(call[1:]), int(value)) for call, value in shown)
-        )
+        replayed = problem._replace(tests=tuple((ast.literal_eval(call[1:]), int(value)) for call, value in shown))
         assert _share_passed(problem.solution, replayed) == 1.0, problem
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,28 +11,19 @@ import numpy as np
 from markupsafe import Markup
 
 from qrpo_jax import optimum, plots, row_files, transforms
-from qrpo_jax.job import Job, before
-from qrpo_jax.manifest import flatten, read_manifest
+from qrpo_jax.job import Job
+from qrpo_jax.manifest import flatten
 from qrpo_jax.metrics import read_metrics
 from qrpo_jax.page import PAGE, number, render
 from qrpo_jax.rows import Row
+from qrpo_jax.stages import accounting
 
 SIDES = ("reference", "policy")
 SHOWN_COMPLETIONS = 4  # of each side, an example
 MOST_RANKS = 21
 
-# What a completion cannot do where the protection of that name holds.
-FORBIDDEN = {
-    "network": "connect to the network",
-    "filesystem": "write files",
-    "reading": "read files outside the interpreter's library",
-    "processes": "start or signal other processes",
-    "memory": "use more memory than its limit",
-    "cpu": "use more CPU time than its limit",
-    "repeatable": "see addresses in memory that differ from run to run",
-}
 LOSS_UNITS = {
-    "qrpo": {"mse": "squared error of f(R_q) − β log Z", "mae": "absolute error of f(R_q) − β log Z"},
+    "qrpo": "{} error of f(R_q) − β log Z",
     "dpo": "nats a pair",
     "rebel": "squared error of reward differences / β",
     "simpo": "nats a pair",
@@ -57,7 +48,7 @@ class Held(NamedTuple):
 def run(job: Job) -> dict[str, Any]:
     results = json.loads((job.workdir / "results.json").read_text())
     held = read_held(job)
-    pictures = [*training_plots(job), *held_out_plots(job, held, results)]
+    pictures = [*held_out_plots(job, held, results), *training_plots(job)]
     page = render(
         title=f"{job.config.train.objective.upper()} run: held-out reward "
         f"{number(results['reference']['mean_reward'])} → {number(results['policy']['mean_reward'])}",
@@ -68,12 +59,12 @@ def run(job: Job) -> dict[str, Any]:
         optimum=optimum_table(results),
         plots=pictures,
         examples=examples(held),
-        counts=stage_counts(job),
-        padding=paddings(job),
-        comparisons=comparisons(job),
-        protections=protections(job),
+        counts=accounting.stage_counts(job),
+        padding=accounting.paddings(job),
+        comparisons=accounting.comparisons(job),
+        protections=accounting.protections(job),
         settings=flatten(job.config.to_dict()),
-        speeds=speeds(job),
+        speeds=accounting.speeds(job),
     )
     path = job.folder("report") / PAGE
     if jax.process_index() == 0:
@@ -103,7 +94,8 @@ def verdict(results: dict[str, Any]) -> str:
         f"On {policy['prompts']} held-out prompts, sampled {policy['completions'] / policy['prompts']:g} times each at "
         f"temperature {results['settings']['temperature']:g}, the reference earns a mean reward of "
         f"{number(reference['mean_reward'])} and the trained policy {number(policy['mean_reward'])}, a change of "
-        f"{number(gain['mean_reward'], sign=True)} (95 % interval {number(low, sign=True)} to {number(high, sign=True)}). "
+        f"{number(gain['mean_reward'], sign=True)} (95 % interval "
+        f"{number(low, sign=True)} to {number(high, sign=True)}). "
     )
     if not (math.isfinite(low) and math.isfinite(high)):
         text += "There are too few prompts for an interval."
@@ -113,11 +105,13 @@ def verdict(results: dict[str, Any]) -> str:
         text += "The interval lies below zero: the policy became worse."
     else:
         text += "The interval contains zero: these prompts do not tell the policy from the reference."
-    quantile = number(policy["mean_quantile"])
-    return f"{text} Among the reference's own completions of a prompt, the policy's stand at quantile {quantile} on average; 0.5 would be no change."
+    return text + (
+        " Among the reference's own completions of a prompt, the policy's stand at quantile "
+        f"{number(policy['mean_quantile'])} on average; 0.5 would be no change."
+    )
 
 
-def headline(results: dict[str, Any], held: Held) -> list[tuple[str, str, str]]:
+def headline(results: dict[str, Any], held: Held) -> list[tuple[str, ...]]:
     """Rows of the table: what, of the reference, of the policy."""
     names = {
         "mean_quantile": "Mean quantile among reference completions",
@@ -130,7 +124,14 @@ def headline(results: dict[str, Any], held: Held) -> list[tuple[str, str, str]]:
         del names["share_full_reward"]  # of an unbounded reward 1 is no special value
     # The reference's own completions stand at quantile 1/2, by definition.
     figures = {side: {"mean_quantile": 0.5} | results[side] for side in SIDES}
-    table = [(label, *(number(figures[side][name]) for side in SIDES)) for name, label in names.items()]
+    table: list[tuple[str, ...]] = [("Mean reward", *(number(results[side]["mean_reward"]) for side in SIDES))]
+    table.append(("95 % interval", *(" to ".join(map(number, results[side]["ci95"])) for side in SIDES)))
+    gain = results["gain"]
+    low, high = (number(end, sign=True) for end in gain["ci95"])
+    table.append(("Gain, with 95 % interval", "", f"{number(gain['mean_reward'], sign=True)} ({low} to {high})"))
+    for name, label in names.items():
+        written = "{:.1%}".format if name.startswith("share") else number
+        table.append((label, *(written(figures[side][name]) for side in SIDES)))
     for estimator in ("k1", "k3"):
         values = (results["reference"][f"kl_to_policy_{estimator}"], results["policy"][f"kl_to_reference_{estimator}"])
         table.append((f"KL to the other side, {estimator} estimate (nats)", *map(number, values)))
@@ -164,12 +165,11 @@ def training_plots(job: Job) -> list[Plot]:
     made: list[tuple[str, str]] = []
     if "train" in curves:
         steps = column("train", "step")
-        unit = LOSS_UNITS[config.objective]
-        unit = unit if isinstance(unit, str) else unit[config.loss]
-        losses = plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
-        made.append((losses, f"Loss of the batches of stage train ({config.objective})."))
+        unit = LOSS_UNITS[config.objective].format({"mse": "squared", "mae": "absolute"}[config.loss])
         ratios = [column("train", f"log_ratio_{side}") for side in ("high", "low")]
         made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(job)))
+        losses = plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
+        made.append((losses, f"Loss of the batches of stage train ({config.objective})."))
         target = column("train", "calibrated_target") if "calibrated_target" in curves["train"][0] else None
         caption = "What training regresses on: the quantile of the batches' completions"
         caption += (
@@ -211,7 +211,7 @@ def held_out_plots(job: Job, held: Held, results: dict[str, Any]) -> list[Plot]:
         (plots.reward_histogram(*each), "One reward a completion."),
         (plots.prompt_means(*means), "A dot a prompt; dots that coincide are one larger dot."),
         (
-            plots.quantile_density(achieved.tolist(), asked, label),
+            plots.quantile_density(achieved, asked, label),
             "Ranks among the reference's completions of the same prompt. A tie is spread evenly over the ranks that it "
             "leaves open, so that the reference itself would be flat at 1, and the mean is the mid-rank quantile.",
         ),
@@ -251,68 +251,3 @@ def examples(held: Held) -> list[dict[str, Any]]:
             }
         )
     return shown
-
-
-def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
-    """What each stage counted, side by side where a stage has sides."""
-    found = []
-    for stage in job.config.stages:
-        made = read_manifest(job.folder(stage))
-        if made is not None and "counts" in made:
-            counts = made["counts"]
-            nested = any(isinstance(value, dict) for value in counts.values())
-            parts = {f"{stage}, {side}": counts[side] for side in counts} if nested else {stage: counts}
-            found += [(name, sorted(part.items())) for name, part in parts.items()]
-    return found
-
-
-def paddings(job: Job) -> dict[str, float]:
-    manifests = {stage: read_manifest(job.folder(stage)) for stage in ("sft", "train") if stage in job.config.stages}
-    return {stage: made["padding"] for stage, made in manifests.items() if made is not None and "padding" in made}
-
-
-def comparisons(job: Job) -> dict[str, float]:
-    """How much the training rewards tell: shares of tied comparisons, and of prompts whose references all tie."""
-    source = before(job.config.stages, "train", ("sample", "score", "reference"))
-    if source is None:
-        return {}
-    return tied_shares(row_files.read(job.folder(source)))
-
-
-def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
-    """Shares of tied comparisons, completions with the other references of their prompt, and of flat prompts."""
-    compared, tied, prompts, flat = 0, 0, 0, 0
-    for row in rows:
-        own = [c.reward for c in row.completions if c.source == "reference"]
-        references = np.asarray([*own, *row.reference_rewards], np.float32)
-        for completion in row.completions:
-            itself = completion.source == "reference"
-            tied += int((references == np.float32(completion.reward)).sum()) - itself
-            compared += len(references) - itself
-        if len(references) > 1:
-            prompts += 1
-            flat += bool((references == references[0]).all())
-    return {"compared": compared, "tied": tied / max(compared, 1), "prompts": prompts, "flat": flat / max(prompts, 1)}
-
-
-def protections(job: Job) -> dict[str, list[str]] | None:
-    """What this machine kept model-written code from, and what it could not; None where no such code ran."""
-    made = read_manifest(job.folder("score")) if "score" in job.config.stages else None
-    if made is None or not made["protections"]:
-        return None
-    told = {name: FORBIDDEN[name] if name in FORBIDDEN else name for name in made["protections"]}
-    return {
-        "held": [told[name] for name, held in made["protections"].items() if held],
-        "not_held": [told[name] for name, held in made["protections"].items() if not held],
-    }
-
-
-def speeds(job: Job) -> dict[str, float]:
-    """Median tokens per second of each training stage: the only figures that are about the machine."""
-    found = {}
-    for stage in ("sft", "train"):
-        laps = [line["tokens_per_second"] for line in read_metrics(job.folder(stage) / "metrics.jsonl")]
-        laps = [lap for lap in laps if math.isfinite(lap)]
-        if laps:
-            found[stage] = float(np.median(laps))
-    return found
