@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.model.kv_heads = 4
     config.model.head_dim = 32
     config.model.d_ff = 512
+    config.model.remat = True  # on a CPU, writing activations down costs more than computing them again
 
     config.prompts.count = 1024
     config.prompts.held_out = 384

@@ -98,6 +98,17 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5, axes=axes)
 
 
+def linear(x: Array, weight: Array, inputs: int = 1) -> Array:
+    """x [B, L, *inputs] times weight [*inputs, *outputs], in the type of x.
+
+    One plain matrix product over all B·L tokens: XLA's CPU backend is slow at the gradient of a product that
+    contracts two axes, and elsewhere it makes no difference.
+    """
+    rows, outputs = x.shape[:2], weight.shape[inputs:]
+    flat = x.reshape(x.shape[0] * x.shape[1], -1) @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
+    return flat.reshape(*rows, *outputs)
+
+
 class RMSNorm(nnx.Module):
     def __init__(self, settings: DecoderSettings):
         self.scale = nnx.Param(jnp.ones((settings.d_model,), jnp.float32), axes=("embed",))
@@ -118,14 +129,11 @@ class Attention(nnx.Module):
         self.o = _normal(rngs, (h, k, d), h * k * 2 * settings.layers, ("heads", "head_dim", "embed"))
 
     def project(self, x_BxLxD: Array) -> tuple[Array, Array, Array]:
-        dtype = x_BxLxD.dtype
-        q_BxLxHxK = jnp.einsum("BLD,DHK->BLHK", x_BxLxD, self.q[...].astype(dtype))
-        k_BxLxGxK = jnp.einsum("BLD,DGK->BLGK", x_BxLxD, self.k[...].astype(dtype))
-        v_BxLxGxK = jnp.einsum("BLD,DGK->BLGK", x_BxLxD, self.v[...].astype(dtype))
-        return q_BxLxHxK, k_BxLxGxK, v_BxLxGxK
+        """Queries [B, L, H, K], keys and values [B, L, G, K]."""
+        return linear(x_BxLxD, self.q[...]), linear(x_BxLxD, self.k[...]), linear(x_BxLxD, self.v[...])
 
     def output(self, mixed_BxLxHxK: Array) -> Array:
-        return jnp.einsum("BLHK,HKD->BLD", mixed_BxLxHxK, self.o[...].astype(mixed_BxLxHxK.dtype))
+        return linear(mixed_BxLxHxK, self.o[...], inputs=2)
 
 
 class MLP(nnx.Module):
@@ -136,9 +144,8 @@ class MLP(nnx.Module):
         self.down = _normal(rngs, (f, d), f * 2 * settings.layers, ("feed_forward", "embed"))
 
     def __call__(self, x_BxLxD: Array) -> Array:
-        dtype = x_BxLxD.dtype
-        gate_BxLxF = jax.nn.silu(x_BxLxD @ self.gate[...].astype(dtype))
-        return (gate_BxLxF * (x_BxLxD @ self.up[...].astype(dtype))) @ self.down[...].astype(dtype)
+        gate_BxLxF = jax.nn.silu(linear(x_BxLxD, self.gate[...]))
+        return linear(gate_BxLxF * linear(x_BxLxD, self.up[...]), self.down[...])
 
 
 class Layer(nnx.Module):

@@ -105,7 +105,7 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
     sandbox returns what the code computed, so nothing it prints or returns can claim a pass.
     """
     jobs: dict[tuple[int, str], Job] = {}
-    tests = [tests_of(row) for row in rows]
+    tests = [read_tests(row) for row in rows]
     for index, row in enumerate(rows):
         inputs = tuple(tuple(arguments) for arguments, _ in tests[index])
         for completion in row.completions:
@@ -125,7 +125,7 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
     return Scores(rewards, counts)
 
 
-def tests_of(row: Row) -> list[tuple[list[Any], Any]]:
+def read_tests(row: Row) -> list[tuple[list[Any], Any]]:
     """The tests in a row's payload, `{"tests": [[arguments, expected value], ...]}`.
 
     Raises:

@@ -32,7 +32,7 @@ def state_shardings(mesh: Mesh, settings: DecoderSettings, optimizer: optax.Grad
     """Where each array of the state lives: optimizer moments lie with their parameters, the rest everywhere."""
     shapes = abstract_parameters(settings)
     of_parameters = parameter_shardings(mesh, logical_axes(settings), shapes)
-    everywhere = replicated(mesh)
+    everywhere: Any = replicated(mesh)  # a State of shardings stands where one of arrays is declared
     moments = jax.eval_shape(optimizer.init, shapes)
     of_optimizer = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, moments, of_parameters, transform_non_params=lambda _: everywhere

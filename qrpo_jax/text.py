@@ -120,7 +120,8 @@ def vocabulary_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     longest_first = sorted(vocabulary, key=lambda word: (-len(word), word))
     escaped = "|".join("".join(f"\\x{{{ord(c):x}}}" for c in word) for word in longest_first)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(escaped), behavior="isolated")
+    # Any other character is a piece of its own and unknown; left together they could spell a special token.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{escaped}|[\\s\\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

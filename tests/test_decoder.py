@@ -95,7 +95,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward():
     model = nnx.merge(decoder.graph(settings), parameters)
     within = np.broadcast_to(np.arange(7), (2, 7))
     _, (k, v) = model(prompts, (within < lengths[:, None]).astype(np.int32), within, keep_keys=True)
-    empty = jnp.zeros((settings.layers, 4, settings.kv_heads, steps, settings.head_dim))
+    empty = jnp.zeros((settings.layers, 4, settings.kv_heads, settings.head_dim, steps))
     cache = decoder.Cache(k, v, jnp.asarray(lengths), empty, empty, jnp.zeros((), jnp.int32))
     decode = jax.jit(lambda p, tokens, c: nnx.merge(decoder.graph(settings), p).decode(tokens, c))
     got = []

@@ -36,7 +36,7 @@ def test_what_is_left_is_padding_without_targets_and_slots_without_weight():
         assert not batch.targets_BxL[pad].any() and not batch.tokens_BxL[pad].any()
         assert (batch.weight_BxS[empty] == 0).all() and (batch.example_BxS[empty] == -1).all()
         assert all(np.isfinite(x[empty]).all() for x in batch if x.shape == empty.shape)
-        assert ((0 < batch.quantile_BxS[empty]) & (batch.quantile_BxS[empty] < 1)).all()
+        assert ((batch.quantile_BxS[empty] > 0) & (batch.quantile_BxS[empty] < 1)).all()
         # The first token of a row is never a target: nothing in the row could have predicted it.
         assert not batch.targets_BxL[:, 0].any()
 

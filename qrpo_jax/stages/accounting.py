@@ -81,7 +81,9 @@ def speeds(job: Job) -> dict[str, float]:
     """Median tokens per second of each training stage: the only figures that are about the machine."""
     found = {}
     for stage in ("sft", "train"):
-        laps = [line["tokens_per_second"] for line in read_metrics(job.folder(stage) / "metrics.jsonl")]
+        lines = read_metrics(job.folder(stage) / "metrics.jsonl")
+        # The first line of a start has none: it would count compilation.
+        laps = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
         laps = [lap for lap in laps if math.isfinite(lap)]
         if laps:
             found[stage] = float(np.median(laps))
