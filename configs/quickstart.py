@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.model.d_ff = 512
     config.model.remat = True  # on a CPU, writing activations down costs more than computing them again
 
-    config.prompts.count = 1024
+    config.prompts.count = 2048
     config.prompts.held_out = 384
     config.prompts.max_tokens = 48
 
@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
 
     config.select.ties = "mid"
     config.train.beta = 0.3
-    config.train.learning_rate = 3e-4
-    config.train.batch_size = 32
+    config.train.learning_rate = 2e-4
+    config.train.batch_size = 64
     config.train.b2 = 0.99
     config.train.clip_norm = 1.0
     return config
