@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrpo_jax import decoder, examples, hugging_face, prompts, quantiles, transforms
+from qrpo_jax import decoder, examples, hugging_face, losses, prompts, quantiles, transforms
 from qrpo_jax.job import DTYPES, Job
 from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
@@ -85,6 +85,7 @@ def check_choices(config: Any) -> None:
     choice("select.ties", config.select.ties, quantiles.TIES)
     choice("select.selector", config.select.selector, examples.SELECTORS)
     choice("train.objective", config.train.objective, tuple(OBJECTIVES))
+    choice("train.loss", config.train.loss, tuple(losses.REGRESSION))
     choice("train.transform", config.train.transform, tuple(transforms.TRANSFORMS))
     choice("export.dtype", config.export.dtype, tuple(DTYPES))
 
@@ -175,7 +176,7 @@ def check_train(config: Any) -> None:
         raise ValueError(
             f"objective {train.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages"
         )
-    if train.objective == "sft" or config.prompts.source == "jsonl":
+    if train.objective != "qrpo" or config.prompts.source == "jsonl":
         return
     transform = transforms.TRANSFORMS[train.transform]
     references = config.sample.completions

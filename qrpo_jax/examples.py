@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrpo_jax import quantiles
+from qrpo_jax import quantiles, selectors
 from qrpo_jax.rows import Row, check_row, check_scored
 from qrpo_jax.text import Text
 from qrpo_jax.transforms import Transform
 
 ESTIMATORS = {"ecdf": quantiles.ecdf, "midpoint": quantiles.midpoint}
 VIEWS = ("singles", "best_worst", "random_pairs")
-SELECTORS = ("both", "chosen", "rejected", "random")
+SELECTORS = tuple(selectors.SELECTORS)
 
 
 class View(NamedTuple):
@@ -30,6 +30,7 @@ class View(NamedTuple):
     references: rank against the first so many reference completions; 0 for all.
     drop_own: leave a completion's own reward out of the references it is ranked against.
     selector: which completion of a pair carries a pointwise loss; singles ignore it.
+    tied_pairs: keep pairs of equal reward, which say nothing to an objective that only knows better and worse.
     max_tokens: longest prompt and completion together.
     over_long: what is longer is "drop"ped, with its pair, or its prompt is cut: "truncate_prompt_left".
     """
@@ -41,6 +42,7 @@ class View(NamedTuple):
     estimator: str = "ecdf"
     ties: str = "upper"
     selector: str = "both"
+    tied_pairs: bool = True
     max_tokens: int = 2048
     over_long: str = "drop"
     seed: int = 0
@@ -75,12 +77,15 @@ class Examples(NamedTuple):
         return np.asarray([len(unit) for unit in self.units])
 
 
-def build_examples(rows: Iterable[Row], text: Text, view: View, transform: Transform | None) -> Examples:
+def build_examples(
+    rows: Iterable[Row], text: Text, view: View, transform: Transform | None, *, need_references: bool = True
+) -> Examples:
     """Reads rows once and lays out what the view selects.
 
     Args:
       transform: decides clamps and the smallest number of references; None where nothing is ranked
         (SFT, reference log-probs), in which case rewards may be absent.
+      need_references: refuse rows with too few references to rank against; otherwise their quantiles are NaN.
 
     Raises:
       ValueError: an empty prompt, a row without a completion, a NaN reward, or too few references.
@@ -91,7 +96,7 @@ def build_examples(rows: Iterable[Row], text: Text, view: View, transform: Trans
         if transform is not None:
             check_scored(row)
         table.add(index, row, ranked=transform is not None)
-    return table.finish(transform)
+    return table.finish(transform, need_references)
 
 
 def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
@@ -123,7 +128,17 @@ class _Table:
         self.names: list[str] = []
         self.units: list[tuple[int, ...]] = []
         self.counts = dict.fromkeys(
-            ("rows", "completions", "dropped: too long", "prompts cut", "rows without a pair", "cut by length limit"), 0
+            (
+                "rows",
+                "completions",
+                "dropped: too long",
+                "prompts cut",
+                "rows without a pair",
+                "pairs of equal reward",
+                "dropped: pairs of equal reward",
+                "cut by length limit",
+            ),
+            0,
         )
         self.coin = np.random.default_rng([view.seed, 1])
 
@@ -138,6 +153,11 @@ class _Table:
         self.counts["rows without a pair"] += not picked
         ordinal = np.cumsum([c.source == "reference" for c in row.completions])
         for unit in picked:
+            if len(unit) == 2 and row.completions[unit[0]].reward == row.completions[unit[1]].reward:
+                self.counts["pairs of equal reward"] += 1
+                if not view.tied_pairs:
+                    self.counts["dropped: pairs of equal reward"] += 1
+                    continue
             bodies = [self._body(row, i) for i in unit]
             excess = [max(0, len(prompt) + len(body) - view.max_tokens) for body in bodies]
             if any(excess) and (view.over_long == "drop" or max(excess) >= len(prompt)):
@@ -150,7 +170,7 @@ class _Table:
             weights["random"] = (1.0 - coin, float(coin))
             members = []
             for side, (i, body) in enumerate(zip(unit, bodies, strict=True)):
-                completion, kept = row.completions[i], prompt[excess[side] :]
+                completion, kept = row.completions[i], self._cut(prompt, excess[side])
                 members.append(len(self.names))
                 self.names.append(f"{row.id}/{i}")
                 self.row_C.append(len(self.references) - 1)
@@ -173,13 +193,18 @@ class _Table:
                 self.counts["cut by length limit"] += not completion.finished
             self.units.append(tuple(members))
 
+    def _cut(self, prompt: np.ndarray, excess: int) -> np.ndarray:
+        """The prompt without its oldest tokens; the token that begins every sequence stays."""
+        first = int(excess > 0 and prompt[0] == self.text.tokenizer.bos_token_id)
+        return np.concatenate([prompt[:first], prompt[first + excess :]])
+
     def _body(self, row: Row, index: int) -> np.ndarray:
         completion = row.completions[index]
         if len(completion.tokens):
             return completion.tokens
         return self.text.completion(completion.text, completion.finished)
 
-    def finish(self, transform: Transform | None) -> Examples:
+    def finish(self, transform: Transform | None, need_references: bool) -> Examples:
         sizes = [len(tokens) for tokens in self.tokens]
         column = {name: np.asarray(values) for name, values in self.columns.items()}
         reward_C = column["reward"].astype(np.float32)
@@ -187,7 +212,7 @@ class _Table:
             unknown = np.full(len(sizes), np.nan, np.float32)
             quantile_C, ties_C, scale_C, high_C = unknown, unknown, unknown, np.zeros(len(sizes), bool)
         else:
-            quantile_C, ties_C, scale_C = self._rank(transform, reward_C, column["own"].astype(bool))
+            quantile_C, ties_C, scale_C = self._rank(transform, reward_C, column["own"].astype(bool), need_references)
             paired = np.zeros(len(sizes), bool)
             paired[[c for unit in self.units if len(unit) == 2 for c in unit]] = True
             high_C = np.where(paired, column["chosen"].astype(bool), quantile_C > 0.5)
@@ -208,7 +233,9 @@ class _Table:
             counts=self.counts,
         )
 
-    def _rank(self, transform: Transform, reward_C: np.ndarray, own_C: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _rank(
+        self, transform: Transform, reward_C: np.ndarray, own_C: np.ndarray, need_references: bool
+    ) -> tuple[np.ndarray, ...]:
         """Quantile, share of ties and reward scale of every completion."""
         view = self.view
         most = max((len(r) for r in self.references), default=0)
@@ -220,7 +247,7 @@ class _Table:
         counts_R = mask_RxN.sum(1)
         row_C = np.asarray(self.row_C, np.int64)
         drop_C = own_C & view.drop_own
-        if len(row_C):
+        if len(row_C) and need_references:
             quantiles.check_references(counts_R[row_C] - drop_C, transform)
 
         @jax.jit
@@ -231,7 +258,7 @@ class _Table:
                 quantile = quantiles.clamp(quantile, own_N.sum(), transform.clamp)
             return quantile, quantiles.tied_share(reward, references_N, own_N)
 
-        std_R = np.asarray(jax.vmap(quantiles.reward_std)(references_RxN, mask_RxN)) if most else np.zeros(0)
+        std_R = np.asarray(jax.vmap(quantiles.reward_std)(references_RxN, mask_RxN)) if len(counts_R) else np.zeros(0)
         # With one reference there is no spread to speak of; only the scaled transform uses it, and refuses n = 1.
         std_R = np.where(counts_R > 1, std_R, np.nan)
         mean_std = np.nanmean(std_R) if np.isfinite(std_R).any() else np.nan

@@ -66,7 +66,7 @@ def row_log_probs(
 
     Args:
       graph, parameters: the decoder.
-      tokens_BxL, segments_BxL, positions_BxL: packed rows, see `batch.Batch`.
+      tokens_BxL, segments_BxL, positions_BxL: packed rows; a segment is one prompt with one completion.
       targets_BxL: bool, the tokens that belong to a completion; others (prompt, padding) get 0.
       temperature: of the distribution that generated the completions; 1 is the model's own.
     """

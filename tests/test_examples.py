@@ -207,7 +207,8 @@ def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
     data = [row("r", [1.0, 2.0], tokens=[5] * 9), row("s", [1.0, 2.0], tokens=[5] * 12)]
     table = built(data, max_tokens=12, over_long="truncate_prompt_left")
     assert table.names == ("r/0", "r/1") and table.prompt_lengths_C.tolist() == [3, 3]
-    assert table.tokens[:12].tolist() == [*TEXT.encode("xyz"), *[5] * 9]
+    # What begins every sequence stays; the oldest words go.
+    assert table.tokens[:12].tolist() == [TEXT.tokenizer.bos_token_id, *TEXT.encode("yz"), *[5] * 9]
     assert table.counts["prompts cut"] == 2 and table.counts["dropped: too long"] == 2
 
 
@@ -242,3 +243,20 @@ def test_rows_that_cannot_be_trained_on_are_refused_in_one_line(bad, transform, 
     with pytest.raises(ValueError, match=message) as caught:
         built([*rows(2), bad], transform, **view)
     assert "\n" not in str(caught.value)
+
+
+def test_pairs_of_equal_reward_are_counted_and_dropped_where_only_better_and_worse_count():
+    data = [row("r", [1.0, 1.0]), row("s", [0.0, 2.0])]
+    kept = built(data, units="random_pairs")
+    assert kept.counts["pairs of equal reward"] == 1 and len(kept.units) == 2
+    dropped = built(data, units="random_pairs", tied_pairs=False)
+    assert dropped.counts["dropped: pairs of equal reward"] == 1 and len(dropped.units) == 1
+    assert dropped.names[dropped.units[0][0]] == "s/1"
+
+
+def test_where_references_are_not_needed_their_absence_is_not_refused():
+    data = [row("r", [1.0, 0.0], sources=("dataset", "dataset"))]
+    with pytest.raises(ValueError, match="n = 0"):
+        built(data)
+    table = build_examples(data, TEXT, View(units="best_worst"), transforms.identity, need_references=False)
+    assert np.isnan(table.quantile_C).all() and table.units == ((0, 1),) and table.high_C.tolist() == [True, False]

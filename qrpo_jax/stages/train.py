@@ -18,13 +18,15 @@ def run(job: Job) -> dict[str, Any]:
     source = before(job.config.stages, "train", ("sample", "score", "reference"))
     assert source is not None, "checked before anything ran"
     rows = row_files.read(job.folder(source))
-    examples = build_examples(rows, job.policy.text, view(job), transforms.TRANSFORMS[config.transform])
-    check_reference(examples, config.objective)
     is_qrpo = config.objective == "qrpo"
+    # Baselines do not use quantiles: theirs are shown where there are references, and need no clamp.
+    transform = transforms.TRANSFORMS[config.transform] if is_qrpo else transforms.identity
+    examples = build_examples(rows, job.policy.text, view(job), transform, need_references=is_qrpo)
+    check_reference(examples, config.objective)
 
     def target(batch: Batch) -> Array:
-        transform = transforms.get(config.transform, reward_scale=batch.reward_scale_BxS)
-        return losses.calibrated_target(batch.quantile_BxS, config.beta, transform)
+        scaled = transforms.get(config.transform, reward_scale=batch.reward_scale_BxS)
+        return losses.calibrated_target(batch.quantile_BxS, config.beta, scaled)
 
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
         # Policy and reference are the same model on the same code path, so before the first update every
@@ -60,6 +62,7 @@ def view(job: Job) -> View:
         estimator=select.estimator,
         ties=select.ties,
         selector=select.selector if job.config.train.objective not in PAIRWISE else "both",
+        tied_pairs=job.config.train.objective not in ("dpo", "simpo"),
         max_tokens=pack.max_tokens,
         over_long=pack.over_long,
         seed=job.config.seed,

@@ -1,0 +1,171 @@
+"""A user's mistake costs one clear line, exit status 2, and nothing that was already written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from safetensors.numpy import load_file, save_file
+
+from configs import quickstart
+from qrpo_jax import hugging_face, manifest, pipeline
+from qrpo_jax.job import Job, Shard
+
+ROOT = Path(__file__).parent.parent
+
+
+def job(workdir: Path, **overrides: object) -> Job:
+    """A quickstart job with keys such as train__beta overridden; small enough that no test needs to wait."""
+    config = quickstart.get_config()
+    config.model.update({"d_model": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8, "d_ff": 11})
+    for key, value in overrides.items():
+        section, _, name = key.partition("__")
+        if name:
+            config[section][name] = value
+        else:
+            config[section] = value
+    return Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+
+
+def refused(tmp_path: Path, message: str, **overrides: object) -> None:
+    workdir = tmp_path / "run"
+    with pytest.raises(ValueError, match=message) as error:
+        pipeline.run(job(workdir, **overrides))
+    assert "\n" not in str(error.value), error.value
+    assert not workdir.exists(), "a refused config must not leave anything behind"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train__transform": "cube"}, "transform is 'cube'; allowed: identity, log"),
+        ({"train__objective": "ppo"}, "objective is 'ppo'; allowed: qrpo"),
+        ({"train__loss": "huber"}, "loss is 'huber'; allowed: mse, mae"),
+        ({"train__beta": 0.0}, r"beta is 0.0; it must be above 0 \(config.train.beta\)"),
+        ({"train__beta": -0.1}, "beta is -0.1; it must be above 0"),
+        ({"train__beta": float("nan")}, "beta is nan; it must be above 0"),
+        ({"train__transform": "normal-icdf", "select__references": 1, "select__drop_own": False}, "n = 1 reference"),
+        ({"train__transform": "normal-icdf", "sample__completions": 2}, "n = 1 reference"),
+        ({"sample__completions": 1}, "n = 0 reference"),
+        ({"sample__completions": 0}, "bring no completions"),
+        ({"train__objective": "dpo"}, "compares two completions"),
+        ({"select__units": "best_worst"}, "row_tokens is 64; pairs"),
+        ({"stages": ()}, "stages is empty"),
+        ({"stages": ("sft", "train")}, "'train' needs 'sample' before it"),
+        ({"stages": ("sample", "score", "reference", "train")}, "no model to start from"),
+        ({"stages": ("sft", "sample", "score", "train")}, "needs log π_ref"),
+        ({"reward__name": "beauty"}, "reward is 'beauty'; allowed: tests"),
+        ({"reward__name": "no.such.module:score"}, "cannot be imported"),
+        ({"model__path": "no/such/folder"}, "model folder no/such/folder does not exist"),
+        ({"model__heads": 3, "model__kv_heads": 2}, "heads must be a multiple"),
+        ({"mesh__data": 3}, "mesh data=3"),
+        ({"sft__learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"train__schedule": "steps"}, "schedule is 'steps'; allowed: cosine"),
+        ({"train__epochs": 0}, "train.epochs is 0; it must be at least 1"),
+        ({"select__ties": "lower"}, "select.ties is 'lower'; allowed: upper"),
+        ({"prompts__source": "jsonl", "prompts__path": "none.jsonl"}, "no file none.jsonl|knows only the words"),
+        ({"pack__max_tokens": 1000, "pack__row_tokens": 1000}, "the model was made for 512 positions"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused_before_anything_is_written(tmp_path, overrides, message) -> None:
+    refused(tmp_path, message, **overrides)
+
+
+def test_a_workdir_of_other_settings_is_refused_with_the_difference_and_left_as_it_is(tmp_path: Path) -> None:
+    first = job(tmp_path)
+    manifest.begin(tmp_path / "sft", pipeline.settings(first.config, "sft"))
+    manifest.complete(tmp_path / "sft", {"steps": 7})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"sft\.learning_rate: 0\.003 -> 0\.5.*choose another --workdir"):
+        pipeline.run(job(tmp_path, sft__learning_rate=0.5))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_something_else_made_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="was not made by this program"):
+        pipeline.run(job(tmp_path))
+
+
+@pytest.mark.parametrize("fault", ["no weights", "missing tensor", "extra tensor", "misshapen tensor"])
+def test_a_model_folder_with_a_fault_is_refused_by_name(tmp_path: Path, fixtures: Path, fault: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(fixtures / "stories260K-hf", folder)
+    for path in [folder, *folder.iterdir()]:
+        path.chmod(0o755)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.3.mlp.up_proj.weight"
+    messages = {
+        "no weights": "no weights|safetensors",
+        "missing tensor": f"lack tensor {name}",
+        "extra tensor": "has tensor model.layers.9.extra",
+        "misshapen tensor": f"tensor {name} .* has shape",
+    }
+    if fault == "no weights":
+        (folder / "model.safetensors").unlink()
+    else:
+        if fault == "missing tensor":
+            del tensors[name]
+        elif fault == "extra tensor":
+            tensors["model.layers.9.extra"] = np.zeros(3, np.float32)
+        else:
+            tensors[name] = np.ascontiguousarray(tensors[name].T)
+        save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=messages[fault]) as error:
+        hugging_face.check_folder(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "a", "completions": ["b"], "rewards": [float("nan")]}, "must be a finite number"),
+        ({"prompt": "a", "completions": []}, "has no completion"),
+        ({"prompt": "a", "answer": "b"}, "unknown key 'answer'"),
+    ],
+)
+def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, fixtures, line, message) -> None:
+    data = tmp_path / "data.jsonl"
+    good = {"prompt": "Once", "completions": ["upon a time"], "rewards": [0.5], "reference_rewards": [0.1, 0.9]}
+    rows = [good, {"prompt": "Twice", **{k: v for k, v in good.items() if k != "prompt"}}, line, good | {"id": "last"}]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    refused(
+        tmp_path,
+        message,
+        stages=("sample", "score", "reference", "train"),
+        model__path=str(fixtures / "stories260K-hf"),
+        model__template="plain",
+        prompts__source="jsonl",
+        prompts__path=str(data),
+        prompts__held_out=1,
+        sample__completions=0,
+        reward__name="dialogue_share",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.train.bta=0.3"], "bta"),
+        (["--config.train.beta=much"], "much"),
+        (["--no_such_flag"], "no_such_flag"),
+        (["--shard=4/4"], "shard is '4/4'; allowed: i/n"),
+        (["surprise"], "unknown argument 'surprise'"),
+        (["--config.train.beta=-1"], "beta is -1.0; it must be above 0 (config.train.beta)"),
+    ],
+)
+def test_the_command_line_says_one_line_and_exits_with_status_2(tmp_path: Path, arguments, message) -> None:
+    command = [sys.executable, "-m", "qrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+    assert not (tmp_path / "run").exists()
