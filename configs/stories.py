@@ -15,20 +15,20 @@ def get_config() -> ConfigDict:
     config.model.template = "plain"
 
     config.prompts.source = "model"
-    config.prompts.count = 512
-    config.prompts.held_out = 128
-    config.prompts.unit = 64
+    config.prompts.count = 256
+    config.prompts.held_out = 96
+    config.prompts.unit = 32
     config.prompts.beginning_tokens = 24
     config.prompts.max_tokens = 64
 
     config.sample.completions = 8
-    config.sample.max_new_tokens = 200
+    config.sample.max_new_tokens = 128
     config.evaluate.completions = 8
-    config.evaluate.max_new_tokens = 200
+    config.evaluate.max_new_tokens = 128
     config.reward.name = "dialogue_share"
 
-    config.pack.max_tokens = 256
-    config.pack.row_tokens = 512
+    config.pack.max_tokens = 192
+    config.pack.row_tokens = 384
     config.pack.slots = 8
 
     config.train.objective = "qrpo"

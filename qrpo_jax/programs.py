@@ -28,7 +28,7 @@ CONSTANTS = range(1, 4)  # numbers that a function may use
 LARGEST = 99  # functions that leave -99..99 are not asked for
 DRAFTS = 0.6  # share of demonstrations that stop before the last operation
 # How often each kind of function is asked for.
-KINDS = {"simple": 0.4, "nested": 0.4, "branching": 0.2}
+KINDS = {"simple": 0.5, "nested": 0.45, "branching": 0.05}
 
 # A prompt belongs to the split that owns its bucket, so no two splits can share a prompt.
 BUCKETS = 10
