@@ -1,4 +1,19 @@
-"""placeholder"""
+"""The whole road in minutes on a laptop: a small policy learns to write Python, then QRPO improves it.
+
+    python -m qrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Task: a prompt names the operations of an unknown f(a, b) and shows four calls; the answer is one expression, and its
+reward is the share of ten further calls that it gets right when it is run (`qrpo_jax/programs.py`). A decoder of 1.1
+million parameters is trained from nothing on 12,800 demonstrations, of which 60 % are drafts that leave out the last
+operation, so the reference is mediocre on purpose: it drafts as often as its corpus, and many of its full answers
+are wrong too. QRPO then trains on 8 scored samples for each of 2,048 prompts. Held-out prompts occur in neither
+set, the functions that they ask for do.
+
+@@MEASURED@@
+
+Beta is high because the data are few: at 0.1 the optimum lies so far out that, with 16,384 completions, a policy of
+this size reaches its KL without its reward. Learning rate and beta were picked on held-out prompts of seed 0.
+"""
 
 from ml_collections import ConfigDict
 

@@ -68,7 +68,7 @@ def fail(message: str, status: int) -> list[str]:
 def quiet() -> None:
     """Keeps other libraries' chatter out of the terminal; their warnings about this program's use stay."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    for name in ("orbax", "jax", "grain", "absl"):
+    for name in ("orbax", "jax", "grain", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

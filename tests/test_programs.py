@@ -10,8 +10,8 @@ import pytest
 from qrpo_jax import programs
 
 COUNT = 211
-GOLDEN_PROMPT = "Write f(a, b) using `*` `-` `2`:\nf(4,6)=22\nf(2,6)=10\nf(2,1)=0\nf(3,3)=7"
-GOLDEN_ANSWER = ("a * b - 2", ((5, 1), 3))
+GOLDEN_PROMPT = "Write f(a, b) using `min`:\nf(0,6)=0\nf(0,1)=0\nf(4,1)=1\nf(4,4)=4"
+GOLDEN_ANSWER = ("min(a, b)", ((3, 6), 3))
 
 
 def _problems(split, seed=0, count=COUNT):
