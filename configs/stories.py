@@ -3,8 +3,9 @@
     QRPO_FIXTURES=/path/to/fixtures python -m qrpo_jax.main --config=configs/stories.py --workdir=runs/stories
 
 The model is the Hugging Face folder `$QRPO_FIXTURES/stories260K-hf`, or any Llama folder by `--config.model.path=DIR`
-(`--config.model.template=chat` for one with a chat template, other prompts by `--config.prompts.source=jsonl`). It samples 256 beginnings of stories as prompts
-and 8 references for each. The reward is a Python function named below: the share of a story's words that stand inside double quotes, with many ties at 0.
+(`--config.model.template=chat` for one with a chat template, other prompts by `--config.prompts.source=jsonl`). It
+samples 256 beginnings of stories as prompts, and 8 references for each. The reward is a Python function named below:
+the share of a story's words that stand inside double quotes, with many ties at 0.
 
 @@MEASURED@@
 """
