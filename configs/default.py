@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
 
     config.reference = ConfigDict()
     config.reference.batch_rows = 16  # packed rows a forward pass
+    config.reference.temperature = 1.0  # of all log-probs, policy's and reference's; as sampled, to be about the same
 
     config.select = ConfigDict()
     config.select.units = "singles"  # singles | best_worst | random_pairs
@@ -100,7 +101,6 @@ def get_config() -> ConfigDict:
     config.train.transform = "identity"  # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf
     config.train.loss = "mse"  # mse | mae
     config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
-    config.train.temperature = 1.0  # of policy and reference in training; as sampled, for quantiles to agree
 
     config.evaluate = ConfigDict()
     config.evaluate.completions = 8  # a held-out prompt, of reference and policy each

@@ -27,7 +27,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), iterator=grain.checkpoint.CheckpointSave(iterator)
+                state=ocp.args.StandardSave(state._asdict()), iterator=ocp.args.JsonSave(read_state(iterator))
             ),
         )
 
@@ -37,9 +37,10 @@ class Checkpoints:
             self.latest,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(abstract._asdict()),
-                iterator=grain.checkpoint.CheckpointRestore(iterator),
+                iterator=ocp.args.JsonRestore(),
             ),
         )
+        write_state(iterator, restored["iterator"])
         return State(**restored["state"])
 
     def __enter__(self) -> "Checkpoints":
@@ -49,6 +50,16 @@ class Checkpoints:
         """Waits for a save under way, also when an error ends the run: what it saves is good."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def read_state(iterator: grain.DatasetIterator) -> dict[str, Any]:
+    """The iterator's state as JSON. It is the same on every process, so one copy serves any number of them."""
+    state = iterator.get_state()
+    return {"bytes": state.decode()} if isinstance(state, bytes) else {"value": state}
+
+
+def write_state(iterator: grain.DatasetIterator, state: dict[str, Any]) -> None:
+    iterator.set_state(state["bytes"].encode() if "bytes" in state else state["value"])
 
 
 def save_parameters(directory: Path, parameters: Parameters) -> None:

@@ -1,5 +1,7 @@
 """What can be wrong with a config, found before anything is compiled or written."""
 
+import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from qrpo_jax.job import DTYPES, Job
 from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
 from qrpo_jax.optimizer import make_optimizer
-from qrpo_jax.rewards import TESTS, find_function
+from qrpo_jax.rewards import TESTS, find_function, read_tests
 from qrpo_jax.stages.train import objective
 
 NEEDS = {
@@ -37,6 +39,10 @@ def check(job: Job) -> None:
     stages = set(config.stages)
     if "sft" not in stages and not config.model.path:
         raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
+    if job.workdir.exists() and not job.workdir.is_dir():
+        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
     policy = job.policy  # opens tokenizer and model folder, reading headers only
     check_prompts(job)
     if {"score", "evaluate"} & stages:
@@ -51,6 +57,14 @@ def check(job: Job) -> None:
         check_train(config)
     shapes = decoder.abstract_parameters(policy.settings)
     parameter_shardings(job.mesh, decoder.logical_axes(policy.settings), shapes)
+    for section in ("sample", "evaluate"):
+        longest = config.prompts.max_tokens + config[section].max_new_tokens
+        if section in stages and longest > policy.settings.max_positions:
+            raise ValueError(
+                f"prompts.max_tokens + {section}.max_new_tokens is {longest}, the model was made for "
+                f"{policy.settings.max_positions} positions; lower config.prompts.max_tokens or "
+                f"config.{section}.max_new_tokens"
+            )
     if config.pack.max_tokens > policy.settings.max_positions:
         raise ValueError(
             f"pack.max_tokens is {config.pack.max_tokens}, the model was made for {policy.settings.max_positions} "
@@ -61,6 +75,15 @@ def check(job: Job) -> None:
 def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)} (config.{name})")
+
+
+def between(key: str, value: float, low: float, high: float) -> None:
+    """Refuses a number outside [low, high], or [low, high) where it is exclusive by nature: 1 for b1, b2; infinity."""
+    exclusive = key.endswith((".b1", ".b2")) or math.isinf(high)
+    if not (low <= value < high if exclusive else low <= value <= high):
+        least = "above 0" if 0 < low < 1e-6 else f"at least {low:g}"
+        most = "" if math.isinf(high) else f", {'below' if exclusive else 'at most'} {high:g}"
+        raise ValueError(f"{key} is {value}; it must be finite, {least}{most} (config.{key})")
 
 
 def check_stages(stages: tuple[str, ...]) -> None:
@@ -92,9 +115,12 @@ def check_choices(config: Any) -> None:
 
 def check_numbers(config: Any) -> None:
     """Bounds of single numbers, by key."""
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0 (config.seed)")
     at_least = {
         "prompts.count": 0 if config.prompts.source == "jsonl" else 1,
         "prompts.held_out": 2 if "evaluate" in config.stages else 0,
+        "model.vocab_chunk": 0,
         "prompts.unit": 1,
         "prompts.max_tokens": 1,
         "prompts.beginning_tokens": 1,
@@ -117,19 +143,22 @@ def check_numbers(config: Any) -> None:
     for section in ("sft", "train"):
         for name in ("batch_size", "epochs", "microbatches", "log_every", "checkpoint_every"):
             at_least[f"{section}.{name}"] = 1
-        for name in ("weight_decay", "clip_norm"):
-            at_least[f"{section}.{name}"] = 0
     for key, least in at_least.items():
         section, name = key.split(".")
         if config[section][name] < least:
             raise ValueError(f"{key} is {config[section][name]}; it must be at least {least} (config.{key})")
     for section in ("sample", "evaluate"):
-        if not config[section].temperature >= 0:
-            raise ValueError(f"{section}.temperature is {config[section].temperature}; 0 (greedy) or more is allowed")
-        if not 0 < config[section].top_p <= 1:
-            raise ValueError(f"{section}.top_p is {config[section].top_p}; allowed: above 0, at most 1")
-    if not config.train.temperature > 0:
-        raise ValueError(f"train.temperature is {config.train.temperature}; it must be above 0")
+        between(f"{section}.temperature", config[section].temperature, 0, math.inf)
+        between(f"{section}.top_p", config[section].top_p, 1e-9, 1)
+    between("reference.temperature", config.reference.temperature, 1e-9, math.inf)
+    between("reward.cpu_seconds", config.reward.cpu_seconds, 0.01, math.inf)
+    between("reward.memory_mb", config.reward.memory_mb, 64, math.inf)
+    between("train.beta", config.train.beta, 1e-30, math.inf)
+    for section in ("sft", "train"):
+        for name in ("b1", "b2"):
+            between(f"{section}.{name}", config[section][name], 0, 1)
+        for name in ("weight_decay", "clip_norm", "learning_rate"):
+            between(f"{section}.{name}", config[section][name], 0, math.inf)
     for section in ("sft", "train"):
         optimization = config[section]
         names = ("learning_rate", "schedule", "warmup_share", "b1", "b2", "weight_decay", "clip_norm")
@@ -141,15 +170,7 @@ def check_numbers(config: Any) -> None:
 def check_prompts(job: Job) -> None:
     config = job.config
     if config.prompts.source == "jsonl":
-        rows = prompts.read_jsonl(Path(config.prompts.path))
-        kept, _ = prompts.split_rows(rows, config.prompts.held_out)
-        if config.sample.completions == 0 or "sft" in config.stages:
-            empty = [row.id for row in kept if not row.completions]
-            if empty:
-                raise ValueError(
-                    f"row {empty[0]!r} has no completion ({len(empty)} have none); give it some in "
-                    f"{config.prompts.path}, or sample them: config.sample.completions"
-                )
+        check_rows(job)
     elif config.sample.completions == 0:
         raise ValueError(f"sample.completions is 0, but prompts from {config.prompts.source!r} bring no completions")
     if config.prompts.source == "model" and "sft" in config.stages:
@@ -158,6 +179,52 @@ def check_prompts(job: Job) -> None:
         raise ValueError("prompts from the model start at its BOS token, and its tokenizer has none")
     if not config.model.path and config.prompts.source != "programs":
         raise ValueError("a model made from nothing knows only the words of 'programs' (config.prompts.source)")
+
+
+def check_rows(job: Job) -> None:
+    """Refuses rows of a JSON-lines file that a later stage could not use."""
+    config = job.config
+    rows = prompts.read_jsonl(Path(config.prompts.path))
+    kept, held_out = prompts.split_rows(rows, config.prompts.held_out, config.prompts.count)
+    if config.sample.completions == 0 or "sft" in config.stages:
+        empty = [row.id for row in kept if not row.completions]
+        if empty:
+            raise ValueError(
+                f"row {empty[0]!r} has no completion ({len(empty)} have none); give it some in "
+                f"{config.prompts.path}, or sample them: config.sample.completions"
+            )
+    for part, name in ((kept, "to train on"), (held_out, "held out")):
+        fits = sum(len(job.policy.text.prompt(row.messages)) <= config.prompts.max_tokens for row in part)
+        if part and not fits:
+            raise ValueError(
+                f"all {len(part)} prompts {name} are longer than {config.prompts.max_tokens} tokens; "
+                "raise config.prompts.max_tokens"
+            )
+    stages = set(config.stages)
+    if config.reward.name == TESTS and stages & {"score", "evaluate"}:
+        for row in rows:
+            read_tests(row)
+    scored = all(math.isfinite(c.reward) for row in kept for c in row.completions)
+    if "train" in stages and "score" not in stages and not (scored and config.sample.completions == 0):
+        raise ValueError("some completions have no reward: put 'score' before 'train' in config.stages")
+    if "train" in stages and config.train.objective == "qrpo":
+        for row in kept:
+            sampled = config.sample.completions
+            references = sampled + len(row.reference_rewards)
+            references = min(references, config.select.references) if config.select.references else references
+            check_count(references - int(config.select.drop_own and sampled > 0), config.train.transform, row.id)
+
+
+def check_count(references: int, transform: str, row: str | None = None) -> None:
+    """Refuses too few references a prompt for the transform, naming the keys that decide their number."""
+    try:
+        quantiles.check_references(references, transforms.TRANSFORMS[transform])
+    except ValueError as error:
+        where = f"row {row!r}: " if row is not None else ""
+        raise ValueError(
+            f"{where}{error} (config.sample.completions, config.select.references, config.select.drop_own, "
+            "config.train.transform)"
+        ) from None
 
 
 def check_train(config: Any) -> None:
@@ -176,10 +243,17 @@ def check_train(config: Any) -> None:
         raise ValueError(
             f"objective {train.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages"
         )
-    if train.objective != "qrpo" or config.prompts.source == "jsonl":
+    if select.units != "singles" and select.first == 1:
+        raise ValueError(
+            "select.first is 1; pairs need two completions a row (config.select.first, config.select.units)"
+        )
+    if config.prompts.source == "jsonl":
         return
-    transform = transforms.TRANSFORMS[train.transform]
-    references = config.sample.completions
-    if select.references:
-        references = min(references, select.references)
-    quantiles.check_references(references - int(select.drop_own), transform)
+    if "score" not in config.stages:
+        raise ValueError("sampled completions have no reward: put 'score' before 'train' in config.stages")
+    if select.units != "singles" and config.sample.completions < 2:
+        raise ValueError("sample.completions is below 2; pairs need two completions a row (config.sample.completions)")
+    if train.objective == "qrpo":
+        references = config.sample.completions
+        references = min(references, select.references) if select.references else references
+        check_count(references - int(select.drop_own), train.transform)

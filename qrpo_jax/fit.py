@@ -1,5 +1,6 @@
 """The training loop: batches through the step, with metrics, checkpoints and exact resumption."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ def fit(
     steps: int,
     start: Callable[[], Parameters],
     seed: int,
+    dtype: Any = np.float32,
     pace: Pace,
     directory: Path,
     names: tuple[str, ...],
@@ -56,6 +58,7 @@ def fit(
     """Runs all `steps` from the latest checkpoint in `directory`, or from `start()`, and returns the parameters.
 
     Args:
+      dtype: of the parameters that `start` makes.
       batches: an iterator of host batches; its state is checkpointed with the rest. Where they come from
         (disk, a sampler) is its own affair.
       names: of the examples that `Batch.example_BxS` points at, for messages.
@@ -71,14 +74,14 @@ def fit(
             make = jax.jit(lambda p: initial_state(p, optimizer, seed), out_shardings=shardings)
             state, done = make(start()), 0
         else:
-            state = checkpoints.restore(abstract_state(mesh, settings, optimizer), batches)
+            state = checkpoints.restore(abstract_state(mesh, settings, optimizer, dtype), batches)
         where = row_sharding(mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         chief = jax.process_index() == 0
         bar = tqdm(total=steps, initial=done, desc=title, unit="step", disable=not chief, mininterval=0.5)
-        with MetricsWriter(
-            directory, resume_step=done, tensorboard=tensorboard and chief, wandb=wandb if chief else None
-        ) as writer:
+        # Files of a run are one process's to write.
+        writing = MetricsWriter(directory, resume_step=done, tensorboard=tensorboard, wandb=wandb) if chief else None
+        with writing or contextlib.nullcontext() as writer:
             clock = _Clock()
             pending: tuple[int, Batch, dict[str, Any]] | None = None
 
@@ -93,7 +96,7 @@ def fit(
                 clock.tokens += int((batch.segments_BxL > 0).sum())
                 if number % pace.log_every == 0 or number in (1, steps):
                     values |= {"learning_rate": float(schedule(number - 1))} | clock.lap()
-                    if chief:
+                    if writer is not None:
                         writer.write(number, values)
                     bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
 
@@ -106,6 +109,8 @@ def fit(
                     # A checkpoint must be of a good step, so this one's metrics are read before it is saved.
                     settle()
                     pending = None
+                    if writer is not None:
+                        writer.flush()
                     checkpoints.save(state, batches)
                 bar.update()
         bar.close()

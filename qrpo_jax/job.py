@@ -82,7 +82,7 @@ class Job:
 
     def precision(self) -> Precision:
         model = self.config.model
-        return Precision(self.config.train.temperature, model.vocab_chunk, self.dtype, model.remat)
+        return Precision(self.config.reference.temperature, model.vocab_chunk, self.dtype, model.remat)
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""

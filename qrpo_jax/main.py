@@ -89,6 +89,10 @@ def main(argv: list[str]) -> None:
         if CONFIG.value is None or WORKDIR.value is None:
             raise ValueError("--config=configs/NAME.py and --workdir=DIR are needed")
         shard = parse_shard(SHARD.value)
+        if (DISTRIBUTED.value or COORDINATOR.value) and shard.count > 1:
+            raise ValueError("--shard is for processes on their own; --distributed and --coordinator split the work")
+        if not COORDINATOR.value and (PROCESSES.value is not None or PROCESS.value is not None):
+            raise ValueError("--processes and --process need --coordinator=HOST:PORT")
         if DISTRIBUTED.value or COORDINATOR.value:
             jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
             shard = Shard(jax.process_index(), jax.process_count())

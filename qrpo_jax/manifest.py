@@ -1,25 +1,33 @@
 """What a stage was asked for and what it made: settings at its start, a manifest when it is complete."""
 
+import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"  # a kill may leave such a file behind; it means nothing
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file that is there in full or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
     with temporary.open("w") as file:
         json.dump(value, file, indent=2, allow_nan=True)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -48,7 +56,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not found.name.startswith(TEMPORARY) for found in folder.iterdir()):
             raise ValueError(f"{folder} was not made by this program; choose another --workdir")
         return
     changed = difference(json.loads(path.read_text()), settings)
@@ -60,6 +68,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)
     if not (folder / SETTINGS).exists():
         write_json(folder / SETTINGS, settings)
 

@@ -1,5 +1,6 @@
 """Metrics of a run: a JSONL file, TensorBoard files, and Weights & Biases if asked for."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -29,7 +30,8 @@ class MetricsWriter:
         if wandb is not None:
             import wandb as library  # an option that is never required, so never imported without being asked
 
-            self._wandb = library.init(dir=str(directory), resume="allow", **wandb)
+            name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+            self._wandb = library.init(dir=str(directory), resume="allow", id=name, **wandb)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         # What a run does not know (a reward in SFT) is NaN, which JSON cannot say: it is left out.
@@ -41,6 +43,12 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(known, step=step)
+
+    def flush(self) -> None:
+        """Puts everything on disk: what lies before a checkpoint must not be lost, since it is not written again."""
+        self._file.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -1,6 +1,7 @@
 """The stages of a job, run in order: complete ones are skipped, changed settings are refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,18 +30,29 @@ SECTIONS = {
     "sample": ("model", "prompts", "sample"),
     "score": ("reward",),
     "reference": ("pack", "reference"),
-    "train": ("pack", "select", "train"),
-    "evaluate": ("evaluate",),
+    "train": ("pack", "reference", "select", "train"),
+    "evaluate": ("reference", "reward", "evaluate"),
     "report": ("report",),
     "export": ("export",),
 }
+# Keys of those sections that say how the machine is used and not what is made.
+MACHINE = {"reward.workers", "reference.batch_rows", "sft.checkpoint_every", "train.checkpoint_every"}
+SHARDABLE = ("sample", "score", "reference", "evaluate")
 
 
 def settings(config: Any, stage: str) -> dict[str, Any]:
-    """The settings that decide what a stage makes: its own and those of all stages before it."""
+    """What decides what a stage makes: its own settings and files, and those of all stages before it."""
     upto = config.stages[: config.stages.index(stage) + 1]
     sections = {name: config[name].to_dict() for s in upto for name in SECTIONS[s]}
-    return manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
+    flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
+    flat = {key: value for key, value in flat.items() if key not in MACHINE}
+    if "prompts" in sections and config.prompts.source == "jsonl":
+        flat["prompts.path sha256"] = manifest.sha256(Path(config.prompts.path))
+    if "model" in sections and config.model.path:
+        folder = Path(config.model.path)
+        flat["model.path config sha256"] = manifest.sha256(folder / "config.json")
+        flat["model.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return flat
 
 
 def run(job: Job) -> bool:
@@ -52,20 +64,29 @@ def run(job: Job) -> bool:
     check(job)
     for stage in job.config.stages:
         manifest.check_settings(job.folder(stage), settings(job.config, stage))
+    wait("settings checked")
     for stage in job.config.stages:
         folder = job.folder(stage)
         if manifest.read_manifest(folder) is not None:
             job.say(f"{stage}: complete, skipped")
             continue
+        if job.shard.count > 1 and jax.process_count() == 1 and stage not in SHARDABLE:
+            job.say(f"{stage}: does not split into shards; run without --shard to make it")
+            return False
         if jax.process_index() == 0:
             manifest.begin(folder, settings(job.config, stage))
+        wait(f"{stage} begun")
         made = STAGES[stage](job)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"stage {stage}")
+        wait(f"{stage} run")
         if made is None:
             return False
         if jax.process_index() == 0:
             manifest.complete(folder, made)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"manifest {stage}")
+        wait(f"{stage} complete")
     return True
+
+
+def wait(point: str) -> None:
+    """Lets no process of several pass before all are there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)

@@ -146,12 +146,13 @@ def _number(value: Any, where: str) -> float:
     return float(value)
 
 
-def split_rows(rows: Sequence[Row], held_out: int) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows: the last `held_out` prompts are held out.
+def split_rows(rows: Sequence[Row], held_out: int, count: int = 0) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rows: the last `held_out` prompts are held out, of the others the first `count` (0: all).
 
     Raises:
       ValueError: nothing would be left to train on.
     """
     if held_out >= len(rows):
         raise ValueError(f"held_out is {held_out} of {len(rows)} prompts; leave some to train on (config.prompts)")
-    return list(rows[: len(rows) - held_out]), list(rows[len(rows) - held_out :])
+    train = list(rows[: len(rows) - held_out])
+    return train[:count] if count else train, list(rows[len(rows) - held_out :])

@@ -40,9 +40,16 @@ def state_shardings(mesh: Mesh, settings: DecoderSettings, optimizer: optax.Grad
     return State(everywhere, of_parameters, of_optimizer, everywhere)
 
 
-def abstract_state(mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation) -> State:
-    """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into."""
-    shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, 0), abstract_parameters(settings))
+def abstract_state(
+    mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation, dtype: Any = jnp.float32
+) -> State:
+    """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into.
+
+    Args:
+      dtype: of the parameters, which the optimizer's moments follow.
+    """
+    parameters = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), abstract_parameters(settings))
+    shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, 0), parameters)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,

@@ -138,7 +138,8 @@ def make_step(
         gradient = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
         updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.parameters)
         new = State(state.step + 1, optax.apply_updates(state.parameters, updates), new_optimizer, state.key)
-        metrics = {name: a / jnp.maximum(b, 1.0) for name, (a, b) in sums.items()}
+        # A batch without, say, low-reward completions has no figure for them, which is not the same as 0.
+        metrics = {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
         metrics |= {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}
         metrics |= {"update_norm": optax.global_norm(updates), "completions": sums["reward"][1]}
         return new, metrics | {"losses_BxS": loss_BxS}

@@ -46,9 +46,9 @@ def refused(tmp_path: Path, message: str, **overrides: object) -> None:
         ({"train__transform": "cube"}, "transform is 'cube'; allowed: identity, log"),
         ({"train__objective": "ppo"}, "objective is 'ppo'; allowed: qrpo"),
         ({"train__loss": "huber"}, "loss is 'huber'; allowed: mse, mae"),
-        ({"train__beta": 0.0}, r"beta is 0.0; it must be above 0 \(config.train.beta\)"),
-        ({"train__beta": -0.1}, "beta is -0.1; it must be above 0"),
-        ({"train__beta": float("nan")}, "beta is nan; it must be above 0"),
+        ({"train__beta": 0.0}, r"beta is 0.0; it must be finite, above 0 \(config.train.beta\)"),
+        ({"train__beta": -0.1}, "beta is -0.1; it must be finite, above 0"),
+        ({"train__beta": float("nan")}, "beta is nan; it must be finite"),
         ({"train__transform": "normal-icdf", "select__references": 1, "select__drop_own": False}, "n = 1 reference"),
         ({"train__transform": "normal-icdf", "sample__completions": 2}, "n = 1 reference"),
         ({"sample__completions": 1}, "n = 0 reference"),
@@ -69,6 +69,15 @@ def refused(tmp_path: Path, message: str, **overrides: object) -> None:
         ({"train__epochs": 0}, "train.epochs is 0; it must be at least 1"),
         ({"select__ties": "lower"}, "select.ties is 'lower'; allowed: upper"),
         ({"prompts__source": "jsonl", "prompts__path": "none.jsonl"}, "no file none.jsonl|knows only the words"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stages": ("sft", "sample", "reference", "train")}, "put 'score' before 'train'"),
+        ({"train__b2": 1.0}, "train.b2 is 1.0; it must be finite, at least 0, below 1"),
+        ({"train__learning_rate": float("inf")}, "train.learning_rate is inf"),
+        ({"sft__weight_decay": float("nan")}, "sft.weight_decay is nan"),
+        ({"reward__memory_mb": 16}, "reward.memory_mb is 16; it must be finite, at least 64"),
+        ({"reward__cpu_seconds": 0.0}, "reward.cpu_seconds is 0.0"),
+        ({"sample__max_new_tokens": 500}, "sample.max_new_tokens is 548, the model was made for 512"),
+        ({"select__units": "best_worst", "pack__row_tokens": 128, "select__first": 1}, "select.first is 1"),
         ({"pack__max_tokens": 1000, "pack__row_tokens": 1000}, "the model was made for 512 positions"),
     ],
 )
@@ -129,6 +138,7 @@ def test_a_model_folder_with_a_fault_is_refused_by_name(tmp_path: Path, fixtures
         ({"prompt": "a", "completions": ["b"], "rewards": [float("nan")]}, "must be a finite number"),
         ({"prompt": "a", "completions": []}, "has no completion"),
         ({"prompt": "a", "answer": "b"}, "unknown key 'answer'"),
+        ({"prompt": "a", "completions": ["b"], "rewards": [1]}, "row 'line-3': a prompt has n = 0 reference"),
     ],
 )
 def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, fixtures, line, message) -> None:
@@ -158,7 +168,7 @@ def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, f
         (["--no_such_flag"], "no_such_flag"),
         (["--shard=4/4"], "shard is '4/4'; allowed: i/n"),
         (["surprise"], "unknown argument 'surprise'"),
-        (["--config.train.beta=-1"], "beta is -1.0; it must be above 0 (config.train.beta)"),
+        (["--config.train.beta=-1"], "beta is -1.0; it must be finite, above 0 (config.train.beta)"),
     ],
 )
 def test_the_command_line_says_one_line_and_exits_with_status_2(tmp_path: Path, arguments, message) -> None:
@@ -169,3 +179,28 @@ def test_the_command_line_says_one_line_and_exits_with_status_2(tmp_path: Path, 
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_kill_while_settings_are_written_does_not_lock_the_workdir(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / ".tmp-settings.json-of-a-killed-run").write_text("{")
+    config = job(tmp_path).config
+    manifest.check_settings(tmp_path / "sft", pipeline.settings(config, "sft"))
+    manifest.begin(tmp_path / "sft", pipeline.settings(config, "sft"))
+    assert [path.name for path in (tmp_path / "sft").iterdir()] == [manifest.SETTINGS]
+
+
+def test_what_decides_a_stage_is_recorded_and_the_machine_is_not(tmp_path: Path) -> None:
+    def of(stage: str, **overrides: object) -> dict:
+        return pipeline.settings(job(tmp_path, **overrides).config, stage)
+
+    assert of("reference") != of("reference", reference__temperature=0.7)
+    assert of("train") != of("train", train__beta=0.7) and of("sample") == of("sample", train__beta=0.7)
+    assert of("evaluate") != of("evaluate", reward__memory_mb=512)
+    for machine in (
+        {"mesh__fsdp": 2},
+        {"reward__workers": 7},
+        {"train__checkpoint_every": 3},
+        {"log__tensorboard": False},
+    ):
+        assert of("export") == of("export", **machine), machine

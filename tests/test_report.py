@@ -76,7 +76,7 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     results["reference"] |= {"kl_to_policy_k1": 1.75, "kl_to_policy_k3": 1.5}
     results["policy"] |= {"kl_to_reference_k1": 1.25, "kl_to_reference_k3": 1.125}
     results |= {"settings": evaluate.summary(job), "optimum": evaluate.asked_for(job)}
-    manifest.write_json(workdir / "results.json", results)
+    manifest.write_json(workdir / "evaluate" / "results.json", results)
     row_files.write_unit(job.folder("reference"), 0, 1, sides["reference"])
     row_files.finish(job.folder("reference"), 1)
     counts = {"rows": PROMPTS, "dropped: too long": 4321}
@@ -109,7 +109,7 @@ def page(job: Job) -> str:
 
 
 def test_the_headline_figures_are_those_of_results_json(job: Job, page: str) -> None:
-    results: dict[str, Any] = json.loads((job.workdir / "results.json").read_text())
+    results: dict[str, Any] = json.loads((job.workdir / "evaluate" / "results.json").read_text())
     gain = results["gain"]
     assert gain["ci95"][0] > 0, gain
     shown = [results[side]["mean_reward"] for side in ("reference", "policy")]

@@ -29,7 +29,10 @@ def run(job: Job) -> dict[str, Any] | None:
         "policy": job.trained_parameters("train", job.local_mesh),
     }
     prompts = Prompts(job, "eval")
-    log_probs = make_log_probs(job)
+    config = job.config.evaluate
+    # KL is about the distributions that were sampled from, and greedy or cut ones have no log-ratio to average.
+    whole = config.temperature > 0 and config.top_k == 0 and config.top_p == 1
+    log_probs = make_log_probs(job, temperature=config.temperature) if whole else None
     counts: dict[str, Counts] = {}
     with open_reward(job) as reward:
         job.say(describe(reward).replace("score:", "evaluate:"))
@@ -51,7 +54,8 @@ def run(job: Job) -> dict[str, Any] | None:
     results = compare(rows["reference"], rows["policy"])
     # KL from samples of each side, both log-probabilities by the function that training uses.
     for side in SIDES:
-        results[side] |= kl_estimates(side, rows[side], parameters, log_probs)
+        if log_probs is not None:
+            results[side] |= kl_estimates(side, rows[side], parameters, log_probs)
     results["settings"] = summary(job)
     results["optimum"] = asked_for(job)
     write_json(folder / "results.json", results)

@@ -26,9 +26,7 @@ class Prompts:
         config = job.config.prompts
         self._listed: list[Row] | None = None
         if config.source == "jsonl":
-            kept, held_out = prompts.split_rows(prompts.read_jsonl(Path(config.path)), config.held_out)
-            if split == "train" and config.count:
-                kept = kept[: config.count]
+            kept, held_out = prompts.split_rows(prompts.read_jsonl(Path(config.path)), config.held_out, config.count)
             self._listed = kept if split == "train" else held_out
             self.count = len(self._listed)
         else:

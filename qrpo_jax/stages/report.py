@@ -46,7 +46,7 @@ class Held(NamedTuple):
 
 
 def run(job: Job) -> dict[str, Any]:
-    results = json.loads((job.workdir / "results.json").read_text())
+    results = json.loads((job.folder("evaluate") / "results.json").read_text())
     held = read_held(job)
     pictures = [*held_out_plots(job, held, results), *training_plots(job)]
     page = render(
@@ -133,7 +133,10 @@ def headline(results: dict[str, Any], held: Held) -> list[tuple[str, ...]]:
         written = "{:.1%}".format if name.startswith("share") else number
         table.append((label, *(written(figures[side][name]) for side in SIDES)))
     for estimator in ("k1", "k3"):
-        values = (results["reference"][f"kl_to_policy_{estimator}"], results["policy"][f"kl_to_reference_{estimator}"])
+        values = (
+            results["reference"].get(f"kl_to_policy_{estimator}", math.nan),
+            results["policy"].get(f"kl_to_reference_{estimator}", math.nan),
+        )
         table.append((f"KL to the other side, {estimator} estimate (nats)", *map(number, values)))
     return table
 
@@ -145,7 +148,8 @@ def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
     quantile = policy["mean_quantile"]
     achieved_n = quantile / (1 - quantile) if quantile < 1 else math.inf
-    kl = f"{number(policy['kl_to_reference_k1'])} (k1), {number(policy['kl_to_reference_k3'])} (k3)"
+    k1, k3 = (number(policy.get(f"kl_to_reference_{estimator}", math.nan)) for estimator in ("k1", "k3"))
+    kl = f"{k1} (k1), {k3} (k3)"
     return [
         ("Expected quantile", number(asked["expected_quantile"]), number(quantile)),
         ("KL(policy ‖ reference), nats", number(asked["kl"]), kl),
@@ -160,22 +164,27 @@ def training_plots(job: Job) -> list[Plot]:
     curves = {stage: lines for stage, lines in curves.items() if lines}
 
     def column(stage: str, name: str) -> list[float]:
-        return [line[name] for line in curves[stage]]
+        return [line.get(name, math.nan) for line in curves[stage]]
+
+    def known(*names: str) -> bool:
+        return any(name in line for line in curves["train"] for name in names)
 
     made: list[tuple[str, str]] = []
     if "train" in curves:
         steps = column("train", "step")
         unit = LOSS_UNITS[config.objective].format({"mse": "squared", "mae": "absolute"}[config.loss])
         ratios = [column("train", f"log_ratio_{side}") for side in ("high", "low")]
-        made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(job)))
+        if known("log_ratio_high", "log_ratio_low"):
+            made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(job)))
         losses = plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
         made.append((losses, f"Loss of the batches of stage train ({config.objective})."))
-        target = column("train", "calibrated_target") if "calibrated_target" in curves["train"][0] else None
+        target = column("train", "calibrated_target") if known("calibrated_target") else None
         caption = "What training regresses on: the quantile of the batches' completions"
         caption += (
             " and f(R_q) − β log Z, which is above zero where a completion is to gain probability." if target else "."
         )
-        made.append((plots.targets(steps, column("train", "quantile"), target), caption))
+        if known("quantile"):
+            made.append((plots.targets(steps, column("train", "quantile"), target), caption))
         made.append((plots.gradient_norm(steps, column("train", "gradient_norm")), "Before clipping, stage train."))
     if "sft" in curves:
         sft = column("sft", "step"), column("sft", "loss")

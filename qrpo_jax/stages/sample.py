@@ -56,8 +56,11 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
         prompts = [text.prompt(row.messages) for row in rows]
-        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= job.config.prompts.max_tokens]
-        counts = {"prompts": len(fits), "prompts dropped: too long": len(rows) - len(fits)}
+        # A model that is asked for a beginning may end at once.
+        said = [any(m.content.strip() for m in row.messages) for row in rows]
+        fits = [i for i, p in enumerate(prompts) if said[i] and len(p) <= job.config.prompts.max_tokens]
+        counts = {"prompts": len(fits), "prompts dropped: empty": said.count(False)}
+        counts["prompts dropped: too long"] = len(rows) - len(fits) - said.count(False)
         rows, prompts, indices = [rows[i] for i in fits], [prompts[i] for i in fits], [indices[i] for i in fits]
         if config.completions == 0 or not rows:
             return rows, counts

@@ -28,5 +28,7 @@ def rows(job: Job) -> Iterator[Row]:
     config = job.config
     if config.prompts.source == "programs":
         return (prompts.program_solution_row(config.seed, "sft", i) for i in range(config.sft.examples))
-    kept, _ = prompts.split_rows(prompts.read_jsonl(Path(config.prompts.path)), config.prompts.held_out)
+    kept, _ = prompts.split_rows(
+        prompts.read_jsonl(Path(config.prompts.path)), config.prompts.held_out, config.prompts.count
+    )
     return iter(kept)

@@ -24,6 +24,12 @@ def run(job: Job) -> dict[str, Any]:
     examples = build_examples(rows, job.policy.text, view(job), transform, need_references=is_qrpo)
     check_reference(examples, config.objective)
 
+    if is_qrpo and job.config.sample.completions and job.config.sample.temperature != job.config.reference.temperature:
+        job.say(
+            f"train: WARNING: references were sampled at temperature {job.config.sample.temperature:g}, log-probs are "
+            f"taken at {job.config.reference.temperature:g}; quantiles and log-ratios are then about different policies"
+        )
+
     def target(batch: Batch) -> Array:
         scaled = transforms.get(config.transform, reward_scale=batch.reward_scale_BxS)
         return losses.calibrated_target(batch.quantile_BxS, config.beta, scaled)

@@ -12,7 +12,7 @@ from qrpo_jax.checkpoints import save_parameters
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.examples import Examples
 from qrpo_jax.fit import Pace, fit
-from qrpo_jax.job import Job
+from qrpo_jax.job import DTYPES, Job
 from qrpo_jax.loader import batches
 from qrpo_jax.mesh import axis_size
 from qrpo_jax.metrics import read_metrics
@@ -66,6 +66,7 @@ def train(
         steps=plan.steps,
         start=start,
         seed=job.config.seed,
+        dtype=DTYPES[job.config.model.parameter_dtype],
         pace=Pace(section.log_every, section.checkpoint_every),
         directory=folder,
         names=examples.names,
