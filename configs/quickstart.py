@@ -9,7 +9,17 @@ operation, so the reference is mediocre on purpose: it drafts as often as its co
 are wrong too. QRPO then trains on 8 scored samples for each of 2,048 prompts. Held-out prompts occur in neither
 set, the functions that they ask for do.
 
-@@MEASURED@@
+Measured on 2026-11-22 on 2 cores of an Intel Xeon, without a GPU: 190 to 205 s from command to end, compilation
+included, at most 1.2 GB of memory. Held-out mean reward at temperature 1, 384 prompts x 8 completions, with 95 %
+intervals over prompts:
+
+    seed   reference               policy                  gain
+    0      0.350 (0.331 to 0.368)  0.497 (0.474 to 0.519)  +0.147 (+0.126 to +0.168)
+    1      0.340 (0.320 to 0.359)  0.509 (0.486 to 0.532)  +0.169 (+0.148 to +0.191)
+    2      0.300 (0.283 to 0.318)  0.457 (0.434 to 0.480)  +0.157 (+0.135 to +0.178)
+
+How much of the gain is drafts unlearned and how much better full answers was not separated. Without drafts in the
+corpus, a prototype of this task at this size gained nothing.
 
 Beta is high because the data are few: at 0.1 the optimum lies so far out that, with 16,384 completions, a policy of
 this size reaches its KL without its reward. Learning rate and beta were picked on held-out prompts of seed 0.
