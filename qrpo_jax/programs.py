@@ -114,11 +114,6 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(words, key=lambda word: (-len(word), word)))
 
 
-def alphabet() -> str:
-    """Every character that prompts and solutions may contain, sorted."""
-    return "".join(sorted(set("".join(vocabulary()))))
-
-
 @functools.cache
 def functions() -> dict[str, tuple[Function, ...]]:
     """All functions that can be asked for, by kind; no two of them agree on all pairs of digits.

@@ -85,7 +85,7 @@ def test_the_vocabulary_writes_every_prompt_and_answer(split):
     assert [len(word) for word in words] == sorted(map(len, words), reverse=True)
     for problem in _problems(split):
         for text in (problem.prompt, problem.solution, problem.demonstration):
-            assert set(text) <= set(programs.alphabet())
+            assert set(text) <= set("".join(programs.vocabulary()))
             count, rest = 0, text
             while rest:
                 word = next(word for word in words if rest.startswith(word))

@@ -9,7 +9,7 @@ from jax import Array
 
 from qrpo_jax.batch import Batch
 from qrpo_jax.checkpoints import save_parameters
-from qrpo_jax.decoder import Parameters
+from qrpo_jax.decoder import Parameters, parameter_count
 from qrpo_jax.examples import Examples
 from qrpo_jax.fit import Pace, fit
 from qrpo_jax.job import DTYPES, Job
@@ -103,10 +103,10 @@ def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
 def describe(job: Job, stage: str, plan: Plan, examples: Examples) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
     job.say(f"{stage}: {counts}")
-    job.say(
-        f"{stage}: {plan.steps} steps of {plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding, "
-        f"on {jax.device_count()} {jax.devices()[0].platform} device(s)"
-    )
+    size = parameter_count(job.policy.settings)
+    shape = f"{plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding"
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    job.say(f"{stage}: {size:,} parameters, {plan.steps} steps of {shape}, on {devices}")
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
