@@ -49,4 +49,5 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 3e-4
     config.train.batch_size = 64
     config.train.epochs = 1
+    config.train.log_every = 2
     return config
