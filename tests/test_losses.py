@@ -40,9 +40,14 @@ def rounded_as_published(name: str, beta: float, scale) -> transforms.Transform:
         return jnp.asarray(ICDF_OF_SIXTHS, jnp.float32)[jnp.round(6 * quantile).astype(int)]
 
     single = jnp.float32
+
+    def log(x):
+        # Rounded once, from float64: how XLA approximates a float32 logarithm depends on its flags.
+        return jnp.log(jnp.asarray(single(x), jnp.float64)).astype(single)
+
     f, log_z = {
-        "identity": (lambda q: q, jnp.log(single(beta)) + 1 / single(beta)),
-        "log": (jnp.log, jnp.log(single(beta / (1 + beta)))),
+        "identity": (lambda q: q, log(beta) + 1 / single(beta)),
+        "log": (log, log(beta / (1 + beta))),
         "normal-icdf": (icdf, single(1 / (2 * beta**2))),
         "scaled-normal-icdf": (lambda q: scale * icdf(q), scale**2 / (2 * beta**2)),
     }[name]
