@@ -7,9 +7,10 @@ The model is the Hugging Face folder `$QRPO_FIXTURES/stories260K-hf`, or any Lla
 samples 256 beginnings of stories as prompts, and 8 references for each. The reward is a Python function named below:
 the share of a story's words that stand inside double quotes, with many ties at 0.
 
-Measured on 2026-11-22 on 2 cores of an Intel Xeon that other work shared, without a GPU: 370 s, 3.4 GB. Held-out
-mean reward on 96 prompts x 8 completions at temperature 1, with 95 % intervals over prompts: reference 0.072 (0.062
-to 0.082), policy 0.220 (0.206 to 0.235), gain +0.148 (+0.133 to +0.163); KL to the reference 6.1 nats (k1).
+Measured on 2026-11-22 on 2 cores of an Intel Xeon, without a GPU: 172 s, compilation included, 1.3 GB. Held-out mean
+reward on 96 prompts x 8 completions at temperature 1, with 95 % intervals over prompts: reference 0.072 (0.062 to
+0.082), policy 0.220 (0.206 to 0.235), gain +0.148 (+0.133 to +0.163); KL to the reference 6.1 nats (k1), more than
+the 2.5 that the optimum asks for. Training takes 5,800 tokens a second, prompts included and padding not.
 """
 
 import os
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
     config.model.path = str(Path(os.environ.get("QRPO_FIXTURES", "../shared/fixtures")) / "stories260K-hf")
     config.model.template = "plain"
+    config.model.remat = True  # on a CPU, writing activations down costs more than computing them again
 
     config.prompts.source = "model"
     config.prompts.count = 256
@@ -40,8 +42,8 @@ def get_config() -> ConfigDict:
     config.reward.name = "dialogue_share"
 
     config.pack.max_tokens = 192
-    config.pack.row_tokens = 384
-    config.pack.slots = 8
+    config.pack.row_tokens = 192
+    config.pack.slots = 4
 
     config.train.objective = "qrpo"
     config.train.transform = "identity"
