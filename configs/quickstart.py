@@ -10,8 +10,8 @@ are wrong too. QRPO then trains on 8 scored samples for each of 2,048 prompts. H
 set, the functions that they ask for do.
 
 Measured on 2026-11-22 on 2 cores of an Intel Xeon, without a GPU: 187 to 204 s from command to end, compilation
-included, and 1.1 GB in the main process (seeds 0 and 2). Held-out mean reward at temperature 1, 384 prompts x 8 completions, with 95 %
-intervals over prompts:
+included, and 1.1 GB in the main process (seeds 0 and 2). Held-out mean reward at temperature 1,
+384 prompts x 8 completions, with 95 % intervals over prompts:
 
     seed   reference               policy                  gain
     0      0.350 (0.331 to 0.368)  0.497 (0.474 to 0.519)  +0.147 (+0.126 to +0.168)
