@@ -31,6 +31,7 @@ setup(
         "ml-collections>=1.1,<2",
         "absl-py>=2.1,<3",
         "numpy>=2.0,<2.5",
+        "scipy>=1.14,<2",
         "tensorboardX>=2.6,<2.7",
         "matplotlib>=3.9,<3.12",
         "jinja2>=3.1,<4",

@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
     config.select.units = "singles"  # singles | best_worst | random_pairs
     config.select.first = 0  # only a row's first so many completions; 0: all
     config.select.references = 0  # rank against the first so many references; 0: all
-    config.select.drop_own = True  # a completion is not ranked against itself
+    config.select.exclude_own = True  # a completion is not ranked against itself
     config.select.estimator = "ecdf"  # ecdf (published) | midpoint
     config.select.ties = "upper"  # upper (published) | mid | random
     config.select.selector = "both"  # which side of a pair QRPO and SFT learn from: both | chosen | rejected | random

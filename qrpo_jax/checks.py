@@ -212,7 +212,7 @@ def check_rows(job: Job) -> None:
             sampled = config.sample.completions
             references = sampled + len(row.reference_rewards)
             references = min(references, config.select.references) if config.select.references else references
-            check_count(references - int(config.select.drop_own and sampled > 0), config.train.transform, row.id)
+            check_count(references - int(config.select.exclude_own and sampled > 0), config.train.transform, row.id)
 
 
 def check_count(references: int, transform: str, row: str | None = None) -> None:
@@ -222,7 +222,7 @@ def check_count(references: int, transform: str, row: str | None = None) -> None
     except ValueError as error:
         where = f"row {row!r}: " if row is not None else ""
         raise ValueError(
-            f"{where}{error} (config.sample.completions, config.select.references, config.select.drop_own, "
+            f"{where}{error} (config.sample.completions, config.select.references, config.select.exclude_own, "
             "config.train.transform)"
         ) from None
 
@@ -256,4 +256,4 @@ def check_train(config: Any) -> None:
     if train.objective == "qrpo":
         references = config.sample.completions
         references = min(references, select.references) if select.references else references
-        check_count(references - int(select.drop_own), train.transform)
+        check_count(references - int(select.exclude_own), train.transform)

@@ -28,7 +28,7 @@ class View(NamedTuple):
       "random_pairs" (disjoint random pairs).
     first: only the first so many completions of a row; 0 for all.
     references: rank against the first so many reference completions; 0 for all.
-    drop_own: leave a completion's own reward out of the references it is ranked against.
+    exclude_own: leave a completion's own reward out of the references it is ranked against.
     selector: which completion of a pair carries a pointwise loss; singles ignore it.
     tied_pairs: keep pairs of equal reward, which say nothing to an objective that only knows better and worse.
     max_tokens: longest prompt and completion together.
@@ -38,7 +38,7 @@ class View(NamedTuple):
     units: str = "singles"
     first: int = 0
     references: int = 0
-    drop_own: bool = True
+    exclude_own: bool = True
     estimator: str = "ecdf"
     ties: str = "upper"
     selector: str = "both"
@@ -246,13 +246,13 @@ class _Table:
             mask_RxN[i, : len(references)] = True
         counts_R = mask_RxN.sum(1)
         row_C = np.asarray(self.row_C, np.int64)
-        drop_C = own_C & view.drop_own
+        drop_C = own_C & view.exclude_own
         if len(row_C) and need_references:
             quantiles.check_references(counts_R[row_C] - drop_C, transform)
 
         @jax.jit
         def rank(reward, references_N, mask_N, drop, key):
-            own_N = jnp.where(drop, quantiles.drop_own(reward, references_N, mask_N), mask_N)
+            own_N = jnp.where(drop, quantiles.exclude_own(reward, references_N, mask_N), mask_N)
             quantile = ESTIMATORS[view.estimator](reward, references_N, own_N, view.ties, key)
             if view.estimator == "ecdf":
                 quantile = quantiles.clamp(quantile, own_N.sum(), transform.clamp)

@@ -1,23 +1,28 @@
-"""The optimal policy, seen through the quantile: the numbers a trained policy is compared with.
+"""The optimal policy, seen through the quantile: what a setting asks for, before anything is trained.
 
-Under pi* = pi_ref e^{f(R_q)/beta} / Z the quantile has the density p(t) = e^{f(t)/beta} / Z on (0,
-1), where under pi_ref it is uniform (arXiv 2507.08068; figure 5 shows identity at beta = 0.1). f is
-taken to be non-decreasing. f(t) / beta carries the rounding of f(t) divided by beta, so figures for
-beta below 0.01 are worth asking for in float64.
+Under pi* = pi_ref e^{f(R_q)/beta} / Z the quantile has the density p(t) = e^{f(t)/beta} / Z on (0, 1), where under
+pi_ref it is uniform (arXiv 2507.08068; figure 5 shows identity). f is taken to be non-decreasing, and rewards not to
+tie. f(t) / beta carries the rounding of f(t) divided by beta, so figures for beta below 0.01 are worth asking for in
+float64.
 """
+
+import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from scipy.optimize import brentq
 
-from qrpo_jax.transforms import Transform
+from qrpo_jax.transforms import Transform, check_beta
 
-# Double-exponential quadrature: t = sigmoid(pi sinh u). At |u| = 3.5 the distance to an end of (0,
-# 1) is 3e-23.
+# Double-exponential quadrature, as in `integrals`; at |u| = 3.5 the distance to an end of (0, 1) is 3e-23.
 _REACH = 3.5
 _NODES = 1001
 _BISECTIONS = 64
+_BETAS = (1e-5, 1e5)  # between which `beta_for` looks, above the smallest beta of the transform
 
 
 def density(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
@@ -31,15 +36,74 @@ def density(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
     Returns:
       [...], relative to the uniform density of the reference policy.
 
+    Raises:
+      ValueError: here and below, Z is infinite at this beta.
+
     >>> from qrpo_jax import transforms
     >>> round(float(density(0.5, 0.5, transforms.log)), 4)
     0.75
     """
-    return jnp.exp(transform.apply(jnp.asarray(t)) / beta - transform.log_z(jnp.asarray(beta)))
+    return jnp.exp(transform.apply(jnp.asarray(t)) / beta - transform.log_z(beta))
+
+
+def _nodes(top: Array, transform: Transform) -> tuple[Array, Array, Array]:
+    """Nodes, their distances to `top` and their widths, for integrals over (0, top); top [...] -> [..., nodes]."""
+    u, step = np.linspace(-_REACH, _REACH, _NODES, retstep=True)
+    stretched = jnp.asarray(np.pi * np.sinh(u), top.dtype)
+    share, rest = jax.nn.sigmoid(stretched), jax.nn.sigmoid(-stretched)
+    slope = step * jnp.asarray(np.pi * np.cosh(u), top.dtype) * share * rest
+    top = top[..., None]
+    ends = [jnp.minimum(end, top) for end in (0.0, *transform.breaks, 1.0)]
+    nodes, distances, widths = [], [], []
+    for a, b in itertools.pairwise(ends):
+        nodes.append(a + (b - a) * share)
+        distances.append((top - b) + (b - a) * rest)
+        widths.append((b - a) * slope)
+    t, s, w = (jnp.concatenate(x, axis=-1) for x in (nodes, distances, widths))
+    # Rounding takes t to 1 where s is not 0 yet, and f may be infinite there: what p holds beyond the last number
+    # below 1 is left out.
+    return jnp.minimum(t, 1 - jnp.finfo(t.dtype).epsneg), s, w
+
+
+def cdf(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
+    """P*(T <= t) = int_0^t p, the distribution function of the quantile under the optimum.
+
+    Args:
+      t: [...], in [0, 1].
+      beta: [], > 0.
+      transform: f and log Z.
+
+    Returns:
+      [...]
+
+    >>> from qrpo_jax import transforms
+    >>> round(float(cdf(0.5, 0.5, transforms.log)), 4)
+    0.125
+    """
+    t = jnp.asarray(t) * 1.0
+    at, _, widths = _nodes(t, transform)
+    return jnp.clip(jnp.sum(widths * density(at, beta, transform), axis=-1), 0, 1)
+
+
+def crossing_level(beta: ArrayLike, transform: Transform) -> Array:
+    """beta log Z: completions whose f(R_q) is above it gain probability, the others lose it.
+
+    Args:
+      beta: [...], > 0.
+      transform: f and log Z.
+
+    Returns:
+      [...], in units of f.
+
+    >>> from qrpo_jax import transforms
+    >>> round(float(crossing_level(0.1, transforms.identity)), 4)
+    0.7697
+    """
+    return jnp.asarray(beta) * transform.log_z(beta)
 
 
 def crossing_share(beta: ArrayLike, transform: Transform) -> Array:
-    """Share of reference completions that lose probability at the optimum.
+    """Share of reference completions that lose probability at the optimum, and the quantile at which they gain.
 
     P(f(t) <= beta log Z) for t uniform on (0, 1).
 
@@ -54,8 +118,7 @@ def crossing_share(beta: ArrayLike, transform: Transform) -> Array:
     >>> round(float(crossing_share(0.1, transforms.identity)), 4)
     0.7697
     """
-    beta = jnp.asarray(beta) * 1.0
-    level = beta * transform.log_z(beta)
+    level = crossing_level(beta, transform)
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
@@ -84,6 +147,7 @@ def kl(beta: ArrayLike, transform: Transform) -> Array:
     >>> round(float(kl(0.5, transforms.normal_icdf)), 4)
     2.0
     """
+    check_beta(beta, transform.smallest_beta, transform.name)
     beta = jnp.asarray(beta) * 1.0
     log_z, slope = jax.jvp(transform.log_z, (beta,), (jnp.ones_like(beta),))
     return -beta * slope - log_z
@@ -106,25 +170,21 @@ def expected_quantile(beta: ArrayLike, transform: Transform) -> Array:
     >>> round(float(expected_quantile(0.5, transforms.log)), 4)
     0.75
     """
+    return 1 - _expected_complement(beta, transform)
+
+
+def _expected_complement(beta: ArrayLike, transform: Transform) -> Array:
+    """1 - E*[t], which keeps its digits where E*[t] is close to 1."""
+    if jnp.ndim(beta) != 0:
+        raise ValueError(f"beta must be a scalar, got shape {jnp.shape(beta)}: vmap over betas")
+    check_beta(beta, transform.smallest_beta, transform.name)
     beta = jnp.asarray(beta) * 1.0
-    if beta.ndim != 0:
-        raise ValueError(f"beta must be a scalar, got shape {beta.shape}: vmap over betas")
-    step = 2 * _REACH / (_NODES - 1)
-    u = jnp.linspace(-_REACH, _REACH, _NODES, dtype=beta.dtype)
-    stretched = jnp.pi * jnp.sinh(u)
-    t, one_minus_t = jax.nn.sigmoid(stretched), jax.nn.sigmoid(-stretched)
-    # Rounding takes t to 1 before one_minus_t reaches 0, and f may be infinite at 1.
-    inside = jnp.minimum(t, 1 - jnp.finfo(beta.dtype).epsneg)
-    # The complement is integrated: what p holds beyond the last representable t below 1 adds
-    # nothing to it.
-    widths = step * jnp.pi * jnp.cosh(u) * t * one_minus_t
-    return 1 - jnp.sum(widths * one_minus_t * density(inside, beta, transform))
+    t, s, widths = _nodes(jnp.ones_like(beta), transform)
+    return jnp.sum(widths * s * density(t, beta, transform))
 
 
 def effective_n(expected_quantile: ArrayLike) -> Array:
     """The N of the Best-of-N sampling that has this expected quantile N / (N + 1): q / (1 - q).
-
-    The optimum of the `log` transform is exactly Best-of-N with N = 1 + 1 / beta.
 
     Args:
       expected_quantile: [...] in [0, 1).
@@ -137,3 +197,119 @@ def effective_n(expected_quantile: ArrayLike) -> Array:
     """
     quantile = jnp.asarray(expected_quantile)
     return quantile / (1 - quantile)
+
+
+def best_of_n(beta: ArrayLike, transform: Transform) -> Array:
+    """N of the Best-of-N sampling that has the optimum's expected quantile; for `log` exactly 1 + 1 / beta.
+
+    Args:
+      beta: [], > 0; callers vmap.
+      transform: f and log Z.
+
+    Returns:
+      [] > 0, not an integer in general.
+
+    >>> from qrpo_jax import transforms
+    >>> round(float(best_of_n(0.25, transforms.log)), 4)
+    5.0
+    """
+    complement = _expected_complement(beta, transform)
+    return (1 - complement) / complement
+
+
+def reward_density(
+    reward: ArrayLike, beta: ArrayLike, transform: Transform, reward_cdf: Callable[[Array], Array]
+) -> Array:
+    """Density of the reward itself under the optimum: p(F(r)) F'(r), F its distribution under the reference.
+
+    Args:
+      reward: [...], r.
+      beta: > 0, broadcasts against r.
+      transform: f and log Z.
+      reward_cdf: F, elementwise, continuous and differentiable by JAX.
+
+    Returns:
+      [...], per unit of reward.
+
+    >>> from jax.scipy.stats import norm
+    >>> from qrpo_jax import transforms
+    >>> shifted = reward_density(1.5, 1.0, transforms.normal_icdf, norm.cdf)
+    >>> round(float(shifted), 4), round(float(norm.pdf(1.5, loc=1.0)), 4)
+    (0.3521, 0.3521)
+    """
+    reward = jnp.asarray(reward) * 1.0
+    quantile, slope = jax.jvp(reward_cdf, (reward,), (jnp.ones_like(reward),))
+    # Where F has reached 0 or 1, f may be infinite and the reference has nothing to give.
+    inside = (quantile > 0) & (quantile < 1)
+    return jnp.where(inside, slope * density(jnp.where(inside, quantile, 0.5), beta, transform), 0.0)
+
+
+def expected_reward(
+    beta: ArrayLike, transform: Transform, reward_cdf: Callable[[Array], Array], support: tuple[float, float]
+) -> Array:
+    """E*[R] = int F^{-1}(t) p(t) dt, the mean reward under the optimum.
+
+    Args:
+      beta: [], > 0; callers vmap.
+      transform: f and log Z.
+      reward_cdf: F, elementwise and continuous: the reward's distribution under the reference.
+      support: (low, high), between which F goes from 0 to 1, up to what may be neglected.
+
+    Returns:
+      [], in units of the reward.
+
+    Raises:
+      ValueError: beta is not a scalar, or the support is not an interval.
+
+    >>> from qrpo_jax import transforms
+    >>> round(float(expected_reward(0.5, transforms.log, lambda r: r / 10, (0, 10))), 4)
+    7.5
+    """
+    if jnp.ndim(beta) != 0 or not support[0] < support[1]:
+        raise ValueError(f"beta must be a scalar and support rise, got shape {jnp.shape(beta)} and {support}")
+    t, _, widths = _nodes(jnp.ones_like(jnp.asarray(beta) * 1.0), transform)
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        under = reward_cdf(middle) < t
+        return jnp.where(under, middle, low), jnp.where(under, high, middle)
+
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.full_like(t, support[0]), jnp.full_like(t, support[1])))
+    return jnp.sum(widths * density(t, beta, transform) * (low + high) / 2)
+
+
+def beta_for(figure: Callable[[ArrayLike, Transform], Array], value: float, transform: Transform) -> float:
+    """The beta at which the optimum has this figure: the inverse of `kl`, `expected_quantile` or `best_of_n`.
+
+    Args:
+      figure: one of them, or any function of beta and transform that falls as beta grows.
+      value: what it is to be.
+      transform: f and log Z.
+
+    Returns:
+      beta, found in float64.
+
+    Raises:
+      ValueError: the optimum of this transform has no such figure.
+
+    >>> from qrpo_jax import transforms
+    >>> round(beta_for(best_of_n, 5, transforms.log), 6), round(beta_for(kl, 2, transforms.normal_icdf), 6)
+    (0.25, 0.5)
+    """
+    least = transform.smallest_beta
+    with jax.enable_x64(True):
+        at = jax.jit(lambda beta: figure(beta, transform))
+
+        def difference(log_beta: float) -> float:
+            return float(at(least + np.exp(log_beta))) - value
+
+        low, high = np.log(_BETAS)
+        if not difference(low) >= 0 >= difference(high):
+            name = getattr(figure, "__name__", "figure")
+            most, fewest = (f"{difference(end) + value:.6g}" for end in (low, high))
+            raise ValueError(
+                f"no optimum of transform {transform.name!r} has {name} = {value:g}: it lies between {fewest} and "
+                f"{most} (beta from {least + _BETAS[1]:g} down to {least + _BETAS[0]:g})"
+            )
+        return float(least + np.exp(brentq(difference, low, high, xtol=1e-14, rtol=1e-14)))

@@ -4,7 +4,13 @@ R_q(x, y) = P_{y' ~ pi_ref}(R(x, y') <= R(x, y)) (arXiv 2507.08068), estimated f
 reference rewards of one prompt. Functions take one completion and one prompt's references; callers
 vmap. A mask selects the n <= N references that are there, so prompts with different n share a
 shape; what stands under a False is never looked at, NaN included.
+
+Two estimators turn a rank k among n references into a quantile: `ecdf`, k / n, as published, and `midpoint`,
+(k + 1/2) / (n + 1). The rank of a completion of the reference policy is uniform on 0..n if rewards do not tie, or ties
+are ranked at random; what that does to the partition function is told in `partition`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +20,10 @@ from jax.typing import ArrayLike
 from qrpo_jax.transforms import Transform
 
 TIES = ("upper", "mid", "random")
+ESTIMATORS: dict[str, Callable[[Array, Array], Array]] = {
+    "ecdf": lambda rank, count: rank / count,
+    "midpoint": lambda rank, count: (rank + 0.5) / (count + 1),
+}
 
 
 def _references(reference_rewards: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array]:
@@ -82,7 +92,7 @@ def ecdf(
     (0.75, 0.5)
     """
     below, tied, count = _compare(reward, reference_rewards, mask)
-    return _rank(below, tied, ties, key) / count
+    return ESTIMATORS["ecdf"](_rank(below, tied, ties, key), count)
 
 
 def midpoint(
@@ -101,7 +111,54 @@ def midpoint(
     (0.125, 0.875)
     """
     below, tied, count = _compare(reward, reference_rewards, mask)
-    return (_rank(below, tied, ties, key) + 0.5) / (count + 1)
+    return ESTIMATORS["midpoint"](_rank(below, tied, ties, key), count)
+
+
+def of_rank(rank: ArrayLike, count: ArrayLike, estimator: str, clamped: str = "none") -> Array:
+    """The quantile that an estimator gives to rank k among n references.
+
+    Args:
+      rank: [...], k in 0..n; halves where ties rank "mid".
+      count: n, broadcasts against `rank`.
+      estimator: a key of `ESTIMATORS`.
+      clamped: `Transform.clamp`; `midpoint` lies inside (0, 1) and needs none.
+
+    Returns:
+      [...], floating.
+
+    Raises:
+      ValueError: unknown estimator or clamp.
+
+    >>> of_rank(3, 4, "ecdf"), of_rank(4, 4, "ecdf", "both"), of_rank(3, 4, "midpoint")
+    (Array(0.75, dtype=float32), Array(0.75, dtype=float32), Array(0.7, dtype=float32))
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimator!r}: set the estimator to one of {list(ESTIMATORS)}")
+    rank = jnp.asarray(rank) * 1.0
+    count = jnp.asarray(count).astype(rank.dtype)
+    quantile = ESTIMATORS[estimator](rank, count)
+    return clamp(quantile, count, clamped) if estimator == "ecdf" else quantile
+
+
+def estimate(
+    reward: ArrayLike,
+    reference_rewards: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    estimator: str = "ecdf",
+    ties: str = "upper",
+    clamped: str = "none",
+    key: Array | None = None,
+) -> Array:
+    """Quantile of a reward by the estimator of that name, kept where a transform is finite.
+
+    Arguments, result and errors are those of `ecdf` and `of_rank`.
+
+    >>> round(float(estimate(9.0, [1.0, 2.0, 3.0], clamped="both")), 4)
+    0.6667
+    """
+    below, tied, count = _compare(reward, reference_rewards, mask)
+    return of_rank(_rank(below, tied, ties, key), count, estimator, clamped)
 
 
 def clamp(quantile: ArrayLike, count: ArrayLike, kind: str) -> Array:
@@ -110,8 +167,8 @@ def clamp(quantile: ArrayLike, count: ArrayLike, kind: str) -> Array:
     Args:
       quantile: [...], from `ecdf` (`midpoint` needs no clamp).
       count: n, broadcasts against `quantile`.
-      kind: `Transform.clamp`: "none" leaves it, "lower" clamps to [1/n, 1], "both" to [1/n,
-        (n-1)/n]. At n = 1 "both" is empty and gives 0: refuse such data first, with
+      kind: `Transform.clamp`: "none" leaves it, "lower" clamps to [1/n, 1], "upper" to [0, (n-1)/n], "both" to
+        [1/n, (n-1)/n]. At n = 1 these are a single point or empty: refuse such data first, with
         `check_references`.
 
     Returns:
@@ -129,21 +186,24 @@ def clamp(quantile: ArrayLike, count: ArrayLike, kind: str) -> Array:
     count = jnp.asarray(count).astype(quantile.dtype)
     if kind == "lower":
         return jnp.clip(quantile, 1 / count, 1.0)
+    if kind == "upper":
+        return jnp.clip(quantile, 0.0, (count - 1) / count)
     if kind == "both":
         return jnp.clip(quantile, 1 / count, (count - 1) / count)
-    raise ValueError(f"unknown clamp {kind!r}: set Transform.clamp to 'none', 'lower' or 'both'")
+    raise ValueError(f"unknown clamp {kind!r}: set Transform.clamp to 'none', 'lower', 'upper' or 'both'")
 
 
-def check_references(count: ArrayLike, transform: Transform) -> None:
-    """Refuse, on the host, reference sets that are too small for the transform.
+def check_references(count: ArrayLike, transform: Transform, estimator: str = "ecdf") -> None:
+    """Refuses, on the host, reference sets that are too small for transform and estimator.
 
     Args:
       count: numbers of reference rewards per prompt, any shape; concrete, not traced.
       transform: the transform to be applied to the quantiles.
+      estimator: a key of `ESTIMATORS`; `midpoint` is never clamped and makes do with one reference.
 
     Raises:
-      ValueError: the smallest n is below 1, or is 1 with a clamp "both", whose transform is
-        infinite there.
+      ValueError: the smallest n is below 1, or is 1 where `ecdf` is clamped: every completion would then have the same
+        quantile, or an infinite reward.
 
     >>> from qrpo_jax import transforms
     >>> check_references(1, transforms.identity)
@@ -151,12 +211,12 @@ def check_references(count: ArrayLike, transform: Transform) -> None:
     Traceback (most recent call last):
     ValueError: a prompt has n = 1 reference reward(s), ...
     """
-    needed = 2 if transform.clamp == "both" else 1
+    needed = 2 if transform.clamp != "none" and estimator == "ecdf" else 1
     smallest = int(jnp.min(jnp.asarray(count)))
     if smallest < needed:
         raise ValueError(
-            f"a prompt has n = {smallest} reference reward(s), transform {transform.name!r} needs "
-            f"at least {needed}: sample more references per prompt or set another transform"
+            f"a prompt has n = {smallest} reference reward(s), transform {transform.name!r} with estimator "
+            f"{estimator!r} needs at least {needed}: sample more references per prompt or set another transform"
         )
 
 
@@ -202,7 +262,7 @@ def reward_std(reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> A
     return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), variance)
 
 
-def drop_own(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> Array:
+def exclude_own(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> Array:
     """The mask without one reference equal to the reward.
 
     For a completion that is itself among its prompt's references: its own reward says nothing about
@@ -216,7 +276,7 @@ def drop_own(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike | 
     Returns:
       [N] bool: `mask` with the first equal entry removed; `mask` itself if none is equal.
 
-    >>> drop_own(2.0, [1.0, 2.0, 2.0]).tolist()
+    >>> exclude_own(2.0, [1.0, 2.0, 2.0]).tolist()
     [True, False, True]
     """
     references, present = _references(reference_rewards, mask)

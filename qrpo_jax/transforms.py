@@ -1,24 +1,31 @@
 """Transforms f of the quantile reward, each with its exact log partition function.
 
-Quantile rewards are uniform on (0, 1) under the reference policy, whatever the reward is, so a
-transform f fixes the partition function of the KL-regularised problem (arXiv 2507.08068):
-Z(beta) = int_0^1 exp(f(t) / beta) dt. A `Transform` is the pair of f and log Z.
+Quantile rewards are uniform on (0, 1) under the reference policy, whatever the reward is, so a transform f fixes the
+partition function of the KL-regularised problem (arXiv 2507.08068, section 3): Z(beta) = int_0^1 exp(f(t) / beta) dt.
+A `Transform` is the pair of f and log Z. docs/partition_functions.md derives each of them.
 
-1 / beta reaches 10,000, so no formula here exponentiates 1 / beta, and every log Z is accurate in
-float32 as well.
+1 / beta reaches 10,000, so no formula here exponentiates 1 / beta, and every log Z is accurate in float32 as well.
 """
 
-from collections.abc import Callable
-from math import factorial
-from typing import NamedTuple
+import ast
+import importlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import dawsn, ndtri
 from jax.typing import ArrayLike
 
-# From this 1 / beta down, the closed forms of log Z are small differences of large terms and the
-# moment series takes over.
+from qrpo_jax.integrals import log_mean_exp, tabulate
+
+# From this 1 / beta down, the closed forms of log Z are small differences of large terms and a series without
+# cancellation takes over.
 _SERIES_BELOW = 2.0
 _SERIES_TERMS = 28  # 2^28 / 28! < 1e-21: the first dropped term is far below float64 rounding
 
@@ -27,17 +34,60 @@ class Transform(NamedTuple):
     """A function of the quantile reward and its log partition function.
 
     Attributes:
-      name: name in `TRANSFORMS`, for messages and reports.
+      name: how `parse` and configs call it.
       apply: f, elementwise: quantiles [...] in [0, 1] -> transformed rewards [...].
-      log_z: log int_0^1 exp(f(t) / beta) dt, elementwise: beta [...] > 0 -> [...].
+      log_z: log int_0^1 exp(f(t) / beta) dt, elementwise: beta [...] > smallest_beta -> [...]. Raises ValueError for
+        a beta that is not; where beta is traced and cannot be looked at, the result is infinite or NaN.
       clamp: how quantiles that are estimated from n references are kept where f is finite:
-        "none", "lower" ([1/n, 1]) or "both" ([1/n, (n-1)/n]); see `quantiles.clamp`.
+        "none", "lower" ([1/n, 1]), "upper" ([0, (n-1)/n]) or "both"; see `quantiles.clamp`.
+      smallest_beta: Z is finite for every beta above it.
+      breaks: points inside (0, 1) where f jumps or bends, for quadrature.
+      scaled: f is to be multiplied by each prompt's reward spread, see `scale_by`.
     """
 
     name: str
-    apply: Callable[[Array], Array]
-    log_z: Callable[[Array], Array]
+    apply: Callable[[ArrayLike], Array]
+    log_z: Callable[[ArrayLike], Array]
     clamp: str = "none"
+    smallest_beta: float = 0.0
+    breaks: tuple[float, ...] = ()
+    scaled: bool = False
+
+
+def check_beta(beta: Any, smallest: Any, name: str) -> None:
+    """Refuses beta for which Z is infinite, unless beta is traced.
+
+    Args:
+      beta: [...]
+      smallest: Z is finite above it; broadcasts against beta.
+      name: of the transform.
+
+    Raises:
+      ValueError: some beta is not above `smallest`.
+
+    >>> check_beta([2.0, 0.5], 1.0, "logit")
+    Traceback (most recent call last):
+    ValueError: transform 'logit' has no finite partition function at beta = 0.5: beta must be above 1
+    """
+    if isinstance(beta, jax.core.Tracer) or isinstance(smallest, jax.core.Tracer):
+        return
+    given, least = np.broadcast_arrays(np.asarray(beta, float), np.asarray(smallest, float))
+    bad = np.flatnonzero(~(given > least))
+    if len(bad):
+        raise ValueError(
+            f"transform {name!r} has no finite partition function at beta = {given.flat[bad[0]]:g}: "
+            f"beta must be above {least.flat[bad[0]]:g}"
+        )
+
+
+def _transform(name: str, apply: Callable, log_z: Callable, *, smallest_beta: float = 0.0, **rest: Any) -> Transform:
+    """A transform whose log Z takes any number and refuses beta outside its domain."""
+
+    def checked(beta: ArrayLike) -> Array:
+        check_beta(beta, smallest_beta, name)
+        return log_z(_floating(beta))
+
+    return Transform(name, lambda t: apply(_floating(t)), checked, smallest_beta=smallest_beta, **rest)
 
 
 def _floating(x: ArrayLike) -> Array:
@@ -46,24 +96,27 @@ def _floating(x: ArrayLike) -> Array:
     return jnp.asarray(x) * 1.0
 
 
+def _horner(x: Array, coefficients: Sequence[float]) -> Array:
+    """sum_k c_k x^k from k = 1 on."""
+    total = jnp.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        total = (total + coefficient) * x
+    return total
+
+
 def _power_log_z(power: float, closed_form: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """log Z of f(t) = t^power: closed form for small beta, series without cancellation for large.
 
-    With x = 1 / beta and the moments E[f^k] = 1 / (power k + 1),
-    Z = 1 + sum_{k>=1} x^k / (k! (power k + 1)). All terms are positive, so log Z = log1p(sum) has
-    full relative accuracy.
+    With x = 1 / beta and the moments E[f^k] = 1 / (power k + 1), Z = 1 + sum_{k>=1} x^k / (k! (power k + 1)). All
+    terms are positive, so log Z = log1p(sum) has full relative accuracy.
     """
-    coefficients = [1 / (factorial(k) * (power * k + 1)) for k in range(_SERIES_TERMS, 0, -1)]
+    coefficients = [1 / (math.factorial(k) * (power * k + 1)) for k in range(1, _SERIES_TERMS + 1)]
 
     def log_z(beta: Array) -> Array:
-        beta = _floating(beta)
         use_series = 1 / beta <= _SERIES_BELOW
         # Both branches see only arguments they are made for: an infinity in the branch not taken
         # would make the gradient NaN.
-        inverse = jnp.where(use_series, 1 / beta, _SERIES_BELOW)
-        excess = jnp.zeros_like(inverse)
-        for coefficient in coefficients:
-            excess = (excess + coefficient) * inverse
+        excess = _horner(jnp.where(use_series, 1 / beta, _SERIES_BELOW), coefficients)
         closed = closed_form(jnp.where(use_series, 1 / _SERIES_BELOW, beta))
         return jnp.where(use_series, jnp.log1p(excess), closed)
 
@@ -90,19 +143,166 @@ def _sqrt_closed_form(beta: Array) -> Array:
 
 def _log_log_z(beta: Array) -> Array:
     """Z = int t^{1/beta} dt = beta / (beta + 1)."""
-    return -jnp.log1p(1 / _floating(beta))
+    return -jnp.log1p(1 / beta)
 
 
 def _normal_log_z(beta: Array) -> Array:
     """Z = E[exp(X / beta)], X standard normal = exp(1 / (2 beta^2))."""
-    return 0.5 / jnp.square(_floating(beta))
+    return 0.5 / jnp.square(beta)
 
 
-identity = Transform("identity", _floating, _power_log_z(1, _identity_closed_form))
-log = Transform("log", jnp.log, _log_log_z, clamp="lower")
-square = Transform("square", lambda t: jnp.square(_floating(t)), _power_log_z(2, _square_closed_form))
-sqrt = Transform("sqrt", jnp.sqrt, _power_log_z(0.5, _sqrt_closed_form))
-normal_icdf = Transform("normal-icdf", lambda t: ndtri(_floating(t)), _normal_log_z, clamp="both")
+def _exponential_log_z(beta: Array) -> Array:
+    """Z = int (1 - t)^{-1/beta} dt = beta / (beta - 1)."""
+    return jnp.log1p(1 / (beta - 1))
+
+
+# log(pi x / sin(pi x)) = sum_k zeta(2k) x^{2k} / k, here up to x = 1/2.
+_ZETA = [1.6449340668482264, 1.0823232337111382, 1.0173430619844492, 1.0040773561979444, 1.0009945751278180]
+_LOGIT_SERIES = [(_ZETA[k - 1] if k <= 5 else sum(n ** (-2.0 * k) for n in range(1, 60))) / k for k in range(1, 27)]
+
+
+def _logit_log_z(beta: Array) -> Array:
+    """Z = int t^x (1 - t)^{-x} dt = Gamma(1 + x) Gamma(1 - x) = pi x / sin(pi x), x = 1 / beta."""
+    use_series = beta >= 2
+    series = _horner(jnp.square(1 / jnp.where(use_series, beta, 2.0)), _LOGIT_SERIES)
+    beta = jnp.where(use_series, 2.0, beta)
+    # sin(pi x) = sin(pi (1 - x)), and beta - 1 has no rounding where x is close to 1.
+    closed = jnp.log(jnp.pi / beta) - jnp.log(jnp.sin(jnp.pi * (beta - 1) / beta))
+    return jnp.where(use_series, series, closed)
+
+
+identity = _transform("identity", lambda t: t, _power_log_z(1, _identity_closed_form))
+log = _transform("log", jnp.log, _log_log_z, clamp="lower")
+square = _transform("square", jnp.square, _power_log_z(2, _square_closed_form))
+sqrt = _transform("sqrt", jnp.sqrt, _power_log_z(0.5, _sqrt_closed_form))
+normal_icdf = _transform("normal-icdf", ndtri, _normal_log_z, clamp="both")
+exponential_icdf = _transform(
+    "exponential-icdf", lambda t: -jnp.log1p(-t), _exponential_log_z, clamp="upper", smallest_beta=1.0
+)
+logit = _transform("logit", jax.scipy.special.logit, _logit_log_z, clamp="both", smallest_beta=1.0)
+
+
+@lru_cache(maxsize=64)
+def power(p: float) -> Transform:
+    """t^p, with Z = 1F1(1/p; 1 + 1/p; 1/beta), the incomplete gamma function of -1 / beta in another guise.
+
+    `identity`, `square` and `sqrt` are the powers 1, 2 and 1/2, with their elementary closed forms. For other p no
+    formula is accurate at every beta, and the integral itself is evaluated, to rounding.
+
+    Args:
+      p: > 0.
+
+    Raises:
+      ValueError: p is not a positive number.
+
+    >>> round(float(power(3).log_z(0.1)), 4)
+    6.6789
+    """
+    if not 0 < p < math.inf:
+        raise ValueError(f"power is {p}; it must be positive and finite, such as power(0.7)")
+    name = f"power({p:g})"
+    if p in (0.5, 1, 2):
+        return {0.5: sqrt, 1: identity, 2: square}[p]._replace(name=name)
+    # Next to 1, t^p = exp(p log(1 - s)) keeps the digits that t has lost.
+    table = tabulate(lambda t: t**p, lambda s: jnp.exp(p * jnp.log1p(-s)))
+    return _transform(name, lambda t: t**p, table.log_z)
+
+
+def threshold(q: float) -> Transform:
+    """The step 1{t >= q}: a reward of 1 for the best 1 - q, with Z = q + (1 - q) e^{1/beta}.
+
+    Args:
+      q: in (0, 1).
+
+    Raises:
+      ValueError: q is not in (0, 1).
+
+    >>> round(float(threshold(0.8).log_z(0.5)), 4), float(threshold(0.8).apply(0.8))
+    (0.8232, 1.0)
+    """
+    if not 0 < q < 1:
+        raise ValueError(f"threshold is {q}; it must lie inside (0, 1), such as threshold(0.8)")
+
+    def log_z(beta: Array) -> Array:
+        # log1p(sum) is accurate near 0, and e^{1/beta} is not formed where it would overflow.
+        near = 1 / beta < 60
+        x = jnp.where(near, 1 / beta, 60.0)
+        beta = jnp.where(near, 1 / 60.0, beta)
+        return jnp.where(near, jnp.log1p((1 - q) * jnp.expm1(x)), 1 / beta + jnp.log((1 - q) + q * jnp.exp(-1 / beta)))
+
+    return _transform(f"threshold({q:g})", lambda t: (t >= q).astype(t.dtype), log_z, breaks=(q,))
+
+
+def piecewise_linear(*knots: tuple[float, float]) -> Transform:
+    """f through the knots (t_i, f_i), straight between them.
+
+    A piece of width w from a to b has int exp(f / beta) = w e^{m/beta} sinh(h/beta) / (h/beta), m = (a + b) / 2 its
+    middle and h = (b - a) / 2 its half rise; Z is their sum.
+
+    Args:
+      knots: t from 0 to 1 in order; a t that stands twice is a jump, and f has the later value there.
+
+    Raises:
+      ValueError: fewer than two knots, t that do not run from 0 to 1, or f that are not finite.
+
+    >>> round(float(piecewise_linear((0, 0), (1, 1)).log_z(0.1)), 4)
+    7.6974
+    """
+    t, f = np.asarray(knots, float).T if knots and all(len(knot) == 2 for knot in knots) else (np.zeros(0),) * 2
+    if len(t) < 2 or t[0] != 0 or t[-1] != 1 or (np.diff(t) < 0).any() or not np.isfinite(f).all():
+        raise ValueError(
+            f"knots are {knots}; they must be pairs (t, f), t rising from 0 to 1, f finite, such as "
+            "piecewise-linear((0, 0), (0.8, 0.1), (1, 1))"
+        )
+    parts = np.diff(t) > 0
+    starts, ends = t[:-1][parts], t[1:][parts]
+    low, high = f[:-1][parts], f[1:][parts]
+
+    def apply(x: Array) -> Array:
+        part = jnp.clip(jnp.searchsorted(jnp.asarray(starts, x.dtype), x, side="right") - 1, 0, len(starts) - 1)
+        a, b, from_, to = (jnp.asarray(v, x.dtype)[part] for v in (starts, ends, low, high))
+        share = (x - a) / (b - a)
+        return from_ * (1 - share) + to * share
+
+    def log_z(beta: Array) -> Array:
+        return log_mean_exp((low + high) / 2, ends - starts, 1 / beta, (high - low) / 2)
+
+    name = "piecewise-linear(" + ", ".join(f"({a:g}, {b:g})" for a, b in zip(t, f, strict=True)) + ")"
+    return _transform(name, apply, log_z, breaks=tuple(float(x) for x in np.unique(t)[1:-1]))
+
+
+def from_function(
+    f: Callable[[Array], Array],
+    name: str = "",
+    *,
+    complement: Callable[[Array], Array] | None = None,
+    breaks: tuple[float, ...] = (),
+    clamp: str = "none",
+) -> Transform:
+    """Any f, with log Z by quadrature in the log domain, to 1e-6 relative or better.
+
+    Args:
+      f: elementwise and traceable by JAX, finite inside (0, 1).
+      name: for messages; f's own by default.
+      complement: s -> f(1 - s); worth giving if f is infinite at 1, next to which t has no digits left.
+      breaks: points inside (0, 1) where f jumps or bends.
+      clamp: see `Transform`; needed where f is infinite at 0 or 1 and quantiles come from `quantiles.ecdf`.
+
+    Returns:
+      A transform whose `smallest_beta` is where Z becomes infinite, or is no longer resolved.
+
+    Raises:
+      ValueError: see `integrals.tabulate`.
+
+    >>> round(float(from_function(lambda t: jnp.sin(3 * t)).log_z(0.5)), 4)
+    1.4728
+    """
+    name = name or getattr(f, "__name__", "f")
+    try:
+        table = tabulate(f, complement, breaks)
+    except ValueError as error:
+        raise ValueError(f"transform {name!r}: {error}") from error
+    return _transform(name, f, table.log_z, clamp=clamp, smallest_beta=table.smallest_beta, breaks=breaks)
 
 
 def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> Transform:
@@ -114,22 +314,33 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
       scale: multiplies f, >= 0; broadcasts likewise and may be traced. 0 (a prompt whose reference
         rewards are all equal) gives the constant `shift`.
 
+    Raises:
+      ValueError: a scale below 0.
+
     >>> half = affine(identity, shift=0.25, scale=0.5)
     >>> round(float(half.apply(0.5)), 4), round(float(half.log_z(1.0)), 4)
     (0.5, 0.5104)
     """
+    known = not isinstance(scale, jax.core.Tracer)
+    if known and (np.asarray(scale) < 0).any():
+        raise ValueError(f"scale is {scale}; it must be at least 0 (give a falling f its own transform)")
+    plain = all(isinstance(x, int | float) for x in (shift, scale))
+    name = f"affine({transform.name}, {shift:g}, {scale:g})" if plain else f"affine({transform.name})"
 
-    def apply(t: Array) -> Array:
+    def apply(t: ArrayLike) -> Array:
         return jnp.asarray(shift) + jnp.asarray(scale) * transform.apply(t)
 
-    def log_z(beta: Array) -> Array:
+    def log_z(beta: ArrayLike) -> Array:
+        if known:
+            check_beta(beta, transform.smallest_beta * np.asarray(scale, float), name)
         beta = _floating(beta)
         # beta / 0 would be an infinity with a NaN gradient; exp(0 / beta) integrates to 1 exactly.
         constant = jnp.equal(scale, 0)
-        log_z_f = transform.log_z(beta / jnp.where(constant, 1.0, scale))
-        return jnp.asarray(shift) / beta + jnp.where(constant, 0.0, log_z_f)
+        inner = jnp.where(constant, transform.smallest_beta + 1.0, beta / jnp.where(constant, 1.0, scale))
+        return jnp.asarray(shift) / beta + jnp.where(constant, 0.0, transform.log_z(inner))
 
-    return Transform(f"affine({transform.name})", apply, log_z, transform.clamp)
+    smallest = transform.smallest_beta * (float(np.max(scale)) if known else 1.0)
+    return transform._replace(name=name, apply=apply, log_z=log_z, smallest_beta=smallest)
 
 
 def gaussian(mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> Transform:
@@ -153,20 +364,89 @@ TRANSFORMS = {
     "square": square,
     "sqrt": sqrt,
     "normal-icdf": normal_icdf,
-    # Scaled by each prompt's reward spread when `get` is told it; this entry has its clamp and its
-    # unit-scale form.
-    "scaled-normal-icdf": normal_icdf._replace(name="scaled-normal-icdf"),
+    # Multiplied by each prompt's reward spread, see `scale_by`; this entry is its unit-scale form.
+    "scaled-normal-icdf": normal_icdf._replace(name="scaled-normal-icdf", scaled=True),
+    "exponential-icdf": exponential_icdf,
+    "logit": logit,
 }
+MAKERS: dict[str, Callable[..., Transform]] = {
+    "power": power,
+    "threshold": threshold,
+    "piecewise-linear": piecewise_linear,
+    "affine": affine,
+    "gaussian": gaussian,
+}
+ALLOWED = (
+    f"{', '.join(TRANSFORMS)}, power(p), threshold(q), piecewise-linear((0, f), ..., (1, f)), affine(transform, shift, "
+    "scale), gaussian(mean, std), or package.module:function"
+)
+
+
+@lru_cache(maxsize=64)
+def parse(text: str) -> Transform:
+    """The transform that a config names.
+
+    Args:
+      text: a key of `TRANSFORMS`; a maker with its numbers, such as "power(0.7)", "threshold(0.8)",
+        "piecewise-linear((0, 0), (0.8, 0.1), (1, 1))" or "affine(log, 0.5, 2)"; or "package.module:function", a
+        function of yours for `from_function`.
+
+    Raises:
+      ValueError: it is none of these, or its numbers are not allowed.
+
+    >>> parse("affine(power(2), 0.5, 2)").name
+    'affine(power(2), 0.5, 2)'
+    """
+    module, colon, function = text.partition(":")
+    if colon:
+        try:
+            found = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"transform is {text!r}; that function cannot be imported ({error})") from None
+        made = found if isinstance(found, Transform) else from_function(found, text)
+        return made._replace(name=text)
+    try:
+        # Names have hyphens, which Python would read as minus.
+        tree = ast.parse(re.sub(r"(?<=[a-z])-(?=[a-z])", "_", text.strip()), mode="eval").body
+        return _built(tree)
+    except (SyntaxError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"transform is {text!r}; allowed: {ALLOWED}") from None
+    except ValueError as error:
+        raise ValueError(f"transform is {text!r}: {error}") from None
+
+
+def _built(tree: ast.expr) -> Transform:
+    """A name or a call of a maker; arguments are transforms and literals."""
+    if isinstance(tree, ast.Name):
+        return TRANSFORMS[tree.id.replace("_", "-")]
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
+        made = (_built(a) if isinstance(a, ast.Name | ast.Call) else ast.literal_eval(a) for a in tree.args)
+        return MAKERS[tree.func.id.replace("_", "-")](*made)
+    raise TypeError("neither a name nor a call")
+
+
+def scale_by(transform: Transform, reward_scale: ArrayLike | None) -> Transform:
+    """The transform times each prompt's reward spread, if it is one of those; otherwise the transform itself.
+
+    Args:
+      transform: f.
+      reward_scale: each prompt's std of reference rewards (`quantiles.reward_std`) over its mean across prompts;
+        broadcasts against quantiles and beta.
+
+    Raises:
+      ValueError: the transform needs `reward_scale` and there is none.
+    """
+    if not transform.scaled:
+        return transform
+    if reward_scale is None:
+        raise ValueError(
+            f"transform {transform.name!r} needs each prompt's std of reference rewards: pass reward_scale"
+        )
+    return affine(transform, scale=reward_scale)._replace(name=transform.name, scaled=False)
 
 
 def get(name: str, reward_scale: ArrayLike | None = None) -> Transform:
-    """The published transform of that name.
-
-    Args:
-      name: a key of `TRANSFORMS`.
-      reward_scale: for "scaled-normal-icdf" only: each prompt's std of reference rewards
-        (`quantiles.reward_std`) over its mean across prompts; broadcasts against quantiles and
-        beta.
+    """The transform of that name, ready to use: `parse`, then `scale_by`.
 
     Raises:
       ValueError: unknown name, or "scaled-normal-icdf" without `reward_scale`.
@@ -176,14 +456,7 @@ def get(name: str, reward_scale: ArrayLike | None = None) -> Transform:
     >>> round(float(get("scaled-normal-icdf", reward_scale=0.5).log_z(0.5)), 4)
     0.5
     """
-    if name not in TRANSFORMS:
-        raise ValueError(f"unknown transform {name!r}: set the transform to one of {sorted(TRANSFORMS)}")
-    transform = TRANSFORMS[name]
-    if name != "scaled-normal-icdf":
-        return transform
-    if reward_scale is None:
-        raise ValueError(f"transform {name!r} needs each prompt's std of reference rewards: pass reward_scale")
-    return affine(transform, scale=reward_scale)._replace(name=name)
+    return scale_by(parse(name), reward_scale)
 
 
 def published(transform: Transform) -> Transform:

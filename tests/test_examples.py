@@ -43,7 +43,7 @@ def built(data, transform="identity", **view):
     return build_examples(data, TEXT, View(**view), transforms.TRANSFORMS[transform])
 
 
-def by_hand(data, transform, *, references=0, drop_own=True, estimator="ecdf", ties="upper"):
+def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf", ties="upper"):
     """name -> (quantile, share of ties), one completion at a time."""
     found = {}
     for r in data:
@@ -51,7 +51,7 @@ def by_hand(data, transform, *, references=0, drop_own=True, estimator="ecdf", t
             pool = [(j, x.reward) for j, x in enumerate(r.completions) if x.source == "reference"]
             pool += [(None, float(x)) for x in r.reference_rewards]
             pool = pool[:references] if references else pool
-            others = np.asarray([x for j, x in pool if not (drop_own and j == i)], np.float32)
+            others = np.asarray([x for j, x in pool if not (exclude_own and j == i)], np.float32)
             reward, n = np.float32(c.reward), len(others)
             rank = (others < reward).sum() + (others == reward).sum() * {"upper": 1, "mid": 0.5}[ties]
             if estimator == "midpoint":
@@ -68,9 +68,9 @@ def by_hand(data, transform, *, references=0, drop_own=True, estimator="ecdf", t
     "transform, options",
     [
         ("identity", {}),
-        ("log", {"drop_own": False}),
+        ("log", {"exclude_own": False}),
         ("normal-icdf", {"references": 3}),
-        ("identity", {"ties": "mid", "references": 5, "drop_own": False}),
+        ("identity", {"ties": "mid", "references": 5, "exclude_own": False}),
         ("normal-icdf", {"estimator": "midpoint", "ties": "mid"}),
     ],
 )
@@ -88,7 +88,7 @@ def test_own_reward_is_dropped_only_from_ones_own_references():
     data = [row("r", [1.0, 2.0, 2.0, 3.0], sources=["reference", "dataset", "reference", "reference"])]
     table = built(data)
     np.testing.assert_allclose(table.quantile_C, [0 / 2, 2 / 3, 1 / 2, 2 / 2])
-    np.testing.assert_allclose(built(data, drop_own=False).quantile_C, [1 / 3, 2 / 3, 2 / 3, 3 / 3])
+    np.testing.assert_allclose(built(data, exclude_own=False).quantile_C, [1 / 3, 2 / 3, 2 / 3, 3 / 3])
 
 
 def test_random_ties_lie_between_the_ranks_and_repeat_with_the_seed():
@@ -232,7 +232,7 @@ def test_nothing_is_ranked_where_no_transform_asks_for_it():
         (row("r", [1.0, float("nan")]), "identity", {}, "completion 1: the reward is nan"),
         (row("r", [1.0, float("inf")]), "identity", {}, "completion 1: the reward is inf"),
         (row("r", [1.0], text=""), "identity", {}, "neither text nor tokens"),
-        (row("r", [1.0]), "normal-icdf", {"drop_own": False}, "n = 1 .*'normal-icdf' needs at least 2"),
+        (row("r", [1.0]), "normal-icdf", {"exclude_own": False}, "n = 1 .*'normal-icdf' needs at least 2"),
         (row("r", [1.0, 2.0]), "normal-icdf", {}, "n = 1 .*'normal-icdf' needs at least 2"),
         (row("r", [1.0, 2.0, 3.0]), "scaled-normal-icdf", {"references": 1}, "n = 0 "),
         (row("r", [1.0]), "identity", {}, "n = 0 .*'identity' needs at least 1"),

@@ -86,27 +86,27 @@ def test_clamped_ranks_have_finite_transforms(name, count):
         clamped,
         transform.apply(clamped),
     )
-    low = {"none": 0, "lower": 1 / count, "both": 1 / count}[transform.clamp]
-    high = {"none": 1, "lower": 1, "both": (count - 1) / count}[transform.clamp]
+    low = {"none": 0, "lower": 1 / count, "upper": 0, "both": 1 / count}[transform.clamp]
+    high = {"none": 1, "lower": 1, "upper": (count - 1) / count, "both": (count - 1) / count}[transform.clamp]
     np.testing.assert_allclose(clamped, np.clip(ranks, low, high), rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_drop_own_removes_one_equal_entry(seed):
+def test_exclude_own_removes_one_equal_entry(seed):
     """Dropping a reference's own reward gives the quantile among the others."""
     rewards = np.random.default_rng(seed).integers(0, 4, 7).astype(np.float32)
-    masks = jax.vmap(quantiles.drop_own, (0, None))(rewards, rewards)
+    masks = jax.vmap(quantiles.exclude_own, (0, None))(rewards, rewards)
     assert masks.sum(1).tolist() == [6] * 7
     actual = jax.vmap(quantiles.ecdf, (0, None, 0))(rewards, rewards, masks)
     expected = [np.mean(np.delete(rewards, i) <= rewards[i]) for i in range(7)]
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-def test_drop_own_leaves_masked_and_unequal_entries():
+def test_exclude_own_leaves_masked_and_unequal_entries():
     mask = jnp.array([False, True, True, True, True, True, False])
-    assert quantiles.drop_own(0.0, REFERENCES, mask).tolist() == mask.tolist()
-    assert quantiles.drop_own(9.0, REFERENCES).tolist() == [True] * 7
-    assert quantiles.drop_own(1.0, REFERENCES, mask).tolist() == [False, False] + [True] * 4 + [False]
+    assert quantiles.exclude_own(0.0, REFERENCES, mask).tolist() == mask.tolist()
+    assert quantiles.exclude_own(9.0, REFERENCES).tolist() == [True] * 7
+    assert quantiles.exclude_own(1.0, REFERENCES, mask).tolist() == [False, False] + [True] * 4 + [False]
 
 
 def test_a_nan_reward_is_not_taken_for_the_lowest():
@@ -151,17 +151,19 @@ def test_mistakes_are_refused():
         quantiles.ecdf(1.0, REFERENCES, ties="lower")
     with pytest.raises(ValueError, match="needs a key"):
         quantiles.ecdf(1.0, REFERENCES, ties="random")
-    with pytest.raises(ValueError, match="'upper'.*both"):
-        quantiles.clamp(0.5, 3, "upper")
+    with pytest.raises(ValueError, match="'middle'.*both"):
+        quantiles.clamp(0.5, 3, "middle")
+    with pytest.raises(ValueError, match="'mean'.*ecdf.*midpoint"):
+        quantiles.of_rank(1, 3, "mean")
 
 
 def test_too_few_references_are_refused():
-    """n = 1 leaves a clamped icdf nowhere to be finite; n = 0 leaves nothing at all."""
-    for name in ("normal-icdf", "scaled-normal-icdf"):
+    """n = 1 leaves a clamped quantile one place, or none where f is finite; n = 0 leaves nothing at all."""
+    for name in ("normal-icdf", "scaled-normal-icdf", "logit", "log", "exponential-icdf"):
         transform = transforms.TRANSFORMS[name]
         quantiles.check_references([2, 6], transform)
         with pytest.raises(ValueError, match=f"n = 1 .*{name}.*at least 2"):
             quantiles.check_references([6, 1], transform)
-    quantiles.check_references(1, transforms.log)
+        quantiles.check_references(1, transform, "midpoint")
     with pytest.raises(ValueError, match="n = 0 .*identity.*at least 1"):
         quantiles.check_references(0, transforms.identity)

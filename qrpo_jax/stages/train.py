@@ -64,7 +64,7 @@ def view(job: Job) -> View:
         units=select.units,
         first=select.first,
         references=select.references,
-        drop_own=select.drop_own,
+        exclude_own=select.exclude_own,
         estimator=select.estimator,
         ties=select.ties,
         selector=select.selector if job.config.train.objective not in PAIRWISE else "both",

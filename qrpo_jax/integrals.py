@@ -1,0 +1,249 @@
+"""Logarithms of mean exponentials, log E[exp(f / beta)]: as sums over atoms, and as integrals over (0, 1).
+
+Every log Z that has no closed form is one of these, the constants of finite samples included.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+
+# Where all exponents lie below this, Z - 1 is summed from positive terms, which keeps log Z exact near 0 too.
+_SMALL = 8.0
+
+# Double-exponential quadrature (Takahasi and Mori 1974): t = sigmoid(pi sinh u), nodes evenly spaced in u.
+# At |u| = 6.08 the distance to an end of (0, 1) is 1e-299.
+_REACH = 6.08
+_NODES = 769
+_MOST_NODES = 12_289  # a piece
+_PROBED = np.geomspace(1e-4, 100, 49)  # beta
+_TOLERANCE = 1e-6  # relative, of log Z
+
+
+def log_mean_exp(values: Any, weights: Any, inverse_beta: ArrayLike, halves: Any = None) -> Array:
+    """log sum_i w_i exp(f_i / beta), accurate relative to itself for large and for small beta.
+
+    Args:
+      values: [N], f_i; differences are taken in its own precision, so float64 NumPy arrays keep theirs.
+      weights: [N], w_i >= 0, adding up to 1; a value of weight 0 is never looked at.
+      inverse_beta: [...], 1 / beta >= 0; decides shape and dtype of the result.
+      halves: [N], if f is not constant but rises linearly from f_i - h_i to f_i + h_i over the i-th part of the
+        unit interval: then exp(f_i / beta) becomes its mean there, exp(f_i / beta) sinh(h_i / beta) / (h_i / beta).
+
+    Returns:
+      [...]
+    """
+    xp: Any = np if isinstance(values, np.ndarray) else jnp
+    halves = xp.zeros_like(values) if halves is None else xp.abs(halves)
+    counted = weights > 0
+    mean = xp.sum(xp.where(counted, weights * values, 0))
+    top = xp.max(xp.where(counted, values + halves, -xp.inf))
+    centred = xp.where(counted, values - mean, 0)
+    below = xp.where(counted, values + halves - top, 0)
+    log_weights = xp.where(counted, xp.log(xp.where(counted, weights, 1)), -xp.inf)
+
+    x = jnp.asarray(inverse_beta)[..., None] * 1.0
+    weights, halves, centred, below, log_weights = (
+        jnp.asarray(a).astype(x.dtype) for a in (weights, halves, centred, below, log_weights)
+    )
+    mean, top = (jnp.asarray(a).astype(x.dtype) for a in (mean, top))
+    small = jnp.max(x * (centred + halves) + log_weights, axis=-1, keepdims=True) <= _SMALL
+    # Each branch sees only exponents it is made for: an overflow in the one not taken would make the gradient NaN.
+    y, h = jnp.where(small, x * centred, 0), jnp.where(small, x * halves, 0)
+    # With sum_i w_i y_i = 0, Z e^{-mean / beta} - 1 = sum_i w_i (e^y - 1 - y) + w_i e^y (sinh(h) / h - 1) >= 0.
+    rest = _sinhc_minus_one(h)
+    excess = jnp.where(
+        jnp.abs(y) < 1,
+        weights * (_exp_minus_tangent(y) + jnp.exp(jnp.clip(y, -1, 1)) * rest),
+        jnp.exp(y + log_weights) * (1 + rest) - weights * (1 + y),
+    )
+    near = x[..., 0] * mean + jnp.log1p(jnp.sum(excess, axis=-1))
+    x = jnp.where(small, 0, x)
+    far = x[..., 0] * top + logsumexp(log_weights + x * below + _log_sinhc_minus_h(x * halves), axis=-1)
+    return jnp.where(small[..., 0], near, far)
+
+
+def _series(z: Array, coefficients: list[float]) -> Array:
+    total = jnp.zeros_like(z)
+    for coefficient in reversed(coefficients):
+        total = total * z + coefficient
+    return total
+
+
+def _exp_minus_tangent(y: Array) -> Array:
+    """e^y - 1 - y for |y| <= 1, without cancellation."""
+    y = jnp.clip(y, -1, 1)
+    return y * y * _series(y, [1 / math.factorial(k + 2) for k in range(18)])
+
+
+def _sinhc_minus_one(h: Array) -> Array:
+    """sinh(h) / h - 1 for h >= 0, exact to rounding."""
+    near = jnp.minimum(h, 1.0)
+    series = near * near * _series(near * near, [1 / math.factorial(2 * k + 3) for k in range(9)])
+    far = jnp.maximum(h, 1.0)
+    return jnp.where(h < 1, series, jnp.sinh(far) / far - 1)
+
+
+def _log_sinhc_minus_h(h: Array) -> Array:
+    """log(sinh(h) / h) - h for h >= 0, which never overflows."""
+    near, far = jnp.minimum(h, 1.0), jnp.maximum(h, 1.0)
+    return jnp.where(h < 1, jnp.log1p(_sinhc_minus_one(near)) - near, jnp.log(-jnp.expm1(-2 * far) / (2 * far)))
+
+
+class Tail(NamedTuple):
+    """What f does between the last node and an end of (0, 1) where it is infinite: value + slope (L - depth).
+
+    L = -log of the distance to the end. This part of the integral is exp(value / beta - depth) / (1 - slope / beta).
+    """
+
+    value: float
+    depth: float
+    slope: float
+    linear: bool  # f does rise so; otherwise this part is only known to be about as large
+
+
+class Table(NamedTuple):
+    """A function f on (0, 1) as quadrature sees it: int g(f(t)) dt = sum_i w_i g(f_i), float64 [N]."""
+
+    values: np.ndarray
+    weights: np.ndarray
+    tails: tuple[Tail, ...] = ()
+    smallest_beta: float = 0.0  # log Z is finite and resolved above it
+
+    def log_z(self, beta: ArrayLike) -> Array:
+        """log int_0^1 exp(f(t) / beta) dt, [...] -> [...]; infinite where a tail is."""
+        inverse = 1 / (jnp.asarray(beta) * 1.0)
+        body = log_mean_exp(self.values, self.weights, inverse)
+        for tail in self.tails:
+            room = 1 - inverse * tail.slope
+            rest = inverse * tail.value - tail.depth - jnp.log(jnp.where(room > 0, room, 1.0))
+            body = jnp.where(room > 0, jnp.logaddexp(body, rest), jnp.inf)
+        return body
+
+
+def tabulate(
+    f: Callable[[Array], Array], complement: Callable[[Array], Array] | None = None, breaks: tuple[float, ...] = ()
+) -> Table:
+    """Quadrature of exp(f / beta) over (0, 1), for all beta at once and as fine as f needs it.
+
+    Args:
+      f: elementwise and traceable by JAX, finite inside (0, 1).
+      complement: s -> f(1 - s), for f without a bound at 1: next to 1 numbers lie 1e-16 apart, next to 0 1e-300.
+      breaks: points inside (0, 1) where f jumps or bends.
+
+    Raises:
+      ValueError: f is not finite inside (0, 1) or not elementwise, or the integral is infinite or not resolved even
+        at beta = 100.
+
+    >>> round(float(tabulate(lambda t: t).log_z(0.1)), 4)
+    7.6974
+    """
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+
+        def evaluate(t: np.ndarray, s: np.ndarray) -> np.ndarray:
+            """f at t = 1 - s, from whichever of the two is small and therefore exact."""
+            values = np.asarray(f(jnp.asarray(t)), np.float64)
+            if values.shape != t.shape:
+                raise ValueError(f"f must be elementwise; it made shape {values.shape} of {t.shape}")
+            if complement is not None:
+                values = np.where(t > 0.5, np.asarray(complement(jnp.asarray(s)), np.float64), values)
+            return values
+
+        low_cut, low_tail = _end(lambda s: evaluate(s, 1 - s), exact=True)
+        high_cut, high_tail = _end(lambda s: evaluate(1 - s, s), exact=complement is not None)
+        tails = tuple(tail for tail in (low_tail, high_tail) if tail is not None)
+        nodes = _NODES
+        coarse = Table(*_nodes(evaluate, low_cut, high_cut, breaks, nodes), tails)
+        while True:
+            nodes = 2 * nodes - 1
+            fine = Table(*_nodes(evaluate, low_cut, high_cut, breaks, nodes), tails)
+            resolved = _resolved(coarse, fine)
+            if resolved.all() or nodes >= _MOST_NODES:
+                break
+            coarse = fine
+    least = max((tail.slope for tail in tails if tail.linear), default=0.0)
+    unresolved = np.flatnonzero(~resolved & (least < _PROBED))
+    if len(unresolved) and unresolved[-1] == len(_PROBED) - 1:
+        raise ValueError(
+            "the integral of exp(f / beta) is infinite, or not resolved, even at beta = 100: name the points where f "
+            "jumps or bends as breaks, or give f near 1 as complement"
+        )
+    smallest = float(_PROBED[unresolved[-1] + 1]) if len(unresolved) else least
+    # Half the nodes do where they are as good.
+    return (fine if len(unresolved) else coarse)._replace(smallest_beta=smallest)
+
+
+def _end(near: Callable[[np.ndarray], np.ndarray], exact: bool) -> tuple[float, Tail | None]:
+    """How far from an end of (0, 1) the nodes stop (0: they need not), and what f does beyond if it grows there.
+
+    Args:
+      near: f as a function of the distance s to the end.
+      exact: near the end s keeps its digits, which 1 - t does not.
+    """
+    limit = near(np.zeros(1))[0]
+    if np.isfinite(limit):
+        return 0.0, None
+
+    def tail(bits: int) -> Tail:
+        # Powers of 2: their distance to 1 is a number too. More digits are lost beyond the deepest of them.
+        value, middle, outer = near(0.5 ** np.array([bits, 0.75 * bits, 0.5 * bits]))
+        depth = bits * math.log(2)
+        slope, before = (value - middle) / (depth / 4), (middle - outer) / (depth / 4)
+        if slope > 1.2 * before > 0:
+            raise ValueError("the integral of exp(f / beta) is infinite for every beta: f grows too fast at an end")
+        return Tail(float(value), float(depth), float(slope), bool(abs(slope - before) < 1e-3 * abs(slope)))
+
+    # Where f goes on as a straight line in L the rest is known, and nodes may stop early.
+    bits = 120 if exact else 36
+    found = tail(bits)
+    if not found.linear:
+        bits = 960 if exact else 52
+        found = tail(bits)._replace(linear=False)
+    return 0.5**bits, found if found.slope > 0 else None  # where f falls, what is left out is less than the cut
+
+
+def _nodes(
+    evaluate: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    low_cut: float,
+    high_cut: float,
+    breaks: tuple[float, ...],
+    count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and weights of `count` nodes in each piece of (0, 1) between two breaks."""
+    ends = [0.0, *sorted(breaks), 1.0]
+    if any(a >= b for a, b in itertools.pairwise(ends)):
+        raise ValueError(f"breaks are {breaks}; they must be different points inside (0, 1)")
+    u, step = np.linspace(-_REACH, _REACH, count, retstep=True)
+    stretched = np.pi * np.sinh(u)
+    share, rest = np.exp(-np.logaddexp(0, -stretched)), np.exp(-np.logaddexp(0, stretched))
+    slope = step * np.pi * np.cosh(u) * share * rest
+    values, weights = [], []
+    for i, (a, b) in enumerate(itertools.pairwise(ends)):
+        before, after = (low_cut if i == 0 else 0.0), (high_cut if i == len(ends) - 2 else 0.0)
+        width = (b - a) - before - after
+        t, s = a + before + width * share, (1 - b) + after + width * rest
+        # Rounding may put a node onto a break, where f may have another value.
+        t = np.clip(t, np.nextafter(a, 1) if i else t, np.nextafter(b, 0) if b < 1 else t)
+        values.append(evaluate(t, s))
+        weights.append(width * slope)
+    f, w = np.concatenate(values), np.concatenate(weights)
+    if not np.isfinite(f[w > 0]).all():
+        raise ValueError("f is not finite inside (0, 1)")
+    # What the cuts leave out is the tails'.
+    return f, w / w.sum() * (1 - low_cut - high_cut)
+
+
+def _resolved(coarse: Table, fine: Table) -> np.ndarray:
+    """At which of the probed beta twice the nodes and the unknown part of the tails change nothing, bool."""
+    known = fine._replace(tails=tuple(tail for tail in fine.tails if tail.linear))
+    log_z, *others = (np.asarray(table.log_z(_PROBED)) for table in (fine, coarse, known))
+    with np.errstate(invalid="ignore"):  # infinite is not resolved
+        near = [np.abs(log_z - other) <= _TOLERANCE / 10 * np.abs(log_z) for other in others]
+    return np.isfinite(log_z) & np.logical_and(*near)
