@@ -98,7 +98,14 @@ def get_config() -> ConfigDict:
     config.train = optimization()
     config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
     config.train.beta = 0.1
-    config.train.transform = "identity"  # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf
+    # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf | exponential-icdf | logit | power(p) |
+    # threshold(q) | piecewise-linear((0, f), ..., (1, f)) | affine(transform, shift, scale) | package.module:function
+    config.train.transform = "identity"
+    # log Z: population (exact quantiles) | finite_sample (the ranks of n references) | empirical (tied rewards too)
+    config.train.partition = "population"
+    config.train.length_normalised = False  # beta of a completion: min(beta / its length, beta_cap); not SimPO
+    config.train.beta_cap = 0.0  # 0: none
+    config.train.loss_over_length = False  # divide each loss by its completion's length; not SimPO
     config.train.loss = "mse"  # mse | mae
     config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
 
