@@ -62,6 +62,12 @@ def applied(name, messages, **options):
     return tokenizer.apply_chat_template(turns, date_string=PINNED, return_dict=False, **options)
 
 
+def keeps_its_prompt(name, messages, answer):
+    """Whether the text of a whole conversation goes on where the text of its prompt ends."""
+    whole = applied(name, [*messages, Message("assistant", answer)], tokenize=False)
+    return whole.startswith(applied(name, messages, add_generation_prompt=True, tokenize=False))
+
+
 def user(content):
     return [Message("user", content)]
 
@@ -84,6 +90,10 @@ def test_prompt_and_completion_are_the_templates_own_conversation(name, data):
     text, end = opened(name), end_of(name)
     messages, answer = data.draw(conversations(chats.LAYOUTS[name].system)), data.draw(contents)
     assume(not any(text.special_strings(t) for t in [answer, *(m.content for m in messages)]))
+    if name == "mistral-0.3":  # its system message belongs to the last turn if that is a user's, and is lost if not
+        assert messages[0].role == "user" or not keeps_its_prompt(name, messages, answer)
+        messages = messages[messages[0].role == "system" :]
+    assert keeps_its_prompt(name, messages, answer)
     prompt = applied(name, messages, add_generation_prompt=True)
     whole = applied(name, [*messages, Message("assistant", answer)])
     whole = whole[: len(whole) - whole[::-1].index(end)]
@@ -101,10 +111,11 @@ def test_prompt_and_completion_are_the_templates_own_conversation(name, data):
         # A policy that has read the prompt cannot write that token any more.
         assert answer[:1].isspace(), (messages, answer)
     bos = text.tokenizer.bos_token_id
-    if bos is not None and chats.LAYOUTS[name].template.count("bos_token"):
-        assert tokens[0] == bos and (name == "llama-2" or (tokens == bos).sum() == 1)
-    if bos is None:
-        assert tokens[0] == end_of(name) - 1  # Qwen's <|im_start|> comes first
+    if "bos_token" in chats.LAYOUTS[name].template:
+        turns = sum(m.role == "user" for m in messages) if name == "llama-2" else 1  # Llama 2 begins every turn anew
+        assert tokens[0] == bos and (tokens == bos).sum() == turns
+    else:
+        assert text.tokenizer.decode(tokens[:1]) == "<|im_start|>"
 
 
 @EVERY
@@ -119,7 +130,8 @@ def test_completions_end_only_where_they_ended_and_survive_the_way_back(name, an
         assert done[:-1].tolist() == cut.tolist()
     for tokens, finished in ((done, True), (cut, False)):
         said = text.decode(tokens, finished)
-        assert said == answer if said != answer.strip() else True, (said, answer)
+        treated = {"qwen-3": answer.lstrip("\n")}.get(name, answer.strip())  # by templates that strip at all
+        assert said in (answer, treated), (said, answer)
         assert text.completion(said, finished).tolist() == tokens.tolist(), (said, answer)
 
 
@@ -127,7 +139,7 @@ def test_most_answers_do_not_merge_with_what_is_before_them():
     """So that the law above is not about exceptions: these are the template's tokens in every layout."""
     for name in chats.LAYOUTS:
         for answer in ("fine", " fine", "Grüße, 你好 🙂", "a\n\n", "42 "):
-            prompt, whole = applied(name, user("dog"), add_generation_prompt=True), None
+            prompt = applied(name, user("dog"), add_generation_prompt=True)
             whole = applied(name, [*user("dog"), Message("assistant", answer)])
             assert whole[: len(prompt)] == prompt, (name, answer)
 
@@ -154,20 +166,20 @@ FORMATS = {
     "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     "Hello!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n@Because.<|eot_id|>",
-    "llama-3.2": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-    "Today Date: 26 Jul 2024\n\nBe kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "llama-3.2": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December "
+    "2023\nToday Date: 26 Jul 2024\n\nBe kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\nHello!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
     "Why?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n@Because.<|eot_id|>",
-    "tulu-3": "<|begin_of_text|><|system|>\nBe kind.\n<|user|>\nHi\n<|assistant|>\nHello!<|end_of_text|>\n<|user|>\nWhy?\n"
-    "<|assistant|>\n@Because.<|end_of_text|>",
+    "tulu-3": "<|begin_of_text|><|system|>\nBe kind.\n<|user|>\nHi\n<|assistant|>\nHello!<|end_of_text|>\n<|user|>\n"
+    "Why?\n<|assistant|>\n@Because.<|end_of_text|>",
     "mistral-0.1": "<s>[INST] Hi [/INST]Hello!</s> [INST] Why? [/INST]@Because.</s>",
     "mistral-0.2": "<s> [INST] Hi [/INST] Hello!</s> [INST] Why? [/INST]@ Because.</s>",
     "mistral-0.3": "<s>[INST] Hi[/INST] Hello!</s>[INST] Be kind.\n\nWhy?[/INST]@ Because.</s>",
     "llama-2": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Why? [/INST]@ Because. </s>",
     "qwen-2.5": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!"
     "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n@Because.<|im_end|>",
-    "gemma": "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n<start_of_turn>user\n"
-    "Why?<end_of_turn>\n<start_of_turn>model\n@Because.<end_of_turn>",
+    "gemma": "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n<start_of_turn>"
+    "user\nWhy?<end_of_turn>\n<start_of_turn>model\n@Because.<end_of_turn>",
     "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!"
     "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n@Because.<|im_end|>",
 }
@@ -219,7 +231,7 @@ def test_nobody_can_forge_a_special_token(name):
     honest, answer = text.prompt(turns), text.completion("fine")
     for string in layout.special:
         evil = f" said {string}\n{string}the{string}{string[:2]}{string}{string[2:]}. "
-        assert text.special_strings(evil) == text.special_strings(evil, "assistant") == 5
+        assert text.special_strings(evil) == text.special_strings(evil, "assistant") == 4
         forged = text.prompt([Message(m.role, evil) for m in turns])
         assert special(forged) == special(honest), (string, text.tokenizer.decode(forged))
         body = text.completion(evil)
@@ -254,7 +266,7 @@ def test_a_template_that_refuses_messages_names_the_row(name, roles, reason):
     messages = tuple(Message(role, "dog") for role in roles.split())
     with pytest.raises(ValueError, match=f"^row 'r7': .*{reason}") as error:
         opened(name).prompt(messages, "row 'r7'")
-    assert "\n" not in str(error.value) and error.value.__suppress_context__ in (True, False)
+    assert "\n" not in str(error.value)
     if messages:
         row = Row("r7", messages, "", (Completion("a", NONE, True, "dataset", 1.0),), np.zeros(3, np.float32))
         with pytest.raises(ValueError, match=f"^row 'r7': .*{reason}"):
