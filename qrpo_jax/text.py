@@ -7,11 +7,10 @@ The chat layout is the tokenizer's own chat template, with these rules.
 - A string that looks like a special token is plain text wherever a message or a completion holds it, so nobody's
   text can forge a turn; `special_strings` counts them. Turn marks that are plain text in a template, such as
   Tülu's `<|user|>`, cannot be told from text.
-- A completion is what the template makes of an answer (some strip it), followed by the template's own end of turn if
-  the completion ended. What the template writes after that belongs to nobody. Prompt and completion together are
-  the template's whole conversation, up to the end of turn. Two things can keep the tokens from being the same as
-  well: an answer whose first characters merge with the prompt's last ones is encoded apart from the prompt, as it
-  would have been sampled, and what stands for a special token is split. The text is the same even then.
+- A completion is what the template makes of an answer (some strip it), and the template's own end of turn if the
+  completion ended. What the template writes after that is nobody's. Prompt and completion are, token by token, the
+  template's whole conversation up to the end of turn, but for strings that look special and for an answer whose
+  first characters would merge with the prompt's last ones: it is encoded apart, as it would have been sampled.
 - Templates that write today's date write DATE, so that a run that goes on tomorrow reads the same tokens.
 """
 
@@ -45,6 +44,7 @@ class Turn(NamedTuple):
 
     prompt: str  # everything before the answer's turn, here to QUESTION
     lead: str  # between the prompt and the answer: Mistral's space
+    shown: str  # what `lead` decodes to: some tokenizers put a space after every special token
     tail: str  # everything after the answer: the end of turn, perhaps a line break after it
     close: str  # what of the tail comes before the end of turn
 
@@ -140,20 +140,18 @@ class Text(NamedTuple):
         text = whole[len(before) :] if whole.startswith(before) else self._decoded(body)
         if self.turn is None:
             return text
-        return text.removeprefix(self.turn.lead).removesuffix(self.turn.close if finished else "")
+        return text.removeprefix(self.turn.shown).removesuffix(self.turn.close if finished else "")
 
     def _apply(self, messages: Sequence[Message], where: str, **options: Any) -> Any:
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        date = DATE.strftime("%d %b %Y")
         try:
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=self.chat_template, date_string=date, return_dict=False, **options
-            )
+            options |= {"chat_template": self.chat_template, "return_dict": False}
+            return self.tokenizer.apply_chat_template(turns, **options)
         except (TemplateError, TypeError, ValueError) as error:
             roles, reason = ", ".join(m.role for m in messages), " ".join(str(error).split())
             raise ValueError(
-                f"{where}: the tokenizer's chat template refuses messages of roles {roles}: {reason}; change the "
-                "messages, or the layout (config.model.template)"
+                f"{where}: the tokenizer's chat template refuses messages of roles {roles}: "
+                f"{reason}; change them, or the layout (config.model.template)"
             ) from None
 
     def _answer(self, text: str) -> tuple[str, str]:
@@ -161,7 +159,7 @@ class Text(NamedTuple):
         assert self.turn is not None
         turns = Message("user", QUESTION), Message("assistant", text)
         whole = self._apply(turns, "completion", tokenize=False)
-        prompt, lead, tail, _ = self.turn
+        prompt, lead, tail = self.turn.prompt, self.turn.lead, self.turn.tail
         if not (whole.startswith(prompt) and whole.endswith(tail) and len(whole) >= len(prompt) + len(tail)):
             return lead, text  # this template does not go on where its own prompt ends
         body = whole[len(prompt) : len(whole) - len(tail)]
@@ -236,7 +234,11 @@ def make_text(tokenizer: Any, template: str, end_tokens: tuple[int, ...]) -> Tex
     if not text.end_tokens:
         raise ValueError("neither tokenizer nor config names an end token (eos); completions could not end")
     tokens = [(context, tuple(text._encode_special(context))) for context in contexts]
-    return text._replace(contexts=tuple(x for x in tokens if tokenizer.unk_token_id not in x[1]))
+    text = text._replace(contexts=tuple(x for x in tokens if tokenizer.unk_token_id not in x[1]))
+    if text.turn:
+        plain = text._replace(turn=None).decode(text.completion(ANSWER), finished=True)
+        text = text._replace(turn=text.turn._replace(shown=plain.partition(ANSWER)[0] if ANSWER in plain else ""))
+    return text
 
 
 def _try_turn(text: Text) -> tuple[Turn, tuple[int, ...]]:
@@ -250,8 +252,8 @@ def _try_turn(text: Text) -> tuple[Turn, tuple[int, ...]]:
         lead, tail = "", whole.rpartition(ANSWER)[2]
     end = text.control.search(tail)
     if end is None:
-        return Turn(prompt, lead, tail, ""), ()
-    return Turn(prompt, lead, tail, tail[: end.start()]), (text.tokenizer.convert_tokens_to_ids(end[0]),)
+        return Turn(prompt, lead, lead, tail, ""), ()
+    return Turn(prompt, lead, lead, tail, tail[: end.start()]), (text.tokenizer.convert_tokens_to_ids(end[0]),)
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern:

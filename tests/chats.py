@@ -97,6 +97,10 @@ CHATML = """{% for m in messages %}\
 {{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# Headers are single tokens, and the answer begins right behind one.
+HEADERS = """{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
 QWEN_25 = (
     """{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. ' + \
 'You are a helpful assistant.<|im_end|>\\n' }}{% endif %}"""
@@ -128,6 +132,8 @@ LAYOUTS = {
     "mistral-0.1": Layout("prepend", MISTRAL_1, PIECES, "<s>", "</s>", system=False),
     "mistral-0.2": Layout("prepend", MISTRAL_2, PIECES, "<s>", "</s>", system=False),
     "mistral-0.3": Layout("metaspace", MISTRAL_3, (*PIECES, "[INST]", "[/INST]"), "<s>", "</s>"),
+    "mistral-0.3-legacy": Layout("prepend", MISTRAL_3, (*PIECES, "[INST]", "[/INST]"), "<s>", "</s>"),
+    "headers": Layout("prepend", HEADERS, (*PIECES, "<|system|>", "<|user|>", "<|assistant|>"), "<s>", "</s>"),
     "llama-2": Layout("metaspace", LLAMA_2, PIECES, "<s>", "</s>"),
     "qwen-2.5": Layout("bytes", QWEN_25, QWEN_TOKENS, None, "<|im_end|>"),
     "qwen-3": Layout("bytes", QWEN_3, QWEN_TOKENS, None, "<|im_end|>", added=("<think>", "</think>")),
