@@ -207,7 +207,8 @@ def check_rows(job: Job) -> None:
                 f"{config.prompts.path}, or sample them: config.sample.completions"
             )
     for part, name in ((kept, "to train on"), (held_out, "held out")):
-        fits = sum(len(job.policy.text.prompt(row.messages)) <= config.prompts.max_tokens for row in part)
+        lengths = [len(job.policy.text.prompt(row.messages, f"row {row.id!r}")) for row in part]
+        fits = sum(length <= config.prompts.max_tokens for length in lengths)
         if part and not fits:
             raise ValueError(
                 f"all {len(part)} prompts {name} are longer than {config.prompts.max_tokens} tokens; "

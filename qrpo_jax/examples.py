@@ -158,6 +158,8 @@ class _Table:
                 "pairs of equal reward",
                 "dropped: pairs of equal reward",
                 "cut by length limit",
+                "dropped: no tokens",
+                "special strings taken as text",
             ),
             0,
         )
@@ -169,7 +171,10 @@ class _Table:
         own = [c.reward for c in row.completions if c.source == "reference"]
         references = np.asarray([*own, *row.reference_rewards], np.float32)
         self.references.append(references[: view.references] if view.references else references)
-        prompt = self.text.prompt(row.messages)
+        prompt = self.text.prompt(row.messages, f"row {row.id!r}")
+        self.counts["special strings taken as text"] += sum(
+            self.text.special_strings(m.content, m.role) for m in row.messages
+        )
         picked = pick_units(row, view, index)
         self.counts["rows without a pair"] += not picked
         ordinal = np.cumsum([c.source == "reference" for c in row.completions])
@@ -180,6 +185,9 @@ class _Table:
                     self.counts["dropped: pairs of equal reward"] += 1
                     continue
             bodies = [self._body(row, i) for i in unit]
+            if not all(map(len, bodies)):  # a chat template may strip all of a completion that did not end
+                self.counts["dropped: no tokens"] += len(unit)
+                continue
             excess = [max(0, len(prompt) + len(body) - view.max_tokens) for body in bodies]
             if any(excess) and (view.over_long == "drop" or max(excess) >= len(prompt)):
                 self.counts["dropped: too long"] += len(unit)
@@ -224,6 +232,7 @@ class _Table:
         completion = row.completions[index]
         if len(completion.tokens):
             return completion.tokens
+        self.counts["special strings taken as text"] += self.text.special_strings(completion.text, "assistant")
         return self.text.completion(completion.text, completion.finished)
 
     def finish(
