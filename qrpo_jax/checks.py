@@ -36,6 +36,7 @@ def check(job: Job) -> None:
     check_stages(config.stages)
     check_choices(config)
     check_numbers(config)
+    check_transform(config.train)
     stages = set(config.stages)
     if "sft" not in stages and not config.model.path:
         raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
@@ -110,7 +111,6 @@ def check_choices(config: Any) -> None:
     choice("train.objective", config.train.objective, tuple(OBJECTIVES))
     choice("train.loss", config.train.loss, tuple(losses.REGRESSION))
     choice("train.partition", config.train.partition, partition.PARTITIONS)
-    check_transform(config.train)
     choice("export.dtype", config.export.dtype, tuple(DTYPES))
 
 

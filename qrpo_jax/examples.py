@@ -188,11 +188,13 @@ class _Table:
             if not all(map(len, bodies)):  # a chat template may strip all of a completion that did not end
                 self.counts["dropped: no tokens"] += len(unit)
                 continue
-            excess = [max(0, len(prompt) + len(body) - view.max_tokens) for body in bodies]
-            if any(excess) and (view.over_long == "drop" or max(excess) >= len(prompt)):
+            # A pair keeps one prompt: log Z would not cancel between two that were cut differently.
+            excess = max(0, len(prompt) + max(len(body) for body in bodies) - view.max_tokens)
+            if excess and (view.over_long == "drop" or excess >= len(prompt)):
                 self.counts["dropped: too long"] += len(unit)
                 continue
-            self.counts["prompts cut"] += sum(cut > 0 for cut in excess)
+            self.counts["prompts cut"] += len(unit) * (excess > 0)
+            kept = self._cut(prompt, excess)
             # A random selector tosses one coin a pair; the others leave the coins as they are.
             coin = float(self.coin.integers(2))
             chosen = selectors.SELECTORS[view.selector]
@@ -200,7 +202,7 @@ class _Table:
             weights = (chosen, 1 - chosen) if len(unit) == 2 else (1.0,)
             members = []
             for side, (i, body) in enumerate(zip(unit, bodies, strict=True)):
-                completion, kept = row.completions[i], self._cut(prompt, excess[side])
+                completion = row.completions[i]
                 members.append(len(self.names))
                 self.names.append(f"{row.id}/{i}")
                 self.row_C.append(len(self.references) - 1)

@@ -223,6 +223,21 @@ def test_selectors_weigh_the_sides_of_a_pair_and_leave_singles_alone(selector, e
     assert (built(rows(), selector=selector).weight_C == 1).all()
 
 
+def test_a_pair_is_cut_to_one_prompt():
+    data = [row("r", [2.0, 1.0], tokens=[5, 6, 7])]
+    long = dataclasses.replace(data[0].completions[1], tokens=np.asarray([5, 6, 7, 8, 9], np.int32))
+    data = [dataclasses.replace(data[0], completions=(data[0].completions[0], long))]
+    view = {"units": "best_worst", "max_tokens": 8, "over_long": "truncate_prompt_left"}
+    whole, table = built(data, units="best_worst"), built(data, **view)
+    prompts = [t.tokens[start : start + n].tolist() for t in (whole, table) for start, n in zip_prompts(t)]
+    assert prompts[2] == prompts[3] and len(prompts[2]) == 3 < len(prompts[0]), prompts
+    assert table.counts["prompts cut"] == 2
+
+
+def zip_prompts(table):
+    return zip(table.starts_C, table.prompt_lengths_C, strict=True)
+
+
 def test_singles_are_high_above_one_half():
     table = built(rows())
     np.testing.assert_array_equal(table.high_C, table.quantile_C > 0.5)
