@@ -77,6 +77,7 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> DecoderSettings:
     needed = {*SIZES.values(), "rms_norm_eps", "tie_word_embeddings"}
     known = needed | METADATA | family.metadata | set(family.supported) | set(family.options)
     known |= {"rope_parameters", "rope_scaling", *ROPE_TOP, *WINDOW_KEYS[family.windows]}
+    known |= {"sliding_window_size"} if family.windows == "alternate" else set()
     known |= {"rope_local_base_freq", *PATTERN_KEYS} if family.local_theta is not None else set()
     known |= {"no_rope_layers", "no_rope_layer_interval"} if family.unroped else set()
     known |= {"original_max_position_embeddings"} if "longrope" in family.ropes else set()
@@ -111,6 +112,8 @@ def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]
     Raises:
       ValueError: the settings' family has no way to say one of them.
     """
+    if settings.family not in FAMILIES:
+        raise ValueError(f"model family is {settings.family!r}; allowed: {', '.join(FAMILIES)} (config.model)")
     family = FAMILIES[settings.family]
     rope, top = written_rope(settings, family)
     config = {
@@ -161,6 +164,8 @@ def _windows(folder: Path, family: Family, config: Mapping[str, Any], fields: Ma
     used = used or flag(folder, "use_sliding_window", given["use_sliding_window"])
     window = given["sliding_window"] if used else None
     window = None if window is None else number(folder, "sliding_window", window, int)
+    if {"sliding_window_size": window, **config}["sliding_window_size"] != window:
+        raise unsupported(folder, "sliding_window_size", config["sliding_window_size"], (window,))
     if family.windows == "all":
         return {"sliding_window": window}
     if family.windows == "late":
@@ -204,9 +209,10 @@ def _written_windows(settings: DecoderSettings, family: Family) -> dict[str, Any
     if family.windows == "alternate" and window is None:
         written["sliding_window"] = family.window  # transformers wants one even where no layer slides
     found = {key: written[key] for key in WINDOW_KEYS[family.windows]}
-    patterns = [n for n in range(1, settings.layers + 2) if _alternate(n, settings.layers) == written["layer_types"]]
-    if family.local_theta is not None and patterns:
-        found[PATTERN_KEYS[0]] = patterns[0]
+    if family.local_theta is not None:
+        tried = (family.pattern, *range(1, settings.layers + 2))
+        same = [n for n in tried if _alternate(n, settings.layers) == written["layer_types"]]
+        found |= {PATTERN_KEYS[0]: same[0]} if same else {}
     return found
 
 

@@ -87,6 +87,8 @@ class DecoderSettings:
             given = getattr(self, name)
             if given is not None and len(given) != self.layers:
                 raise ValueError(f"model {name} speaks of {len(given)} layers, it has {self.layers} (config.model)")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"model sliding_window is {self.sliding_window}; it must be at least 1 (config.model)")
         if self.sliding_layers is not None and self.sliding_window is None:
             raise ValueError("model sliding_layers is set without a sliding_window (config.model)")
 

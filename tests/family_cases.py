@@ -135,7 +135,7 @@ def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.asarray({"a": 0.5, "s": -1e-6}[name[-1]], np.float32)
     drawn = generator(f"{case}/{name}").normal(size=shape)
     if len(shape) == 2:
-        spread = 0.5 if name.startswith(("model.embed", "lm_head")) else shape[1] ** -0.5
+        spread = 0.25 if name.startswith(("model.embed", "lm_head")) else shape[1] ** -0.5
         return (spread * drawn).astype(np.float32)
     centre = 1.0 if "norm" in name and not case.startswith("gemma") else 0.0
     return (centre + 0.3 * drawn).astype(np.float32)
