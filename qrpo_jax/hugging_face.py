@@ -5,7 +5,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,9 +18,13 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from qrpo_jax.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
-from qrpo_jax.families import FAMILIES, hugging_face_config, read_json, read_settings
+from qrpo_jax.decoder import Parameters, abstract_parameters, logical_axes
+from qrpo_jax.families import FAMILIES
+from qrpo_jax.json_values import read_json
 from qrpo_jax.mesh import parameter_shardings, place
+from qrpo_jax.model_config import hugging_face_config, read_settings
+from qrpo_jax.settings import DecoderSettings
+from qrpo_jax.stored import Part, Stored, stored_tensors
 
 if TYPE_CHECKING:
     from qrpo_jax.text import Text  # importing it for real would cost seconds of transformers
@@ -38,16 +42,6 @@ class Header(NamedTuple):
     dtype: str
 
 
-class Stored(NamedTuple):
-    """One tensor of the folder: its name and shape there, and which parameter, or layer of it, it is."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: tuple[str, ...]
-    layer: int | None
-    inputs: int
-
-
 def check_folder(folder: Path) -> DecoderSettings:
     """Settings of a folder whose weights are all there with the right shapes; only headers are read.
 
@@ -60,11 +54,11 @@ def check_folder(folder: Path) -> DecoderSettings:
     """
     settings = read_settings(folder)
     headers = _headers(folder)
-    wanted = {stored.name: stored.shape for stored in _tensors(settings)}
-    missing = [name for name in wanted if name not in headers]
+    wanted = {stored.name: stored for stored in stored_tensors(settings)}
+    missing = [name for name, stored in wanted.items() if name not in headers and stored.constant is None]
     if missing:
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        shape = list(wanted[missing[0]])
+        shape = list(wanted[missing[0]].shape)
         raise ValueError(f"the weights in {folder} lack tensor {missing[0]} of shape {shape}{others}")
     for name, header in headers.items():
         shape = list(header.shape)
@@ -77,11 +71,13 @@ def check_folder(folder: Path) -> DecoderSettings:
             raise ValueError(
                 f"{header.file} has tensor {name} of shape {shape}, which its config.json has no place for"
             )
-        if header.shape != wanted[name]:
-            expected = list(wanted[name])
+        if header.shape != wanted[name].shape:
+            expected = list(wanted[name].shape)
             raise ValueError(f"tensor {name} in {header.file} has shape {shape}; config.json asks for {expected}")
         if header.dtype not in DTYPES:
             raise ValueError(f"tensor {name} in {header.file} is {header.dtype}; allowed: {', '.join(DTYPES)}")
+        if wanted[name].constant is not None:
+            _check_constant(wanted[name], header)
     return settings
 
 
@@ -97,20 +93,20 @@ def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32) -> Parameters:
     headers = _headers(folder)
     shapes = abstract_parameters(settings)
     shardings = nnx.traversals.flatten_mapping(parameter_shardings(mesh, logical_axes(settings), shapes))
-    of_path: dict[tuple[str, ...], list[Stored]] = {}
-    for stored in _tensors(settings):
-        of_path.setdefault(stored.path, []).append(stored)
+    of_path: dict[tuple[str, ...], list[tuple[Stored, Part]]] = {}
+    for stored in stored_tensors(settings):
+        for part in stored.parts:
+            of_path.setdefault(part.path, []).append((stored, part))
 
     placed = {}
     with ExitStack() as stack:
-        paths = {headers[stored.name].file for group in of_path.values() for stored in group}
+        paths = {headers[stored.name].file for group in of_path.values() for stored, _ in group}
         files = {path: stack.enter_context(safe_open(path, "numpy")) for path in sorted(paths)}
         for path, shape in nnx.traversals.flatten_mapping(shapes).items():
             host = np.empty(shape.shape, dtype)
-            for stored in of_path[path]:
-                tensor = files[headers[stored.name].file].get_tensor(stored.name)
-                part = ... if stored.layer is None else stored.layer
-                host[part] = (tensor.T if stored.inputs else tensor).reshape(host[part].shape).astype(dtype)
+            for stored, part in of_path[path]:
+                rows = files[headers[stored.name].file].get_slice(stored.name)[part.rows]
+                host[... if part.layer is None else part.layer] = part.take(rows).astype(dtype)
             placed[path] = place(host, shardings[path])
     return nnx.traversals.unflatten_mapping(placed)
 
@@ -163,11 +159,12 @@ def check_export(settings: DecoderSettings, text: "Text", dtype: str) -> None:
     """Raises the ValueError that `save` would raise about these, so that it can come before training, not after."""
     if dtype not in SAVED_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(SAVED_DTYPES)} (config.export.dtype)")
-    if settings.d_model % settings.heads:
+    if FAMILIES[settings.family].even_split and settings.d_model % settings.heads:
         raise ValueError(
             f"d_model {settings.d_model} is not a multiple of heads {settings.heads}, "
-            "as a Llama folder has it (config.model)"
+            f"as a {settings.family} folder has it (config.model)"
         )
+    hugging_face_config(settings, dtype)
     if len(text.tokenizer) > settings.vocab_size:
         raise ValueError(f"tokenizer has {len(text.tokenizer)} tokens, the model {settings.vocab_size} (config.model)")
 
@@ -178,7 +175,7 @@ def _write_weights(
     width = np.dtype(SAVED_DTYPES[dtype]).itemsize
     shards: list[list[Stored]] = [[]]
     filled = 0
-    for stored in _tensors(settings):
+    for stored in stored_tensors(settings):
         size = math.prod(stored.shape) * width
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
@@ -190,7 +187,7 @@ def _write_weights(
         names = ["model.safetensors"]
     flat = nnx.traversals.flatten_mapping(parameters)
     for name, shard in zip(names, shards, strict=True):
-        tensors = {stored.name: _export(flat[stored.path], stored, dtype) for stored in shard}
+        tensors = {stored.name: _export(flat, stored, dtype) for stored in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if len(shards) > 1:
         where = {stored.name: name for name, shard in zip(names, shards, strict=True) for stored in shard}
@@ -198,33 +195,18 @@ def _write_weights(
         _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _export(parameter: jax.Array, stored: Stored, dtype: str) -> np.ndarray:
-    array = np.asarray(parameter if stored.layer is None else parameter[stored.layer])
-    array = array.reshape(stored.shape[::-1]).T if stored.inputs else array.reshape(stored.shape)
+def _export(flat: Mapping[tuple[str, ...], jax.Array], stored: Stored, dtype: str) -> np.ndarray:
+    def rows(part: Part) -> np.ndarray:
+        parameter = flat[part.path]
+        return part.give(np.asarray(parameter if part.layer is None else parameter[part.layer]))
+
+    held = [rows(part) for part in stored.parts] or [np.full((), stored.constant)]
     # safetensors writes memory as it lies, so a transposed view must be laid out anew.
-    array = np.ascontiguousarray(array.astype(SAVED_DTYPES[dtype]))
+    array = np.concatenate(held) if len(held) > 1 else held[0]
+    array = np.asarray(array.astype(SAVED_DTYPES[dtype]), order="C")
     if not np.isfinite(array).all():
         raise ValueError(f"tensor {stored.name} is not finite as {dtype}; nothing was exported")
     return array
-
-
-def _tensors(settings: DecoderSettings) -> Iterator[Stored]:
-    """Every tensor the folder must hold, layer by layer."""
-    shapes = nnx.traversals.flatten_mapping(abstract_parameters(settings))
-    weights = FAMILIES["LlamaForCausalLM"].weights
-    if shapes.keys() - weights.keys():
-        raise ValueError(f"parameters {sorted(shapes.keys() - weights.keys())} have no place in a Llama folder")
-
-    def one(path: tuple[str, ...], layer: int | None) -> Stored:
-        name, inputs = weights[path]
-        shape = shapes[path].shape if layer is None else shapes[path].shape[1:]
-        if inputs:
-            shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
-        return Stored(name if layer is None else name.format(layer), tuple(shape), path, layer, inputs)
-
-    yield from (one(path, None) for path in shapes if path[0] != "layers")
-    for layer in range(settings.layers):
-        yield from (one(path, layer) for path in shapes if path[0] == "layers")
 
 
 def _headers(folder: Path) -> dict[str, Header]:
@@ -260,6 +242,14 @@ def _headers(folder: Path) -> dict[str, Header]:
         if name not in headers or headers[name].file.name != file:
             raise ValueError(f"{index} places tensor {name} in {file}, which does not have it")
     return headers
+
+
+def _check_constant(stored: Stored, header: Header) -> None:
+    with safe_open(header.file, "numpy") as opened:
+        value = float(opened.get_tensor(stored.name))
+    # Stored in bfloat16, the value has eight bits.
+    if not math.isclose(value, stored.constant or 0.0, rel_tol=2**-8):
+        raise ValueError(f"tensor {stored.name} in {header.file} is {value}; supported: {stored.constant}")
 
 
 def _check_tied(folder: Path, headers: Mapping[str, Header]) -> None:

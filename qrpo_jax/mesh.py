@@ -19,6 +19,7 @@ LOGICAL: dict[str, str | tuple[str, ...] | None] = {
     "feed_forward": "tensor",
     "vocab": "tensor",
     "head_dim": None,
+    "scalar": None,
     "layers": None,
 }
 
