@@ -95,6 +95,15 @@ def get_config() -> ConfigDict:
     config.select.ties = "upper"  # upper (published) | mid | random
     config.select.selector = "both"  # which side of a pair QRPO and SFT learn from: both | chosen | rejected | random
 
+    # Low-rank adapters (LoRA) of stage train; the base stays as it is and is the reference policy. Stage sft trains all
+    # parameters whatever stands here, and makes such a base; adapters learn from data with train.objective = "sft".
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # 0: none, train all parameters
+    config.lora.alpha = 16.0  # what an adapter adds is scaled by alpha / rank
+    # Regular expression for Hugging Face's name of a module in its layer, or for the last parts of that name:
+    # q_proj|v_proj, self_attn.*, or all linear maps:
+    config.lora.targets = ".*_proj"
+
     config.train = optimization()
     config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
     config.train.beta = 0.1
@@ -107,6 +116,9 @@ def get_config() -> ConfigDict:
     config.train.beta_cap = 0.0  # 0: none
     config.train.loss_over_length = False  # divide each loss by its completion's length; not SimPO
     config.train.loss = "mse"  # mse | mae
+    # log π_ref: stored (by stage reference) | on_the_fly (LoRA only: by each step, with the adapters off; the stage is
+    # then left out of config.stages, and a step takes one forward pass more)
+    config.train.reference = "stored"
     config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
 
     config.evaluate = ConfigDict()
@@ -121,6 +133,7 @@ def get_config() -> ConfigDict:
 
     config.export = ConfigDict()
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
+    config.export.adapter = "merged"  # LoRA: merged into the base, as a model | peft, a folder for config.model.path
 
     config.log = ConfigDict()
     config.log.tensorboard = True

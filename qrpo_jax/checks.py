@@ -12,7 +12,8 @@ from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
 from qrpo_jax.optimizer import make_optimizer
 from qrpo_jax.rewards import TESTS, find_function, read_tests
-from qrpo_jax.stages.train import objective
+from qrpo_jax.stages import export
+from qrpo_jax.stages.train import REFERENCES, objective
 
 NEEDS = {
     "sft": (),
@@ -44,6 +45,7 @@ def check(job: Job) -> None:
         raise ValueError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
     if job.workdir.exists() and not job.workdir.is_dir():
         raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
+    check_lora(config)
     policy = job.policy  # opens tokenizer and model folder, reading headers only
     check_prompts(job)
     if {"score", "evaluate"} & stages:
@@ -57,7 +59,7 @@ def check(job: Job) -> None:
         objective(job)
         check_train(config)
     shapes = decoder.abstract_parameters(policy.settings)
-    parameter_shardings(job.mesh, decoder.logical_axes(policy.settings), shapes)
+    parameter_shardings(job.mesh, decoder.logical_axes(policy.settings), shapes)  # adapters split along the same axes
     for section in ("sample", "evaluate"):
         longest = config.prompts.max_tokens + config[section].max_new_tokens
         if section in stages and longest > policy.settings.max_positions:
@@ -111,7 +113,9 @@ def check_choices(config: Any) -> None:
     choice("train.objective", config.train.objective, tuple(OBJECTIVES))
     choice("train.loss", config.train.loss, tuple(losses.REGRESSION))
     choice("train.partition", config.train.partition, partition.PARTITIONS)
+    choice("train.reference", config.train.reference, REFERENCES)
     choice("export.dtype", config.export.dtype, tuple(DTYPES))
+    choice("export.adapter", config.export.adapter, export.FORMS)
 
 
 def check_transform(train: Any) -> None:
@@ -241,6 +245,38 @@ def check_count(references: int, config: Any, row: str | None = None) -> None:
         ) from None
 
 
+def check_lora(config: Any) -> None:
+    """Refuses LoRA, or what needs it, where the rest of the config has no place for it."""
+    stages, reference = config.stages, config.train.reference
+    if config.lora.rank < 0:
+        raise ValueError(f"lora.rank is {config.lora.rank}; it must be at least 1, or 0 for none (config.lora.rank)")
+    if config.lora.rank and "train" not in stages:
+        raise ValueError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
+    if config.export.adapter == "peft":
+        if not config.lora.rank:
+            raise ValueError("export.adapter 'peft' needs LoRA (config.lora.rank); or set config.export.adapter=merged")
+        if "sft" in stages or not config.model.path:
+            raise ValueError(
+                "export.adapter 'peft' needs a base that is a model folder, and this one is what stage 'sft' makes: "
+                "set config.export.adapter='merged', or config.model.path without 'sft' in config.stages"
+            )
+    if reference == "on_the_fly":
+        if not config.lora.rank:
+            raise ValueError(
+                "train.reference 'on_the_fly' needs LoRA, whose base is the reference policy: set config.lora.rank, or "
+                "config.train.reference='stored'"
+            )
+        if "reference" in stages:
+            raise ValueError(
+                "train.reference 'on_the_fly' has no use for what stage 'reference' stores: remove the stage from "
+                "config.stages, or set config.train.reference='stored'"
+            )
+        if config.train.objective in REFERENCE_FREE:
+            raise ValueError(
+                f"objective {config.train.objective!r} uses no log π_ref: set config.train.reference='stored'"
+            )
+
+
 def check_train(config: Any) -> None:
     train, select, pack = config.train, config.select, config.pack
     if train.objective in PAIRWISE and select.units == "singles":
@@ -253,9 +289,10 @@ def check_train(config: Any) -> None:
             f"pack.row_tokens is {pack.row_tokens}; pairs of up to {pack.max_tokens} tokens each need at least "
             f"{2 * pack.max_tokens} (config.pack.row_tokens)"
         )
-    if train.objective not in REFERENCE_FREE and "reference" not in config.stages:
+    if train.objective not in REFERENCE_FREE and train.reference == "stored" and "reference" not in config.stages:
         raise ValueError(
-            f"objective {train.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages"
+            f"objective {train.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages, or with "
+            "LoRA set config.train.reference='on_the_fly'"
         )
     if select.units != "singles" and select.first == 1:
         raise ValueError(

@@ -16,7 +16,7 @@ from jax import Array
 
 from qrpo_jax.attention import attend, attend_cached, soft_cap, visible
 from qrpo_jax.layers import Layer, RMSNorm, normal
-from qrpo_jax.settings import DecoderSettings, Kind, join, kinds
+from qrpo_jax.settings import DecoderSettings, Kind, Lora, join, kinds
 
 Parameters = dict[str, Any]
 
@@ -41,7 +41,7 @@ def slots_last(x_BxLxGxK: Array) -> Array:
 
 
 class Decoder(nnx.Module):
-    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         self.settings = settings
         v, d = settings.vocab_size, settings.d_model
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (v, d)) * 0.02, axes=("vocab", "embed"))
@@ -49,7 +49,7 @@ class Decoder(nnx.Module):
         @nnx.split_rngs(splits=settings.layers)
         @nnx.vmap
         def stack(layer_rngs: nnx.Rngs) -> Layer:
-            return Layer(settings, layer_rngs)
+            return Layer(settings, layer_rngs, lora)
 
         self.layers = stack(rngs)
         self.norm = RMSNorm(settings)
@@ -165,36 +165,44 @@ class Decoder(nnx.Module):
         return soft_cap(logits, self.settings.logit_cap)
 
 
-def graph(settings: DecoderSettings) -> nnx.GraphDef:
-    """The static part of the decoder, without allocating a parameter."""
-    return nnx.split(_abstract(settings))[0]
+# What training changes is all parameters, or with LoRA the adapters alone: wherever the functions below are given a
+# `lora`, they are about its adapters, a tree of their own that `lora.join` puts beside the parameters.
 
 
-def initial_parameters(settings: DecoderSettings, key: Array) -> Parameters:
-    """Fresh random parameters (float32), as a nested dict."""
-    return nnx.to_pure_dict(nnx.state(Decoder(settings, nnx.Rngs(params=key))))
+def graph(settings: DecoderSettings, lora: Lora | None = None) -> nnx.GraphDef:
+    """The static part of the decoder, with adapters if any, without allocating a parameter."""
+    return nnx.split(_abstract(settings, lora))[0]
 
 
-def abstract_parameters(settings: DecoderSettings) -> Parameters:
-    """Shapes and types of all parameters, as `initial_parameters` has them."""
-    return nnx.to_pure_dict(nnx.state(_abstract(settings)))
+def initial_parameters(settings: DecoderSettings, key: Array, lora: Lora | None = None) -> Parameters:
+    """Fresh random parameters or adapters (float32), as a nested dict."""
+    return nnx.to_pure_dict(nnx.state(Decoder(settings, nnx.Rngs(params=key), lora), _kind(lora)))
 
 
-def logical_axes(settings: DecoderSettings) -> Parameters:
-    """For each parameter the names of its axes, which `mesh` maps to the device mesh."""
+def abstract_parameters(settings: DecoderSettings, lora: Lora | None = None) -> Parameters:
+    """Shapes and types of all parameters or adapters, as `initial_parameters` has them."""
+    return nnx.to_pure_dict(nnx.state(_abstract(settings, lora), _kind(lora)))
+
+
+def logical_axes(settings: DecoderSettings, lora: Lora | None = None) -> Parameters:
+    """For each parameter or adapter the names of its axes, which `mesh` maps to the device mesh."""
 
     def axes(path: tuple[Any, ...], variable: nnx.Variable) -> tuple[str, ...]:
         named = variable.get_metadata()["axes"]
         return ("layers", *named) if path[0] == "layers" else named
 
-    state = nnx.state(_abstract(settings))
+    state = nnx.state(_abstract(settings, lora), _kind(lora))
     flat = {path: axes(path, variable) for path, variable in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(flat)
 
 
-def parameter_count(settings: DecoderSettings) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_parameters(settings)))
+def parameter_count(settings: DecoderSettings, lora: Lora | None = None) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_parameters(settings, lora)))
 
 
-def _abstract(settings: DecoderSettings) -> Decoder:
-    return nnx.eval_shape(lambda: Decoder(settings, nnx.Rngs(params=0)))
+def _kind(lora: Lora | None) -> Any:
+    return nnx.Param if lora is None else nnx.LoRAParam
+
+
+def _abstract(settings: DecoderSettings, lora: Lora | None = None) -> Decoder:
+    return nnx.eval_shape(lambda: Decoder(settings, nnx.Rngs(params=0), lora))

@@ -18,9 +18,10 @@ from qrpo_jax.checkpoints import Checkpoints
 from qrpo_jax.decoder import DecoderSettings, Parameters
 from qrpo_jax.mesh import place, replicated, row_sharding
 from qrpo_jax.metrics import MetricsWriter
+from qrpo_jax.settings import Lora
 from qrpo_jax.state import State, abstract_state, initial_state, state_shardings
 
-Step = Callable[[State, Batch], tuple[State, dict[str, Any]]]
+Step = Callable[..., tuple[State, dict[str, Any]]]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -54,6 +55,8 @@ def fit(
     tensorboard: bool = True,
     wandb: dict[str, Any] | None = None,
     on_first: Callable[[Batch, dict[str, float]], None] | None = None,
+    lora: Lora | None = None,
+    frozen: Parameters | None = None,
 ) -> Parameters:
     """Runs all `steps` from the latest checkpoint in `directory`, or from `start()`, and returns the parameters.
 
@@ -63,18 +66,20 @@ def fit(
         (disk, a sampler) is its own affair.
       names: of the examples that `Batch.example_BxS` points at, for messages.
       on_first: called with the first batch and its metrics when a run starts from the beginning.
+      lora: what `start` makes, and what is trained, saved and returned, are then its adapters.
+      frozen: parameters that the step reads and never changes, placed on the mesh: the base of the adapters.
 
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
     """
     with Checkpoints(directory / "checkpoints", keep=pace.keep) as checkpoints:
-        shardings = state_shardings(mesh, settings, optimizer)
+        shardings = state_shardings(mesh, settings, optimizer, lora)
         done = checkpoints.latest
         if done is None:
             make = jax.jit(lambda p: initial_state(p, optimizer, seed), out_shardings=shardings)
             state, done = make(start()), 0
         else:
-            state = checkpoints.restore(abstract_state(mesh, settings, optimizer, dtype), batches)
+            state = checkpoints.restore(abstract_state(mesh, settings, optimizer, dtype, lora), batches)
         where = row_sharding(mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         chief = jax.process_index() == 0
@@ -102,7 +107,7 @@ def fit(
 
             for number in range(done + 1, steps + 1):
                 batch = next(batches)
-                state, metrics = jitted(state, place(batch, where))
+                state, metrics = jitted(state, place(batch, where), frozen or {})
                 settle()
                 pending = (number, batch, metrics)
                 if number % pace.checkpoint_every == 0 or number == steps:

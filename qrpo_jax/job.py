@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax import checkpoints, decoder, hugging_face, programs
+from qrpo_jax import checkpoints, decoder, hugging_face, lora, programs
 from qrpo_jax.decoder import DecoderSettings, Parameters
 from qrpo_jax.mesh import make_mesh, parameter_shardings
+from qrpo_jax.settings import Lora
 from qrpo_jax.step import Precision
 from qrpo_jax.text import Text, make_text, open_text, vocabulary_tokenizer
 
@@ -23,11 +24,18 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Policy(NamedTuple):
-    """The model a job aligns: its shape and its tokenizer, without parameters."""
+    """The model a job aligns: its shape and its tokenizer, without parameters.
+
+    graph: of the base, which is the reference policy; of everything, where LoRA is not used.
+    lora: what stage `train` adapts; None where it trains all parameters.
+    trained_graph: of what stage `train` makes: with adapters, or `graph`.
+    """
 
     settings: DecoderSettings
     graph: nnx.GraphDef
     text: Text
+    lora: Lora | None
+    trained_graph: nnx.GraphDef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +82,11 @@ class Job:
             shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
             settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
             text = make_text(tokenizer, model.template, (tokenizer.eos_token_id,))
-        return Policy(settings, decoder.graph(settings), text)
+        graph, wanted = decoder.graph(settings), self.config.lora
+        if wanted.rank == 0:
+            return Policy(settings, graph, text, None, graph)
+        adapted = lora.make_lora(settings, rank=wanted.rank, alpha=wanted.alpha, targets=wanted.targets)
+        return Policy(settings, graph, text, adapted, decoder.graph(settings, adapted))
 
     @property
     def dtype(self) -> Any:
@@ -86,29 +98,49 @@ class Job:
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""
-        settings, model = self.policy.settings, self.config.model
+        model = self.config.model
         if model.path:
             return hugging_face.load(Path(model.path), mesh, DTYPES[model.parameter_dtype])
-        shapes = decoder.abstract_parameters(settings)
-        shardings = parameter_shardings(mesh, decoder.logical_axes(settings), shapes)
-        dtype = DTYPES[model.parameter_dtype]
+        return self._draw(mesh, jax.random.key(self.config.seed), DTYPES[model.parameter_dtype])
+
+    def fresh_adapters(self, mesh: Mesh) -> Parameters:
+        """LoRA's adapters before their first update; float32, whatever the type of the base."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+        return self._draw(mesh, key, jnp.float32, self.policy.lora)
+
+    def _draw(self, mesh: Mesh, key: jax.Array, dtype: Any, adapted: Lora | None = None) -> Parameters:
+        settings = self.policy.settings
 
         def make(key: jax.Array) -> Parameters:
-            return jax.tree.map(lambda x: x.astype(dtype), decoder.initial_parameters(settings, key))
+            return jax.tree.map(lambda x: x.astype(dtype), decoder.initial_parameters(settings, key, adapted))
 
-        return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed))
+        return jax.jit(make, out_shardings=self._shardings(mesh, adapted))(key)
+
+    def _shardings(self, mesh: Mesh, adapted: Lora | None) -> Any:
+        settings = self.policy.settings
+        shapes = decoder.abstract_parameters(settings, adapted)
+        return parameter_shardings(mesh, decoder.logical_axes(settings, adapted), shapes)
 
     def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
-        """Parameters that a finished stage left behind."""
-        settings = self.policy.settings
-        shapes = decoder.abstract_parameters(settings)
-        shardings = parameter_shardings(mesh, decoder.logical_axes(settings), shapes)
-        abstract = checkpoints.abstract_like(shapes, shardings, DTYPES[self.config.model.parameter_dtype])
+        """Parameters that a finished stage left behind; of `train` with LoRA the adapters alone."""
+        adapted = self.policy.lora if stage == "train" else None
+        shapes = decoder.abstract_parameters(self.policy.settings, adapted)
+        dtype = DTYPES[self.config.model.parameter_dtype] if adapted is None else jnp.float32
+        abstract = checkpoints.abstract_like(shapes, self._shardings(mesh, adapted), dtype)
         return checkpoints.load_parameters(self.folder(stage) / "parameters", abstract)
 
     def reference_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of the reference policy: what SFT left, or the imported model."""
         return self.trained_parameters("sft", mesh) if "sft" in self.config.stages else self.fresh_parameters(mesh)
+
+    def policy_parameters(self, mesh: Mesh, reference: Parameters) -> Parameters:
+        """Parameters of `trained_graph` after stage `train`; with LoRA their base is `reference` itself, not a copy."""
+        trained = self.trained_parameters("train", mesh)
+        return trained if self.policy.lora is None else lora.join(reference, trained)
+
+    def graph(self, source: str) -> nnx.GraphDef:
+        """The graph of the "reference" or of the trained "policy"."""
+        return self.policy.trained_graph if source == "policy" else self.policy.graph
 
     def say(self, line: str) -> None:
         """Prints a line once, whatever the number of processes, above any progress bar."""

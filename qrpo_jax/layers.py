@@ -11,21 +11,53 @@ from jax import Array
 
 from qrpo_jax.attention import rotate
 from qrpo_jax.rope import LongRope
-from qrpo_jax.settings import DecoderSettings
+from qrpo_jax.settings import DecoderSettings, Lora
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str, ...]) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5, axes=axes)
 
 
-def linear(x: Array, weight: Array, inputs: int = 1, bias: nnx.Param | None = None) -> Array:
-    """x [B, L, *inputs] times weight [*inputs, *outputs], plus a bias [*outputs] if any, in the type of x.
+class Adapter(nnx.Module):
+    """What LoRA adds to a matrix [*inputs, *outputs]: x A B · alpha / rank, with A [*inputs, r] and B [r, *outputs].
+
+    A starts uniform within ± 1 / sqrt(inputs), as in PEFT (Kaiming uniform with a = sqrt 5); B at 0, so that an
+    adapter adds nothing before its first update. Both are float32.
+    """
+
+    def __init__(self, lora: Lora, weight: nnx.Param, inputs: int, rngs: nnx.Rngs):
+        shape, axes = weight[...].shape, weight.get_metadata()["axes"]
+        bound = float(np.prod(shape[:inputs])) ** -0.5
+        a = jax.random.uniform(rngs.params(), (*shape[:inputs], lora.rank), jnp.float32, -bound, bound)
+        self.a = nnx.LoRAParam(a, axes=(*axes[:inputs], "rank"))
+        self.b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape[inputs:]), jnp.float32), axes=("rank", *axes[inputs:]))
+        self.rank, self.scale = lora.rank, lora.scale
+
+    def __call__(self, x_TxI: Array) -> Array:
+        """[T, outputs], flat, of T tokens; nothing of the matrix's size is made."""
+        inner_Txr = x_TxI @ self.a[...].astype(x_TxI.dtype).reshape(-1, self.rank)
+        return inner_Txr * self.scale @ self.b[...].astype(x_TxI.dtype).reshape(self.rank, -1)
+
+
+def _adapter(lora: Lora | None, name: str, weight: nnx.Param | None, rngs: nnx.Rngs, inputs: int = 1) -> Adapter | None:
+    if lora is None or weight is None or name not in lora.matrices:
+        return None
+    return Adapter(lora, weight, inputs, rngs)
+
+
+def linear(
+    x: Array, weight: Array, inputs: int = 1, bias: nnx.Param | None = None, adapter: Adapter | None = None
+) -> Array:
+    """x [B, L, *inputs] times weight [*inputs, *outputs], plus adapter and bias [*outputs] if any, in the type of x.
 
     One plain matrix product over all B·L tokens: XLA's CPU backend is slow at the gradient of a product that
     contracts two axes, and elsewhere it makes no difference.
     """
     rows, outputs = x.shape[:2], weight.shape[inputs:]
-    flat = x.reshape(x.shape[0] * x.shape[1], -1) @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
+    x_TxI = x.reshape(x.shape[0] * x.shape[1], -1)
+    flat = x_TxI @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
+    if adapter is not None:
+        flat = flat + adapter(x_TxI)
     product = flat.reshape(*rows, *outputs)
     return product if bias is None else product + bias[...].astype(x.dtype)
 
@@ -72,7 +104,7 @@ class XIELU(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         d, h, g, k = settings.d_model, settings.heads, settings.kv_heads, settings.head_dim
         self.q = normal(rngs, (d, h, k), d, ("embed", "heads", "head_dim"))
         self.k = normal(rngs, (d, g, k), d, ("embed", "kv_heads", "head_dim"))
@@ -82,6 +114,10 @@ class Attention(nnx.Module):
         self.k_bias = _bias(settings.qkv_bias, (g, k), ("kv_heads", "head_dim"))
         self.v_bias = _bias(settings.qkv_bias, (g, k), ("kv_heads", "head_dim"))
         self.o_bias = _bias(settings.output_bias, (d,), ("embed",))
+        self.q_adapter = _adapter(lora, "q", self.q, rngs)
+        self.k_adapter = _adapter(lora, "k", self.k, rngs)
+        self.v_adapter = _adapter(lora, "v", self.v, rngs)
+        self.o_adapter = _adapter(lora, "o", self.o, rngs, inputs=2)
         own = {None: None, "head": (k,), "projection": (h, k)}[settings.qk_norm]
         self.q_norm = RMSNorm(settings, own, ("heads", "head_dim")[-len(own) :]) if own else None
         own = {None: None, "head": (k,), "projection": (g, k)}[settings.qk_norm]
@@ -89,19 +125,19 @@ class Attention(nnx.Module):
 
     def project(self, x_BxLxD: Array) -> tuple[Array, Array, Array]:
         """Queries [B, L, H, K], keys and values [B, L, G, K]."""
-        q = linear(x_BxLxD, self.q[...], bias=self.q_bias)
-        k = linear(x_BxLxD, self.k[...], bias=self.k_bias)
-        v = linear(x_BxLxD, self.v[...], bias=self.v_bias)
+        q = linear(x_BxLxD, self.q[...], bias=self.q_bias, adapter=self.q_adapter)
+        k = linear(x_BxLxD, self.k[...], bias=self.k_bias, adapter=self.k_adapter)
+        v = linear(x_BxLxD, self.v[...], bias=self.v_bias, adapter=self.v_adapter)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def output(self, mixed_BxLxHxK: Array) -> Array:
-        return linear(mixed_BxLxHxK, self.o[...], inputs=2, bias=self.o_bias)
+        return linear(mixed_BxLxHxK, self.o[...], inputs=2, bias=self.o_bias, adapter=self.o_adapter)
 
 
 class MLP(nnx.Module):
-    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         d, f = settings.d_model, settings.d_ff
         gated = settings.activation != "xielu"
         self.gate = normal(rngs, (d, f), d, ("embed", "feed_forward")) if gated else None
@@ -110,25 +146,29 @@ class MLP(nnx.Module):
         self.gate_bias = _bias(settings.mlp_bias and gated, (f,), ("feed_forward",))
         self.up_bias = _bias(settings.mlp_bias, (f,), ("feed_forward",))
         self.down_bias = _bias(settings.mlp_bias, (d,), ("embed",))
+        self.gate_adapter = _adapter(lora, "gate", self.gate, rngs)
+        self.up_adapter = _adapter(lora, "up", self.up, rngs)
+        self.down_adapter = _adapter(lora, "down", self.down, rngs)
         self.activation = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[settings.activation] if gated else XIELU()
 
     def __call__(self, x_BxLxD: Array) -> Array:
+        up_BxLxF = linear(x_BxLxD, self.up[...], bias=self.up_bias, adapter=self.up_adapter)
         if self.gate is None:
-            inner_BxLxF = self.activation(linear(x_BxLxD, self.up[...], bias=self.up_bias))
+            inner_BxLxF = self.activation(up_BxLxF)
         else:
-            gate_BxLxF = self.activation(linear(x_BxLxD, self.gate[...], bias=self.gate_bias))
-            inner_BxLxF = gate_BxLxF * linear(x_BxLxD, self.up[...], bias=self.up_bias)
-        return linear(inner_BxLxF, self.down[...], bias=self.down_bias)
+            gate_BxLxF = linear(x_BxLxD, self.gate[...], bias=self.gate_bias, adapter=self.gate_adapter)
+            inner_BxLxF = self.activation(gate_BxLxF) * up_BxLxF
+        return linear(inner_BxLxF, self.down[...], bias=self.down_bias, adapter=self.down_adapter)
 
 
 class Layer(nnx.Module):
-    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         self.rotary_scale = settings.rope_scaling.magnitude if isinstance(settings.rope_scaling, LongRope) else 1.0
         self.attention_norm = RMSNorm(settings) if settings.pre_norm else None
-        self.attention = Attention(settings, rngs)
+        self.attention = Attention(settings, rngs, lora)
         self.attention_post_norm = RMSNorm(settings) if settings.post_norm else None
         self.mlp_norm = RMSNorm(settings) if settings.pre_norm else None
-        self.mlp = MLP(settings, rngs)
+        self.mlp = MLP(settings, rngs, lora)
         self.mlp_post_norm = RMSNorm(settings) if settings.post_norm else None
 
     def __call__(

@@ -20,6 +20,7 @@ LOGICAL: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "head_dim": None,
     "scalar": None,
+    "rank": None,
     "layers": None,
 }
 

@@ -30,7 +30,7 @@ SECTIONS = {
     "sample": ("model", "prompts", "sample"),
     "score": ("reward",),
     "reference": ("pack", "reference"),
-    "train": ("pack", "reference", "select", "train"),
+    "train": ("pack", "reference", "select", "lora", "train"),
     "evaluate": ("reference", "reward", "evaluate"),
     "report": ("report",),
     "export": ("export",),

@@ -102,6 +102,22 @@ class DecoderSettings:
         return self.sliding_layers or (self.sliding_window is not None,) * self.layers
 
 
+class Lora(NamedTuple):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); `lora.make_lora` makes one from what a user names.
+
+    matrices: which of "q", "k", "v", "o", "gate", "up", "down" are adapted, in every layer.
+    alpha: what an adapter adds is scaled by alpha / rank.
+    """
+
+    rank: int
+    alpha: float
+    matrices: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 class Kind(NamedTuple):
     """What a layer is beside its parameters: an array for one layer, with a leading axis N for all of them."""
 

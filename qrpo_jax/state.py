@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from qrpo_jax.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
 from qrpo_jax.mesh import parameter_shardings, replicated
+from qrpo_jax.settings import Lora
 
 
 class State(NamedTuple):
     step: Array  # [] int32, updates made
-    parameters: Parameters
+    parameters: Parameters  # those that training changes: with LoRA its adapters, and nothing of the base
     optimizer: Any
     key: Array  # raw PRNG key data, split by nothing yet: steps that draw fold their number into it
 
@@ -28,10 +29,12 @@ def initial_state(parameters: Parameters, optimizer: optax.GradientTransformatio
     )
 
 
-def state_shardings(mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation) -> State:
+def state_shardings(
+    mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation, lora: Lora | None = None
+) -> State:
     """Where each array of the state lives: optimizer moments lie with their parameters, the rest everywhere."""
-    shapes = abstract_parameters(settings)
-    of_parameters = parameter_shardings(mesh, logical_axes(settings), shapes)
+    shapes = abstract_parameters(settings, lora)
+    of_parameters = parameter_shardings(mesh, logical_axes(settings, lora), shapes)
     everywhere: Any = replicated(mesh)  # a State of shardings stands where one of arrays is declared
     moments = jax.eval_shape(optimizer.init, shapes)
     of_optimizer = optax.tree_map_params(
@@ -41,17 +44,21 @@ def state_shardings(mesh: Mesh, settings: DecoderSettings, optimizer: optax.Grad
 
 
 def abstract_state(
-    mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation, dtype: Any = jnp.float32
+    mesh: Mesh,
+    settings: DecoderSettings,
+    optimizer: optax.GradientTransformation,
+    dtype: Any = jnp.float32,
+    lora: Lora | None = None,
 ) -> State:
     """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into.
 
     Args:
       dtype: of the parameters, which the optimizer's moments follow.
     """
-    parameters = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), abstract_parameters(settings))
+    parameters = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), abstract_parameters(settings, lora))
     shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, 0), parameters)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
-        state_shardings(mesh, settings, optimizer),
+        state_shardings(mesh, settings, optimizer, lora),
     )

@@ -12,6 +12,7 @@ from jax import Array
 from qrpo_jax.batch import Batch
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.log_probs import row_log_probs, sum_by_completion
+from qrpo_jax.lora import join
 from qrpo_jax.objectives import Completions, Objective
 from qrpo_jax.state import State
 
@@ -93,8 +94,12 @@ def make_step(
     precision: Precision,
     microbatches: int = 1,
     calibrated_target: Callable[[Batch], Array] | None = None,
-) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
-    """A pure function `(state, batch) -> (state, metrics)`, to be jitted with shardings.
+    reference: nnx.GraphDef | None = None,
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """A pure function `(state, batch, frozen) -> (state, metrics)`, to be jitted with shardings.
+
+    `frozen` are the parameters that `graph` has beside those of the state: the base of LoRA's adapters, and nothing
+    (the default) where everything is trained. No gradient with respect to them is computed.
 
     The gradient is that of Σ loss·weight / Σ weight over the *global* batch: microbatches add up numerators and
     the division comes last, so neither their number nor uneven weights change the result.
@@ -102,38 +107,42 @@ def make_step(
     Args:
       microbatches: B must be a multiple; each needs the memory of B / microbatches rows.
       calibrated_target: f(R_q) − β log Z per completion, for the metrics of QRPO.
+      reference: graph of the reference policy, whose parameters are `frozen`; with it log π_ref is computed here, and
+        that of the batch is not looked at.
     """
 
-    def microbatch_loss(parameters: Parameters, batch: Batch) -> tuple[Array, Any]:
-        c = completions(batch, completion_log_probs(graph, parameters, batch, precision))
+    def microbatch_loss(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
+        c = completions(batch, completion_log_probs(graph, join(frozen, parameters), batch, precision))
         loss_BxS, weight_BxS = objective(c)
         loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
         sums = diagnostics(batch, c, calibrated_target(batch) if calibrated_target else None)
         return jnp.sum(loss_BxS * weight_BxS), (jnp.sum(weight_BxS), sums, loss_BxS)
 
-    def evaluate(parameters: Parameters, batch: Batch) -> tuple[Any, Array]:
+    def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         """What adds up over microbatches (gradient, loss, weight, diagnostics), and the losses one by one."""
+        if reference is not None:
+            batch = batch._replace(reference_log_prob_BxS=completion_log_probs(reference, frozen, batch, precision))
         of_loss = jax.value_and_grad(microbatch_loss, has_aux=True)
-        (loss, (weight, sums, loss_BxS)), gradient = of_loss(parameters, batch)
+        (loss, (weight, sums, loss_BxS)), gradient = of_loss(parameters, frozen, batch)
         return (gradient, loss, weight, sums), loss_BxS
 
-    def accumulate(parameters: Parameters, batch: Batch) -> tuple[Any, Array]:
+    def accumulate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         if microbatches == 1:
-            return evaluate(parameters, batch)
+            return evaluate(parameters, frozen, batch)
         # Row b goes to microbatch b mod k, so that every device keeps its own rows.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-        shapes, _ = jax.eval_shape(evaluate, parameters, jax.tree.map(lambda x: x[0], parts))
+        shapes, _ = jax.eval_shape(evaluate, parameters, frozen, jax.tree.map(lambda x: x[0], parts))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total: Any, part: Batch) -> tuple[Any, Array]:
-            one, loss_BxS = evaluate(parameters, part)
+            one, loss_BxS = evaluate(parameters, frozen, part)
             return jax.tree.map(jnp.add, total, one), loss_BxS
 
         total, loss_KxBxS = jax.lax.scan(add, zero, parts)
         return total, loss_KxBxS.swapaxes(0, 1).reshape(batch.present_BxS.shape)
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        total, loss_BxS = accumulate(state.parameters, batch)
+    def step(state: State, batch: Batch, frozen: Parameters | None = None) -> tuple[State, dict[str, Array]]:
+        total, loss_BxS = accumulate(state.parameters, frozen or {}, batch)
         gradient, loss, weight, sums = total
         weight = jnp.maximum(weight, 1e-30)
         gradient = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)

@@ -13,7 +13,7 @@ from qrpo_jax.job import Job
 from qrpo_jax.manifest import read_manifest, write_json
 from qrpo_jax.rows import Row
 from qrpo_jax.stages.prompting import Prompts
-from qrpo_jax.stages.reference import make_log_probs
+from qrpo_jax.stages.reference import LogProbs, make_log_probs
 from qrpo_jax.stages.sample import make_completer
 from qrpo_jax.stages.score import describe, open_reward, score_rows
 from qrpo_jax.stages.units import Counts, add_counts, run_units
@@ -24,15 +24,13 @@ Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 def run(job: Job) -> dict[str, Any] | None:
     folder = job.folder("evaluate")
-    parameters = {
-        "reference": job.reference_parameters(job.local_mesh),
-        "policy": job.trained_parameters("train", job.local_mesh),
-    }
+    reference = job.reference_parameters(job.local_mesh)
+    parameters = {"reference": reference, "policy": job.policy_parameters(job.local_mesh, reference)}
     prompts = Prompts(job, "eval")
     config = job.config.evaluate
     # KL is about the distributions that were sampled from, and greedy or cut ones have no log-ratio to average.
     whole = config.temperature > 0 and config.top_k == 0 and config.top_p == 1
-    log_probs = make_log_probs(job, temperature=config.temperature) if whole else None
+    log_probs = {side: make_log_probs(job, side, temperature=config.temperature) for side in SIDES} if whole else None
     counts: dict[str, Counts] = {}
     with open_reward(job) as reward:
         job.say(describe(reward).replace("score:", "evaluate:"))
@@ -109,14 +107,16 @@ def _quantile(reward: float, references: list[float]) -> float:
     return float(np.mean(values < reward) + 0.5 * np.mean(values == reward))
 
 
-def kl_estimates(side: str, rows: list[Row], parameters: dict[str, Parameters], log_probs: Any) -> dict[str, float]:
+def kl_estimates(
+    side: str, rows: list[Row], parameters: dict[str, Parameters], log_probs: dict[str, LogProbs]
+) -> dict[str, float]:
     """KL in nats per completion from this side to the other, by the k1 and k3 estimators (Schulman 2020).
 
     For samples of p against q with r = log q − log p: k1 = −r, k3 = e^r − 1 − r; both have mean KL(p‖q).
     """
     other = SIDES[1 - SIDES.index(side)]
-    own_values, _ = log_probs(parameters[side], rows)
-    other_values, _ = log_probs(parameters[other], rows)
+    own_values, _ = log_probs[side](parameters[side], rows)
+    other_values, _ = log_probs[other](parameters[other], rows)
     ratio = np.concatenate(other_values) - np.concatenate(own_values)
     ratio = ratio[np.isfinite(ratio)]
     return {f"kl_to_{other}_k1": float(np.mean(-ratio)), f"kl_to_{other}_k3": float(np.mean(np.expm1(ratio) - ratio))}

@@ -1,20 +1,48 @@
-"""Stage `export`: the trained policy as a Hugging Face folder that other tools load."""
+"""Stage `export`: the trained policy as a Hugging Face folder for other tools, or its adapters as one for PEFT."""
 
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from qrpo_jax import hugging_face
+from qrpo_jax import hugging_face, lora, peft_folder
+from qrpo_jax.decoder import Parameters
 from qrpo_jax.job import Job
+
+FORMS = ("merged", "peft")
 
 
 def run(job: Job) -> dict[str, Any]:
+    if job.config.export.adapter == "peft":
+        return export_adapter(job)
     folder = job.folder("export") / "model"
-    parameters = job.trained_parameters("train", job.mesh)
+    parameters = merged_parameters(job)
     if jax.process_count() > 1:
         parameters = multihost_utils.process_allgather(parameters, tiled=True)
     if jax.process_index() == 0 and not (folder / "config.json").exists():
         hugging_face.save(folder, job.policy.settings, parameters, job.policy.text, dtype=job.config.export.dtype)
     job.say(f"export: {folder}")
     return {"model": "model"}
+
+
+def merged_parameters(job: Job) -> Parameters:
+    """What `train` left, its adapters merged into their base where it trained such."""
+    trained, adapted = job.trained_parameters("train", job.mesh), job.policy.lora
+    if adapted is None:
+        return trained
+    merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, adapted), donate_argnums=0)
+    return merge(job.reference_parameters(job.mesh), trained)
+
+
+def export_adapter(job: Job) -> dict[str, Any]:
+    """Leaves the folder `adapter`, for the model that config.model.path names."""
+    folder, adapted = job.folder("export") / "adapter", job.policy.lora
+    assert adapted is not None, "checked before anything ran"
+    adapters = job.trained_parameters("train", job.mesh)
+    if jax.process_count() > 1:
+        adapters = multihost_utils.process_allgather(adapters, tiled=True)
+    if jax.process_index() == 0 and not (folder / "adapter_config.json").exists():
+        base, dtype = job.config.model.path, job.config.export.dtype
+        peft_folder.save(folder, job.policy.settings, adapted, adapters, base=base, dtype=dtype)
+    job.say(f"export: {folder}")
+    return {"adapter": "adapter"}

@@ -49,8 +49,10 @@ def with_reference(row: Row, log_probs: np.ndarray) -> Row:
     return dataclasses.replace(row, completions=filled)
 
 
-def make_log_probs(job: Job, temperature: float | None = None) -> LogProbs:
+def make_log_probs(job: Job, source: str = "reference", temperature: float | None = None) -> LogProbs:
     """A function from parameters and rows to log-probabilities of each row's completions (NaN if dropped as too long).
+
+    The parameters are those of `source`, "reference" or "policy".
 
     It packs and computes as training does, with the same function, at the temperature of training unless told
     another.
@@ -58,7 +60,7 @@ def make_log_probs(job: Job, temperature: float | None = None) -> LogProbs:
     pack, text, mesh, precision = job.config.pack, job.policy.text, job.local_mesh, job.precision()
     if temperature is not None:
         precision = precision._replace(temperature=temperature)
-    graph = job.policy.graph
+    graph = job.graph(source)
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
     batch_rows = padded(job.config.reference.batch_rows, axis_size(mesh, "rows"))
     jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, precision))

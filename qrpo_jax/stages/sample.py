@@ -37,12 +37,12 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
     """A function that appends `config.completions` sampled completions to each row.
 
     Args:
-      source: what the completions are marked as: "reference" or "policy".
+      source: whose completions they are, and what they are marked as: "reference" or "policy".
       purpose: seeds the draws together with the job's seed and the prompt's index.
     """
     text, mesh = job.policy.text, job.local_mesh
     sampler = make_sampler(
-        job.policy.graph,
+        job.graph(source),
         completions=config.completions,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,

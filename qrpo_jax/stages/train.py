@@ -16,7 +16,7 @@ from qrpo_jax.stages.training import train
 
 
 def run(job: Job) -> dict[str, Any]:
-    config = job.config.train
+    config, lora = job.config.train, job.policy.lora
     source = before(job.config.stages, "train", ("sample", "score", "reference"))
     assert source is not None, "checked before anything ran"
     rows = row_files.read(job.folder(source))
@@ -31,7 +31,8 @@ def run(job: Job) -> dict[str, Any]:
         beta=(lambda length_C: length(job).beta(config.beta, length_C)) if is_qrpo else None,
         need_references=is_qrpo,
     )
-    check_reference(examples, config.objective)
+    if config.reference == "stored":
+        check_reference(examples, config.objective)
     told = tell(job, examples, transform) if examples.units else None
 
     if is_qrpo and job.config.sample.completions and job.config.sample.temperature != job.config.reference.temperature:
@@ -63,11 +64,17 @@ def run(job: Job) -> dict[str, Any]:
         examples,
         objective(job),
         job.precision(),
-        lambda: job.reference_parameters(job.mesh),
+        (lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
+        lora=lora,
+        frozen=job.reference_parameters(job.mesh) if lora else None,
+        reference_on_the_fly=config.reference == "on_the_fly",
         calibrated_target=target if is_qrpo else None,
         on_first=on_first if is_qrpo else None,
     )
     return made | {"asked": told}
+
+
+REFERENCES = ("stored", "on_the_fly")
 
 
 def tell(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:

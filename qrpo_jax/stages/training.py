@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
 from qrpo_jax.batch import Batch
@@ -19,6 +20,7 @@ from qrpo_jax.metrics import read_metrics
 from qrpo_jax.objectives import Objective
 from qrpo_jax.optimizer import make_optimizer
 from qrpo_jax.packing import Plan, plan_batches
+from qrpo_jax.settings import Lora
 from qrpo_jax.step import Precision, make_step
 
 
@@ -31,12 +33,20 @@ def train(
     precision: Precision,
     start: Callable[[], Parameters],
     *,
+    lora: Lora | None = None,
+    frozen: Parameters | None = None,
+    reference_on_the_fly: bool = False,
     calibrated_target: Callable[[Batch], Array] | None = None,
     on_first: Callable[[Batch, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains to the end of the plan, leaves parameters in the stage's folder and returns what to put on record."""
+    """Trains to the end of the plan, leaves parameters in the stage's folder and returns what to put on record.
+
+    Args:
+      start: makes the parameters that are trained; with `lora` the adapters of `frozen`, which is the reference policy.
+      reference_on_the_fly: log π_ref is computed from `frozen` with every batch.
+    """
     plan = make_plan(job, section, examples)
-    describe(job, stage, plan, examples)
+    describe(job, stage, plan, examples, lora)
     optimizer, schedule = make_optimizer(
         learning_rate=section.learning_rate,
         schedule=section.schedule,
@@ -48,12 +58,13 @@ def train(
         clip_norm=section.clip_norm,
     )
     step = make_step(
-        job.policy.graph,
+        job.policy.graph if lora is None else job.policy.trained_graph,
         objective,
         optimizer,
         precision=precision,
         microbatches=section.microbatches,
         calibrated_target=calibrated_target,
+        reference=job.policy.graph if reference_on_the_fly else None,
     )
     log = job.config.log
     folder = job.folder(stage)
@@ -66,7 +77,7 @@ def train(
         steps=plan.steps,
         start=start,
         seed=job.config.seed,
-        dtype=DTYPES[job.config.model.parameter_dtype],
+        dtype=DTYPES[job.config.model.parameter_dtype] if lora is None else np.float32,
         pace=Pace(section.log_every, section.checkpoint_every),
         directory=folder,
         names=examples.names,
@@ -75,6 +86,8 @@ def train(
         tensorboard=log.tensorboard,
         wandb={"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"} if log.wandb else None,
         on_first=on_first,
+        lora=lora,
+        frozen=frozen,
     )
     save_parameters(folder / "parameters", parameters)
     return {
@@ -100,13 +113,16 @@ def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
     )
 
 
-def describe(job: Job, stage: str, plan: Plan, examples: Examples) -> None:
+def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | None) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
     job.say(f"{stage}: {counts}")
-    size = parameter_count(job.policy.settings)
+    size = f"{parameter_count(job.policy.settings):,} parameters"
+    if lora is not None:
+        adapters = parameter_count(job.policy.settings, lora)
+        size = f"{adapters:,} parameters of LoRA adapters on {size} that stay as they are"
     shape = f"{plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    job.say(f"{stage}: {size:,} parameters, {plan.steps} steps of {shape}, on {devices}")
+    job.say(f"{stage}: {size}, {plan.steps} steps of {shape}, on {devices}")
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
