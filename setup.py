@@ -43,6 +43,6 @@ setup(
         "hf": ["huggingface_hub>=1.0,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,
-        "parity": [*TEST, "torch==2.13.0"],
+        "parity": [*TEST, "torch==2.13.0", "peft>=0.21,<0.22"],
     },
 )

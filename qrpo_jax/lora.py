@@ -100,7 +100,8 @@ def merge(base: Parameters, adapters: Parameters, lora: Lora) -> Parameters:
 
 def _names(settings: DecoderSettings) -> dict[str, list[Any]]:
     """Hugging Face's name of every module, without its layer, and the paths of our parameters that lie in it."""
-    family, found = FAMILIES[settings.family], {}
+    family = FAMILIES[settings.family]
+    found: dict[str, list[Any]] = {}
     present = nnx.traversals.flatten_mapping(abstract_parameters(settings))
     for path, weight in family.weights.items():
         if path in present:
