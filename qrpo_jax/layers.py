@@ -33,10 +33,10 @@ class Adapter(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape[inputs:]), jnp.float32), axes=("rank", *axes[inputs:]))
         self.rank, self.scale = lora.rank, lora.scale
 
-    def __call__(self, x_TxI: Array) -> Array:
-        """[T, outputs], flat, of T tokens; nothing of the matrix's size is made."""
-        inner_Txr = x_TxI @ self.a[...].astype(x_TxI.dtype).reshape(-1, self.rank)
-        return inner_Txr * self.scale @ self.b[...].astype(x_TxI.dtype).reshape(self.rank, -1)
+    def __call__(self, x_BLxI: Array) -> Array:
+        """[B·L, outputs], flat; nothing of the matrix's size is made."""
+        inner_BLxr = x_BLxI @ self.a[...].astype(x_BLxI.dtype).reshape(-1, self.rank)
+        return inner_BLxr * self.scale @ self.b[...].astype(x_BLxI.dtype).reshape(self.rank, -1)
 
 
 def _adapter(lora: Lora | None, name: str, weight: nnx.Param | None, rngs: nnx.Rngs, inputs: int = 1) -> Adapter | None:
@@ -54,10 +54,10 @@ def linear(
     contracts two axes, and elsewhere it makes no difference.
     """
     rows, outputs = x.shape[:2], weight.shape[inputs:]
-    x_TxI = x.reshape(x.shape[0] * x.shape[1], -1)
-    flat = x_TxI @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
+    x_BLxI = x.reshape(x.shape[0] * x.shape[1], -1)
+    flat = x_BLxI @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
     if adapter is not None:
-        flat = flat + adapter(x_TxI)
+        flat = flat + adapter(x_BLxI)
     product = flat.reshape(*rows, *outputs)
     return product if bias is None else product + bias[...].astype(x.dtype)
 

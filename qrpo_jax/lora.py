@@ -82,8 +82,12 @@ def join(base: Parameters, adapters: Parameters) -> Parameters:
     return nnx.traversals.unflatten_mapping({**flatten(base), **flatten(adapters)})
 
 
-def merge(base: Parameters, adapters: Parameters, lora: Lora) -> Parameters:
-    """Parameters of a graph without adapters that computes the same: W + A B · alpha / rank, in the type of W."""
+def merge(base: Parameters, adapters: Parameters, lora: Lora, dtype: Any = None) -> Parameters:
+    """Parameters of a graph without adapters that computes the same: W + A B · alpha / rank, added up in float32.
+
+    Args:
+      dtype: of the adapted matrices (default: that of W); what has no adapter is left as it is.
+    """
     merged = nnx.traversals.flatten_mapping(base)
     added = nnx.traversals.flatten_mapping(adapters)
     for *path, name, leaf in added:
@@ -94,7 +98,7 @@ def merge(base: Parameters, adapters: Parameters, lora: Lora) -> Parameters:
         a_NxIxr, b_NxrxO = a.reshape(a.shape[0], -1, lora.rank), b.reshape(b.shape[0], lora.rank, -1)
         # Full precision: on an accelerator the default would round both factors first.
         product = jnp.matmul(a_NxIxr, b_NxrxO, precision=jax.lax.Precision.HIGHEST).reshape(weight.shape)
-        merged[where] = (weight.astype(jnp.float32) + lora.scale * product).astype(weight.dtype)
+        merged[where] = (weight.astype(jnp.float32) + lora.scale * product).astype(dtype or weight.dtype)
     return nnx.traversals.unflatten_mapping(merged)
 
 

@@ -140,6 +140,13 @@ def test_merged_and_unmerged_are_the_same_model():
     )
     assert jax.tree.all(jax.tree.map(lambda m, b: m.shape == b.shape and m.dtype == b.dtype, merged, base))
     tiny.assert_trees_equal(merge(base, fresh(), LORA), base)
+    # From a base in bfloat16 the sum is rounded to what is asked for, and not to bfloat16 first.
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
+    exact = merge(jax.tree.map(lambda x: x.astype(jnp.float32), low), adapters, LORA)
+    tiny.assert_trees_equal(
+        merge(low, adapters, LORA, jnp.float32)["layers"]["mlp"]["up"], exact["layers"]["mlp"]["up"]
+    )
+    assert merge(low, adapters, LORA)["layers"]["mlp"]["up"].dtype == jnp.bfloat16
     untouched = [p for p in paths(base) if p.split(".")[-1] not in LORA.matrices]
     flat, before = nnx.traversals.flatten_mapping(merged), nnx.traversals.flatten_mapping(base)
     assert "embedding" in untouched and "layers.mlp_norm.scale" in untouched

@@ -7,7 +7,7 @@ from jax.experimental import multihost_utils
 
 from qrpo_jax import hugging_face, lora, peft_folder
 from qrpo_jax.decoder import Parameters
-from qrpo_jax.job import Job
+from qrpo_jax.job import DTYPES, Job
 
 FORMS = ("merged", "peft")
 
@@ -30,7 +30,11 @@ def merged_parameters(job: Job) -> Parameters:
     trained, adapted = job.trained_parameters("train", job.mesh), job.policy.lora
     if adapted is None:
         return trained
-    merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, adapted), donate_argnums=0)
+    # The sum is rounded once, to what is written, and not to the type of the base before. Where the two are one type,
+    # the sum takes the place of the base.
+    dtype = DTYPES[job.config.export.dtype]
+    donated = (0,) if job.config.model.parameter_dtype == job.config.export.dtype else ()
+    merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, adapted, dtype), donate_argnums=donated)
     return merge(job.reference_parameters(job.mesh), trained)
 
 
