@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -10,6 +10,11 @@ from flax import nnx
 from qrpo_jax.decoder import abstract_parameters
 from qrpo_jax.families import FAMILIES, Path
 from qrpo_jax.settings import DecoderSettings
+
+
+def turned(rows: Any, inputs: int | None, shape: tuple[int, ...]) -> Any:
+    """A parameter of this shape, of rows as they are stored."""
+    return (rows.T if inputs else rows).reshape(shape)
 
 
 class Part(NamedTuple):
@@ -20,10 +25,6 @@ class Part(NamedTuple):
     rows: slice
     inputs: int | None
     shape: tuple[int, ...]
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The parameter, of these rows of the stored tensor."""
-        return (rows.T if self.inputs else rows).reshape(self.shape)
 
     def give(self, parameter: np.ndarray) -> np.ndarray:
         """The rows of the stored tensor, of this parameter; a view where it can be."""
