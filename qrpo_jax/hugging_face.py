@@ -159,12 +159,12 @@ def check_export(settings: DecoderSettings, text: "Text", dtype: str) -> None:
     """Raises the ValueError that `save` would raise about these, so that it can come before training, not after."""
     if dtype not in SAVED_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(SAVED_DTYPES)} (config.export.dtype)")
+    hugging_face_config(settings, dtype)
     if FAMILIES[settings.family].even_split and settings.d_model % settings.heads:
         raise ValueError(
             f"d_model {settings.d_model} is not a multiple of heads {settings.heads}, "
             f"as a {settings.family} folder has it (config.model)"
         )
-    hugging_face_config(settings, dtype)
     if len(text.tokenizer) > settings.vocab_size:
         raise ValueError(f"tokenizer has {len(text.tokenizer)} tokens, the model {settings.vocab_size} (config.model)")
 
