@@ -191,7 +191,7 @@ def test_norms_round_where_their_family_does(rounds: bool, offset: float) -> Non
 
 
 def test_constants_of_an_activation_may_be_absent_and_must_not_be_others(folders: Any, tmp_path: Path) -> None:
-    source, name = folders("apertus"), "model.layers.1.mlp.act_fn.beta"
+    source, name = folders("apertus"), "model.layers.1.mlp.act_fn.eps"
     shutil.copy(source / "config.json", tmp_path)
     tensors = load_file(source / "model.safetensors")
     for value, said in (
