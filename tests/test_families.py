@@ -76,9 +76,10 @@ def test_logits_and_gradients_packed_and_padded_are_those_of_transformers(case: 
 
     def loss(parameters: decoder.Parameters) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, parameters)
-        rows = (tokens, segments, positions)
-        scored = log_probs.row_log_probs(graph, parameters, *rows, weights != 0, vocab_chunk=11)
-        return (scored * weights).sum(), model.logits(model(*rows)[0])
+        hidden, _ = model(tokens, segments, positions)
+        options: dict[str, Any] = dict(temperature=1.0, vocab_chunk=11, cap=settings.logit_cap)
+        scored = log_probs.token_log_probs(hidden, model.unembedding(), np.roll(tokens, -1, 1), **options)
+        return (scored * np.roll(weights, -1, 1)).sum(), model.logits(hidden)
 
     gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(parameters)
     for row, start in enumerate((0, OTHER)):
