@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax import checkpoints, decoder, hugging_face, lora, programs
+from qrpo_jax import checkpoints, decoder, hugging_face, lora, programs, weight_files
 from qrpo_jax.decoder import DecoderSettings, Parameters
 from qrpo_jax.mesh import make_mesh, parameter_shardings
 from qrpo_jax.settings import Lora
@@ -100,7 +100,9 @@ class Job:
         """Parameters of a model that no stage has trained yet: imported, or random."""
         model = self.config.model
         if model.path:
-            return hugging_face.load(Path(model.path), mesh, DTYPES[model.parameter_dtype])
+            folder, dtype = Path(model.path), DTYPES[model.parameter_dtype]
+            self.say(f"model: {weight_files.conversions(weight_files.read_headers(folder), dtype)} ({folder})")
+            return hugging_face.load(folder, mesh, dtype)
         return self._draw(mesh, jax.random.key(self.config.seed), DTYPES[model.parameter_dtype])
 
     def fresh_adapters(self, mesh: Mesh) -> Parameters:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from qrpo_jax import hugging_face, lora, peft_folder
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.job import DTYPES, Job
+from qrpo_jax.mesh import gather
 
 FORMS = ("merged", "peft")
 
@@ -16,10 +16,9 @@ def run(job: Job) -> dict[str, Any]:
     if job.config.export.adapter == "peft":
         return export_adapter(job)
     folder = job.folder("export") / "model"
-    parameters = merged_parameters(job)
-    if jax.process_count() > 1:
-        parameters = multihost_utils.process_allgather(parameters, tiled=True)
-    if jax.process_index() == 0 and not (folder / "config.json").exists():
+    # Renamed into place when complete, so a folder that is there was made before this start.
+    if not folder.exists():
+        parameters = merged_parameters(job)
         hugging_face.save(folder, job.policy.settings, parameters, job.policy.text, dtype=job.config.export.dtype)
     job.say(f"export: {folder}")
     return {"model": "model"}
@@ -42,10 +41,8 @@ def export_adapter(job: Job) -> dict[str, Any]:
     """Leaves the folder `adapter`, for the model that config.model.path names."""
     folder, adapted = job.folder("export") / "adapter", job.policy.lora
     assert adapted is not None, "checked before anything ran"
-    adapters = job.trained_parameters("train", job.mesh)
-    if jax.process_count() > 1:
-        adapters = multihost_utils.process_allgather(adapters, tiled=True)
-    if jax.process_index() == 0 and not (folder / "adapter_config.json").exists():
+    adapters = jax.tree.map(gather, job.trained_parameters("train", job.mesh))
+    if jax.process_index() == 0 and not folder.exists():
         base, dtype = job.config.model.path, job.config.export.dtype
         peft_folder.save(folder, job.policy.settings, adapted, adapters, base=base, dtype=dtype)
     job.say(f"export: {folder}")
