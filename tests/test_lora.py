@@ -117,7 +117,7 @@ def test_at_the_start_the_loss_is_that_of_the_targets_alone():
     target = losses.calibrated_target(BATCH.quantile_BxS, tiny.BETA, transforms.identity)
     expected = (weight * np.asarray(target) ** 2).sum() / weight.sum()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
-    assert metrics["log_ratio_high"] == 0 and metrics["log_ratio_low"] == 0
+    assert abs(metrics["log_ratio_high"]) < 1e-5 and abs(metrics["log_ratio_low"]) < 1e-5, metrics
 
 
 def test_adapters_start_as_pefts_do():
@@ -217,12 +217,14 @@ def test_log_probs_on_the_fly_are_those_stored():
     np.testing.assert_allclose(got[1]["loss"], plain()[1]["loss"], rtol=1e-6)
 
 
-def test_microbatches_with_the_reference_on_the_fly_change_nothing():
-    test_step.assert_same_update(update(filled(), BATCH, 4, None, True), plain())
-
-
-def test_eight_devices_are_one_device():
-    test_step.assert_same_update(update(filled(), BATCH, 1, (2, 2, 2), True), plain())
+@pytest.mark.parametrize(
+    ("microbatches", "mesh_sizes"),
+    [(2, (2, 2, 2)), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((4, None), (1, (2, 2, 2)), (1, (4, 2, 1))))],
+)
+def test_microbatches_and_devices_with_the_reference_on_the_fly_change_nothing(microbatches, mesh_sizes):
+    batch = tiny.batch(test_step.TABLE, row_multiple=16)
+    got = update(filled(), batch, microbatches, mesh_sizes, True)
+    test_step.assert_same_update(got, plain(), reordered=True)
 
 
 def test_adapters_are_split_with_their_matrices():
@@ -252,7 +254,7 @@ def test_weight_decay_pulls_adapters_towards_the_base():
     optimizer, _ = make_optimizer(
         learning_rate=0.1, schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0
     )
-    adapters = filled()
+    adapters = {"layers": {"mlp": {"down_adapter": filled()["layers"]["mlp"]["down_adapter"]}}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, adapters), optimizer.init(adapters), adapters)
     for leaf in jax.tree.leaves(jax.tree.map(lambda u, p: u / p, updates, adapters)):
         np.testing.assert_allclose(leaf, -0.05, rtol=1e-5)
@@ -346,7 +348,9 @@ def tuned(folder, workdir, stages, **train):
     config.lora.update({"rank": 2, "alpha": 6.0, "targets": "self_attn.*|down_proj"})
     config.log.tensorboard = False
     config.export.adapter = "peft"
-    return Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    job.__dict__["mesh"] = make_mesh(1, 1, 1, jax.devices()[:1])  # programs for one device compile faster
+    return job
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +365,7 @@ def finished(tmp_path_factory):
 def test_a_job_trains_evaluates_and_exports_adapters(finished):
     job, folder = finished
     lines = [json.loads(line) for line in (job.folder("train") / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["log_ratio_high"] == lines[0]["log_ratio_low"] == 0, lines[0]
+    assert max(abs(lines[0]["log_ratio_high"]), abs(lines[0]["log_ratio_low"])) < 1e-5, lines[0]
     results = json.loads((job.workdir / "results.json").read_text())
     assert results["policy"]["kl_to_reference_k3"] > 1e-4, results["policy"]
     adapters = job.trained_parameters("train", job.mesh)
