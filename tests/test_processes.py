@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file
 
 from qrpo_jax import checkpoints, decoder, row_files, rows
 from tests.test_resume import ROOT, SMALL
@@ -85,3 +88,27 @@ def test_shards_made_apart_are_the_rows_of_one_run(tmp_path: Path) -> None:
         [rows.encode(r) for r in row_files.read(tmp_path / name / "score")] for name in ("whole", "shards")
     )
     assert whole == shards
+
+
+@pytest.mark.slow
+def test_adapters_on_a_base_split_over_two_processes_are_those_of_one_process(tmp_path: Path) -> None:
+    lora = ["--config.lora.rank=3", "--config.train.reference=on_the_fly", "--config.export.adapter=merged"]
+    lora += ["--config.stages=('sft','sample','score','train','export')", "--config.sft.examples=97"]
+    run(tmp_path / "one", 1, *lora)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for stage in ("train", "export"):
+        shutil.rmtree(tmp_path / "two" / stage)
+    run(tmp_path / "two", 2, *lora, "--config.mesh.fsdp=2")
+    files = [load_file(tmp_path / name / "export" / "model" / "model.safetensors") for name in ("one", "two")]
+    names = [saved_names(tmp_path / name / "train") for name in ("one", "two")]
+    assert names[0] == names[1] and len(names[0]) == 2 * 7 and all("_adapter" in name for name in names[0]), names
+    for name, array in files[0].items():
+        worst = float(np.abs(array - files[1][name]).max())
+        assert worst < 2e-3, f"{name} differs by {worst}"
+
+
+def saved_names(stage: Path) -> set[str]:
+    """Paths of the parameters that a stage left, whatever mesh it ran on."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata((stage / "parameters").absolute()).item_metadata.tree
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(saved)}
