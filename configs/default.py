@@ -71,7 +71,10 @@ def get_config() -> ConfigDict:
     config.sample.top_p = 1.0
 
     config.reward = ConfigDict()
-    config.reward.name = "tests"  # tests | dialogue_share | package.module:function
+    config.reward.name = "tests"  # tests | model | dialogue_share | package.module:function
+    config.reward.path = ""  # model: the reward model's Hugging Face folder, which has its own chat template
+    config.reward.max_tokens = 0  # model: longer conversations are dropped and counted; 0: as long as it was made for
+    config.reward.batch_rows = 16  # model: conversations a forward pass, in model.compute_dtype
     config.reward.cpu_seconds = 1.0  # for one completion on all its tests
     config.reward.memory_mb = 256
     config.reward.workers = 0  # processes; 0: one a core

@@ -5,9 +5,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -53,8 +54,21 @@ def check_folder(folder: Path) -> DecoderSettings:
         type other than float32, bfloat16 and float16.
     """
     settings = read_settings(folder)
+    check_weights(folder, settings)
+    return settings
+
+
+def check_weights(
+    folder: Path, settings: DecoderSettings, head: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> None:
+    """Refuses weights that are not those of these settings, and of a `head` of its own by tensor name and shape.
+
+    Raises:
+      ValueError: see `check_folder`.
+    """
     headers = _headers(folder)
     wanted = {stored.name: stored for stored in stored_tensors(settings)}
+    wanted |= {name: Stored(name, shape, ()) for name, shape in head.items()}
     missing = [name for name, stored in wanted.items() if name not in headers and stored.constant is None]
     if missing:
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -65,7 +79,7 @@ def check_folder(folder: Path) -> DecoderSettings:
         if name not in wanted:
             if re.fullmatch(r"(.+\.)?rotary_emb\.inv_freq", name):
                 continue  # a buffer that old versions of transformers saved; it follows from the settings
-            if name == "lm_head.weight" and settings.tie_embeddings:
+            if name == "lm_head.weight" and settings.tie_embeddings and not head:
                 _check_tied(folder, headers)
                 continue
             raise ValueError(
@@ -78,18 +92,29 @@ def check_folder(folder: Path) -> DecoderSettings:
             raise ValueError(f"tensor {name} in {header.file} is {header.dtype}; allowed: {', '.join(DTYPES)}")
         if wanted[name].constant is not None:
             _check_constant(wanted[name], header)
-    return settings
 
 
-def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32) -> Parameters:
+def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Small tensors of a checked folder by name, whole and in float32."""
+    headers, found = _headers(folder), {}
+    for name in names:
+        with safe_open(headers[name].file, "numpy") as opened:
+            found[name] = opened.get_tensor(name).astype(np.float32)
+    return found
+
+
+def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32, settings: DecoderSettings | None = None) -> Parameters:
     """Parameters of a model folder, placed on the mesh.
 
     The host holds at most one stacked parameter, plus one stored tensor, at a time.
 
+    Args:
+      settings: those of a folder that was checked already, by `check_weights`.
+
     Raises:
       ValueError: as `check_folder`, or a dimension that the mesh cannot split.
     """
-    settings = check_folder(folder)
+    settings = check_folder(folder) if settings is None else settings
     headers = _headers(folder)
     shapes = abstract_parameters(settings)
     shardings = nnx.traversals.flatten_mapping(parameter_shardings(mesh, logical_axes(settings), shapes))

@@ -36,7 +36,13 @@ SECTIONS = {
     "export": ("export",),
 }
 # Keys of those sections that say how the machine is used and not what is made.
-MACHINE = {"reward.workers", "reference.batch_rows", "sft.checkpoint_every", "train.checkpoint_every"}
+MACHINE = {
+    "reward.workers",
+    "reward.batch_rows",
+    "reference.batch_rows",
+    "sft.checkpoint_every",
+    "train.checkpoint_every",
+}
 SHARDABLE = ("sample", "score", "reference", "evaluate")
 
 
@@ -48,10 +54,11 @@ def settings(config: Any, stage: str) -> dict[str, Any]:
     flat = {key: value for key, value in flat.items() if key not in MACHINE}
     if "prompts" in sections and config.prompts.source == "jsonl":
         flat["prompts.path sha256"] = manifest.sha256(Path(config.prompts.path))
-    if "model" in sections and config.model.path:
-        folder = Path(config.model.path)
-        flat["model.path config sha256"] = manifest.sha256(folder / "config.json")
-        flat["model.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    for section in ("model", "reward"):
+        if section in sections and config[section].path:
+            folder = Path(config[section].path)
+            flat[f"{section}.path config sha256"] = manifest.sha256(folder / "config.json")
+            flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return flat
 
 

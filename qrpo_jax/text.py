@@ -118,6 +118,23 @@ class Text(NamedTuple):
             ids = self._behind(lead + answer)
         return np.asarray(ids + end, np.int32)
 
+    def whole(self, messages: Sequence[Message], answer: str, where: str = "prompt") -> np.ndarray:
+        """Tokens int32 [L] of a conversation as its chat template writes it, to the very end; for reward models.
+
+        Unlike `conversation`, whose completion ends with the end of turn, this has what the template writes behind it
+        (Qwen's line break), and merges of tokens between prompt and answer are as they fall.
+
+        Raises:
+          ValueError: see `prompt`; or the plain layout, which has no turns.
+        """
+        if self.turn is None:
+            raise ValueError(f"{where}: the plain layout has no turns; a reward model needs a chat template")
+        if messages and messages[-1].role == "assistant":
+            raise ValueError(f"{where}: the last message is an assistant's; a chat prompt must end before the answer")
+        turns = [*messages, Message("assistant", answer)]
+        forged = any(self.special_strings(text, m.role) for m in turns for text in (m.role, m.content))
+        return np.asarray(self._apply(turns, where, tokenize=True, sanitize_control_tokens=forged), np.int32)
+
     def special_strings(self, text: str, role: str = "user") -> int:
         """How many strings in `text` look like special tokens, and are encoded as plain text therefore.
 
