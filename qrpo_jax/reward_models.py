@@ -32,6 +32,7 @@ from qrpo_jax.text import Text, open_text
 SHORTEST = 32  # tokens of the narrowest batch
 TRIED = Message("user", "A question?")  # what a folder's template is tried with
 ANSWER = "An answer."
+LEADS = ("", "\n", "\n\n", " \n")  # that could merge with what is before an answer
 
 
 class RewardModel(NamedTuple):
@@ -89,7 +90,8 @@ def open_reward_model(folder: Path, max_tokens: int = 0) -> RewardModel:
         where = f"the chat template in {folder} (config.model.path)"
         # Whatever an answer begins with or spells, the head must find its places, or one answer could stop a run.
         spelled = text.tokenizer.decode([*gate_tokens, *[head.pad_token] * (head.pad_token is not None)])
-        tried = [conversation(model, [TRIED], answer, where) for answer in (ANSWER, f"\n\n{ANSWER}", spelled)]
+        answers = [*(lead + ANSWER for lead in LEADS), spelled]
+        tried = [conversation(model, [TRIED], answer, where) for answer in answers]
         end = len(text.prompt([TRIED], where)) - len(gate_tokens)
         if gate_tokens and any(one.gate != end for one in tried):
             raise ValueError(f"{where} does not end a prompt as ArmoRM's does, with {json.dumps(GATE_TEXT)}")

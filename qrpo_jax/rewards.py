@@ -89,10 +89,12 @@ class Reward:
 class ModelReward(AbstractContextManager):
     """The reward "model": scores of a reward model, in the place of a `Reward`."""
 
-    protections: Mapping[str, bool] = MappingProxyType({})
-
     def __init__(self, scorer: ModelScorer) -> None:
         self.model, self._scorer = scorer.model, scorer
+
+    @property
+    def protections(self) -> dict[str, bool]:
+        return {}
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, scored or not before; None where a conversation is too long."""

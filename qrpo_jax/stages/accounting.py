@@ -27,7 +27,7 @@ SIDES = ("reference", "policy")
 
 
 def held_out(job: Job) -> dict[str, Iterator[Row]]:
-    """Evaluated rows of both sides, prompt by prompt; a prompt without a scored completion on one side is in neither."""
+    """Evaluated rows of both sides, prompt by prompt; one that lost all completions on a side is in neither."""
     folder = job.folder("evaluate")
     both = set.intersection(*({row.id for row in row_files.read(folder / side)} for side in SIDES))
     return {side: (row for row in row_files.read(folder / side) if row.id in both) for side in SIDES}

@@ -17,8 +17,8 @@ from qrpo_jax.metrics import read_metrics
 from qrpo_jax.page import PAGE, number, render
 from qrpo_jax.rows import Row
 from qrpo_jax.stages import accounting
+from qrpo_jax.stages.accounting import SIDES
 
-SIDES = ("reference", "policy")
 SHOWN_COMPLETIONS = 4  # of each side, an example
 MOST_RANKS = 21
 
