@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from qrpo_jax.layers import XIELU
 
-Path = tuple[str, ...]
+ParameterPath = tuple[str, ...]
 
 
 class Weight(NamedTuple):
@@ -47,7 +47,7 @@ class Family(NamedTuple):
     """
 
     model_type: str
-    weights: Mapping[Path, Weight]
+    weights: Mapping[ParameterPath, Weight]
     supported: Mapping[str, tuple[Any, ...]]
     options: Mapping[str, Option] = {}
     fixed: Mapping[str, Any] = {}
@@ -69,12 +69,12 @@ class Family(NamedTuple):
     pad_token: int | None = None
 
 
-def _norms(**names: str) -> dict[Path, Weight]:
+def _norms(**names: str) -> dict[ParameterPath, Weight]:
     return {("layers", ours, "scale"): Weight(f"model.layers.{{}}.{name}.weight") for ours, name in names.items()}
 
 
 _AT, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
-_COMMON: dict[Path, Weight] = {
+_COMMON: dict[ParameterPath, Weight] = {
     ("embedding",): Weight("model.embed_tokens.weight", None),
     ("norm", "scale"): Weight("model.norm.weight"),
     ("head",): Weight("lm_head.weight", None),
@@ -85,11 +85,11 @@ _COMMON: dict[Path, Weight] = {
     **{("layers", "mlp", x): Weight(f"{_MLP}.{x}_proj.weight", 1) for x in ("gate", "up", "down")},
     **{("layers", "mlp", f"{x}_bias"): Weight(f"{_MLP}.{x}_proj.bias") for x in ("gate", "up", "down")},
 }
-_FUSED: dict[Path, Weight] = {
+_FUSED: dict[ParameterPath, Weight] = {
     **{("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"},
     **{("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")},
 }
-_XIELU: dict[Path, Weight] = {
+_XIELU: dict[ParameterPath, Weight] = {
     ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
 }
 _PRE = _COMMON | _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")

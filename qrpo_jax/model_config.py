@@ -100,7 +100,7 @@ def settings_of(
 
     if given["num_key_value_heads"] is None:
         given["num_key_value_heads"] = given["num_attention_heads"]
-    if given["head_dim"] is None:
+    if given["head_dim"] is None and family.head_dim is None:
         d_model = number(folder, "hidden_size", given["hidden_size"], int)
         given["head_dim"] = d_model // number(folder, "num_attention_heads", given["num_attention_heads"], int)
     sizes = {ours: number(folder, theirs, given[theirs], int) for ours, theirs in SIZES.items()}

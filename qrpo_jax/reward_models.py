@@ -28,6 +28,7 @@ from qrpo_jax.reward_heads import GATE_TEXT, Head, Tensors, read_reward_config
 from qrpo_jax.rows import Message, Row
 from qrpo_jax.settings import DecoderSettings
 from qrpo_jax.text import Text, open_text
+from qrpo_jax.weight_files import load_weights, read_headers, read_tensors
 
 SHORTEST = 32  # tokens of the narrowest batch
 TRIED = Message("user", "A question?")  # what a folder's template is tried with
@@ -170,8 +171,9 @@ class ModelScorer:
         ways = axis_size(mesh, "rows")
         self._batch_rows = -(-batch_rows // ways) * ways
         with named_as_reward():
-            body = hugging_face.load(model.folder, mesh, dtype, model.settings)
-        head = hugging_face.read_tensors(model.folder, model.head.tensors(model.settings.d_model))
+            headers = read_headers(model.folder)
+        head = read_tensors(headers, model.head.tensors(model.settings.d_model))
+        body = load_weights(headers, model.settings, mesh, dtype)
         self._parameters = RewardParameters(body, place(head, replicated(mesh)))
         graph = decoder.graph(model.settings)
         self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, dtype=dtype))

@@ -2,28 +2,29 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
 
 from qrpo_jax.decoder import abstract_parameters
-from qrpo_jax.families import FAMILIES, Path
+from qrpo_jax.families import FAMILIES, ParameterPath
 from qrpo_jax.settings import DecoderSettings
+
+
+def turned(rows: Any, inputs: int | None, shape: tuple[int, ...]) -> Any:
+    """A parameter of this shape, of rows as they are stored."""
+    return (rows.T if inputs else rows).reshape(shape)
 
 
 class Part(NamedTuple):
     """Rows of a stored tensor that are one parameter, or one layer of it, of this shape."""
 
-    path: Path
+    path: ParameterPath
     layer: int | None
     rows: slice
     inputs: int | None
     shape: tuple[int, ...]
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The parameter, of these rows of the stored tensor."""
-        return (rows.T if self.inputs else rows).reshape(self.shape)
 
     def give(self, parameter: np.ndarray) -> np.ndarray:
         """The rows of the stored tensor, of this parameter; a view where it can be."""
@@ -60,7 +61,7 @@ def stored_tensors(settings: DecoderSettings) -> Iterator[Stored]:
     if homeless:
         raise ValueError(f"parameter {'.'.join(homeless[0])} has no place in a {settings.family} folder (config.model)")
 
-    def one(path: Path, layer: int | None) -> Stored | None:
+    def one(path: ParameterPath, layer: int | None) -> Stored | None:
         weight = family.weights[path]
         siblings = [(*path[:-1], name) for name in weight.fused] or [path]
         if path != siblings[0]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from qrpo_jax import decoder, hugging_face, log_probs, sampling, text
 from qrpo_jax.layers import RMSNorm
 from qrpo_jax.mesh import make_mesh, parameter_shardings
+from qrpo_jax.optimizer import make_optimizer
 
 GOLDENS = Path(__file__).parent / "goldens"
 VOCAB, LENGTH = cases.GOLDEN.vocab, cases.LENGTH
@@ -74,9 +76,10 @@ def test_logits_and_gradients_packed_and_padded_are_those_of_transformers(case: 
 
     def loss(parameters: decoder.Parameters) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, parameters)
-        rows = (tokens, segments, positions)
-        scored = log_probs.row_log_probs(graph, parameters, *rows, weights != 0, vocab_chunk=11)
-        return (scored * weights).sum(), model.logits(model(*rows)[0])
+        hidden, _ = model(tokens, segments, positions)
+        options: dict[str, Any] = dict(temperature=1.0, vocab_chunk=11, cap=settings.logit_cap)
+        scored = log_probs.token_log_probs(hidden, model.unembedding(), np.roll(tokens, -1, 1), **options)
+        return (scored * np.roll(weights, -1, 1)).sum(), model.logits(hidden)
 
     gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(parameters)
     for row, start in enumerate((0, OTHER)):
@@ -188,11 +191,45 @@ def test_norms_round_where_their_family_does(rounds: bool, offset: float) -> Non
     assert got.dtype == jnp.bfloat16 and (got == expected).all(), (got != expected).mean()
 
 
-def test_axes_and_shapes_describe_the_parameters_and_split_over_a_mesh(folders: Any) -> None:
+def test_constants_of_an_activation_may_be_absent_and_must_not_be_others(folders: Any, tmp_path: Path) -> None:
+    source, name = folders("apertus"), "model.layers.1.mlp.act_fn.eps"
+    shutil.copy(source / "config.json", tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    rounded = float(np.asarray(-1e-6).astype(jnp.bfloat16))
+    wrong = ((-2e-6, f"tensor {name} in {tmp_path}"), ([-1e-6], "has shape [1]"))
+    for value, said in ((None, None), (-1e-6, None), (rounded, None), *wrong):
+        held = {key: tensor for key, tensor in tensors.items() if key != name}
+        held |= {} if value is None else {name: np.asarray(value, np.float32)}
+        save_file(held, tmp_path / "model.safetensors")
+        if said is None:
+            assert hugging_face.check_folder(tmp_path).activation == "xielu"
+            continue
+        with pytest.raises(ValueError) as caught:
+            hugging_face.check_folder(tmp_path)
+        assert said in str(caught.value), str(caught.value)
+
+
+EVERYTHING = dataclasses.replace(
+    tiny.SETTINGS,
+    **dict(qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm="projection", post_norm=True, activation="xielu"),
+)
+
+
+def test_weight_decay_is_for_matrices_alone() -> None:
+    """Biases, norms and activations stay where they are without a gradient, whatever axes they have."""
+    options: dict[str, Any] = dict(schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, clip_norm=0.0)
+    optimizer, _ = make_optimizer(learning_rate=0.5, weight_decay=0.1, **options)
+    shapes = decoder.abstract_parameters(EVERYTHING)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    none = jax.tree.map(np.zeros_like, ones)
+    updates, _ = optimizer.update(none, optimizer.init(ones), ones)
+    decayed = {path[-1] for path, x in nnx.traversals.flatten_mapping(updates).items() if np.asarray(x).any()}
+    assert decayed == {"embedding", "q", "k", "v", "o", "up", "down"}
+
+
+def test_axes_and_shapes_describe_the_parameters_and_split_over_a_mesh() -> None:
     """Sizes that a mesh of two by two can split; biases, norms and activations included."""
-    settings = dataclasses.replace(
-        tiny.SETTINGS, qkv_bias=True, output_bias=True, qk_norm="projection", activation="xielu", post_norm=True
-    )
+    settings = EVERYTHING
     shapes, axes = decoder.abstract_parameters(settings), decoder.logical_axes(settings)
     shardings = parameter_shardings(make_mesh(2, 2, 2), axes, shapes)
     assert shardings["layers"]["attention"]["q_norm"]["scale"].shard_shape((3, 6, 10)) == (3, 3, 10)

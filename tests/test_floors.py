@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 FLOORS = (
     "integrals transforms quantiles partition losses selectors optimum objectives",
     "attention rope settings layers decoder log_probs sampling mesh "
-    "families stored json_values rope_config model_config hugging_face reward_heads",
+    "families stored json_values rope_config model_config weight_files hugging_face reward_heads",
     "rows row_files text programs prompts examples packing batch loader rewards reward_models sandbox",
     "state step optimizer checkpoints metrics fit",
     "job manifest checks pipeline stages plots page",
