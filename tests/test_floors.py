@@ -12,7 +12,7 @@ FLOORS = (
     "attention decoder log_probs sampling mesh families hugging_face",
     "rows row_files text programs prompts examples packing batch loader rewards sandbox",
     "state step optimizer checkpoints metrics fit",
-    "job manifest checks pipeline stages plots page",
+    "job manifest checks pipeline stages plots optimum_plots svg page",
     "main",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
