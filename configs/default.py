@@ -126,7 +126,7 @@ def get_config() -> ConfigDict:
         "logit",
         "threshold(0.9)",
     )
-    config.optimum.betas = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0)
+    config.optimum.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
     config.optimum.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
     config.optimum.estimators = ("ecdf", "midpoint")
 

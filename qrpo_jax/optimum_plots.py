@@ -111,18 +111,20 @@ def densities(name: str, curves: Mapping[float, Curve]) -> str:
     return render(f"densities {name}", f"{_plain(name)}: density of the quantile", draw)
 
 
-def reward_densities(
-    name: str, title: str, reference: Curve, curves: Mapping[float, Curve] | Mapping[str, Curve]
-) -> str:
+def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[Any, Curve]) -> str:
     """Densities of a reward that is normal under the reference: by β for one transform, or by transform."""
 
     def draw(axes: Axes) -> None:
         axes.plot(*reference, color=INK, linewidth=1, label="reference")
+        unseen: list[float] = []
         for i, (key, curve) in enumerate(curves.items()):
             if isinstance(key, str):
                 axes.plot(*curve, **_series(i), label=_plain(key))
-            else:
+            elif curve[1].max() > LEAST_DENSITY:
                 axes.plot(*curve, **_ramp(i, len(curves)), label=f"β = {key:g}")
+            else:
+                unseen.append(key)
+        _unseen(axes, unseen, 0.97, "right")
         axes.set_xlabel("reward, in standard deviations under the reference")
         axes.set_ylabel("density")
         axes.set_xlim(reference[0][0], reference[0][-1])
@@ -165,10 +167,21 @@ def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[floa
 
 
 def _by_beta(axes: Axes, curves: Mapping[float, Curve]) -> None:
+    unseen: list[float] = []
     for i, (beta, (x, density)) in enumerate(curves.items()):
-        # A curve that starts below the axes comes up into them from where it is.
-        shown = np.maximum(density, LEAST_DENSITY / 1e3)
-        axes.plot(x, shown, **_ramp(i, len(curves)), label=f"β = {beta:g}")
+        if density.max() > LEAST_DENSITY:
+            # A curve that starts below the axes comes up into them from where it is.
+            floored = np.maximum(density, LEAST_DENSITY / 1e3)
+            axes.plot(x, floored, **_ramp(i, len(curves)), label=f"β = {beta:g}")
+        else:
+            unseen.append(beta)
+    _unseen(axes, unseen, 0.03, "left")
+
+
+def _unseen(axes: Axes, betas: Sequence[float], x: float, side: str) -> None:
+    if betas:
+        text = "further right:\n" + "\n".join(f"β = {beta:g}" for beta in betas)
+        axes.annotate(text, (x, 0.95), xycoords="axes fraction", ha=side, va="top", fontsize=8)
 
 
 def _series(i: int) -> dict[str, Any]:
@@ -197,5 +210,5 @@ def _legend(axes: Axes) -> None:
     """Below the plot, in as many columns as the labels leave room for."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(len(label) for label in labels)
-    columns = max(1, min(4, 60 // (longest + 6), len(labels)))
+    columns = max(1, min(4, 66 // (longest + 6), len(labels)))
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

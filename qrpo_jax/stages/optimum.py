@@ -262,12 +262,11 @@ def quantile(value: float) -> str:
 
 def gap_rows(rows: list[dict[str, Any]], section: Any) -> list[dict[str, Any]]:
     """A row a β: for each estimator the gaps in the order of section.references."""
-    made = []
-    for beta in section.betas:
-        cells = []
-        for row in (row for row in rows if row["beta"] == beta):
-            cells.append(
-                number(row["gap"], sign=True) if "gap" in row else "refused" if "log_z_n" not in row else "Z = ∞"
-            )
-        made.append({"beta": beta, "cells": cells})
-    return made
+
+    def cell(row: dict[str, Any]) -> str:
+        if "gap" in row:
+            small = abs(row["gap"]) < 1000
+            return f"{row['gap']:+.3f}".replace("-", "−") if small else number(row["gap"], sign=True)
+        return "Z = ∞" if "log_z_n" in row else "refused"
+
+    return [{"beta": beta, "cells": [cell(row) for row in rows if row["beta"] == beta]} for beta in section.betas]
