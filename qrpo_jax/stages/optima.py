@@ -99,7 +99,7 @@ def at_equal_kl(transform: Transform) -> list[dict[str, Any]]:
             row["beta"] = optimum.beta_for(optimum.kl, kl, transform)
             row["normal_reward"] = float(normal_reward(row["beta"]))
         except ValueError:
-            most = float(optimum.kl(transform.smallest_beta + LEAST_BETA, transform))
+            most = max(0.0, float(optimum.kl(transform.smallest_beta + LEAST_BETA, transform)))
             row["refused"] = f"not reached: KL is at most {most:.4g}"
         rows.append(row)
     return rows
