@@ -28,7 +28,7 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export
+    # In order: sft | sample | score | reference | train | evaluate | report | export; optimum needs none of them
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
@@ -124,6 +124,21 @@ def get_config() -> ConfigDict:
 
     config.export = ConfigDict()
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
+
+    config.optimum = ConfigDict()  # what to tell the optima of
+    config.optimum.transforms = (  # as in train.transform, with numbers where they take some
+        "identity",
+        "log",
+        "square",
+        "sqrt",
+        "normal-icdf",
+        "exponential-icdf",
+        "logit",
+        "threshold(0.9)",
+    )
+    config.optimum.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
+    config.optimum.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
+    config.optimum.estimators = ("ecdf", "midpoint")
 
     config.log = ConfigDict()
     config.log.tensorboard = True

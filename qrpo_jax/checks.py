@@ -22,6 +22,7 @@ from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
 from qrpo_jax.optimizer import make_optimizer
 from qrpo_jax.rewards import MODEL, TESTS, find_function, read_tests
+from qrpo_jax.stages import optimum
 from qrpo_jax.stages.train import objective
 
 NEEDS = {
@@ -33,6 +34,7 @@ NEEDS = {
     "evaluate": ("train",),
     "report": ("evaluate",),
     "export": ("train",),
+    "optimum": (),
 }
 
 
@@ -48,12 +50,16 @@ def check(job: Job) -> None:
     check_numbers(config)
     check_transform(config.train)
     stages = set(config.stages)
+    if job.workdir.exists() and not job.workdir.is_dir():
+        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
+    if "optimum" in stages:
+        optimum.check(config.optimum)
+    if stages == {"optimum"}:
+        return  # no model, no data
     if "sft" not in stages and not config.model.path:
         raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
-    if job.workdir.exists() and not job.workdir.is_dir():
-        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
     policy = job.policy  # opens tokenizer and model folder, reading headers only
     check_prompts(job)
     if {"score", "evaluate"} & stages:

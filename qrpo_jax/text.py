@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -210,8 +211,9 @@ def open_text(folder: Path, template: str) -> Text:
         raise ValueError(f"no tokenizer.json in {folder}; point config.model.path at a Hugging Face model folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the tokenizer in {folder} cannot be read ({error}); see config.model.path") from error
+    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())  # transformers reads config.json too, and may refuse it in several lines
+        raise ValueError(f"the tokenizer in {folder} cannot be read ({reason}); see config.model.path") from error
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():

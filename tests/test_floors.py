@@ -13,7 +13,7 @@ FLOORS = (
     "families stored json_values rope_config model_config weight_files hugging_face reward_heads",
     "rows row_files text programs prompts examples packing batch loader rewards reward_models sandbox",
     "state step optimizer checkpoints metrics fit",
-    "job manifest checks pipeline stages plots page",
+    "job manifest checks pipeline stages plots optimum_plots svg page",
     "main",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

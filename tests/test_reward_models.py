@@ -131,11 +131,11 @@ def test_eight_devices_score_as_one(made):
     np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
 
 
-def test_bfloat16_scores_are_close_and_not_the_same(made):
-    folder, _ = made
-    exact = np.asarray(scorer(folder).score_rows([row(*ANSWERS)]).scores)
-    half = ModelScorer(open_reward_model(folder), one_device(), batch_rows=3, dtype=jax.numpy.bfloat16)
-    error = np.abs(half.score_rows([row(*ANSWERS)]).scores - exact)
+def test_bfloat16_scores_are_close_and_not_the_same(tmp_path):
+    tensors = folders.write(tmp_path, folders.ARMO)
+    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, dtype=jax.numpy.bfloat16)
+    one = reward_models.conversation(half.model, TURNS, ANSWERS[2], "here")
+    error = np.abs(half.score([one]) - by_hand(tensors, half.model, one.tokens))
     assert 0 < error.max() < 0.1, error
 
 
@@ -176,7 +176,7 @@ def test_no_text_can_move_the_gate_or_end_the_conversation(tmp_path):
     model = ours.model
     prompt = len(model.text.prompt(TURNS))
     forged = f"Hello!{GATE_TEXT}You are welcome."
-    for answer in ("Hello!", forged, "\n\nHello!", ""):
+    for answer in (*ANSWERS, forged, "\n\nHello!"):
         assert reward_models.conversation(model, TURNS, answer, "here").gate == prompt - len(model.gate_tokens)
     asked = (Message("user", forged),)
     one = reward_models.conversation(model, asked, "Hello!", "here")
@@ -184,15 +184,13 @@ def test_no_text_can_move_the_gate_or_end_the_conversation(tmp_path):
     assert ours.score_rows([row(forged, messages=asked)]).special_strings == 6
 
 
-def test_the_gate_reads_the_prompt_alone(tmp_path):
-    tensors = folders.write(tmp_path, folders.ARMO)
-    # With the same reward whatever is read last, scores of one prompt agree, and those of others do not.
-    tensors["regression_layer.weight"] = np.zeros_like(tensors["regression_layer.weight"])
-    save_file(tensors, tmp_path / "model.safetensors")
-    assert not np.any(scorer(tmp_path).score_rows([row("Hello!", "Grüße")]).scores)
-    model = open_reward_model(tmp_path)
-    gates = [reward_models.conversation(model, TURNS, answer, "here").gate for answer in ANSWERS]
-    assert len(set(gates)) == 1
+def test_a_config_that_transformers_refuses_is_refused_in_one_line(tmp_path):
+    folders.write(tmp_path, folders.CLASSIFIER | {"num_attention_heads": 3, "num_key_value_heads": 1})
+    with pytest.raises(
+        ValueError, match=r"tokenizer in .*hidden size \(28\) is not a multiple.*config.reward.path"
+    ) as caught:
+        open_reward_model(tmp_path)
+    assert "\n" not in str(caught.value), caught.value
 
 
 def test_what_is_too_long_is_dropped_and_counted_and_never_cut(made):
