@@ -2,7 +2,8 @@
 
 A row's messages and a completion's text, as the assistant's turn, are one conversation, laid out by the reward model's
 own chat template from its first token to its last, as the published models' cards do it; nothing adds a second
-beginning of sequence, which Skywork's card takes off again. A completion that was cut off is closed as any other. Conversations of more than `max_tokens` tokens get no score; nothing is ever cut.
+beginning of sequence, which Skywork's card takes off again. A completion that was cut off is closed as any other.
+Conversations of more than `max_tokens` tokens get no score; nothing is ever cut.
 
 A score does not depend on what it is computed with: each conversation is a row of its own, padded behind its end.
 Batches of another shape are summed in another order, which in float32 is below 1e-5 of the scores' size.
