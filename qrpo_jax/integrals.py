@@ -114,10 +114,11 @@ class Tail(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A function f on (0, 1) as quadrature sees it: int g(f(t)) dt = sum_i w_i g(f_i), float64 [N]."""
+    """A function f on (0, 1) as quadrature sees it: int g(f(t)) dt = (1 - cut) sum_i w_i g(f_i) + tails, float64 [N]."""
 
     values: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # adding up to 1
+    cut: float = 0.0  # the parts of (0, 1) next to its ends that are left to the tails
     tails: tuple[Tail, ...] = ()
     smallest_beta: float = 0.0  # log Z is finite and resolved above it
 
@@ -125,7 +126,7 @@ class Table(NamedTuple):
         """log int_0^1 exp(f(t) / beta) dt at beta = smallest_beta + room, [...] -> [...]; infinite where a tail is."""
         room = jnp.asarray(room) * 1.0
         inverse = 1 / (self.smallest_beta + room)
-        body = log_mean_exp(self.values, self.weights, inverse)
+        body = log_mean_exp(self.values, self.weights, inverse) + math.log1p(-self.cut)
         for tail in self.tails:
             # 1 - slope / beta would lose its digits where it is close to 0, and so would value / beta - depth.
             left = (room + (self.smallest_beta - tail.slope)) * inverse
@@ -168,15 +169,15 @@ def tabulate(
         low_cut, low_tail = _end(lambda s: evaluate(s, 1 - s), exact=True)
         high_cut, high_tail = _end(lambda s: evaluate(1 - s, s), exact=complement is not None)
         tails = tuple(tail for tail in (low_tail, high_tail) if tail is not None)
-        least = max((tail.slope for tail in tails if tail.linear), default=0.0)
+        least = max((0.0, *(tail.slope for tail in tails if tail.linear)))
         needed = least * (1 + _TOLERANCE) < _PROBED
         pieces = _with_extrema(evaluate, breaks)
         nodes = _NODES
-        fine = Table(*_nodes(evaluate, low_cut, high_cut, pieces, nodes), tails)
+        fine = Table(*_nodes(evaluate, low_cut, high_cut, pieces, nodes), low_cut + high_cut, tails)
         unresolved = needed
         while unresolved.any() and nodes < _MOST_NODES:
             nodes, coarse = 2 * nodes - 1, fine
-            fine = Table(*_nodes(evaluate, low_cut, high_cut, pieces, nodes), tails)
+            fine = Table(*_nodes(evaluate, low_cut, high_cut, pieces, nodes), low_cut + high_cut, tails)
             unresolved = needed & ~_resolved(coarse, fine)
     if unresolved[-1]:
         raise ValueError(
@@ -215,7 +216,8 @@ def _end(near: Callable[[np.ndarray], np.ndarray], exact: bool) -> tuple[float, 
     if not found.linear:
         bits = 960 if exact else 52
         found = tail(bits)._replace(linear=False)
-    return 0.5**bits, found if found.slope > 0 else None  # where f falls, what is left out is less than the cut
+    # Where f falls in another way, what is left out is less than the cut.
+    return 0.5**bits, found if found.linear or found.slope > 0 else None
 
 
 def _with_extrema(
@@ -275,9 +277,7 @@ def _nodes(
     # Where f falls without a bound, numbers such as -1e299 would overflow; exp(f / beta) is 0 long before.
     order = np.argsort(f)
     rare = f[order[np.searchsorted(np.cumsum(w[order]), 1e-12)]]
-    f = np.maximum(f, min(rare, f.max() - 1e6))
-    # What the cuts leave out is the tails'.
-    return f, w / w.sum() * (1 - low_cut - high_cut)
+    return np.maximum(f, min(rare, f.max() - 1e6)), w / w.sum()
 
 
 def _resolved(coarse: Table, fine: Table) -> np.ndarray:
@@ -297,7 +297,7 @@ def _probe(table: Table) -> np.ndarray:
     excess = np.expm1(np.minimum(exponents, 1)) @ w
     near = (exponents.max(axis=1) <= 1) & (excess > -0.5)
     far = scipy.special.logsumexp(exponents + np.log(w), axis=1)
-    log_z = np.where(near, np.log1p(np.where(near, excess, 0)), far)
+    log_z = np.where(near, np.log1p(np.where(near, excess, 0)), far) + math.log1p(-table.cut)
     for tail in table.tails:
         left = 1 - x * tail.slope
         rest = x * tail.value - tail.depth - np.log(np.where(left > 0, left, 1))
