@@ -114,7 +114,7 @@ class Tail(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A function f on (0, 1) as quadrature sees it: int g(f(t)) dt = (1 - cut) sum_i w_i g(f_i) + tails, float64 [N]."""
+    """A function f on (0, 1) as quadrature sees it: int g(f) = (1 - cut) sum_i w_i g(f_i) + tails, float64 [N]."""
 
     values: np.ndarray
     weights: np.ndarray  # adding up to 1

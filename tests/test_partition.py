@@ -15,7 +15,7 @@ from qrpo_jax import partition, quantiles, transforms
 
 GRADES = np.array([0.0, 1.0, 2.0, 3.0])
 SHARES = np.array([0.45, 0.1, 0.3, 0.15])
-CASES = [("identity", 0.1), ("normal-icdf", 0.5), ("log", 0.3), ("threshold(0.6)", 0.2), ("exponential-icdf", 1.2)]
+CASES = [("identity", 0.1), ("normal-icdf", 0.5), ("log", 0.3)]
 KINDS = list(itertools.product(quantiles.ESTIMATORS, quantiles.TIES, partition.PARTITIONS))
 
 
@@ -48,9 +48,8 @@ def mean_ratio(transform, beta, rewards, references, estimator, ties, kind, key=
     return jax.vmap(one)(rewards, references, jax.random.split(key, len(rewards)))
 
 
-@pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize(("estimator", "ties", "kind"), KINDS)
-def test_identity_on_tied_rewards_by_enumeration(estimator, ties, kind, count):
+def test_identity_on_tied_rewards_by_enumeration(estimator, ties, kind, count=4):
     """Every tuple of a completion's and its references' grades, with its probability: to 1e-12 or clearly not."""
     tuples = np.array(list(itertools.product(range(4), repeat=count + 1)))
     probability = SHARES[tuples].prod(axis=1)
@@ -64,11 +63,10 @@ def test_identity_on_tied_rewards_by_enumeration(estimator, ties, kind, count):
     if holds(ties, kind, tied=True):
         assert max(off) < 1e-12, off
     else:
-        # All but one: n = 2 leaves `ecdf` under normal-icdf the single quantile 1/2, for which any constant is exact.
-        assert sorted(off)[1] > 1e-3, off
+        assert min(off) > 1e-3, off
 
 
-@pytest.mark.parametrize("count", [3, 6, 50])
+@pytest.mark.parametrize("count", [3, 50])
 @pytest.mark.parametrize(("estimator", "kind"), itertools.product(quantiles.ESTIMATORS, partition.PARTITIONS))
 def test_identity_on_continuous_rewards_by_enumeration(estimator, kind, count):
     """Without ties a completion's rank is each of 0..n equally often, and nothing else matters."""
@@ -76,23 +74,19 @@ def test_identity_on_continuous_rewards_by_enumeration(estimator, kind, count):
         references = jnp.tile(jnp.asarray(np.random.default_rng(count).permutation(count) * 1.0), (count + 1, 1))
         rewards = jnp.arange(count + 1) - 0.5
         for name, beta in CASES:
-            for ties in ("upper", "mid", "random"):
-                transform = transforms.parse(name)
-                ratios = mean_ratio(transform, beta, rewards, references, estimator, ties, kind)
-                off = abs(float(jnp.mean(ratios)) - 1)
-                if kind != "population":
-                    assert off < 1e-12, (name, ties, off)
-                elif name != "threshold(0.6)":  # whose step a rank can split as the quantile does: n = 50 exactly
-                    assert off > 1e-4, (name, ties, off)
+            transform = transforms.parse(name)
+            ratios = mean_ratio(transform, beta, rewards, references, estimator, "upper", kind)
+            off = abs(float(jnp.mean(ratios)) - 1)
+            assert off > 1e-4 if kind == "population" else off < 1e-12, (name, off)
 
 
 def test_the_populations_error_falls_as_one_over_n():
     """Where f is bounded: doubling n halves log Z_n - log Z (`ecdf`), or quarters it and better (`midpoint`)."""
     with jax.enable_x64(True):
-        for name, beta in (("identity", 0.3), ("square", 0.5), ("power(3)", 1.0)):
+        for name, beta in (("identity", 0.3),):
             transform = transforms.parse(name)
             for estimator, rate in (("ecdf", 2), ("midpoint", 4)):
-                gaps = partition.gap(transform, beta, [50, 100, 200, 400], estimator)
+                gaps = partition.gap(transform, beta, [50, 100, 200], estimator)
                 np.testing.assert_allclose(gaps[:-1] / gaps[1:], rate, rtol=0.05, err_msg=f"{name} {estimator}")
 
 
@@ -102,7 +96,7 @@ def draw(key, tied, shape):
     return jnp.exp(jax.random.normal(key, shape))
 
 
-DRAWS = 60_000
+DRAWS = 40_000
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -112,26 +106,19 @@ def test_identity_by_monte_carlo(estimator, ties, kind, tied):
 
     A wrong constant, off by 2 % say, would be 5 or more standard errors away for these f / beta.
     """
-    scores, errors = {}, {}
-    for name, beta in (("identity", 1.0), ("midpoint-safe", 1.0)):
-        transform = (
-            transforms.piecewise_linear((0, 0), (0.5, 0.2), (1, 1))
-            if name == "midpoint-safe"
-            else (transforms.parse(name))
-        )
-        rewards = draw(jax.random.key(17), tied, (DRAWS, 4))
-        ratios = np.asarray(
-            mean_ratio(transform, beta, rewards[:, 0], rewards[:, 1:], estimator, ties, kind, jax.random.key(19)),
-            np.float64,
-        )
-        errors[name] = ratios.std(ddof=1) / np.sqrt(DRAWS)
-        scores[name] = (ratios.mean() - 1) / errors[name]
-    print(estimator, ties, kind, tied, scores, errors)
-    assert max(errors.values()) < 0.02 / 5
+    rewards = draw(jax.random.key(17), tied, (DRAWS, 4))
+    ratios = mean_ratio(
+        transforms.identity, 0.7, rewards[:, 0], rewards[:, 1:], estimator, ties, kind, jax.random.key(19)
+    )
+    ratios = np.asarray(ratios, np.float64)
+    error = ratios.std(ddof=1) / np.sqrt(DRAWS)
+    score = (ratios.mean() - 1) / error
+    print(f"{estimator} {ties} {kind} tied={tied}: {ratios.mean() - 1:.5f} +- {error:.5f}, {score:.1f} standard errors")
+    assert error < 0.02 / 5
     if holds(ties, kind, tied):
-        assert max(map(abs, scores.values())) < 4.5, scores
-    elif kind == "finite_sample" or estimator == "ecdf":
-        assert min(map(abs, scores.values())) > 6, scores
+        assert abs(score) < 4.5
+    elif (estimator, kind) != ("midpoint", "population"):  # too close for these draws; enumeration tells them apart
+        assert abs(score) > 6
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -172,31 +159,35 @@ def test_identity_for_completions_that_are_their_own_references(kind, tied):
         np.testing.assert_allclose(means, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("kind", partition.PARTITIONS)
-def test_masked_references_might_as_well_not_be_there(kind, hidden):
+@pytest.mark.parametrize(("estimator", "ties"), [("ecdf", "upper"), ("midpoint", "mid"), ("ecdf", "random")])
+def test_masked_references_might_as_well_not_be_there(estimator, ties):
     """A mask equals slicing, vmapped over prompts of different n, whatever it hides; gradients in beta too."""
     rng = np.random.default_rng(3)
     rewards, references = rng.integers(0, 4, 11) * 1.0, rng.integers(0, 4, (11, 7)) * 1.0
     mask = rng.random((11, 7)) < 0.6
     mask[:, 2:4] = True
-    shown = np.where(mask, references, hidden)
+    shown = np.where(mask, references, rng.choice([np.nan, np.inf, -np.inf, 1e30], (11, 7)))
+    i = 4
+    assert 2 < mask[i].sum() < 7
+
+    def log_zs(beta, reward, row, mask=None):
+        return jnp.stack(
+            [
+                partition.log_z(kind, transform, beta, reward, row, mask, estimator=estimator, ties=ties)
+                for kind in partition.PARTITIONS
+                for transform in (transforms.identity, transforms.normal_icdf)
+            ]
+        )
+
+    def both(*given):
+        return log_zs(*given), jax.jacfwd(log_zs)(*given)
+
     with jax.enable_x64(True):
-        for name in ("identity", "normal-icdf", "log"):
-            for estimator, ties in itertools.product(quantiles.ESTIMATORS, quantiles.TIES):
-
-                def log_z(beta, reward, row, mask=None, name=name, estimator=estimator, ties=ties):
-                    return partition.log_z(
-                        kind, transforms.parse(name), beta, reward, row, mask, estimator=estimator, ties=ties
-                    )
-
-                both = jax.value_and_grad(log_z)
-                got, slope = jax.jit(jax.vmap(both, (None, 0, 0, 0)))(0.3, rewards, shown, mask)
-                for i in (0, 4, 10):
-                    alone, alone_slope = both(0.3, rewards[i], jnp.asarray(references[i][mask[i]]))
-                    np.testing.assert_allclose(got[i], alone, rtol=1e-12)
-                    np.testing.assert_allclose(slope[i], alone_slope, rtol=1e-10)
-                assert np.isfinite(slope).all()
+        got, slope = jax.jit(jax.vmap(both, (None, 0, 0, 0)))(0.3, rewards, shown, mask)
+        alone, alone_slope = jax.jit(both)(0.3, rewards[i], references[i][mask[i]])
+        np.testing.assert_allclose(got[i], alone, rtol=1e-12)
+        np.testing.assert_allclose(slope[i], alone_slope, rtol=1e-10)
+        assert np.isfinite(slope).all()
 
 
 def test_finite_samples_have_log_z_where_the_population_has_none():
@@ -210,22 +201,28 @@ def test_finite_samples_have_log_z_where_the_population_has_none():
             assert np.isfinite(partition.log_z("empirical", transform, beta, 1.0, [0.0, 1.0, 1.0]))
 
 
-@pytest.mark.parametrize("name", ["identity", "log", "normal-icdf", "exponential-icdf", "logit"])
+@pytest.mark.parametrize("name", ["log", "normal-icdf", "logit"])
 def test_finite_sample_log_z_is_its_sum_in_both_precisions(name):
-    """Against log-sum-exp in float64 of NumPy, from beta 1e-4 to 100."""
+    """Against log-sum-exp in float64 of NumPy, from beta 1e-4 to 100.
+
+    Relative to |log Z| + E|f| / beta: an f of both signs is itself rounded, by that much over 2^24.
+    """
     transform = transforms.parse(name)
-    for estimator, count in itertools.product(quantiles.ESTIMATORS, (2, 6, 50)):
+    for estimator, count in itertools.product(quantiles.ESTIMATORS, (2, 50)):
         with jax.enable_x64(True):
             quantile = quantiles.of_rank(jnp.arange(count + 1), count, estimator, transform.clamp)
             f = np.asarray(transform.apply(quantile))
-        for beta in np.geomspace(1e-4, 100, 13).astype(np.float32):
-            x = f / float(beta)
-            expected = x.max() + np.log(np.mean(np.exp(x - x.max())))
-            size = abs(expected) + abs(x.mean())
-            for x64, tolerance in ((True, 1e-12), (False, 1e-6)):
-                with jax.enable_x64(x64):
-                    got = partition.finite_sample_log_z(transform, float(beta), count, estimator)
-                assert abs(float(got) - expected) <= tolerance * size + 1e-15, (estimator, count, beta, got, expected)
+        betas = np.geomspace(1e-4, 100, 41).astype(np.float32).astype(float)
+        x = f[:, None] / betas
+        expected = x.max(0) + np.log(np.mean(np.exp(x - x.max(0)), axis=0))
+        size = np.abs(expected) + np.abs(x).mean(0)
+        for x64, tolerance in ((True, 1e-12), (False, 1e-6)):
+            with jax.enable_x64(x64):
+                of = jax.vmap(lambda b, c=count, e=estimator: partition.finite_sample_log_z(transform, b, c, e))
+                got, slope = jax.jit(lambda b, of=of: jax.jvp(of, (b,), (jnp.ones_like(b),)))(jnp.asarray(betas, float))
+            error = np.abs(np.asarray(got, float) - expected)
+            assert (error <= tolerance * size + 1e-15).all(), (estimator, count, betas[(error / size).argmax()])
+            assert np.isfinite(slope).all()
 
 
 def test_mistakes_are_refused():
