@@ -28,7 +28,7 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export
+    # In order: sft | sample | score | reference | train | evaluate | report | export; optimum needs none of them
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
@@ -98,7 +98,14 @@ def get_config() -> ConfigDict:
     config.train = optimization()
     config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
     config.train.beta = 0.1
-    config.train.transform = "identity"  # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf
+    # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf | exponential-icdf | logit | power(p) |
+    # threshold(q) | piecewise-linear((0, f), ..., (1, f)) | affine(transform, shift, scale) | package.module:function
+    config.train.transform = "identity"
+    # log Z: population (exact quantiles) | finite_sample (the ranks of n references) | empirical (tied rewards too)
+    config.train.partition = "population"
+    config.train.length_normalised = False  # beta of a completion: min(beta / its length, beta_cap); not SimPO
+    config.train.beta_cap = 0.0  # 0: none
+    config.train.loss_over_length = False  # divide each loss by its completion's length; not SimPO
     config.train.loss = "mse"  # mse | mae
     config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
 
@@ -114,6 +121,21 @@ def get_config() -> ConfigDict:
 
     config.export = ConfigDict()
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
+
+    config.optimum = ConfigDict()  # what to tell the optima of
+    config.optimum.transforms = (  # as in train.transform, with numbers where they take some
+        "identity",
+        "log",
+        "square",
+        "sqrt",
+        "normal-icdf",
+        "exponential-icdf",
+        "logit",
+        "threshold(0.9)",
+    )
+    config.optimum.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
+    config.optimum.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
+    config.optimum.estimators = ("ecdf", "midpoint")
 
     config.log = ConfigDict()
     config.log.tensorboard = True

@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     weight_BxS: Array  # float32, sample selector's weight of the completion
     reward_BxS: Array  # float32
     quantile_BxS: Array  # float32, clamped as the transform asks
+    log_z_BxS: Array  # float32, log partition function of the completion's prompt and β, see `partition`
     reward_scale_BxS: Array  # float32, std of the prompt's reference rewards over its mean across prompts
     reference_log_prob_BxS: Array  # float32
     length_BxS: Array  # int32, completion tokens

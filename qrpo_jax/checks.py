@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrpo_jax import decoder, examples, hugging_face, losses, prompts, quantiles, transforms
+from qrpo_jax import decoder, examples, hugging_face, losses, partition, prompts, quantiles, transforms
 from qrpo_jax.job import DTYPES, Job
 from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
 from qrpo_jax.optimizer import make_optimizer
 from qrpo_jax.rewards import TESTS, find_function, read_tests
+from qrpo_jax.stages import optimum
 from qrpo_jax.stages.train import objective
 
 NEEDS = {
@@ -23,6 +24,7 @@ NEEDS = {
     "evaluate": ("train",),
     "report": ("evaluate",),
     "export": ("train",),
+    "optimum": (),
 }
 
 
@@ -36,13 +38,18 @@ def check(job: Job) -> None:
     check_stages(config.stages)
     check_choices(config)
     check_numbers(config)
+    check_transform(config.train)
     stages = set(config.stages)
+    if job.workdir.exists() and not job.workdir.is_dir():
+        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
+    if "optimum" in stages:
+        optimum.check(config.optimum)
+    if stages == {"optimum"}:
+        return  # no model, no data
     if "sft" not in stages and not config.model.path:
         raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
-    if job.workdir.exists() and not job.workdir.is_dir():
-        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
     policy = job.policy  # opens tokenizer and model folder, reading headers only
     check_prompts(job)
     if {"score", "evaluate"} & stages:
@@ -104,13 +111,24 @@ def check_choices(config: Any) -> None:
     choice("prompts.source", config.prompts.source, prompts.SOURCES)
     choice("pack.over_long", config.pack.over_long, ("drop", "truncate_prompt_left"))
     choice("select.units", config.select.units, examples.VIEWS)
-    choice("select.estimator", config.select.estimator, tuple(examples.ESTIMATORS))
+    choice("select.estimator", config.select.estimator, tuple(quantiles.ESTIMATORS))
     choice("select.ties", config.select.ties, quantiles.TIES)
     choice("select.selector", config.select.selector, examples.SELECTORS)
     choice("train.objective", config.train.objective, tuple(OBJECTIVES))
     choice("train.loss", config.train.loss, tuple(losses.REGRESSION))
-    choice("train.transform", config.train.transform, tuple(transforms.TRANSFORMS))
+    choice("train.partition", config.train.partition, partition.PARTITIONS)
     choice("export.dtype", config.export.dtype, tuple(DTYPES))
+
+
+def check_transform(train: Any) -> None:
+    """Refuses a transform that does not exist, or whose partition function is infinite at this β."""
+    try:
+        transform = transforms.parse(train.transform)
+        if train.objective == "qrpo" and train.partition == "population" and not train.length_normalised:
+            transforms.check_beta(train.beta, transform.smallest_beta, transform.name)
+    except ValueError as error:
+        keys = "config.train.transform, config.train.beta, or config.train.partition='finite_sample'"
+        raise ValueError(f"{error} ({keys})") from None
 
 
 def check_numbers(config: Any) -> None:
@@ -154,6 +172,7 @@ def check_numbers(config: Any) -> None:
     between("reward.cpu_seconds", config.reward.cpu_seconds, 0.01, math.inf)
     between("reward.memory_mb", config.reward.memory_mb, 64, math.inf)
     between("train.beta", config.train.beta, 1e-30, math.inf)
+    between("train.beta_cap", config.train.beta_cap, 0, math.inf)
     for section in ("sft", "train"):
         for name in ("b1", "b2"):
             between(f"{section}.{name}", config[section][name], 0, 1)
@@ -194,7 +213,8 @@ def check_rows(job: Job) -> None:
                 f"{config.prompts.path}, or sample them: config.sample.completions"
             )
     for part, name in ((kept, "to train on"), (held_out, "held out")):
-        fits = sum(len(job.policy.text.prompt(row.messages)) <= config.prompts.max_tokens for row in part)
+        lengths = [len(job.policy.text.prompt(row.messages, f"row {row.id!r}")) for row in part]
+        fits = sum(length <= config.prompts.max_tokens for length in lengths)
         if part and not fits:
             raise ValueError(
                 f"all {len(part)} prompts {name} are longer than {config.prompts.max_tokens} tokens; "
@@ -212,18 +232,18 @@ def check_rows(job: Job) -> None:
             sampled = config.sample.completions
             references = sampled + len(row.reference_rewards)
             references = min(references, config.select.references) if config.select.references else references
-            check_count(references - int(config.select.exclude_own and sampled > 0), config.train.transform, row.id)
+            check_count(references - int(config.select.exclude_own and sampled > 0), config, row.id)
 
 
-def check_count(references: int, transform: str, row: str | None = None) -> None:
+def check_count(references: int, config: Any, row: str | None = None) -> None:
     """Refuses too few references a prompt for the transform, naming the keys that decide their number."""
     try:
-        quantiles.check_references(references, transforms.TRANSFORMS[transform])
+        quantiles.check_references(references, transforms.parse(config.train.transform), config.select.estimator)
     except ValueError as error:
         where = f"row {row!r}: " if row is not None else ""
         raise ValueError(
             f"{where}{error} (config.sample.completions, config.select.references, config.select.exclude_own, "
-            "config.train.transform)"
+            "config.select.estimator, config.train.transform)"
         ) from None
 
 
@@ -256,4 +276,4 @@ def check_train(config: Any) -> None:
     if train.objective == "qrpo":
         references = config.sample.completions
         references = min(references, select.references) if select.references else references
-        check_count(references - int(select.exclude_own), train.transform)
+        check_count(references - int(select.exclude_own), config)

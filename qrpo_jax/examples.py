@@ -4,19 +4,18 @@ Rows keep every completion; which of them are trained on, in pairs or alone, and
 are ranked, are settings of a view. No copy of a data set is made for another setting.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrpo_jax import quantiles, selectors
+from qrpo_jax import partition, quantiles, selectors, transforms
 from qrpo_jax.rows import Row, check_row, check_scored
 from qrpo_jax.text import Text
 from qrpo_jax.transforms import Transform
 
-ESTIMATORS = {"ecdf": quantiles.ecdf, "midpoint": quantiles.midpoint}
 VIEWS = ("singles", "best_worst", "random_pairs")
 SELECTORS = tuple(selectors.SELECTORS)
 
@@ -29,6 +28,7 @@ class View(NamedTuple):
     first: only the first so many completions of a row; 0 for all.
     references: rank against the first so many reference completions; 0 for all.
     exclude_own: leave a completion's own reward out of the references it is ranked against.
+    partition: which log Z the target has: "population", "finite_sample" or "empirical", see `partition`.
     selector: which completion of a pair carries a pointwise loss; singles ignore it.
     tied_pairs: keep pairs of equal reward, which say nothing to an objective that only knows better and worse.
     max_tokens: longest prompt and completion together.
@@ -41,6 +41,7 @@ class View(NamedTuple):
     exclude_own: bool = True
     estimator: str = "ecdf"
     ties: str = "upper"
+    partition: str = "population"
     selector: str = "both"
     tied_pairs: bool = True
     max_tokens: int = 2048
@@ -61,6 +62,8 @@ class Examples(NamedTuple):
     reward_C: np.ndarray
     quantile_C: np.ndarray
     ties_C: np.ndarray
+    references_C: np.ndarray  # int32, how many references it is ranked against
+    log_z_C: np.ndarray  # of its β, by the view's partition; NaN without β
     reward_scale_C: np.ndarray
     reference_log_prob_C: np.ndarray
     weight_C: np.ndarray
@@ -78,17 +81,25 @@ class Examples(NamedTuple):
 
 
 def build_examples(
-    rows: Iterable[Row], text: Text, view: View, transform: Transform | None, *, need_references: bool = True
+    rows: Iterable[Row],
+    text: Text,
+    view: View,
+    transform: Transform | None,
+    *,
+    beta: Callable[[np.ndarray], Any] | None = None,
+    need_references: bool = True,
 ) -> Examples:
     """Reads rows once and lays out what the view selects.
 
     Args:
       transform: decides clamps and the smallest number of references; None where nothing is ranked
         (SFT, reference log-probs), in which case rewards may be absent.
+      beta: β of completions of these lengths, [C] -> [C] or []; None where no log Z is wanted.
       need_references: refuse rows with too few references to rank against; otherwise their quantiles are NaN.
 
     Raises:
-      ValueError: an empty prompt, a row without a completion, a NaN reward, or too few references.
+      ValueError: an empty prompt, a row without a completion, a NaN reward, too few references, or a β for which Z
+        is infinite.
     """
     table = _Table(text, view)
     for index, row in enumerate(rows):
@@ -96,7 +107,7 @@ def build_examples(
         if transform is not None:
             check_scored(row)
         table.add(index, row, ranked=transform is not None)
-    return table.finish(transform, need_references)
+    return table.finish(transform, beta, need_references)
 
 
 def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
@@ -112,6 +123,16 @@ def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
     order = np.random.default_rng([view.seed, index]).permutation(count).tolist()
     drawn = list(zip(order[0::2], order[1::2], strict=False))
     return [(i, j) if reward[i] >= reward[j] else (j, i) for i, j in drawn]
+
+
+class Ranking(NamedTuple):
+    """What references tell about C completions; columns of `Examples`."""
+
+    quantile_C: np.ndarray
+    ties_C: np.ndarray
+    references_C: np.ndarray
+    log_z_C: np.ndarray
+    reward_scale_C: np.ndarray
 
 
 class _Table:
@@ -137,6 +158,8 @@ class _Table:
                 "pairs of equal reward",
                 "dropped: pairs of equal reward",
                 "cut by length limit",
+                "dropped: no tokens",
+                "special strings taken as text",
             ),
             0,
         )
@@ -148,7 +171,10 @@ class _Table:
         own = [c.reward for c in row.completions if c.source == "reference"]
         references = np.asarray([*own, *row.reference_rewards], np.float32)
         self.references.append(references[: view.references] if view.references else references)
-        prompt = self.text.prompt(row.messages)
+        prompt = self.text.prompt(row.messages, f"row {row.id!r}")
+        self.counts["special strings taken as text"] += sum(
+            self.text.special_strings(m.content, m.role) for m in row.messages
+        )
         picked = pick_units(row, view, index)
         self.counts["rows without a pair"] += not picked
         ordinal = np.cumsum([c.source == "reference" for c in row.completions])
@@ -159,18 +185,24 @@ class _Table:
                     self.counts["dropped: pairs of equal reward"] += 1
                     continue
             bodies = [self._body(row, i) for i in unit]
-            excess = [max(0, len(prompt) + len(body) - view.max_tokens) for body in bodies]
-            if any(excess) and (view.over_long == "drop" or max(excess) >= len(prompt)):
+            if not all(map(len, bodies)):  # a chat template may strip all of a completion that did not end
+                self.counts["dropped: no tokens"] += len(unit)
+                continue
+            # A pair keeps one prompt: log Z would not cancel between two that were cut differently.
+            excess = max(0, len(prompt) + max(len(body) for body in bodies) - view.max_tokens)
+            if excess and (view.over_long == "drop" or excess >= len(prompt)):
                 self.counts["dropped: too long"] += len(unit)
                 continue
-            self.counts["prompts cut"] += sum(cut > 0 for cut in excess)
-            # A random selector tosses one coin a pair.
-            coin = int(self.coin.integers(2))
-            weights = {"both": (1.0, 1.0), "chosen": (1.0, 0.0), "rejected": (0.0, 1.0)}
-            weights["random"] = (1.0 - coin, float(coin))
+            self.counts["prompts cut"] += len(unit) * (excess > 0)
+            kept = self._cut(prompt, excess)
+            # A random selector tosses one coin a pair; the others leave the coins as they are.
+            coin = float(self.coin.integers(2))
+            chosen = selectors.SELECTORS[view.selector]
+            chosen = coin if chosen is None else chosen
+            weights = (chosen, 1 - chosen) if len(unit) == 2 else (1.0,)
             members = []
             for side, (i, body) in enumerate(zip(unit, bodies, strict=True)):
-                completion, kept = row.completions[i], self._cut(prompt, excess[side])
+                completion = row.completions[i]
                 members.append(len(self.names))
                 self.names.append(f"{row.id}/{i}")
                 self.row_C.append(len(self.references) - 1)
@@ -183,7 +215,7 @@ class _Table:
                     "length": len(body),
                     "reward": completion.reward,
                     "reference_log_prob": completion.reference_log_prob,
-                    "weight": weights[view.selector][side] if len(unit) == 2 else 1.0,
+                    "weight": weights[side],
                     "chosen": side == 0,
                     "own": in_own_set,
                 }
@@ -202,29 +234,32 @@ class _Table:
         completion = row.completions[index]
         if len(completion.tokens):
             return completion.tokens
+        self.counts["special strings taken as text"] += self.text.special_strings(completion.text, "assistant")
         return self.text.completion(completion.text, completion.finished)
 
-    def finish(self, transform: Transform | None, need_references: bool) -> Examples:
+    def finish(
+        self, transform: Transform | None, beta: Callable[[np.ndarray], Any] | None, need_references: bool
+    ) -> Examples:
         sizes = [len(tokens) for tokens in self.tokens]
         column = {name: np.asarray(values) for name, values in self.columns.items()}
         reward_C = column["reward"].astype(np.float32)
         if transform is None:
             unknown = np.full(len(sizes), np.nan, np.float32)
-            quantile_C, ties_C, scale_C, high_C = unknown, unknown, unknown, np.zeros(len(sizes), bool)
+            ranking = Ranking(unknown, unknown, np.zeros(len(sizes), np.int32), unknown, unknown)
+            high_C = np.zeros(len(sizes), bool)
         else:
-            quantile_C, ties_C, scale_C = self._rank(transform, reward_C, column["own"].astype(bool), need_references)
+            beta_C = None if beta is None else np.broadcast_to(beta(column["length"]), len(sizes))
+            ranking = self._rank(transform, beta_C, reward_C, column["own"].astype(bool), need_references)
             paired = np.zeros(len(sizes), bool)
             paired[[c for unit in self.units if len(unit) == 2 for c in unit]] = True
-            high_C = np.where(paired, column["chosen"].astype(bool), quantile_C > 0.5)
+            high_C = np.where(paired, column["chosen"].astype(bool), ranking.quantile_C > 0.5)
         return Examples(
             tokens=np.concatenate(self.tokens) if self.tokens else np.zeros(0, np.int32),
             starts_C=np.cumsum([0, *sizes[:-1]], dtype=np.int64) if sizes else np.zeros(0, np.int64),
             prompt_lengths_C=column["prompt"].astype(np.int32),
             lengths_C=column["length"].astype(np.int32),
             reward_C=reward_C,
-            quantile_C=quantile_C,
-            ties_C=ties_C,
-            reward_scale_C=scale_C,
+            **ranking._asdict(),
             reference_log_prob_C=column["reference_log_prob"].astype(np.float32),
             weight_C=column["weight"].astype(np.float32),
             high_C=high_C,
@@ -234,9 +269,13 @@ class _Table:
         )
 
     def _rank(
-        self, transform: Transform, reward_C: np.ndarray, own_C: np.ndarray, need_references: bool
-    ) -> tuple[np.ndarray, ...]:
-        """Quantile, share of ties and reward scale of every completion."""
+        self,
+        transform: Transform,
+        beta_C: np.ndarray | None,
+        reward_C: np.ndarray,
+        own_C: np.ndarray,
+        need_references: bool,
+    ) -> Ranking:
         view = self.view
         most = max((len(r) for r in self.references), default=0)
         references_RxN = np.zeros((len(self.references), max(most, 1)), np.float32)
@@ -246,33 +285,69 @@ class _Table:
             mask_RxN[i, : len(references)] = True
         counts_R = mask_RxN.sum(1)
         row_C = np.asarray(self.row_C, np.int64)
-        drop_C = own_C & view.exclude_own
+        exclude_C = own_C & view.exclude_own
+        count_C = counts_R[row_C] - exclude_C
         if len(row_C) and need_references:
-            quantiles.check_references(counts_R[row_C] - drop_C, transform)
+            quantiles.check_references(count_C, transform, view.estimator)
+        scale_C = _reward_scale(references_RxN, mask_RxN, transform)[row_C].astype(np.float32)
+        log_z_C = np.full(len(row_C), np.nan, np.float32)
+        if beta_C is not None and view.partition == "population":
+            log_z_C = _population_log_z(transform, beta_C, scale_C)
+        # Of finite samples log Z is the references' as well.
+        sampled = beta_C is not None and view.partition != "population"
 
         @jax.jit
-        def rank(reward, references_N, mask_N, drop, key):
-            own_N = jnp.where(drop, quantiles.exclude_own(reward, references_N, mask_N), mask_N)
-            quantile = ESTIMATORS[view.estimator](reward, references_N, own_N, view.ties, key)
-            if view.estimator == "ecdf":
-                quantile = quantiles.clamp(quantile, own_N.sum(), transform.clamp)
-            return quantile, quantiles.tied_share(reward, references_N, own_N)
+        def rank(reward, references_N, mask_N, exclude, key, beta, scale):
+            own_N = jnp.where(exclude, quantiles.exclude_own(reward, references_N, mask_N), mask_N)
+            how = {"estimator": view.estimator, "ties": view.ties}
+            quantile = quantiles.estimate(reward, references_N, own_N, **how, clamped=transform.clamp, key=key)
+            log_z = jnp.float32(jnp.nan)
+            if sampled:
+                scaled = transforms.scale_by(transform, scale)
+                log_z = partition.log_z(view.partition, scaled, beta, reward, references_N, own_N, **how)
+            return quantile, quantiles.tied_share(reward, references_N, own_N), log_z
 
-        std_R = np.asarray(jax.vmap(quantiles.reward_std)(references_RxN, mask_RxN)) if len(counts_R) else np.zeros(0)
-        # With one reference there is no spread to speak of; only the scaled transform uses it, and refuses n = 1.
-        std_R = np.where(counts_R > 1, std_R, np.nan)
-        mean_std = np.nanmean(std_R) if np.isfinite(std_R).any() else np.nan
-        if transform.name == "scaled-normal-icdf" and not mean_std > 0:
-            raise ValueError("every prompt's reference rewards are equal; transform 'scaled-normal-icdf' has no scale")
-        scale_R = std_R / mean_std if mean_std > 0 else np.ones_like(std_R)
         keys_C = jax.random.split(jax.random.key(view.seed), len(row_C))
+        betas_C = np.ones(len(row_C), np.float32) if beta_C is None else beta_C.astype(np.float32)
         parts = []
-        for part in _slices(len(row_C), 1 << 16):
+        # Empirical log Z compares all references with each other.
+        size = max(256, (1 << 24) // (most + 1) ** 2) if sampled else 1 << 16
+        for part in _slices(len(row_C), min(size, 1 << 16)):
             rows = row_C[part]
-            ranked = jax.vmap(rank)(reward_C[part], references_RxN[rows], mask_RxN[rows], drop_C[part], keys_C[part])
+            ranked = jax.vmap(rank)(
+                reward_C[part],
+                references_RxN[rows],
+                mask_RxN[rows],
+                exclude_C[part],
+                keys_C[part],
+                betas_C[part],
+                scale_C[part],
+            )
             parts.append([np.asarray(x) for x in ranked])
-        quantile_C, ties_C = (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else ([], [])
-        return np.asarray(quantile_C), np.asarray(ties_C), scale_R[row_C].astype(np.float32)
+        columns = (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else ([], [], [])
+        quantile_C, ties_C, sampled_log_z_C = (np.asarray(x, np.float32) for x in columns)
+        log_z_C = sampled_log_z_C if sampled else log_z_C
+        return Ranking(quantile_C, ties_C, count_C.astype(np.int32), log_z_C, scale_C)
+
+
+def _reward_scale(references_RxN: np.ndarray, mask_RxN: np.ndarray, transform: Transform) -> np.ndarray:
+    """Each row's std of reference rewards over its mean across rows, [R]."""
+    counts_R = mask_RxN.sum(1)
+    std_R = np.asarray(jax.vmap(quantiles.reward_std)(references_RxN, mask_RxN)) if len(counts_R) else np.zeros(0)
+    # With one reference there is no spread to speak of; only scaled transforms use it, and refuse n = 1.
+    std_R = np.where(counts_R > 1, std_R, np.nan)
+    mean_std = np.nanmean(std_R) if np.isfinite(std_R).any() else np.nan
+    if transform.scaled and not mean_std > 0:
+        raise ValueError(f"every prompt's reference rewards are equal; transform {transform.name!r} has no scale")
+    return std_R / mean_std if mean_std > 0 else np.ones_like(std_R)
+
+
+def _population_log_z(transform: Transform, beta_C: np.ndarray, scale_C: np.ndarray) -> np.ndarray:
+    """log Z of each completion's β, [C]; few of them differ."""
+    pairs = np.stack([beta_C, scale_C if transform.scaled else np.ones_like(scale_C)], 1)
+    different, which_C = np.unique(pairs, axis=0, return_inverse=True)
+    scaled = transforms.scale_by(transform, different[:, 1])
+    return np.asarray(scaled.log_z(different[:, 0].astype(np.float32)), np.float32)[which_C.reshape(-1)]
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -1,237 +1,261 @@
-"""Model families: which settings of a Hugging Face `config.json` the decoder stands for, and under which names."""
+"""Model families: what each is, which keys of its Hugging Face `config.json` say so, and how its weights are stored."""
 
-import json
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from qrpo_jax.decoder import DecoderSettings, RopeScaling
+from qrpo_jax.layers import XIELU
+
+ParameterPath = tuple[str, ...]
 
 
 class Weight(NamedTuple):
     """How a parameter is stored: its name ({} is the layer), and how many of its axes are summed over.
 
-    Matrices are stored as [outputs, inputs], the transpose of ours; `inputs` 0 means stored as it is.
+    A matrix is stored as [outputs, inputs], the transpose of ours, and a vector flat; `inputs` None means stored as
+    it is. Where one stored tensor holds several parameters, `fused` names all of them from its first row to its last.
     """
 
     name: str
-    inputs: int = 0
+    inputs: int | None = 0
+    fused: tuple[str, ...] = ()
+
+
+class Option(NamedTuple):
+    """A key of config.json that settings follow: which, of what type, and its value where the key is absent."""
+
+    fields: tuple[str, ...]
+    kind: type
+    default: Any
+    nullable: bool = False
 
 
 class Family(NamedTuple):
-    """One architecture: values its settings may have where only those are supported, the first one assumed."""
+    """One architecture.
+
+    Attributes:
+      fixed: settings that all its members share.
+      options: keys that settings follow.
+      supported: keys that change the computation and may only have these values, the first where absent.
+      kv_heads, head_dim: where config.json does not say; None for as many as heads, and for d_model / heads.
+      ropes: supported kinds of rotary embedding.
+      rope_default: what is assumed where config.json has neither `rope_parameters` nor `rope_scaling`.
+      windows: which layers slide: "none", "all", "late" (from max_window_layers on), "unroped", or all but every
+        `pattern`-th ("alternate").
+      metadata: keys that change nothing in this family.
+      constants: stored tensors that are no parameters, and their value.
+    """
 
     model_type: str
+    weights: Mapping[ParameterPath, Weight]
     supported: Mapping[str, tuple[Any, ...]]
-    weights: Mapping[tuple[str, ...], Weight]
+    options: Mapping[str, Option] = {}
+    fixed: Mapping[str, Any] = {}
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    tied: bool = False
+    ropes: tuple[str, ...] = ("default",)
+    rope_theta: float = 10_000.0
+    rope_default: Mapping[str, Any] = {}
+    windows: str = "none"
+    window: int | None = None
+    pattern: int = 0
+    local_theta: float | None = None
+    unroped: bool = False
+    partial_rotary: bool = False
+    even_split: bool = False  # transformers refuses a d_model that is no multiple of heads
+    metadata: frozenset[str] = frozenset()
+    constants: Mapping[str, float] = {}
 
+
+def _norms(**names: str) -> dict[ParameterPath, Weight]:
+    return {("layers", ours, "scale"): Weight(f"model.layers.{{}}.{name}.weight") for ours, name in names.items()}
+
+
+_AT, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
+_COMMON: dict[ParameterPath, Weight] = {
+    ("embedding",): Weight("model.embed_tokens.weight", None),
+    ("norm", "scale"): Weight("model.norm.weight"),
+    ("head",): Weight("lm_head.weight", None),
+    **{("layers", "attention", x): Weight(f"{_AT}.{x}_proj.weight", 1) for x in "qkv"},
+    ("layers", "attention", "o"): Weight(f"{_AT}.o_proj.weight", 2),
+    **{("layers", "attention", f"{x}_bias"): Weight(f"{_AT}.{x}_proj.bias") for x in "qkvo"},
+    **{("layers", "attention", f"{x}_norm", "scale"): Weight(f"{_AT}.{x}_norm.weight") for x in "qk"},
+    **{("layers", "mlp", x): Weight(f"{_MLP}.{x}_proj.weight", 1) for x in ("gate", "up", "down")},
+    **{("layers", "mlp", f"{x}_bias"): Weight(f"{_MLP}.{x}_proj.bias") for x in ("gate", "up", "down")},
+}
+_FUSED: dict[ParameterPath, Weight] = {
+    **{("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"},
+    **{("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")},
+}
+_XIELU: dict[ParameterPath, Weight] = {
+    ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
+}
+_PRE = _COMMON | _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
+_POST = _norms(attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
+_SANDWICH = _COMMON | _POST | _norms(attention_norm="input_layernorm", mlp_norm="pre_feedforward_layernorm")
+
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0.0, None),
+    "quantization_config": (None,),
+    "per_layer_config": (None,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "pruned_heads": ({}, None),
+}
+_SILU = _PLAIN | {"hidden_act": ("silu",), "pretraining_tp": (1, None)}
+_NO_WINDOW: dict[str, tuple[Any, ...]] = {
+    "sliding_window": (None,),
+    "use_sliding_window": (False,),
+    "layer_types": (None,),
+}
+_BIAS = {"attention_bias": Option(("qkv_bias", "output_bias"), bool, False)}
+_MLP_BIAS = {"mlp_bias": Option(("mlp_bias",), bool, False)}
+
+_GEMMA_FIXED = dict(activation="gelu_tanh", post_norm=True, norm_offset=1.0, norm_rounds=False, scale_embeddings=True)
+_GEMMA_SUPPORTED = _PLAIN | {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "hidden_act": ("gelu_pytorch_tanh",),
+    "use_bidirectional_attention": (False, None),
+}
+_GEMMA_OPTIONS = _BIAS | {"query_pre_attn_scalar": Option(("query_scalar",), int, 256)}
+_GEMMA: dict[str, Any] = dict(
+    weights=_SANDWICH,
+    kv_heads=4,
+    head_dim=256,
+    tied=True,
+    windows="alternate",
+    window=4096,
+    even_split=True,
+    metadata=frozenset({"cache_implementation"}),
+)
 
 FAMILIES = {
-    "LlamaForCausalLM": Family(
+    "LlamaForCausalLM": Family(  # Llama, SmolLM, SmolLM 2
         model_type="llama",
-        supported={
+        weights=_PRE,
+        options=_BIAS | _MLP_BIAS,
+        supported=_SILU | _NO_WINDOW | {"rope_interleaved": (False,), "is_llama_config": (True,)},
+        ropes=("default", "llama3"),
+        even_split=True,
+        metadata=frozenset({"transformers.js_config"}),
+    ),
+    "MistralForCausalLM": Family(
+        model_type="mistral",
+        weights=_PRE,
+        supported=_SILU | {"layer_types": (None,), "attention_bias": (False,), "mlp_bias": (False,)},
+        kv_heads=8,
+        windows="all",
+        window=4096,
+    ),
+    "Qwen2ForCausalLM": Family(
+        model_type="qwen2",
+        weights=_PRE,
+        supported=_SILU | {"use_mrope": (False,)},
+        fixed=dict(qkv_bias=True),
+        kv_heads=32,
+        windows="late",
+        window=4096,
+    ),
+    "Qwen3ForCausalLM": Family(
+        model_type="qwen3",
+        weights=_PRE,
+        options=_BIAS,
+        supported=_SILU,
+        fixed=dict(qk_norm="head"),
+        kv_heads=32,
+        head_dim=128,
+        windows="late",
+        window=4096,
+    ),
+    "Gemma2ForCausalLM": Family(
+        model_type="gemma2",
+        options=_GEMMA_OPTIONS
+        | {
+            "attn_logit_softcapping": Option(("attention_cap",), float, 50.0, nullable=True),
+            "final_logit_softcapping": Option(("logit_cap",), float, 30.0, nullable=True),
+        },
+        supported=_GEMMA_SUPPORTED,
+        fixed=_GEMMA_FIXED,
+        pattern=2,
+        **_GEMMA,
+    ),
+    "Gemma3ForCausalLM": Family(
+        model_type="gemma3_text",
+        options=_GEMMA_OPTIONS | {"final_logit_softcapping": Option(("logit_cap",), float, None, nullable=True)},
+        # transformers reads this cap of Gemma 3 and then does not apply it, so what a value would mean is open.
+        supported=_GEMMA_SUPPORTED | {"attn_logit_softcapping": (None,)},
+        fixed=_GEMMA_FIXED | {"qk_norm": "head"},
+        pattern=6,
+        ropes=("default", "linear"),
+        rope_theta=1_000_000.0,
+        local_theta=10_000.0,
+        **_GEMMA,
+    ),
+    "Olmo2ForCausalLM": Family(
+        model_type="olmo2",
+        weights=_COMMON | _POST,
+        options=_BIAS,
+        supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)},
+        fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
+    ),
+    "Phi3ForCausalLM": Family(
+        model_type="phi3",
+        weights=_PRE | _FUSED,
+        supported=_SILU
+        | {
             "attention_bias": (False,),
             "mlp_bias": (False,),
-            "hidden_act": ("silu",),
-            "pretraining_tp": (1, None),
-            "attention_dropout": (0.0, None),
-            "sliding_window": (None,),
-            "use_sliding_window": (False,),
+            "lm_head_bias": (False,),
+            "resid_pdrop": (0.0,),
+            "embd_pdrop": (0.0,),
+            "full_attn_mod": (1,),
+            "interpolate_factor": (1,),
             "layer_types": (None,),
-            "quantization_config": (None,),
-            "is_encoder_decoder": (False,),
-            "tie_encoder_decoder": (False,),
-            "add_cross_attention": (False,),
-            "cross_attention_hidden_size": (None,),
-            "pruned_heads": ({}, None),
         },
-        weights={
-            ("embedding",): Weight("model.embed_tokens.weight"),
-            ("layers", "attention_norm", "scale"): Weight("model.layers.{}.input_layernorm.weight"),
-            ("layers", "attention", "q"): Weight("model.layers.{}.self_attn.q_proj.weight", inputs=1),
-            ("layers", "attention", "k"): Weight("model.layers.{}.self_attn.k_proj.weight", inputs=1),
-            ("layers", "attention", "v"): Weight("model.layers.{}.self_attn.v_proj.weight", inputs=1),
-            ("layers", "attention", "o"): Weight("model.layers.{}.self_attn.o_proj.weight", inputs=2),
-            ("layers", "mlp_norm", "scale"): Weight("model.layers.{}.post_attention_layernorm.weight"),
-            ("layers", "mlp", "gate"): Weight("model.layers.{}.mlp.gate_proj.weight", inputs=1),
-            ("layers", "mlp", "up"): Weight("model.layers.{}.mlp.up_proj.weight", inputs=1),
-            ("layers", "mlp", "down"): Weight("model.layers.{}.mlp.down_proj.weight", inputs=1),
-            ("norm", "scale"): Weight("model.norm.weight"),
-            ("head",): Weight("lm_head.weight"),
+        ropes=("default", "longrope"),
+        windows="all",
+        partial_rotary=True,
+        # The code that it names is never run; transformers has the model itself.
+        metadata=frozenset({"auto_map"}),
+    ),
+    "SmolLM3ForCausalLM": Family(
+        model_type="smollm3",
+        weights=_PRE,
+        options=_BIAS | _MLP_BIAS,
+        supported=_PLAIN | {"hidden_act": ("silu",)},
+        kv_heads=4,
+        tied=True,
+        rope_theta=2_000_000.0,
+        windows="unroped",
+        unroped=True,
+        metadata=frozenset({"pretraining_tp", "max_window_layers"}),
+    ),
+    "ApertusForCausalLM": Family(
+        model_type="apertus",
+        weights=_COMMON | _XIELU | _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+        options=_BIAS,
+        supported=_PLAIN
+        | _NO_WINDOW
+        | {
+            "hidden_act": ("xielu",),
+            "hidden_dropout": (0.0, None),
+            "mlp_bias": (False,),
+            "post_norm": (False,),
+            "qk_norm": (True,),
         },
-    )
+        fixed=dict(activation="xielu", qk_norm="head"),
+        ropes=("default", "llama3"),
+        rope_theta=12_000_000.0,
+        rope_default={
+            "rope_type": "llama3",
+            "rope_theta": 12_000_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        constants={f"{_MLP}.act_fn.beta": XIELU.BETA, f"{_MLP}.act_fn.eps": XIELU.EPSILON},
+    ),
 }
-
-# Keys of config.json that say nothing about what the network computes. Any key not named in this module is
-# refused: ignoring one that matters would give a model that is subtly another one.
-_METADATA = """
-_commit_hash _from_model_config _name_or_path architectures model_type transformers_version dtype torch_dtype
-initializer_range use_cache is_decoder return_dict output_attentions output_hidden_states output_scores
-return_dict_in_generate torchscript chunk_size_feed_forward bos_token_id eos_token_id pad_token_id sep_token_id
-unk_token_id decoder_start_token_id tokenizer_class prefix id2label label2id num_labels problem_type
-finetuning_task task_specific_params max_length min_length do_sample early_stopping num_beams num_beam_groups
-diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
-remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-"""
-
-METADATA = frozenset(_METADATA.split())
-
-SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "d_ff": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-}
-
-LLAMA3 = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_max_positions": "original_max_position_embeddings",
-}
-
-ROPE_TOP = ("rope_theta", "partial_rotary_factor")
-
-
-def read_settings(folder: Path) -> DecoderSettings:
-    """Settings from `config.json`, in the layout of transformers 5 or older.
-
-    Raises:
-      ValueError: the folder or file is missing or malformed, the architecture is not in `FAMILIES`, or a
-        setting would change what is computed and is not supported.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"model folder {folder} does not exist (config.model.path)")
-    config = read_json(folder / "config.json")
-    family = FAMILIES[_architecture(config, folder)]
-    known = {**{key: allowed[0] for key, allowed in family.supported.items()}, "model_type": family.model_type}
-    given = {**known, "num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False, **config}
-
-    if given["model_type"] != family.model_type:
-        raise _unsupported(folder, "model_type", given["model_type"], (family.model_type,))
-    for key, allowed in family.supported.items():
-        if given[key] not in allowed:
-            raise _unsupported(folder, key, given[key], allowed)
-    rope_keys = {"rope_parameters", "rope_scaling", *ROPE_TOP}
-    needed = {*SIZES.values(), "rms_norm_eps", "tie_word_embeddings"}
-    unknown = sorted(set(config) - needed - rope_keys - METADATA - set(family.supported))
-    if unknown:
-        raise ValueError(f"{folder}/config.json sets {unknown[0]}={config[unknown[0]]!r}, which is not supported")
-    missing = sorted(needed - set(given))
-    if missing:
-        raise ValueError(f"{folder}/config.json does not say {missing[0]}")
-
-    if given["num_key_value_heads"] is None:
-        given["num_key_value_heads"] = given["num_attention_heads"]
-    if given["head_dim"] is None:
-        d_model = _number(folder, "hidden_size", given["hidden_size"], int)
-        given["head_dim"] = d_model // _number(folder, "num_attention_heads", given["num_attention_heads"], int)
-    if not isinstance(given["tie_word_embeddings"], bool):
-        raise _unsupported(folder, "tie_word_embeddings", given["tie_word_embeddings"], (True, False))
-    rope_theta, rope_scaling = _rope(folder, config)
-    return DecoderSettings(
-        **{ours: _number(folder, theirs, given[theirs], int) for ours, theirs in SIZES.items()},
-        norm_epsilon=_number(folder, "rms_norm_eps", given["rms_norm_eps"], float),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        tie_embeddings=given["tie_word_embeddings"],
-    )
-
-
-def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]:
-    """config.json, with rope and dtype also under the names that readers older than transformers 5 know."""
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if settings.rope_scaling is not None:
-        scaling = {theirs: getattr(settings.rope_scaling, ours) for ours, theirs in LLAMA3.items()}
-        rope = {"rope_type": "llama3", **scaling}
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": FAMILIES["LlamaForCausalLM"].model_type,
-        **{theirs: getattr(settings, ours) for ours, theirs in SIZES.items()},
-        "rms_norm_eps": settings.norm_epsilon,
-        "tie_word_embeddings": settings.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "hidden_act": "silu",
-        "rope_parameters": {**rope, "rope_theta": settings.rope_theta},
-        "rope_theta": settings.rope_theta,
-        "rope_scaling": rope if settings.rope_scaling is not None else None,
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
-
-
-def _rope(folder: Path, config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    merged: dict[str, Any] = {}
-    top = {key: config[key] for key in ROPE_TOP if key in config}
-    for source in ("rope_parameters", "rope_scaling"):
-        given = {source: None, **config}[source]
-        if not isinstance(given, dict | None):
-            raise _unsupported(folder, source, given, (None, {"rope_type": "llama3"}))
-        for key, value in [*top.items(), *(given or {}).items()]:
-            key = "rope_type" if key == "type" else key
-            if key in merged and merged[key] != value:
-                raise ValueError(f"{folder}/config.json gives {key} twice, as {merged[key]!r} and {value!r} ({source})")
-            merged[key] = value
-    merged = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0, **merged}
-    if merged["partial_rotary_factor"] not in (1.0, None):
-        raise _unsupported(folder, "partial_rotary_factor", merged["partial_rotary_factor"], (1.0,))
-    kind = merged["rope_type"]
-    if kind not in ("default", "llama3"):
-        raise _unsupported(folder, "rope_type", kind, ("default", "llama3"))
-    scaled = set(LLAMA3.values()) if kind == "llama3" else set()
-    unknown = sorted(merged.keys() - {"rope_type", *ROPE_TOP} - scaled)
-    if unknown:
-        raise ValueError(f"{folder}/config.json sets {unknown[0]} for rope type {kind}, which is not supported")
-    missing = sorted(scaled - merged.keys())
-    if missing:
-        raise ValueError(f"{folder}/config.json does not say {missing[0]} for rope type {kind}")
-    theta = _number(folder, "rope_theta", merged["rope_theta"], float)
-    if kind == "default":
-        return theta, None
-    scaling = RopeScaling(
-        **{
-            ours: _number(folder, theirs, merged[theirs], int if theirs.startswith("original") else float)
-            for ours, theirs in LLAMA3.items()
-        }
-    )
-    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
-        raise ValueError(f"{folder}/config.json: high_freq_factor must be above low_freq_factor, given {merged}")
-    return theta, scaling
-
-
-def _architecture(config: Mapping[str, Any], folder: Path) -> str:
-    named = {"architectures": None, **config}["architectures"]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in FAMILIES:
-        raise _unsupported(folder, "architectures", named, tuple([name] for name in FAMILIES))
-    return named[0]
-
-
-def _number(folder: Path, key: str, value: Any, kind: type) -> Any:
-    right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not right or not 0 < value < math.inf:
-        raise ValueError(f"{folder}/config.json sets {key}={value!r}; it must be a positive {kind.__name__}")
-    return kind(value)
-
-
-def _unsupported(folder: Path, key: str, value: Any, allowed: tuple[Any, ...]) -> ValueError:
-    named = ", ".join(map(repr, allowed))
-    return ValueError(f"{folder}/config.json sets {key}={value!r}; supported: {named} (config.model.path)")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"no {path.name} in {path.parent}; config.model.path must be a Hugging Face model folder")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; it must hold an object")
-    return content

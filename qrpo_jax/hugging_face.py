@@ -1,51 +1,35 @@
 """Hugging Face model folders: read, checked and written without torch, pickle or running any code of theirs."""
 
+import functools
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from qrpo_jax.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
-from qrpo_jax.families import FAMILIES, hugging_face_config, read_json, read_settings
-from qrpo_jax.mesh import parameter_shardings, place
+from qrpo_jax.decoder import Parameters
+from qrpo_jax.families import FAMILIES
+from qrpo_jax.mesh import gather
+from qrpo_jax.model_config import hugging_face_config, read_settings
+from qrpo_jax.settings import DecoderSettings
+from qrpo_jax.stored import Part, Stored, stored_tensors
+from qrpo_jax.weight_files import DTYPES, Header, load_weights, read_headers
 
 if TYPE_CHECKING:
     from qrpo_jax.text import Text  # importing it for real would cost seconds of transformers
 
-DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 SAVED_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 MAX_SHARD_BYTES = 5_000_000_000
-
-
-class Header(NamedTuple):
-    """What a safetensors file says about one tensor before any of its data is read."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Stored(NamedTuple):
-    """One tensor of the folder: its name and shape there, and which parameter, or layer of it, it is."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: tuple[str, ...]
-    layer: int | None
-    inputs: int
 
 
 def check_folder(folder: Path) -> DecoderSettings:
@@ -59,12 +43,12 @@ def check_folder(folder: Path) -> DecoderSettings:
         type other than float32, bfloat16 and float16.
     """
     settings = read_settings(folder)
-    headers = _headers(folder)
-    wanted = {stored.name: stored.shape for stored in _tensors(settings)}
-    missing = [name for name in wanted if name not in headers]
+    headers = read_headers(folder)
+    wanted = {stored.name: stored for stored in stored_tensors(settings)}
+    missing = [name for name, stored in wanted.items() if name not in headers and stored.constant is None]
     if missing:
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        shape = list(wanted[missing[0]])
+        shape = list(wanted[missing[0]].shape)
         raise ValueError(f"the weights in {folder} lack tensor {missing[0]} of shape {shape}{others}")
     for name, header in headers.items():
         shape = list(header.shape)
@@ -77,42 +61,23 @@ def check_folder(folder: Path) -> DecoderSettings:
             raise ValueError(
                 f"{header.file} has tensor {name} of shape {shape}, which its config.json has no place for"
             )
-        if header.shape != wanted[name]:
-            expected = list(wanted[name])
+        if header.shape != wanted[name].shape:
+            expected = list(wanted[name].shape)
             raise ValueError(f"tensor {name} in {header.file} has shape {shape}; config.json asks for {expected}")
         if header.dtype not in DTYPES:
             raise ValueError(f"tensor {name} in {header.file} is {header.dtype}; allowed: {', '.join(DTYPES)}")
+        if wanted[name].constant is not None:
+            _check_constant(wanted[name], header)
     return settings
 
 
 def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32) -> Parameters:
-    """Parameters of a model folder, placed on the mesh.
-
-    The host holds at most one stacked parameter, plus one stored tensor, at a time.
+    """Parameters of a model folder, streamed onto the mesh; see `weight_files.load_weights`.
 
     Raises:
       ValueError: as `check_folder`, or a dimension that the mesh cannot split.
     """
-    settings = check_folder(folder)
-    headers = _headers(folder)
-    shapes = abstract_parameters(settings)
-    shardings = nnx.traversals.flatten_mapping(parameter_shardings(mesh, logical_axes(settings), shapes))
-    of_path: dict[tuple[str, ...], list[Stored]] = {}
-    for stored in _tensors(settings):
-        of_path.setdefault(stored.path, []).append(stored)
-
-    placed = {}
-    with ExitStack() as stack:
-        paths = {headers[stored.name].file for group in of_path.values() for stored in group}
-        files = {path: stack.enter_context(safe_open(path, "numpy")) for path in sorted(paths)}
-        for path, shape in nnx.traversals.flatten_mapping(shapes).items():
-            host = np.empty(shape.shape, dtype)
-            for stored in of_path[path]:
-                tensor = files[headers[stored.name].file].get_tensor(stored.name)
-                part = ... if stored.layer is None else stored.layer
-                host[part] = (tensor.T if stored.inputs else tensor).reshape(host[part].shape).astype(dtype)
-            placed[path] = place(host, shardings[path])
-    return nnx.traversals.unflatten_mapping(placed)
+    return load_weights(read_headers(folder), check_folder(folder), mesh, dtype)
 
 
 def save(
@@ -127,7 +92,9 @@ def save(
 ) -> None:
     """Writes a folder that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-    Everything is written next to `folder` first and renamed at the end, so `folder` is complete or not there.
+    Everything is written next to `folder` first and renamed at the end, so `folder` is complete or not there. All
+    processes of a mesh call this, and fetch one tensor after the other from it; the first one writes, and holds one
+    file's tensors at a time.
 
     Args:
       text: the tokenizer, and the end tokens that generation stops at.
@@ -146,6 +113,12 @@ def save(
     ends = text.end_tokens[0] if len(text.end_tokens) == 1 else list(text.end_tokens)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
 
+    shards = _shards(settings, dtype, max_shard_bytes)
+    if jax.process_index() != 0:
+        for shard in shards.values():
+            for stored in shard:
+                _export(parameters, stored, dtype)
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
     try:
@@ -153,7 +126,14 @@ def save(
         _write_json(partial / "config.json", {**hugging_face_config(settings, dtype), **special})
         _write_json(partial / "generation_config.json", {**special, **(generation or {})})
         tokenizer.save_pretrained(partial)
-        _write_weights(partial, settings, parameters, dtype, max_shard_bytes)
+        for name, shard in shards.items():
+            tensors = {stored.name: _export(parameters, stored, dtype) for stored in shard}
+            save_file(tensors, partial / name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            where = {stored.name: name for name, shard in shards.items() for stored in shard}
+            total = sum(_size(stored, dtype) for shard in shards.values() for stored in shard)
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            _write_json(partial / "model.safetensors.index.json", index)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -163,103 +143,58 @@ def check_export(settings: DecoderSettings, text: "Text", dtype: str) -> None:
     """Raises the ValueError that `save` would raise about these, so that it can come before training, not after."""
     if dtype not in SAVED_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(SAVED_DTYPES)} (config.export.dtype)")
-    if settings.d_model % settings.heads:
+    hugging_face_config(settings, dtype)
+    if FAMILIES[settings.family].even_split and settings.d_model % settings.heads:
         raise ValueError(
             f"d_model {settings.d_model} is not a multiple of heads {settings.heads}, "
-            "as a Llama folder has it (config.model)"
+            f"as a {settings.family} folder has it (config.model)"
         )
     if len(text.tokenizer) > settings.vocab_size:
         raise ValueError(f"tokenizer has {len(text.tokenizer)} tokens, the model {settings.vocab_size} (config.model)")
 
 
-def _write_weights(
-    folder: Path, settings: DecoderSettings, parameters: Parameters, dtype: str, max_shard_bytes: int
-) -> None:
-    width = np.dtype(SAVED_DTYPES[dtype]).itemsize
+def _size(stored: Stored, dtype: str) -> int:
+    return math.prod(stored.shape) * np.dtype(SAVED_DTYPES[dtype]).itemsize
+
+
+def _shards(settings: DecoderSettings, dtype: str, most_bytes: int) -> dict[str, list[Stored]]:
+    """Tensors by the file that they go into."""
     shards: list[list[Stored]] = [[]]
     filled = 0
-    for stored in _tensors(settings):
-        size = math.prod(stored.shape) * width
-        if shards[-1] and filled + size > max_shard_bytes:
+    for stored in stored_tensors(settings):
+        size = _size(stored, dtype)
+        if shards[-1] and filled + size > most_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(stored)
         filled += size
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
-        names = ["model.safetensors"]
-    flat = nnx.traversals.flatten_mapping(parameters)
-    for name, shard in zip(names, shards, strict=True):
-        tensors = {stored.name: _export(flat[stored.path], stored, dtype) for stored in shard}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        where = {stored.name: name for name, shard in zip(names, shards, strict=True) for stored in shard}
-        total = sum(math.prod(stored.shape) * width for shard in shards for stored in shard)
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
 
 
-def _export(parameter: jax.Array, stored: Stored, dtype: str) -> np.ndarray:
-    array = np.asarray(parameter if stored.layer is None else parameter[stored.layer])
-    array = array.reshape(stored.shape[::-1]).T if stored.inputs else array.reshape(stored.shape)
+def _export(parameters: Parameters, stored: Stored, dtype: str) -> np.ndarray:
+    """The tensor as it is to be stored, whole on every host."""
+
+    def rows(part: Part) -> np.ndarray:
+        parameter: Any = functools.reduce(lambda tree, key: tree[key], part.path, parameters)
+        return part.give(gather(parameter if part.layer is None else parameter[part.layer]))
+
+    held = [rows(part) for part in stored.parts] or [np.full((), stored.constant)]
     # safetensors writes memory as it lies, so a transposed view must be laid out anew.
-    array = np.ascontiguousarray(array.astype(SAVED_DTYPES[dtype]))
+    array = np.concatenate(held) if len(held) > 1 else held[0]
+    array = np.asarray(array.astype(SAVED_DTYPES[dtype]), order="C")
     if not np.isfinite(array).all():
         raise ValueError(f"tensor {stored.name} is not finite as {dtype}; nothing was exported")
     return array
 
 
-def _tensors(settings: DecoderSettings) -> Iterator[Stored]:
-    """Every tensor the folder must hold, layer by layer."""
-    shapes = nnx.traversals.flatten_mapping(abstract_parameters(settings))
-    weights = FAMILIES["LlamaForCausalLM"].weights
-    if shapes.keys() - weights.keys():
-        raise ValueError(f"parameters {sorted(shapes.keys() - weights.keys())} have no place in a Llama folder")
-
-    def one(path: tuple[str, ...], layer: int | None) -> Stored:
-        name, inputs = weights[path]
-        shape = shapes[path].shape if layer is None else shapes[path].shape[1:]
-        if inputs:
-            shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
-        return Stored(name if layer is None else name.format(layer), tuple(shape), path, layer, inputs)
-
-    yield from (one(path, None) for path in shapes if path[0] != "layers")
-    for layer in range(settings.layers):
-        yield from (one(path, layer) for path in shapes if path[0] == "layers")
-
-
-def _headers(folder: Path) -> dict[str, Header]:
-    """Header of every stored tensor; like transformers, one whole file goes before an index of several."""
-    files, weight_map = [folder / "model.safetensors"], {}
-    index = folder / "model.safetensors.index.json"
-    if not files[0].is_file():
-        if not index.is_file():
-            raise ValueError(
-                f"no weights in {folder}: neither model.safetensors nor {index.name}; "
-                "pickled *.bin files are not read (config.model.path)"
-            )
-        content = read_json(index)
-        if not isinstance(content.setdefault("weight_map", None), dict) or not content["weight_map"]:
-            raise ValueError(f"{index} has no weight_map of tensor names to files")
-        weight_map = content["weight_map"]
-        for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
-                raise ValueError(f"{index} places tensor {name} in {file!r}, and there is no such file in {folder}")
-        files = [folder / file for file in sorted(set(weight_map.values()))]
-    headers: dict[str, Header] = {}
-    for path in files:
-        try:
-            with safe_open(path, "numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    if name in headers:
-                        raise ValueError(f"tensor {name} is in two files, {headers[name].file} and {path}")
-                    part = opened.get_slice(name)
-                    headers[name] = Header(path, tuple(part.get_shape()), part.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-    for name, file in weight_map.items():
-        if name not in headers or headers[name].file.name != file:
-            raise ValueError(f"{index} places tensor {name} in {file}, which does not have it")
-    return headers
+def _check_constant(stored: Stored, header: Header) -> None:
+    with safe_open(header.file, "numpy") as opened:
+        value = float(opened.get_tensor(stored.name))
+    # It may have been rounded to any of these types on its way here.
+    if value not in [float(np.asarray(stored.constant).astype(dtype)) for dtype in DTYPES.values()]:
+        raise ValueError(f"tensor {stored.name} in {header.file} is {value}; supported: {stored.constant}")
 
 
 def _check_tied(folder: Path, headers: Mapping[str, Header]) -> None:

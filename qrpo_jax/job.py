@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax import checkpoints, decoder, hugging_face, programs
+from qrpo_jax import checkpoints, decoder, hugging_face, programs, weight_files
 from qrpo_jax.decoder import DecoderSettings, Parameters
 from qrpo_jax.mesh import make_mesh, parameter_shardings
 from qrpo_jax.step import Precision
@@ -88,7 +88,9 @@ class Job:
         """Parameters of a model that no stage has trained yet: imported, or random."""
         settings, model = self.policy.settings, self.config.model
         if model.path:
-            return hugging_face.load(Path(model.path), mesh, DTYPES[model.parameter_dtype])
+            folder, dtype = Path(model.path), DTYPES[model.parameter_dtype]
+            self.say(f"model: {weight_files.conversions(weight_files.read_headers(folder), dtype)} ({folder})")
+            return hugging_face.load(folder, mesh, dtype)
         shapes = decoder.abstract_parameters(settings)
         shardings = parameter_shardings(mesh, decoder.logical_axes(settings), shapes)
         dtype = DTYPES[model.parameter_dtype]

@@ -23,6 +23,7 @@ def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
         reward_BxS=np.zeros(narrow, np.float32),
         # Empty slots get a harmless quantile, so that no transform is evaluated where it is infinite.
         quantile_BxS=np.full(narrow, 0.5, np.float32),
+        log_z_BxS=np.zeros(narrow, np.float32),
         reward_scale_BxS=np.ones(narrow, np.float32),
         reference_log_prob_BxS=np.zeros(narrow, np.float32),
         length_BxS=np.zeros(narrow, np.int32),
@@ -49,6 +50,7 @@ def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
         (batch.weight_BxS, examples.weight_C),
         (batch.reward_BxS, examples.reward_C),
         (batch.quantile_BxS, examples.quantile_C),
+        (batch.log_z_BxS, examples.log_z_C),
         (batch.reward_scale_BxS, examples.reward_scale_C),
         (batch.reference_log_prob_BxS, examples.reference_log_prob_C),
         (batch.length_BxS, examples.lengths_C),

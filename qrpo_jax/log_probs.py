@@ -7,13 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from qrpo_jax.attention import soft_cap
 from qrpo_jax.decoder import Parameters
 
 
 def token_log_probs(
-    hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, *, temperature: float, vocab_chunk: int
+    hidden_BxLxD: Array,
+    unembedding_VxD: Array,
+    targets_BxL: Array,
+    *,
+    temperature: float,
+    vocab_chunk: int,
+    cap: float | None = None,
 ) -> Array:
-    """log softmax(hidden @ unembedding.T / temperature) at the targets, float32 [B, L].
+    """log softmax(logits / temperature) at the targets, float32 [B, L]; logits are hidden @ unembedding.T, soft-capped.
 
     The vocabulary is walked in chunks of `vocab_chunk` columns (0: all at once) with a running log-sum-exp,
     and chunks are recomputed in the backward pass, so logits for the whole vocabulary never exist: peak
@@ -30,7 +37,7 @@ def token_log_probs(
         high_BxL, total_BxL, picked_BxL = carry
         start, columns_CxD = scanned
         logits_BxLxC = jnp.einsum("BLD,CD->BLC", hidden_BxLxD, columns_CxD, preferred_element_type=jnp.float32)
-        logits_BxLxC = logits_BxLxC / temperature
+        logits_BxLxC = soft_cap(logits_BxLxC, cap) / temperature
         ids_C = start + jnp.arange(chunk)
         logits_BxLxC = jnp.where(ids_C < vocab, logits_BxLxC, -jnp.inf)
         # The maximum only shifts the exponents, so no gradient need flow through it.
@@ -76,7 +83,12 @@ def row_log_probs(
     # because the first token of a row belongs to a prompt.
     next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
     log_probs_BxL = token_log_probs(
-        hidden_BxLxD, decoder.unembedding(), next_BxL, temperature=temperature, vocab_chunk=vocab_chunk
+        hidden_BxLxD,
+        decoder.unembedding(),
+        next_BxL,
+        temperature=temperature,
+        vocab_chunk=vocab_chunk,
+        cap=decoder.settings.logit_cap,
     )
     return jnp.where(targets_BxL, jnp.roll(log_probs_BxL, 1, axis=1), 0.0)
 

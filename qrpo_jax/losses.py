@@ -5,6 +5,8 @@ and sums. Log-probabilities are natural logs, summed over a completion's tokens.
 pi_theta(y|x) - log pi_ref(y|x).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,7 +17,28 @@ from qrpo_jax.transforms import Transform, published
 REGRESSION = {"mse": jnp.square, "mae": jnp.abs}
 
 
-def calibrated_target(quantile: Array, beta: ArrayLike, transform: Transform, parity: bool = False) -> Array:
+def length_normalised_beta(beta: ArrayLike, length: ArrayLike, cap: float = math.inf) -> Array:
+    """KL strength of each completion, min(beta / length, cap), as in the Apertus variant of QRPO.
+
+    beta_i times the log-ratio is then beta times the mean log-ratio of a token, and log Z belongs to beta_i.
+
+    Args:
+      beta: > 0.
+      length: [...], tokens of the completion; 0 (an empty slot) counts as 1.
+      cap: > 0, the largest beta of a completion: short ones would be tied to the reference otherwise.
+
+    Returns:
+      [...]
+
+    >>> length_normalised_beta(5.0, jnp.asarray([20, 100]), cap=0.1).tolist()
+    [0.10000000149011612, 0.05000000074505806]
+    """
+    return jnp.minimum(jnp.asarray(beta) / jnp.maximum(length, 1), cap)
+
+
+def calibrated_target(
+    quantile: Array, beta: ArrayLike, transform: Transform, parity: bool = False, log_z: ArrayLike | None = None
+) -> Array:
     """What beta times the log-ratio is regressed on: f(R_q) - beta log Z(beta).
 
     At the optimum they are equal: f(R_q) - beta log Z = beta log pi*/pi_ref (arXiv 2507.08068).
@@ -24,6 +47,7 @@ def calibrated_target(quantile: Array, beta: ArrayLike, transform: Transform, pa
       quantile: [...], quantile rewards in [0, 1], clamped where f needs it (`quantiles.clamp`).
       beta: > 0, one number or one per completion.
       transform: f and log Z.
+      log_z: [...], log Z of each completion where it is another one than the transform's, see `partition`.
       parity: use log Z as the authors' code has it (`transforms.published`); only for comparisons
         with it.
 
@@ -38,7 +62,8 @@ def calibrated_target(quantile: Array, beta: ArrayLike, transform: Transform, pa
     transformed = transform.apply(jnp.asarray(quantile))
     # In one precision throughout: a beta of another dtype neither widens nor narrows the target.
     beta = jnp.asarray(beta).astype(transformed.dtype)
-    return transformed - beta * transform.log_z(beta)
+    constant = transform.log_z(beta) if log_z is None else jnp.asarray(log_z).astype(transformed.dtype)
+    return transformed - beta * constant
 
 
 def qrpo(
@@ -50,6 +75,7 @@ def qrpo(
     transform: Transform,
     loss: str = "mse",
     parity: bool = False,
+    log_z: ArrayLike | None = None,
 ) -> Array:
     """Quantile Reward Policy Optimization: (f(R_q) - beta log Z - beta log-ratio)^2.
 
@@ -63,7 +89,7 @@ def qrpo(
       beta: > 0, KL strength in units of the transformed reward; one number or one per completion.
       transform: f and log Z, see `transforms`.
       loss: a key of `REGRESSION`: "mse" squares the residual, "mae" takes its absolute value.
-      parity: see `calibrated_target`.
+      parity, log_z: see `calibrated_target`.
 
     Returns:
       [...], losses.
@@ -77,7 +103,7 @@ def qrpo(
     """
     if loss not in REGRESSION:
         raise ValueError(f"unknown loss {loss!r}: set the loss to one of {sorted(REGRESSION)}")
-    target = calibrated_target(quantile, beta, transform, parity)
+    target = calibrated_target(quantile, beta, transform, parity, log_z)
     return REGRESSION[loss](target - beta * (log_prob - reference_log_prob))
 
 

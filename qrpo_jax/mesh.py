@@ -19,6 +19,7 @@ LOGICAL: dict[str, str | tuple[str, ...] | None] = {
     "feed_forward": "tensor",
     "vocab": "tensor",
     "head_dim": None,
+    "scalar": None,
     "layers": None,
 }
 
@@ -82,3 +83,12 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(one, tree)
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """An array as a whole on the host. Of one that lies on several processes, all must ask at the same time."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        sharding: Any = array.sharding  # what lies on several processes lies on a mesh
+        array = jax.jit(lambda x: x, out_shardings=replicated(sharding.mesh))(array)
+        return np.asarray(array.addressable_data(0))
+    return np.asarray(array)

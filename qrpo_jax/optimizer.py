@@ -47,5 +47,10 @@ def make_optimizer(
 
 
 def _matrices(parameters: Any) -> Any:
-    """Weight decay is for matrices; norm scales, stacked over layers to two axes, are left alone."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key != "scale", parameters)
+    """Weight decay is for matrices; norm scales, biases and activations, stacked over layers, are left alone."""
+
+    def matrix(path: Any, _: Any) -> bool:
+        name = path[-1].key
+        return name != "scale" and not name.endswith("_bias") and not name.startswith("alpha_")
+
+    return jax.tree.map_with_path(matrix, parameters)

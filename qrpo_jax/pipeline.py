@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from qrpo_jax import manifest
 from qrpo_jax.checks import check
 from qrpo_jax.job import Job
-from qrpo_jax.stages import evaluate, export, reference, report, sample, score, sft, train
+from qrpo_jax.stages import evaluate, export, optimum, reference, report, sample, score, sft, train
 
 STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "sft": sft.run,
@@ -21,6 +21,7 @@ STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "evaluate": evaluate.run,
     "report": report.run,
     "export": export.run,
+    "optimum": optimum.run,
 }
 
 # The sections a stage's output depends on, besides those of the stages before it. The mesh and the log are
@@ -34,6 +35,7 @@ SECTIONS = {
     "evaluate": ("reference", "reward", "evaluate"),
     "report": ("report",),
     "export": ("export",),
+    "optimum": ("optimum",),
 }
 # Keys of those sections that say how the machine is used and not what is made.
 MACHINE = {"reward.workers", "reference.batch_rows", "sft.checkpoint_every", "train.checkpoint_every"}

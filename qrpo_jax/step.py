@@ -55,6 +55,7 @@ def completions(batch: Batch, log_prob_BxS: Array) -> Completions:
         reference_log_prob=jnp.where(used_BxS, batch.reference_log_prob_BxS, 0.0),
         reward=jnp.where(used_BxS, batch.reward_BxS, 0.0),
         quantile=jnp.where(used_BxS, batch.quantile_BxS, 0.5),
+        log_z=jnp.where(used_BxS, batch.log_z_BxS, 0.0),
         reward_scale=jnp.where(used_BxS, batch.reward_scale_BxS, 1.0),
         length=batch.length_BxS,
         weight=weight_BxS,

@@ -78,6 +78,17 @@ def refused(tmp_path: Path, message: str, **overrides: object) -> None:
         ({"reward__cpu_seconds": 0.0}, "reward.cpu_seconds is 0.0"),
         ({"sample__max_new_tokens": 500}, "sample.max_new_tokens is 548, the model was made for 512"),
         ({"select__units": "best_worst", "pack__row_tokens": 128, "select__first": 1}, "select.first is 1"),
+        ({"train__transform": "cubic"}, r"transform is 'cubic'; allowed: identity, .*power\(p\)"),
+        ({"train__transform": "power(-1)"}, "power is -1; it must be positive"),
+        ({"train__transform": "no.such:f"}, "'no.such:f'; that function cannot be imported"),
+        ({"train__transform": "logit"}, "'logit' has no finite partition function at beta = 0.3: beta must be above 1"),
+        ({"train__partition": "exact"}, "train.partition is 'exact'; allowed: population, finite_sample, empirical"),
+        ({"train__beta_cap": -1.0}, "train.beta_cap is -1"),
+        (
+            {"train__objective": "simpo", "train__length_normalised": True, "select__units": "best_worst"},
+            "'simpo' has no use for length_normalised",
+        ),
+        ({"select__estimator": "median"}, "select.estimator is 'median'; allowed: ecdf, midpoint"),
         ({"pack__max_tokens": 1000, "pack__row_tokens": 1000}, "the model was made for 512 positions"),
     ],
 )

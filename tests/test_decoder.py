@@ -9,7 +9,8 @@ import pytest
 import tiny
 from flax import nnx
 
-from qrpo_jax import decoder
+from qrpo_jax import decoder, rope
+from qrpo_jax.settings import inverse_frequencies
 
 TOKENS = np.random.default_rng(1).integers(1, 46, (2, 13)).astype(np.int32)
 # Two segments and padding in the first row, one segment in the second.
@@ -37,7 +38,7 @@ def plain_llama(settings, parameters, tokens):
 
     def turned(x_LxK):
         half = settings.head_dim // 2
-        angle = np.arange(len(x_LxK))[:, None] * decoder.inverse_frequencies(settings).astype(np.float64)
+        angle = np.arange(len(x_LxK))[:, None] * inverse_frequencies(settings).astype(np.float64)
         spun = (x_LxK[:, :half] + 1j * x_LxK[:, half:]) * np.exp(1j * angle)
         return np.concatenate([spun.real, spun.imag], -1)
 
@@ -133,12 +134,12 @@ def test_program_does_not_grow_with_depth():
 
 
 def test_llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones():
-    scaling = decoder.RopeScaling(
+    scaling = rope.RopeScaling(
         factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=61
     )
     settings = dataclasses.replace(tiny.SETTINGS, head_dim=62)
-    plain = decoder.inverse_frequencies(settings)
-    ratio = decoder.inverse_frequencies(dataclasses.replace(settings, rope_scaling=scaling)) / plain
+    plain = inverse_frequencies(settings)
+    ratio = inverse_frequencies(dataclasses.replace(settings, rope_scaling=scaling)) / plain
     turns = 61 * plain / (2 * np.pi)
     np.testing.assert_allclose(ratio[turns > 4], 1, rtol=1e-6)
     np.testing.assert_allclose(ratio[turns < 1], 1 / 8, rtol=1e-6)

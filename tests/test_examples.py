@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qrpo_jax import transforms
+from qrpo_jax import partition, transforms
 from qrpo_jax.examples import View, build_examples, pick_units
 from qrpo_jax.rows import Completion, Message, Row
 from qrpo_jax.text import make_text, vocabulary_tokenizer
@@ -155,14 +155,87 @@ def test_rows_without_a_pair_are_counted():
     assert table.units == () and table.counts["rows without a pair"] == 1
 
 
+@pytest.mark.parametrize("ties", ["upper", "mid"])
+@pytest.mark.parametrize("estimator", ["ecdf", "midpoint"])
+@pytest.mark.parametrize("transform", ["identity", "normal-icdf"])
+def test_empirical_log_z_makes_the_references_of_each_prompt_average_to_one(transform, estimator, ties):
+    """Exactly, whatever the ties: sum over a prompt's references of exp(f(R_q) / beta - log Z) = n."""
+    beta = 0.3
+    rewards = [[c.reward for c in r.completions if c.source == "reference"] for r in rows(11, ties=True)]
+    data = [row(f"r{i}", own) for i, own in enumerate(rewards)]
+    view = View(estimator=estimator, ties=ties, partition="empirical")
+    chosen = transforms.TRANSFORMS[transform]
+    table = build_examples(data, TEXT, view, chosen, beta=lambda length_C: beta)
+    terms = np.exp(np.asarray(chosen.apply(table.quantile_C), float) / beta - table.log_z_C)
+    owners = np.asarray([name.split("/")[0] for name in table.names])
+    for owner in np.unique(owners):
+        own = owners == owner
+        assert terms[own].mean() == pytest.approx(1, rel=1e-5), (owner, terms[own])
+        assert np.ptp(table.log_z_C[own]) < 1e-5, table.log_z_C[own]
+
+
+@pytest.mark.parametrize("transform", ["identity", "scaled-normal-icdf"])
+@pytest.mark.parametrize("name", ["population", "finite_sample", "empirical"])
+def test_log_z_is_that_of_each_completions_own_beta_and_references(name, transform):
+    data = rows(ties=True)
+    chosen = transforms.TRANSFORMS[transform]
+    lengths = []
+
+    def beta(length_C):
+        lengths.append(length_C)
+        return 2.0 / length_C
+
+    for i, r in enumerate(data):
+        texts = [dataclasses.replace(c, text="abc" * (1 + (i + j) % 3)) for j, c in enumerate(r.completions)]
+        data[i] = dataclasses.replace(r, completions=tuple(texts))
+    table = build_examples(data, TEXT, View(partition=name, ties="mid"), chosen, beta=beta)
+    np.testing.assert_array_equal(lengths[0], table.lengths_C)
+    assert len(set(table.lengths_C.tolist())) == 3
+    for c, label in enumerate(table.names):
+        r, j = data[int(label.split("/")[0][1:])], int(label.split("/")[1])
+        others = [x.reward for k, x in enumerate(r.completions) if x.source == "reference" and k != j]
+        others = np.asarray([*others, *r.reference_rewards], np.float32)
+        assert table.references_C[c] == len(others)
+        scaled = transforms.scale_by(chosen, float(table.reward_scale_C[c]))
+        own = float(2.0 / table.lengths_C[c])
+        want = partition.log_z(name, scaled, own, r.completions[j].reward, others, ties="mid")
+        assert table.log_z_C[c] == pytest.approx(float(want), rel=1e-5), label
+
+
+def test_a_beta_without_a_partition_function_is_refused_unless_ranks_bound_it():
+    data = rows()
+    view, logit = View(), transforms.TRANSFORMS["logit"]
+    with pytest.raises(
+        ValueError, match="'logit' has no finite partition function at beta = 0.5: beta must be above 1"
+    ):
+        build_examples(data, TEXT, view, logit, beta=lambda length_C: 0.5)
+    bounded = build_examples(data, TEXT, view._replace(partition="finite_sample"), logit, beta=lambda length_C: 0.5)
+    assert np.isfinite(bounded.log_z_C).all()
+
+
 @pytest.mark.parametrize(
     "selector, expected",
-    [("both", {(1, 1)}), ("chosen", {(1, 0)}), ("rejected", {(0, 1)}), ("random", {(1, 0), (0, 1)})],
+    [("both", {(0.5, 0.5)}), ("chosen", {(1, 0)}), ("rejected", {(0, 1)}), ("random", {(1, 0), (0, 1)})],
 )
 def test_selectors_weigh_the_sides_of_a_pair_and_leave_singles_alone(selector, expected):
     table = built(rows(31), units="best_worst", selector=selector)
     assert {tuple(pair) for pair in table.weight_C.reshape(-1, 2).tolist()} == expected
     assert (built(rows(), selector=selector).weight_C == 1).all()
+
+
+def test_a_pair_is_cut_to_one_prompt():
+    data = [row("r", [2.0, 1.0], tokens=[5, 6, 7])]
+    long = dataclasses.replace(data[0].completions[1], tokens=np.asarray([5, 6, 7, 8, 9], np.int32))
+    data = [dataclasses.replace(data[0], completions=(data[0].completions[0], long))]
+    view = {"units": "best_worst", "max_tokens": 8, "over_long": "truncate_prompt_left"}
+    whole, table = built(data, units="best_worst"), built(data, **view)
+    prompts = [t.tokens[start : start + n].tolist() for t in (whole, table) for start, n in zip_prompts(t)]
+    assert prompts[2] == prompts[3] and len(prompts[2]) == 3 < len(prompts[0]), prompts
+    assert table.counts["prompts cut"] == 2
+
+
+def zip_prompts(table):
+    return zip(table.starts_C, table.prompt_lengths_C, strict=True)
 
 
 def test_singles_are_high_above_one_half():
@@ -232,10 +305,15 @@ def test_nothing_is_ranked_where_no_transform_asks_for_it():
         (row("r", [1.0, float("nan")]), "identity", {}, "completion 1: the reward is nan"),
         (row("r", [1.0, float("inf")]), "identity", {}, "completion 1: the reward is inf"),
         (row("r", [1.0], text=""), "identity", {}, "neither text nor tokens"),
-        (row("r", [1.0]), "normal-icdf", {"exclude_own": False}, "n = 1 .*'normal-icdf' needs at least 2"),
-        (row("r", [1.0, 2.0]), "normal-icdf", {}, "n = 1 .*'normal-icdf' needs at least 2"),
+        (
+            row("r", [1.0]),
+            "normal-icdf",
+            {"exclude_own": False},
+            "n = 1 .*'normal-icdf' with .* at least 2",
+        ),
+        (row("r", [1.0, 2.0]), "normal-icdf", {}, "n = 1 .*'normal-icdf' with .* at least 2"),
         (row("r", [1.0, 2.0, 3.0]), "scaled-normal-icdf", {"references": 1}, "n = 0 "),
-        (row("r", [1.0]), "identity", {}, "n = 0 .*'identity' needs at least 1"),
+        (row("r", [1.0]), "identity", {}, "n = 0 .*'identity' with estimator 'ecdf' needs at least 1"),
         (row("r", [1.0, 2.0], sources=["dataset"] * 2), "identity", {}, "n = 0 "),
     ],
 )

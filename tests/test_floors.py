@@ -9,10 +9,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 FLOORS = (
     "integrals transforms quantiles partition losses selectors optimum objectives",
-    "attention decoder log_probs sampling mesh families hugging_face",
+    "attention rope settings layers decoder log_probs sampling mesh "
+    "families stored json_values rope_config model_config weight_files hugging_face",
     "rows row_files text programs prompts examples packing batch loader rewards sandbox",
     "state step optimizer checkpoints metrics fit",
-    "job manifest checks pipeline stages plots page",
+    "job manifest checks pipeline stages plots optimum_plots svg page",
     "main",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

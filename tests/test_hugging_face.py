@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qrpo_jax import decoder, families, hugging_face, log_probs, sampling, text
+from qrpo_jax import decoder, hugging_face, log_probs, model_config, rope, sampling, text
 from qrpo_jax.mesh import make_mesh
 
 # Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
@@ -25,7 +25,7 @@ LLAMA3 = dataclasses.replace(
     tie_embeddings=False,
     norm_epsilon=3e-6,
     rope_theta=5000.0,
-    rope_scaling=decoder.RopeScaling(8.0, 1.0, 4.0, 13),
+    rope_scaling=rope.RopeScaling(8.0, 1.0, 4.0, 13),
 )
 SETTINGS = {
     "tied": TIED,
@@ -223,10 +223,10 @@ def test_rope_is_read_from_old_and_new_layouts(copy: Path) -> None:
         del config[key]
     for layout in (old, new, {**old, **new}):
         (copy / "config.json").write_text(json.dumps({**config, **layout}))
-        settings = families.read_settings(copy)
+        settings = model_config.read_settings(copy)
         assert settings.rope_theta == 5000.0 and settings.rope_scaling == LLAMA3.rope_scaling, layout
     (copy / "config.json").write_text(json.dumps(config))
-    assert families.read_settings(copy).rope_theta == 10_000.0
+    assert model_config.read_settings(copy).rope_theta == 10_000.0
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,9 @@ def test_rope_is_read_from_old_and_new_layouts(copy: Path) -> None:
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures=['GPT2LMHeadModel']; supported: ['LlamaForCausalLM']"),
         ({"architectures": None}, "architectures=None"),
         ({"model_type": "mistral"}, "model_type='mistral'; supported: 'llama'"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"attention_bias": 1}, "attention_bias=1; supported: True, False"),
+        ({"attention_bias": True}, "lack tensor model.layers.0.self_attn.k_proj.bias"),
+        ({"mlp_bias": None}, "mlp_bias=None; supported: True, False"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; supported: 'silu'"),
         ({"pretraining_tp": 2}, "pretraining_tp=2"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),

@@ -70,20 +70,23 @@ def test_what_stands_in_padding_is_never_looked_at():
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 23, 45, 46, 100])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_vocabulary_in_chunks_equals_all_at_once(chunk, temperature):
-    """Value and gradients, chunk dividing V = 46 or not."""
+@pytest.mark.parametrize("temperature, cap", [(1.0, None), (0.6, None), (0.6, 3.0)])
+def test_vocabulary_in_chunks_equals_all_at_once(chunk, temperature, cap):
+    """Value and gradients, chunk dividing V = 46 or not; a soft cap comes before the temperature."""
     rng = np.random.default_rng(3)
     hidden, columns = rng.normal(size=(2, 3, 26)).astype(np.float32), rng.normal(size=(46, 26)).astype(np.float32)
     targets = np.asarray([[0, 45, 22], [23, 5, 44]])
     weights = rng.normal(size=(2, 3)).astype(np.float32)
 
     def full(hidden, columns):
-        each = jax.nn.log_softmax(hidden @ columns.T / temperature)
+        logits = hidden @ columns.T
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        each = jax.nn.log_softmax(logits / temperature)
         return jnp.sum(weights * jnp.take_along_axis(each, targets[..., None], -1)[..., 0])
 
     def chunked(hidden, columns):
-        each = log_probs.token_log_probs(hidden, columns, targets, temperature=temperature, vocab_chunk=chunk)
+        options = dict(temperature=temperature, vocab_chunk=chunk, cap=cap)
+        each = log_probs.token_log_probs(hidden, columns, targets, **options)
         return jnp.sum(weights * each)
 
     got = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, columns)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qrpo_jax import decoder, hugging_face, log_probs, text
+from qrpo_jax import decoder, hugging_face, log_probs, rope, text
 from qrpo_jax.mesh import make_mesh
 from qrpo_jax.rows import Message
 
@@ -180,7 +180,7 @@ def test_exported_stories_load_in_transformers(fixtures: Path, tmp_path: Path) -
 def test_a_model_from_nothing_loads_in_transformers(name: str, max_shard_bytes: int, tmp_path: Path) -> None:
     """Weights, tokenizer, chat template and end token of a model that never was a transformers one."""
     transformers = pytest.importorskip("transformers")
-    scaling = decoder.RopeScaling(8.0, 1.0, 4.0, 13) if name == "llama3" else None
+    scaling = rope.RopeScaling(8.0, 1.0, 4.0, 13) if name == "llama3" else None
     vocabulary = [*"0123456789+-*()x, =\n", "lambda x: ", "abs(", "max(", "é"]
     settings = decoder.DecoderSettings(
         vocab_size=len(vocabulary) + 4 + 3,

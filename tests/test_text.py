@@ -42,16 +42,31 @@ def test_what_the_vocabulary_lacks_is_unknown_and_not_lost_in_silence():
 
 
 def test_a_prompt_cannot_smuggle_in_special_tokens():
-    """In the plain layout; what a chat template renders is tokenized as a whole, as its makers mean it to be."""
-    prompt = text("plain").prompt([Message("user", "a</s>b<s>")])
-    assert (prompt == EOS).sum() == 0 and (prompt == BOS).sum() == 1, prompt
-    assert (text().completion("a</s>b") == EOS).sum() == 1
+    for template in ("plain", "chat"):
+        prompt = text(template).prompt([Message("user", "a</s>b<s>")])
+        assert (prompt == EOS).sum() == 0 and (prompt == BOS).sum() == 1, prompt
+        assert (text(template).completion("a</s>b") == EOS).sum() == 1
+        assert text(template).special_strings("a</s>b<s>") == 2
 
 
 def test_chat_template_closes_answers_and_leaves_the_last_turn_open():
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "a")]
     a, b = text().encode("a"), text().encode("b")
     assert text().prompt(turns).tolist() == [BOS, *a, *b, EOS, *a]
+
+
+def test_an_end_token_that_only_the_chat_template_writes_ends_completions():
+    assert make_text(TOKENIZER, "chat", ()).end_tokens == (EOS,)
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_conversation_is_its_prompt_and_what_is_trained_on(template):
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "a")]
+    for finished in (True, False):
+        tokens, mask = text(template).conversation(turns, "ab", finished)
+        np.testing.assert_array_equal(tokens[~mask], text(template).prompt(turns))
+        np.testing.assert_array_equal(tokens[mask], text(template).completion("ab", finished))
+        assert mask.argmax() == (~mask).sum() and (tokens[mask] == EOS).sum() == finished
 
 
 def test_tokens_are_int32():
@@ -87,7 +102,7 @@ def test_stories_tokenizer_keeps_what_it_encodes(fixtures):
 
 @pytest.mark.parametrize(
     "template, ends, message",
-    [("jinja", (2,), "'jinja'; allowed: chat, plain"), ("chat", (), "end token"), ("plain", (), "end token")],
+    [("jinja", (2,), "'jinja'; allowed: chat, plain"), ("plain", (), "end token")],
 )
 def test_layouts_that_cannot_be_are_refused(template, ends, message):
     with pytest.raises(ValueError, match=message):

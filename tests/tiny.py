@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrpo_jax import decoder
+from qrpo_jax import decoder, transforms
 from qrpo_jax.batch import Batch
 from qrpo_jax.examples import Examples
 from qrpo_jax.loader import assemble
@@ -20,6 +20,7 @@ SETTINGS = decoder.DecoderSettings(
 )
 UNTIED = dataclasses.replace(SETTINGS, tie_embeddings=False)
 GRAPH = decoder.graph(SETTINGS)
+BETA = 0.3  # that the examples' log Z is of
 SPREAD = dict(embedding=0.4, head=0.4, q=0.2, k=0.2, v=0.2, o=0.1, gate=0.2, up=0.2, down=0.1)
 
 
@@ -57,6 +58,8 @@ def examples(count: int, *, pairs: bool = False, seed: int = 0, vocab: int = SET
         reward_C=reward,
         quantile_C=quantile,
         ties_C=rng.integers(0, 4, count).astype(np.float32) / 7,
+        references_C=np.full(count, 7, np.int32),
+        log_z_C=np.full(count, transforms.identity.log_z(BETA), np.float32),
         reward_scale_C=rng.uniform(0.5, 2, count).astype(np.float32),
         reference_log_prob_C=-rng.uniform(2, 20, count).astype(np.float32),
         weight_C=np.ones(count, np.float32),

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from qrpo_jax import optimum, row_files, transforms
+from qrpo_jax import row_files
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.job import Job
-from qrpo_jax.manifest import write_json
+from qrpo_jax.manifest import read_manifest, write_json
 from qrpo_jax.rows import Row
 from qrpo_jax.stages.prompting import Prompts
 from qrpo_jax.stages.reference import make_log_probs
@@ -129,18 +129,11 @@ def summary(job: Job) -> dict[str, Any]:
     return named | {"seed": config.seed, "temperature": config.evaluate.temperature}
 
 
-def asked_for(job: Job) -> dict[str, float]:
-    """What the settings ask of a policy: KL and expected quantile of the optimum (population quantiles)."""
-    config = job.config.train
-    if config.objective != "qrpo":
-        return {}
-    transform = transforms.TRANSFORMS[config.transform]
-    quantile = float(optimum.expected_quantile(config.beta, transform))
-    return {
-        "expected_quantile": quantile,
-        "kl": float(optimum.kl(config.beta, transform)),
-        "effective_best_of_n": float(optimum.effective_n(quantile)),
-    }
+def asked_for(job: Job) -> dict[str, Any]:
+    """What the settings asked of the policy on the training data, as stage train put it on record."""
+    made = read_manifest(job.folder("train"))
+    assert made is not None, "evaluate runs after train"
+    return made["asked"] or {}
 
 
 def announce(job: Job, results: dict[str, Any]) -> None:

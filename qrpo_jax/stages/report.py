@@ -48,7 +48,7 @@ class Held(NamedTuple):
 def run(job: Job) -> dict[str, Any]:
     results = json.loads((job.folder("evaluate") / "results.json").read_text())
     held = read_held(job)
-    pictures = [*held_out_plots(job, held, results), *training_plots(job)]
+    pictures = [*held_out_plots(job, held, results), *training_plots(job, results)]
     page = render(
         title=f"{job.config.train.objective.upper()} run: held-out reward "
         f"{number(results['reference']['mean_reward'])} → {number(results['policy']['mean_reward'])}",
@@ -144,7 +144,7 @@ def headline(results: dict[str, Any], held: Held) -> list[tuple[str, ...]]:
 def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of the table: what, as the optimum has it, as achieved; none for objectives without a known optimum."""
     asked, policy = results["optimum"], results["policy"]
-    if not asked:
+    if asked.get("kl") is None:
         return []
     quantile = policy["mean_quantile"]
     achieved_n = quantile / (1 - quantile) if quantile < 1 else math.inf
@@ -157,7 +157,7 @@ def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def training_plots(job: Job) -> list[Plot]:
+def training_plots(job: Job, results: dict[str, Any]) -> list[Plot]:
     """Plots of the metrics of SFT, if it ran, and of training."""
     config = job.config.train
     curves = {stage: read_metrics(job.folder(stage) / "metrics.jsonl") for stage in ("sft", "train")}
@@ -175,7 +175,7 @@ def training_plots(job: Job) -> list[Plot]:
         unit = LOSS_UNITS[config.objective].format({"mse": "squared", "mae": "absolute"}[config.loss])
         ratios = [column("train", f"log_ratio_{side}") for side in ("high", "low")]
         if known("log_ratio_high", "log_ratio_low"):
-            made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(job)))
+            made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(results)))
         losses = plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
         made.append((losses, f"Loss of the batches of stage train ({config.objective})."))
         target = column("train", "calibrated_target") if known("calibrated_target") else None
@@ -196,11 +196,10 @@ def training_plots(job: Job) -> list[Plot]:
     return [Plot(Markup(svg), caption) for svg, caption in made]
 
 
-def log_ratio_caption(job: Job) -> str:
-    config = job.config.train
+def log_ratio_caption(results: dict[str, Any]) -> str:
     text = "The curves should part. High means: the chosen of a pair, or a quantile above one half."
-    if config.objective == "qrpo":
-        share = float(optimum.crossing_share(config.beta, transforms.TRANSFORMS[config.transform]))
+    share = results["optimum"].get("losing_share")
+    if share is not None:
         text += f" At the optimum {share:.0%} of reference completions lose probability, so the low curve is to fall"
         text += " and the high one may fall too." if share > 0.5 else "."
     return text
@@ -211,10 +210,10 @@ def held_out_plots(job: Job, held: Held, results: dict[str, Any]) -> list[Plot]:
     each = [np.concatenate(held.rewards[side]).tolist() for side in SIDES]
     means = [[float(r.mean()) for r in held.rewards[side]] for side in SIDES]
     asked, label = None, ""
-    if results["optimum"]:
-        t = (np.arange(2000) + 0.5) / 2000
-        asked = t, np.asarray(optimum.density(t, config.beta, transforms.TRANSFORMS[config.transform]))
-        label = f"optimum of {config.transform}, β = {config.beta:g}"
+    if results["optimum"].get("kl") is not None:
+        t, beta = (np.arange(2000) + 0.5) / 2000, results["optimum"]["beta"][1]
+        asked = t, np.asarray(optimum.density(t, beta, transforms.parse(config.transform)))
+        label = f"optimum of {config.transform}, β = {beta:.3g}"
     achieved = rank_density(held.rewards["reference"], held.rewards["policy"])
     made = (
         (plots.reward_histogram(*each), "One reward a completion."),

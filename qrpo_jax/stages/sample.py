@@ -55,7 +55,7 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
     unit = padded(job.config.prompts.unit, axis_size(mesh, "rows"))
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
-        prompts = [text.prompt(row.messages) for row in rows]
+        prompts = [text.prompt(row.messages, f"row {row.id!r}") for row in rows]
         # A model that is asked for a beginning may end at once.
         said = [any(m.content.strip() for m in row.messages) for row in rows]
         fits = [i for i, p in enumerate(prompts) if said[i] and len(p) <= job.config.prompts.max_tokens]

@@ -1,5 +1,6 @@
 """Stage `train`: the policy is fitted to scored completions with the objective of the config."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from qrpo_jax import losses, row_files, transforms
 from qrpo_jax.batch import Batch
 from qrpo_jax.examples import Examples, View, build_examples
 from qrpo_jax.job import Job, before
-from qrpo_jax.objectives import PAIRWISE, REFERENCE_FREE, Objective, make_objective
+from qrpo_jax.objectives import PAIRWISE, REFERENCE_FREE, Length, Objective, make_objective
+from qrpo_jax.stages import asked
 from qrpo_jax.stages.training import train
 
 
@@ -20,9 +22,17 @@ def run(job: Job) -> dict[str, Any]:
     rows = row_files.read(job.folder(source))
     is_qrpo = config.objective == "qrpo"
     # Baselines do not use quantiles: theirs are shown where there are references, and need no clamp.
-    transform = transforms.TRANSFORMS[config.transform] if is_qrpo else transforms.identity
-    examples = build_examples(rows, job.policy.text, view(job), transform, need_references=is_qrpo)
+    transform = transforms.parse(config.transform) if is_qrpo else transforms.identity
+    examples = build_examples(
+        rows,
+        job.policy.text,
+        view(job),
+        transform,
+        beta=(lambda length_C: length(job).beta(config.beta, length_C)) if is_qrpo else None,
+        need_references=is_qrpo,
+    )
     check_reference(examples, config.objective)
+    told = tell(job, examples, transform) if examples.units else None
 
     if is_qrpo and job.config.sample.completions and job.config.sample.temperature != job.config.reference.temperature:
         job.say(
@@ -32,12 +42,13 @@ def run(job: Job) -> dict[str, Any]:
 
     def target(batch: Batch) -> Array:
         scaled = transforms.get(config.transform, reward_scale=batch.reward_scale_BxS)
-        return losses.calibrated_target(batch.quantile_BxS, config.beta, scaled)
+        beta = length(job).beta(config.beta, batch.length_BxS)
+        return losses.calibrated_target(batch.quantile_BxS, beta, scaled, log_z=batch.log_z_BxS)
 
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
         # Policy and reference are the same model on the same code path, so before the first update every
         # log-ratio is 0 up to rounding and QRPO's loss is the mean of the regressed targets.
-        expected = losses.REGRESSION[config.loss](np.asarray(target(batch)))
+        expected = length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.length_BxS)
         weight = batch.weight_BxS * batch.present_BxS
         job.say(
             f"train: before the first update the mean log-ratio is {metrics['log_ratio_high']:.1e} (high) and "
@@ -45,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
             f"{float((expected * weight).sum() / weight.sum()):.6f}"
         )
 
-    return train(
+    made = train(
         job,
         "train",
         config,
@@ -56,6 +67,30 @@ def run(job: Job) -> dict[str, Any]:
         calibrated_target=target if is_qrpo else None,
         on_first=on_first if is_qrpo else None,
     )
+    return made | {"asked": told}
+
+
+def tell(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:
+    """Says what the settings ask for on these examples, and returns it for the record, where an optimum is known."""
+    config = job.config.train
+    if config.objective != "qrpo":
+        for line in asked.baseline_lines(examples, config.objective):
+            job.say(f"train: {line}")
+        return None
+    beta_C = np.broadcast_to(length(job).beta(config.beta, examples.lengths_C), examples.lengths_C.shape)
+    # A scaled transform is shown for the prompt of average spread.
+    figures = asked.figures(
+        examples, transform, beta_C, partition_name=config.partition, estimator=job.config.select.estimator
+    )
+    for line in asked.lines(figures, transform, job.config.select.ties):
+        job.say(f"train: {line}")
+    return figures
+
+
+def length(job: Job) -> Length:
+    """What a completion's length changes, as configured."""
+    config = job.config.train
+    return Length(config.length_normalised, config.beta_cap or math.inf, config.loss_over_length)
 
 
 def view(job: Job) -> View:
@@ -67,6 +102,7 @@ def view(job: Job) -> View:
         exclude_own=select.exclude_own,
         estimator=select.estimator,
         ties=select.ties,
+        partition=job.config.train.partition,
         selector=select.selector if job.config.train.objective not in PAIRWISE else "both",
         tied_pairs=job.config.train.objective not in ("dpo", "simpo"),
         max_tokens=pack.max_tokens,
@@ -85,7 +121,7 @@ def objective(job: Job) -> Objective:
         "simpo": {"beta": config.beta, "gamma_beta_ratio": config.gamma_beta_ratio},
         "sft": {},
     }
-    return make_objective(config.objective, **options.get(config.objective, {}))
+    return make_objective(config.objective, length(job), **options.get(config.objective, {}))
 
 
 def check_reference(examples: Examples, objective: str) -> None:
