@@ -28,7 +28,7 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export
+    # In order: sft | sample | score | reference | train | evaluate | report | export; optimum needs none of them
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
@@ -71,7 +71,10 @@ def get_config() -> ConfigDict:
     config.sample.top_p = 1.0
 
     config.reward = ConfigDict()
-    config.reward.name = "tests"  # tests | dialogue_share | package.module:function
+    config.reward.name = "tests"  # tests | model | dialogue_share | package.module:function
+    config.reward.path = ""  # model: the reward model's Hugging Face folder, which has its own chat template
+    config.reward.max_tokens = 0  # model: longer conversations are dropped and counted; 0: as long as it was made for
+    config.reward.batch_rows = 16  # model: conversations a forward pass, in model.compute_dtype
     config.reward.cpu_seconds = 1.0  # for one completion on all its tests
     config.reward.memory_mb = 256
     config.reward.workers = 0  # processes; 0: one a core
@@ -134,6 +137,21 @@ def get_config() -> ConfigDict:
     config.export = ConfigDict()
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
     config.export.adapter = "merged"  # LoRA: merged into the base, as a model | peft, a folder for config.model.path
+
+    config.optimum = ConfigDict()  # what to tell the optima of
+    config.optimum.transforms = (  # as in train.transform, with numbers where they take some
+        "identity",
+        "log",
+        "square",
+        "sqrt",
+        "normal-icdf",
+        "exponential-icdf",
+        "logit",
+        "threshold(0.9)",
+    )
+    config.optimum.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
+    config.optimum.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
+    config.optimum.estimators = ("ecdf", "midpoint")
 
     config.log = ConfigDict()
     config.log.tensorboard = True

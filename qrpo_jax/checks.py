@@ -6,13 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrpo_jax import decoder, examples, hugging_face, losses, partition, prompts, quantiles, transforms
+from qrpo_jax import (
+    decoder,
+    examples,
+    hugging_face,
+    losses,
+    partition,
+    prompts,
+    quantiles,
+    reward_models,
+    transforms,
+)
 from qrpo_jax.job import DTYPES, Job
 from qrpo_jax.mesh import parameter_shardings
 from qrpo_jax.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
 from qrpo_jax.optimizer import make_optimizer
-from qrpo_jax.rewards import TESTS, find_function, read_tests
-from qrpo_jax.stages import export
+from qrpo_jax.rewards import MODEL, TESTS, find_function, read_tests
+from qrpo_jax.stages import export, optimum
 from qrpo_jax.stages.train import REFERENCES, objective
 
 NEEDS = {
@@ -24,6 +34,7 @@ NEEDS = {
     "evaluate": ("train",),
     "report": ("evaluate",),
     "export": ("train",),
+    "optimum": (),
 }
 
 
@@ -39,17 +50,28 @@ def check(job: Job) -> None:
     check_numbers(config)
     check_transform(config.train)
     stages = set(config.stages)
+    if job.workdir.exists() and not job.workdir.is_dir():
+        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
+    if "optimum" in stages:
+        optimum.check(config.optimum)
+    if stages == {"optimum"}:
+        return  # no model, no data
     if "sft" not in stages and not config.model.path:
         raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
-    if job.workdir.exists() and not job.workdir.is_dir():
-        raise ValueError(f"--workdir={job.workdir} is a file; name a folder")
     check_lora(config)
     policy = job.policy  # opens tokenizer and model folder, reading headers only
     check_prompts(job)
     if {"score", "evaluate"} & stages:
-        if config.reward.name != TESTS:
+        if config.reward.name == MODEL:
+            check_reward_model(job)
+        elif config.reward.path:
+            raise ValueError(
+                f"reward.path is set, but reward {config.reward.name!r} reads no folder: "
+                "set config.reward.name='model', or unset config.reward.path"
+            )
+        elif config.reward.name != TESTS:
             find_function(config.reward.name)
         elif config.prompts.source == "model":
             raise ValueError("reward 'tests' needs prompts with tests, not prompts from the model (config.reward.name)")
@@ -147,6 +169,8 @@ def check_numbers(config: Any) -> None:
         "evaluate.max_new_tokens": 1,
         "evaluate.top_k": 0,
         "reward.workers": 0,
+        "reward.max_tokens": 0,
+        "reward.batch_rows": 1,
         "pack.max_tokens": 2,
         "pack.slots": 2,
         "pack.row_tokens": config.pack.max_tokens,
@@ -231,6 +255,19 @@ def check_rows(job: Job) -> None:
             references = sampled + len(row.reference_rewards)
             references = min(references, config.select.references) if config.select.references else references
             check_count(references - int(config.select.exclude_own and sampled > 0), config, row.id)
+
+
+def check_reward_model(job: Job) -> None:
+    """Refuses a reward model that is none, that the mesh cannot split, or that cannot read the prompts of a file."""
+    config = job.config
+    if not config.reward.path:
+        raise ValueError("reward 'model' needs a Hugging Face folder of a reward model (config.reward.path)")
+    model = reward_models.open_reward_model(Path(config.reward.path), config.reward.max_tokens)
+    reward_models.check_mesh(model, job.local_mesh)
+    if config.prompts.source == "jsonl":
+        rows = prompts.read_jsonl(Path(config.prompts.path))
+        for part in prompts.split_rows(rows, config.prompts.held_out, config.prompts.count):
+            reward_models.check_prompts(model, part)
 
 
 def check_count(references: int, config: Any, row: str | None = None) -> None:

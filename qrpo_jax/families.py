@@ -43,6 +43,7 @@ class Family(NamedTuple):
         `pattern`-th ("alternate").
       metadata: keys that change nothing in this family.
       constants: stored tensors that are no parameters, and their value.
+      pad_token: what pads where config.json does not say.
     """
 
     model_type: str
@@ -65,6 +66,7 @@ class Family(NamedTuple):
     even_split: bool = False  # transformers refuses a d_model that is no multiple of heads
     metadata: frozenset[str] = frozenset()
     constants: Mapping[str, float] = {}
+    pad_token: int | None = None
 
 
 def _norms(**names: str) -> dict[ParameterPath, Weight]:
@@ -129,6 +131,7 @@ _GEMMA: dict[str, Any] = dict(
     window=4096,
     even_split=True,
     metadata=frozenset({"cache_implementation"}),
+    pad_token=0,
 )
 
 FAMILIES = {
@@ -199,6 +202,7 @@ FAMILIES = {
         options=_BIAS,
         supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)},
         fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
+        pad_token=1,
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
@@ -219,6 +223,7 @@ FAMILIES = {
         partial_rotary=True,
         # The code that it names is never run; transformers has the model itself.
         metadata=frozenset({"auto_map"}),
+        pad_token=32_000,
     ),
     "SmolLM3ForCausalLM": Family(
         model_type="smollm3",
@@ -231,6 +236,7 @@ FAMILIES = {
         windows="unroped",
         unroped=True,
         metadata=frozenset({"pretraining_tp", "max_window_layers"}),
+        pad_token=128_004,
     ),
     "ApertusForCausalLM": Family(
         model_type="apertus",
@@ -256,6 +262,7 @@ FAMILIES = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
+        pad_token=3,
         constants={f"{_MLP}.act_fn.beta": XIELU.BETA, f"{_MLP}.act_fn.eps": XIELU.EPSILON},
     ),
 }

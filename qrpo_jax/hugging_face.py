@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -43,8 +44,21 @@ def check_folder(folder: Path) -> DecoderSettings:
         type other than float32, bfloat16 and float16.
     """
     settings = read_settings(folder)
+    check_weights(folder, settings)
+    return settings
+
+
+def check_weights(
+    folder: Path, settings: DecoderSettings, head: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> None:
+    """Refuses weights that are not those of these settings, and of a `head` of its own by tensor name and shape.
+
+    Raises:
+      ValueError: see `check_folder`.
+    """
     headers = read_headers(folder)
     wanted = {stored.name: stored for stored in stored_tensors(settings)}
+    wanted |= {name: Stored(name, shape, ()) for name, shape in head.items()}
     missing = [name for name, stored in wanted.items() if name not in headers and stored.constant is None]
     if missing:
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -55,7 +69,7 @@ def check_folder(folder: Path) -> DecoderSettings:
         if name not in wanted:
             if re.fullmatch(r"(.+\.)?rotary_emb\.inv_freq", name):
                 continue  # a buffer that old versions of transformers saved; it follows from the settings
-            if name == "lm_head.weight" and settings.tie_embeddings:
+            if name == "lm_head.weight" and settings.tie_embeddings and not head:
                 _check_tied(folder, headers)
                 continue
             raise ValueError(
@@ -68,7 +82,6 @@ def check_folder(folder: Path) -> DecoderSettings:
             raise ValueError(f"tensor {name} in {header.file} is {header.dtype}; allowed: {', '.join(DTYPES)}")
         if wanted[name].constant is not None:
             _check_constant(wanted[name], header)
-    return settings
 
 
 def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32) -> Parameters:

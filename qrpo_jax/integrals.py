@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
@@ -21,8 +22,11 @@ _SMALL = 8.0
 # Double-exponential quadrature (Takahasi and Mori 1974): t = sigmoid(pi sinh u), nodes evenly spaced in u.
 # At |u| = 6.08 the distance to an end of (0, 1) is 1e-299.
 _REACH = 6.08
-_NODES = 769
+_NODES = 385
 _MOST_NODES = 12_289  # a piece
+_SCANNED = 2_001  # evenly spaced points, among which tops and bottoms of f are looked for
+_EXTREMA = 16  # of each kind
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _PROBED = np.geomspace(1e-4, 100, 49)  # beta
 _TOLERANCE = 1e-6  # relative, of log Z
 
@@ -110,21 +114,25 @@ class Tail(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A function f on (0, 1) as quadrature sees it: int g(f(t)) dt = sum_i w_i g(f_i), float64 [N]."""
+    """A function f on (0, 1) as quadrature sees it: int g(f) = (1 - cut) sum_i w_i g(f_i) + tails, float64 [N]."""
 
     values: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # adding up to 1
+    cut: float = 0.0  # the parts of (0, 1) next to its ends that are left to the tails
     tails: tuple[Tail, ...] = ()
     smallest_beta: float = 0.0  # log Z is finite and resolved above it
 
-    def log_z(self, beta: ArrayLike) -> Array:
-        """log int_0^1 exp(f(t) / beta) dt, [...] -> [...]; infinite where a tail is."""
-        inverse = 1 / (jnp.asarray(beta) * 1.0)
-        body = log_mean_exp(self.values, self.weights, inverse)
+    def log_z(self, room: ArrayLike) -> Array:
+        """log int_0^1 exp(f(t) / beta) dt at beta = smallest_beta + room, [...] -> [...]; infinite where a tail is."""
+        room = jnp.asarray(room) * 1.0
+        inverse = 1 / (self.smallest_beta + room)
+        body = log_mean_exp(self.values, self.weights, inverse) + math.log1p(-self.cut)
         for tail in self.tails:
-            room = 1 - inverse * tail.slope
-            rest = inverse * tail.value - tail.depth - jnp.log(jnp.where(room > 0, room, 1.0))
-            body = jnp.where(room > 0, jnp.logaddexp(body, rest), jnp.inf)
+            # 1 - slope / beta would lose its digits where it is close to 0, and so would value / beta - depth.
+            left = (room + (self.smallest_beta - tail.slope)) * inverse
+            start = inverse * (tail.value - tail.slope * tail.depth) - tail.depth * left
+            rest = start - jnp.log(jnp.where(left > 0, left, 1.0))
+            body = jnp.where(left > 0, jnp.logaddexp(body, rest), jnp.inf)
         return body
 
 
@@ -145,6 +153,8 @@ def tabulate(
     >>> round(float(tabulate(lambda t: t).log_z(0.1)), 4)
     7.6974
     """
+    if not all(0 < x < 1 for x in breaks) or len(set(breaks)) < len(breaks):
+        raise ValueError(f"breaks are {breaks}; they must be different points inside (0, 1)")
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
 
         def evaluate(t: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -159,25 +169,23 @@ def tabulate(
         low_cut, low_tail = _end(lambda s: evaluate(s, 1 - s), exact=True)
         high_cut, high_tail = _end(lambda s: evaluate(1 - s, s), exact=complement is not None)
         tails = tuple(tail for tail in (low_tail, high_tail) if tail is not None)
+        least = max((0.0, *(tail.slope for tail in tails if tail.linear)))
+        needed = least * (1 + _TOLERANCE) < _PROBED
+        pieces = _with_extrema(evaluate, breaks)
         nodes = _NODES
-        coarse = Table(*_nodes(evaluate, low_cut, high_cut, breaks, nodes), tails)
-        while True:
-            nodes = 2 * nodes - 1
-            fine = Table(*_nodes(evaluate, low_cut, high_cut, breaks, nodes), tails)
-            resolved = _resolved(coarse, fine)
-            if resolved.all() or nodes >= _MOST_NODES:
-                break
-            coarse = fine
-    least = max((tail.slope for tail in tails if tail.linear), default=0.0)
-    unresolved = np.flatnonzero(~resolved & (least < _PROBED))
-    if len(unresolved) and unresolved[-1] == len(_PROBED) - 1:
+        fine = Table(*_nodes(evaluate, low_cut, high_cut, pieces, nodes), low_cut + high_cut, tails)
+        unresolved = needed
+        while unresolved.any() and nodes < _MOST_NODES:
+            nodes, coarse = 2 * nodes - 1, fine
+            fine = Table(*_nodes(evaluate, low_cut, high_cut, pieces, nodes), low_cut + high_cut, tails)
+            unresolved = needed & ~_resolved(coarse, fine)
+    if unresolved[-1]:
         raise ValueError(
             "the integral of exp(f / beta) is infinite, or not resolved, even at beta = 100: name the points where f "
             "jumps or bends as breaks, or give f near 1 as complement"
         )
-    smallest = float(_PROBED[unresolved[-1] + 1]) if len(unresolved) else least
-    # Half the nodes do where they are as good.
-    return (fine if len(unresolved) else coarse)._replace(smallest_beta=smallest)
+    smallest = float(_PROBED[np.flatnonzero(unresolved)[-1] + 1]) if unresolved.any() else least
+    return fine._replace(smallest_beta=smallest)
 
 
 def _end(near: Callable[[np.ndarray], np.ndarray], exact: bool) -> tuple[float, Tail | None]:
@@ -193,20 +201,51 @@ def _end(near: Callable[[np.ndarray], np.ndarray], exact: bool) -> tuple[float, 
 
     def tail(bits: int) -> Tail:
         # Powers of 2: their distance to 1 is a number too. More digits are lost beyond the deepest of them.
-        value, middle, outer = near(0.5 ** np.array([bits, 0.75 * bits, 0.5 * bits]))
-        depth = bits * math.log(2)
-        slope, before = (value - middle) / (depth / 4), (middle - outer) / (depth / 4)
-        if slope > 1.2 * before > 0:
+        gap = bits // 10
+        value, middle, outer = near(0.5 ** np.array([bits, bits - gap, bits - 2.0 * gap]))
+        slope, before = (value - middle) / (gap * math.log(2)), (middle - outer) / (gap * math.log(2))
+        if slope > 1.1 * before > 0:
             raise ValueError("the integral of exp(f / beta) is infinite for every beta: f grows too fast at an end")
-        return Tail(float(value), float(depth), float(slope), bool(abs(slope - before) < 1e-3 * abs(slope)))
+        linear = abs(slope - before) < (1e-9 if exact else 1e-6) * abs(slope)
+        # Rounding aside, slopes such as 1 are 1: the smallest beta is told by it.
+        return Tail(float(value), bits * math.log(2), round(float(slope), 12 if exact else 7), bool(linear))
 
     # Where f goes on as a straight line in L the rest is known, and nodes may stop early.
-    bits = 120 if exact else 36
+    bits = 60 if exact else 30
     found = tail(bits)
     if not found.linear:
         bits = 960 if exact else 52
         found = tail(bits)._replace(linear=False)
-    return 0.5**bits, found if found.slope > 0 else None  # where f falls, what is left out is less than the cut
+    # Where f falls in another way, what is left out is less than the cut.
+    return 0.5**bits, found if found.linear or found.slope > 0 else None
+
+
+def _with_extrema(
+    evaluate: Callable[[np.ndarray, np.ndarray], np.ndarray], breaks: tuple[float, ...]
+) -> tuple[float, ...]:
+    """The breaks, and the points between them where f has its highest tops and lowest bottoms.
+
+    At small beta all of Z comes from within sqrt(beta) of a top. Nodes crowd at the ends of a piece, so a top that is
+    an end is resolved at every beta.
+    """
+    t = np.unique(np.concatenate([np.linspace(0, 1, _SCANNED)[1:-1], breaks]))
+    f = evaluate(t, 1 - t)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused later
+        noise = 1e-9 * np.ptp(f)
+        found = []
+        for sign in (1, -1):
+            left, right = sign * (f[1:-1] - f[:-2]), sign * (f[1:-1] - f[2:])
+            at = 1 + np.flatnonzero((left >= 0) & (right >= 0) & (left + right > noise))
+            at = at[np.argsort(-sign * f[at])][:_EXTREMA]
+            low, high = t[at - 1], t[at + 1]
+            for _ in range(60):  # golden section
+                a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+                rising = sign * evaluate(a, 1 - a) < sign * evaluate(b, 1 - b)
+                low, high = np.where(rising, a, low), np.where(rising, high, b)
+            found.append((low + high) / 2)
+    extrema = np.concatenate(found)
+    apart = np.abs(extrema[:, None] - np.array([0.0, *breaks, 1.0])).min(axis=1) > 1e-9
+    return (*breaks, *(float(x) for x in np.unique(extrema[apart])))
 
 
 def _nodes(
@@ -218,8 +257,6 @@ def _nodes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and weights of `count` nodes in each piece of (0, 1) between two breaks."""
     ends = [0.0, *sorted(breaks), 1.0]
-    if any(a >= b for a, b in itertools.pairwise(ends)):
-        raise ValueError(f"breaks are {breaks}; they must be different points inside (0, 1)")
     u, step = np.linspace(-_REACH, _REACH, count, retstep=True)
     stretched = np.pi * np.sinh(u)
     share, rest = np.exp(-np.logaddexp(0, -stretched)), np.exp(-np.logaddexp(0, stretched))
@@ -234,16 +271,35 @@ def _nodes(
         values.append(evaluate(t, s))
         weights.append(width * slope)
     f, w = np.concatenate(values), np.concatenate(weights)
-    if not np.isfinite(f[w > 0]).all():
+    f, w = f[w > 0], w[w > 0]
+    if not np.isfinite(f).all():
         raise ValueError("f is not finite inside (0, 1)")
-    # What the cuts leave out is the tails'.
-    return f, w / w.sum() * (1 - low_cut - high_cut)
+    # Where f falls without a bound, numbers such as -1e299 would overflow; exp(f / beta) is 0 long before.
+    order = np.argsort(f)
+    rare = f[order[np.searchsorted(np.cumsum(w[order]), 1e-12)]]
+    return np.maximum(f, min(rare, f.max() - 1e6)), w / w.sum()
 
 
 def _resolved(coarse: Table, fine: Table) -> np.ndarray:
     """At which of the probed beta twice the nodes and the unknown part of the tails change nothing, bool."""
     known = fine._replace(tails=tuple(tail for tail in fine.tails if tail.linear))
-    log_z, *others = (np.asarray(table.log_z(_PROBED)) for table in (fine, coarse, known))
+    log_z, *others = (_probe(table) for table in (fine, coarse, known))
     with np.errstate(invalid="ignore"):  # infinite is not resolved
         near = [np.abs(log_z - other) <= _TOLERANCE / 10 * np.abs(log_z) for other in others]
     return np.isfinite(log_z) & np.logical_and(*near)
+
+
+def _probe(table: Table) -> np.ndarray:
+    """log Z at the probed beta, to the digits that `_resolved` asks for: without compiling anything."""
+    x = 1 / _PROBED
+    exponents, w = x[:, None] * table.values, table.weights
+    # Where Z is close to 1, Z - 1 has digits that Z has not.
+    excess = np.expm1(np.minimum(exponents, 1)) @ w
+    near = (exponents.max(axis=1) <= 1) & (excess > -0.5)
+    far = scipy.special.logsumexp(exponents + np.log(w), axis=1)
+    log_z = np.where(near, np.log1p(np.where(near, excess, 0)), far) + math.log1p(-table.cut)
+    for tail in table.tails:
+        left = 1 - x * tail.slope
+        rest = x * tail.value - tail.depth - np.log(np.where(left > 0, left, 1))
+        log_z = np.where(left > 0, np.logaddexp(log_z, rest), np.inf)
+    return log_z

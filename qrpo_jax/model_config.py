@@ -1,7 +1,7 @@
 """Hugging Face `config.json`, read into settings and written from them; whatever is not understood is refused."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,22 @@ def read_settings(folder: Path) -> DecoderSettings:
     """
     if not folder.is_dir():
         raise ValueError(f"model folder {folder} does not exist (config.model.path)")
-    return _settings(folder, read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    return settings_of(folder, config, architecture(folder, config, FAMILIES))
 
 
-def _settings(folder: Path, config: Mapping[str, Any]) -> DecoderSettings:
-    architecture = _architecture(config, folder)
-    family = FAMILIES[architecture]
+def settings_of(
+    folder: Path, config: Mapping[str, Any], name: str, heads_own: frozenset[str] = frozenset()
+) -> DecoderSettings:
+    """Settings of the decoder in a `config.json`, which is of the family called `name`.
+
+    Args:
+      heads_own: keys that whoever asks reads by itself, because they are about what stands on the decoder.
+
+    Raises:
+      ValueError: see `read_settings`.
+    """
+    family = FAMILIES[name]
     assumed = {key: allowed[0] for key, allowed in family.supported.items()}
     assumed |= {key: option.default for key, option in family.options.items()}
     assumed |= {"model_type": family.model_type, "tie_word_embeddings": family.tied}
@@ -75,7 +85,7 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> DecoderSettings:
         if given[key] not in allowed:
             raise unsupported(folder, key, given[key], allowed)
     needed = {*SIZES.values(), "rms_norm_eps", "tie_word_embeddings"}
-    known = needed | METADATA | family.metadata | set(family.supported) | set(family.options)
+    known = heads_own | needed | METADATA | family.metadata | set(family.supported) | set(family.options)
     known |= {"rope_parameters", "rope_scaling", *ROPE_TOP, *WINDOW_KEYS[family.windows]}
     known |= {"sliding_window_size"} if family.windows == "alternate" else set()
     known |= {"rope_local_base_freq", *PATTERN_KEYS} if family.local_theta is not None else set()
@@ -94,7 +104,7 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> DecoderSettings:
         d_model = number(folder, "hidden_size", given["hidden_size"], int)
         given["head_dim"] = d_model // number(folder, "num_attention_heads", given["num_attention_heads"], int)
     sizes = {ours: number(folder, theirs, given[theirs], int) for ours, theirs in SIZES.items()}
-    fields: dict[str, Any] = {**sizes, "family": architecture, **family.fixed}
+    fields: dict[str, Any] = {**sizes, "family": name, **family.fixed}
     fields["norm_epsilon"] = number(folder, "rms_norm_eps", given["rms_norm_eps"], float)
     fields["tie_embeddings"] = flag(folder, "tie_word_embeddings", given["tie_word_embeddings"])
     for key, option in family.options.items():
@@ -132,7 +142,7 @@ def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]
     }
     if family.unroped:
         config["no_rope_layers"] = [int(turned) for turned in settings.rope_layers or (True,) * settings.layers]
-    said = _settings(Path(f"the {settings.family} folder"), config)
+    said = settings_of(Path(f"the {settings.family} folder"), config, settings.family)
     for field in dataclasses.fields(settings):
         given, back = getattr(settings, field.name), getattr(said, field.name)
         if given != back:
@@ -220,10 +230,15 @@ def _alternate(pattern: int, layers: int) -> list[str]:
     return [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
 
 
-def _architecture(config: Mapping[str, Any], folder: Path) -> str:
+def architecture(folder: Path, config: Mapping[str, Any], allowed: Iterable[str]) -> str:
+    """The one architecture that a `config.json` names.
+
+    Raises:
+      ValueError: it names none or several, or one that is not `allowed`.
+    """
     named = {"architectures": None, **config}["architectures"]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in FAMILIES:
-        raise unsupported(folder, "architectures", named, tuple([name] for name in FAMILIES))
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in allowed:
+        raise unsupported(folder, "architectures", named, tuple([name] for name in allowed))
     return named[0]
 
 

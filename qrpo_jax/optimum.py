@@ -18,9 +18,10 @@ from scipy.optimize import brentq
 
 from qrpo_jax.transforms import Transform, check_beta
 
-# Double-exponential quadrature, as in `integrals`; at |u| = 3.5 the distance to an end of (0, 1) is 3e-23.
-_REACH = 3.5
-_NODES = 1001
+# Double-exponential quadrature, as in `integrals`; at |u| = 6.08 the distance to an end of (0, 1) is 1e-299.
+_REACH = 6.08
+_NODES = 1739
+_LOST = 1e-6  # share of the optimum
 _BISECTIONS = 64
 _BETAS = (1e-5, 1e5)  # between which `beta_for` looks, above the smallest beta of the transform
 
@@ -46,23 +47,31 @@ def density(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
     return jnp.exp(transform.apply(jnp.asarray(t)) / beta - transform.log_z(beta))
 
 
-def _nodes(top: Array, transform: Transform) -> tuple[Array, Array, Array]:
-    """Nodes, their distances to `top` and their widths, for integrals over (0, top); top [...] -> [..., nodes]."""
+def _masses(top: Array, beta: ArrayLike, transform: Transform) -> tuple[Array, Array, Array]:
+    """Nodes t in (0, top), 1 - t, and what p holds around them, which adds up to cdf(top); [...] -> [..., nodes]."""
     u, step = np.linspace(-_REACH, _REACH, _NODES, retstep=True)
-    stretched = jnp.asarray(np.pi * np.sinh(u), top.dtype)
-    share, rest = jax.nn.sigmoid(stretched), jax.nn.sigmoid(-stretched)
-    slope = step * jnp.asarray(np.pi * np.cosh(u), top.dtype) * share * rest
+    stretched = np.pi * np.sinh(u)
+    log_slope = np.log(step * np.pi * np.cosh(u)) - np.logaddexp(0, stretched) - np.logaddexp(0, -stretched)
+    share, rest = np.exp(-np.logaddexp(0, -stretched)), np.exp(-np.logaddexp(0, stretched))
+    log_slope, share, rest = (jnp.asarray(x, top.dtype) for x in (log_slope, share, rest))
     top = top[..., None]
     ends = [jnp.minimum(end, top) for end in (0.0, *transform.breaks, 1.0)]
-    nodes, distances, widths = [], [], []
+    nodes, complements, widths = [], [], []
     for a, b in itertools.pairwise(ends):
         nodes.append(a + (b - a) * share)
-        distances.append((top - b) + (b - a) * rest)
-        widths.append((b - a) * slope)
-    t, s, w = (jnp.concatenate(x, axis=-1) for x in (nodes, distances, widths))
-    # Rounding takes t to 1 where s is not 0 yet, and f may be infinite there: what p holds beyond the last number
-    # below 1 is left out.
-    return jnp.minimum(t, 1 - jnp.finfo(t.dtype).epsneg), s, w
+        complements.append((1 - b) + (b - a) * rest)
+        widths.append(jnp.broadcast_to(b - a, nodes[-1].shape))
+    t, s, width = (jnp.concatenate(x, axis=-1) for x in (nodes, complements, widths))
+    limits = jnp.finfo(t.dtype)
+    t, s = jnp.maximum(t, limits.tiny), jnp.maximum(s, limits.tiny)
+    # Next to 1, t has no digits: f is infinite there, or known from s.
+    below = jnp.minimum(t, 1 - limits.epsneg)
+    f = transform.apply(below)
+    if transform.complement is not None:
+        f = jnp.where(t > 0.5, transform.complement(s), f)
+    # Densities may overflow where widths are small enough to make up for it.
+    mass = width * jnp.exp(jnp.tile(log_slope, len(widths)) + f / beta - transform.log_z(beta))
+    return below, s, mass
 
 
 def cdf(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
@@ -81,8 +90,8 @@ def cdf(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
     0.125
     """
     t = jnp.asarray(t) * 1.0
-    at, _, widths = _nodes(t, transform)
-    return jnp.clip(jnp.sum(widths * density(at, beta, transform), axis=-1), 0, 1)
+    *_, mass = _masses(t, beta, transform)
+    return jnp.where(t >= 1, 1.0, jnp.clip(jnp.sum(mass, axis=-1), 0, 1))
 
 
 def crossing_level(beta: ArrayLike, transform: Transform) -> Array:
@@ -179,8 +188,8 @@ def _expected_complement(beta: ArrayLike, transform: Transform) -> Array:
         raise ValueError(f"beta must be a scalar, got shape {jnp.shape(beta)}: vmap over betas")
     check_beta(beta, transform.smallest_beta, transform.name)
     beta = jnp.asarray(beta) * 1.0
-    t, s, widths = _nodes(jnp.ones_like(beta), transform)
-    return jnp.sum(widths * s * density(t, beta, transform))
+    _, s, mass = _masses(jnp.ones_like(beta), beta, transform)
+    return jnp.sum(mass * s)
 
 
 def effective_n(expected_quantile: ArrayLike) -> Array:
@@ -218,7 +227,11 @@ def best_of_n(beta: ArrayLike, transform: Transform) -> Array:
 
 
 def reward_density(
-    reward: ArrayLike, beta: ArrayLike, transform: Transform, reward_cdf: Callable[[Array], Array]
+    reward: ArrayLike,
+    beta: ArrayLike,
+    transform: Transform,
+    reward_cdf: Callable[[Array], Array],
+    reward_survival: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Density of the reward itself under the optimum: p(F(r)) F'(r), F its distribution under the reference.
 
@@ -227,6 +240,7 @@ def reward_density(
       beta: > 0, broadcasts against r.
       transform: f and log Z.
       reward_cdf: F, elementwise, continuous and differentiable by JAX.
+      reward_survival: 1 - F, for rewards so good that F has rounded to 1; without it their density is 0.
 
     Returns:
       [...], per unit of reward.
@@ -241,11 +255,24 @@ def reward_density(
     quantile, slope = jax.jvp(reward_cdf, (reward,), (jnp.ones_like(reward),))
     # Where F has reached 0 or 1, f may be infinite and the reference has nothing to give.
     inside = (quantile > 0) & (quantile < 1)
-    return jnp.where(inside, slope * density(jnp.where(inside, quantile, 0.5), beta, transform), 0.0)
+    f = transform.apply(jnp.where(inside, quantile, 0.5))
+    if reward_survival is not None and transform.complement is not None:
+        rest, falling = jax.jvp(reward_survival, (reward,), (jnp.ones_like(reward),))
+        high = (rest > 0) & (rest < 0.5)
+        f = jnp.where(high, transform.complement(jnp.where(high, rest, 0.5)), f)
+        slope, inside = jnp.where(high, -falling, slope), inside | high
+    # One exponent: p alone may overflow where F' is small.
+    log_slope = jnp.log(jnp.where(slope > 0, slope, 1.0))
+    density = jnp.exp(log_slope + f / beta - transform.log_z(beta))
+    return jnp.where(inside & (slope > 0), density, 0.0)
 
 
 def expected_reward(
-    beta: ArrayLike, transform: Transform, reward_cdf: Callable[[Array], Array], support: tuple[float, float]
+    beta: ArrayLike,
+    transform: Transform,
+    reward_cdf: Callable[[Array], Array],
+    support: tuple[float, float],
+    reward_survival: Callable[[Array], Array] | None = None,
 ) -> Array:
     """E*[R] = int F^{-1}(t) p(t) dt, the mean reward under the optimum.
 
@@ -254,9 +281,11 @@ def expected_reward(
       transform: f and log Z.
       reward_cdf: F, elementwise and continuous: the reward's distribution under the reference.
       support: (low, high), between which F goes from 0 to 1, up to what may be neglected.
+      reward_survival: 1 - F, for an optimum among rewards so good that F has rounded to 1.
 
     Returns:
-      [], in units of the reward.
+      [], in units of the reward; NaN where more than 1e-6 of the optimum lies where neither function can tell rewards
+      apart, unless all of these are within 1e-6 of the support's length.
 
     Raises:
       ValueError: beta is not a scalar, or the support is not an interval.
@@ -267,16 +296,24 @@ def expected_reward(
     """
     if jnp.ndim(beta) != 0 or not support[0] < support[1]:
         raise ValueError(f"beta must be a scalar and support rise, got shape {jnp.shape(beta)} and {support}")
-    t, _, widths = _nodes(jnp.ones_like(jnp.asarray(beta) * 1.0), transform)
+    beta = jnp.asarray(beta) * 1.0
+    t, s, mass = _masses(jnp.ones_like(beta), beta, transform)
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         under = reward_cdf(middle) < t
+        if reward_survival is not None:
+            under = jnp.where(s < 0.5, reward_survival(middle) > s, under)
         return jnp.where(under, middle, low), jnp.where(under, high, middle)
 
     low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.full_like(t, support[0]), jnp.full_like(t, support[1])))
-    return jnp.sum(widths * density(t, beta, transform) * (low + high) / 2)
+    reward = (low + high) / 2
+    lost = (s < jnp.finfo(s.dtype).eps) if reward_survival is None else (s <= jnp.finfo(s.dtype).tiny)
+    last = jnp.max(jnp.where(lost, support[0], reward))
+    unknown = 1 - jnp.sum(jnp.where(lost, 0.0, mass))
+    told = (unknown < _LOST) | (support[1] - last < _LOST * (support[1] - support[0]))
+    return jnp.where(told, jnp.sum(jnp.where(lost, 0.0, mass * reward)) + unknown * last, jnp.nan)
 
 
 def beta_for(figure: Callable[[ArrayLike, Transform], Array], value: float, transform: Transform) -> float:
@@ -301,15 +338,17 @@ def beta_for(figure: Callable[[ArrayLike, Transform], Array], value: float, tran
     with jax.enable_x64(True):
         at = jax.jit(lambda beta: figure(beta, transform))
 
-        def difference(log_beta: float) -> float:
-            return float(at(least + np.exp(log_beta))) - value
+        def reached(log_beta: float) -> float:
+            return float(at(least + np.exp(log_beta)))
 
         low, high = np.log(_BETAS)
-        if not difference(low) >= 0 >= difference(high):
+        most, fewest = reached(low), reached(high)
+        # What is reached in the limit only, such as the KL of a threshold with all mass above it, is no optimum's.
+        if not most > value > fewest:
             name = getattr(figure, "__name__", "figure")
-            most, fewest = (f"{difference(end) + value:.6g}" for end in (low, high))
             raise ValueError(
-                f"no optimum of transform {transform.name!r} has {name} = {value:g}: it lies between {fewest} and "
-                f"{most} (beta from {least + _BETAS[1]:g} down to {least + _BETAS[0]:g})"
+                f"no optimum of transform {transform.name!r} has {name} = {value:g}: it lies between {fewest:.6g} and "
+                f"{most:.6g} (beta from {least + _BETAS[1]:g} down to {least + _BETAS[0]:g})"
             )
-        return float(least + np.exp(brentq(difference, low, high, xtol=1e-14, rtol=1e-14)))
+        root = brentq(lambda log_beta: reached(log_beta) - value, low, high, xtol=1e-14, rtol=1e-14)
+        return float(least + np.exp(root))

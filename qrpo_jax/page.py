@@ -1,4 +1,4 @@
-"""The page of a report: numbers and hostile text as HTML."""
+"""The pages of reports: numbers and hostile text as HTML."""
 
 import math
 import unicodedata
@@ -11,14 +11,14 @@ SHOWN_CHARACTERS = 1200  # of a prompt or completion
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
-def render(**parts: Any) -> str:
-    """The page; whatever is not Markup is escaped."""
+def render(template: str = PAGE, /, **parts: Any) -> str:
+    """The page that a template makes of its parts; whatever is not Markup is escaped."""
     loader = jinja2.PackageLoader("qrpo_jax", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "visible": visible}
-    return environment.get_template(PAGE).render(**parts)
+    return environment.get_template(template).render(**parts)
 
 
 def number(value: float, sign: bool = False) -> str:

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 from qrpo_jax import quantiles
 from qrpo_jax.integrals import log_mean_exp
-from qrpo_jax.transforms import Transform
+from qrpo_jax.transforms import Transform, check_beta
 
 PARTITIONS = ("population", "finite_sample", "empirical")
 
@@ -48,6 +48,7 @@ def atoms_log_z(transform: Transform, beta: ArrayLike, quantile: ArrayLike, weig
     >>> round(float(atoms_log_z(transforms.identity, 0.5, [0.0, 1.0], [0.5, 0.5])), 4)
     1.4338
     """
+    check_beta(beta, 0.0, transform.name)
     weights = jnp.asarray(weights)
     # What has no weight may lie where f is infinite, and would make gradients NaN.
     f = transform.apply(jnp.where(weights > 0, jnp.asarray(quantile), 0.5))
@@ -69,21 +70,23 @@ def finite_sample_log_z(
       most: an upper bound of n, which decides shapes; n itself by default.
 
     Returns:
-      []; NaN where n is 0.
+      []; NaN where n is 0 or, if traced, beyond its bound.
 
     Raises:
-      ValueError: unknown estimator.
+      ValueError: unknown estimator, or n beyond its bound.
 
     >>> from qrpo_jax import transforms
     >>> clamped = finite_sample_log_z(transforms.normal_icdf, 0.3, 6)
     >>> round(float(clamped), 2), round(float(transforms.normal_icdf.log_z(0.3)), 2)
     (2.08, 5.56)
     """
+    if most is not None and not isinstance(count, jax.core.Tracer) and int(np.asarray(count)) > most:
+        raise ValueError(f"count is {int(np.asarray(count))}; it must not exceed most, which is {most}")
     rank = jnp.arange((int(np.asarray(count)) if most is None else most) + 1.0)
     inside = rank <= count
     quantile = quantiles.of_rank(jnp.where(inside, rank, 0), count, estimator, transform.clamp)
     log_z = atoms_log_z(transform, beta, quantile, inside / (jnp.asarray(count) + 1.0))
-    return jnp.where(jnp.asarray(count) > 0, log_z, jnp.nan)
+    return jnp.where((jnp.asarray(count) > 0) & (jnp.asarray(count) < rank.size), log_z, jnp.nan)
 
 
 def empirical_log_z(

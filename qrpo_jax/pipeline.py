@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from qrpo_jax import manifest
 from qrpo_jax.checks import check
 from qrpo_jax.job import Job
-from qrpo_jax.stages import evaluate, export, reference, report, sample, score, sft, train
+from qrpo_jax.stages import evaluate, export, optimum, reference, report, sample, score, sft, train
 
 STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "sft": sft.run,
@@ -21,6 +21,7 @@ STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "evaluate": evaluate.run,
     "report": report.run,
     "export": export.run,
+    "optimum": optimum.run,
 }
 
 # The sections a stage's output depends on, besides those of the stages before it. The mesh and the log are
@@ -34,9 +35,16 @@ SECTIONS = {
     "evaluate": ("reference", "reward", "evaluate"),
     "report": ("report",),
     "export": ("export",),
+    "optimum": ("optimum",),
 }
 # Keys of those sections that say how the machine is used and not what is made.
-MACHINE = {"reward.workers", "reference.batch_rows", "sft.checkpoint_every", "train.checkpoint_every"}
+MACHINE = {
+    "reward.workers",
+    "reward.batch_rows",
+    "reference.batch_rows",
+    "sft.checkpoint_every",
+    "train.checkpoint_every",
+}
 SHARDABLE = ("sample", "score", "reference", "evaluate")
 
 
@@ -48,10 +56,11 @@ def settings(config: Any, stage: str) -> dict[str, Any]:
     flat = {key: value for key, value in flat.items() if key not in MACHINE}
     if "prompts" in sections and config.prompts.source == "jsonl":
         flat["prompts.path sha256"] = manifest.sha256(Path(config.prompts.path))
-    if "model" in sections and config.model.path:
-        folder = Path(config.model.path)
-        flat["model.path config sha256"] = manifest.sha256(folder / "config.json")
-        flat["model.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    for section in ("model", "reward"):
+        if section in sections and config[section].path:
+            folder = Path(config[section].path)
+            flat[f"{section}.path config sha256"] = manifest.sha256(folder / "config.json")
+            flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return flat
 
 

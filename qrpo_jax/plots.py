@@ -1,59 +1,15 @@
-"""Plots of a report: from numbers to SVG, to be put into a page as it is.
+"""Plots of a run's report: from numbers to SVG, to be put into a page as it is."""
 
-The same numbers give the same text, byte for byte. Colours are variables of the page's style sheet, so that a plot
-follows a light or dark scheme; each has a fallback for pages that set none.
-"""
-
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-WIDTH, HEIGHT = 5.2, 3.1  # inches; a page scales plots to its columns
+from qrpo_jax.svg import HIGH, INK, LOW, POLICY, REFERENCE, render
 
-# What is drawn, as a variable of the style sheet with its fallback. Each pair differs in lightness and in line
-# style too, for readers who do not see the hues apart. Black stands for the page's own text colour.
-COLOURS = {
-    "#c2560a": "var(--reference, #c2560a)",
-    "#0067a5": "var(--policy, #0067a5)",
-    "#00795c": "var(--high, #00795c)",
-    "#a8477f": "var(--low, #a8477f)",
-    "#9a9a9a": "var(--rule, #9a9a9a)",
-    "#000000": "currentColor",
-}
-REFERENCE, POLICY, HIGH, LOW, RULE, INK = COLOURS
-
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.4,
-    "grid.alpha": 0.35,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-}
 SMOOTHED_FROM = 60  # points; curves of fewer are drawn as they are
 MOST_BINS = 25
 
@@ -77,7 +33,7 @@ def intervals(means: Mapping[str, tuple[float, Sequence[float]]]) -> str:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("mean reward a prompt, with 95 % interval")
 
-    return _render("intervals", "Held-out mean reward", draw, height=1.7)
+    return render("intervals", "Held-out mean reward", draw, height=1.7)
 
 
 def loss(steps: Sequence[float], losses: Sequence[float], *, name: str, title: str, unit: str) -> str:
@@ -88,7 +44,7 @@ def loss(steps: Sequence[float], losses: Sequence[float], *, name: str, title: s
         axes.set_ylabel(f"loss ({unit})")
         _steps(axes)
 
-    return _render(name, title, draw)
+    return render(name, title, draw)
 
 
 def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[float]) -> str:
@@ -102,7 +58,7 @@ def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[floa
         axes.legend()
         _steps(axes)
 
-    return _render("log-ratios", "Log-ratio of high- and low-reward completions", draw)
+    return render("log-ratios", "Log-ratio of high- and low-reward completions", draw)
 
 
 def targets(steps: Sequence[float], quantile: Sequence[float], target: Sequence[float] | None) -> str:
@@ -118,8 +74,8 @@ def targets(steps: Sequence[float], quantile: Sequence[float], target: Sequence[
         _steps(below if below is not None else above)
 
     if target is None:
-        return _render("targets", "Quantile of training completions", draw)
-    return _render("targets", "Quantile and calibrated target of training completions", draw, panels=2)
+        return render("targets", "Quantile of training completions", draw)
+    return render("targets", "Quantile and calibrated target of training completions", draw, panels=2)
 
 
 def gradient_norm(steps: Sequence[float], norms: Sequence[float]) -> str:
@@ -133,7 +89,7 @@ def gradient_norm(steps: Sequence[float], norms: Sequence[float]) -> str:
         axes.set_ylabel("gradient norm (L2)")
         _steps(axes)
 
-    return _render("gradient-norm", "Gradient norm", draw)
+    return render("gradient-norm", "Gradient norm", draw)
 
 
 def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
@@ -147,7 +103,7 @@ def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]])
             axes.set_ylabel(f"{stage} (per update)")
             _steps(axes)
 
-    return _render("learning-rate", "Learning rate", draw, panels=len(curves), shared=False)
+    return render("learning-rate", "Learning rate", draw, panels=len(curves), shared=False)
 
 
 def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str:
@@ -172,7 +128,7 @@ def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str
         axes.set_ylabel("share of completions")
         axes.legend()
 
-    return _render("rewards", "Held-out rewards", draw)
+    return render("rewards", "Held-out rewards", draw)
 
 
 def bins(values: Sequence[float]) -> np.ndarray:
@@ -204,7 +160,7 @@ def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
         axes.set_xlabel("mean reward under the reference")
         axes.set_ylabel("mean reward under the policy")
 
-    return _render("prompts", "Held-out prompts, before and after", draw)
+    return render("prompts", "Held-out prompts, before and after", draw)
 
 
 def quantile_density(achieved: np.ndarray, asked: tuple[np.ndarray, np.ndarray] | None, asked_label: str) -> str:
@@ -234,7 +190,7 @@ def quantile_density(achieved: np.ndarray, asked: tuple[np.ndarray, np.ndarray] 
         axes.set_ylabel("density (reference = 1)")
         axes.legend(loc="upper left")
 
-    return _render("quantiles", "Where the policy's completions rank", draw)
+    return render("quantiles", "Where the policy's completions rank", draw)
 
 
 def _curve(axes: Axes, steps: Sequence[float], values: Sequence[float], colour: str, **line: Any) -> None:
@@ -251,39 +207,3 @@ def _curve(axes: Axes, steps: Sequence[float], values: Sequence[float], colour: 
 def _steps(axes: Axes) -> None:
     axes.set_xlabel("step (updates)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-
-
-def _render(
-    name: str,
-    title: str,
-    draw: Callable[..., None],
-    *,
-    panels: int = 1,
-    height: float = HEIGHT,
-    shared: bool = True,
-) -> str:
-    # The salt makes element ids a function of the plot, and different between the plots of a page.
-    with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]):
-        figure = Figure(figsize=(WIDTH, height + 0.9 * (panels - 1)), layout="constrained")
-        axes = figure.subplots(panels, 1, sharex=shared, squeeze=False)[:, 0]
-        axes[0].set_title(title)
-        draw(*axes)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return inline(text.getvalue(), title)
-
-
-def inline(svg: str, label: str) -> str:
-    """An SVG file as an element of a page: no prologue, no metadata or name spaces, nothing that is fetched."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None, "matplotlib writes one"
-    svg = re.sub(
-        r"<svg[^>]*>", f'<svg class="plot" {view[0]} role="img" aria-label="{label}" fill="currentColor">', svg, count=1
-    )
-    svg = svg.replace("xlink:href", "href")
-    # Ids of groups are alike in all plots; those that are referred to are hashes.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"font(-family)?: ([^;\"]*?)('DejaVu Sans'[^;\"]*)", r"font\1: \2system-ui, sans-serif", svg)
-    return re.sub("|".join(COLOURS), lambda found: COLOURS[found[0]], svg).strip()

@@ -1,13 +1,16 @@
-"""Rewards of completions: code run against its tests, or any Python function of prompt and completion."""
+"""Rewards of completions: code run against its tests, a reward model, or any Python function."""
 
 import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qrpo_jax import programs
+from qrpo_jax.reward_models import ModelScorer
 from qrpo_jax.rows import Row
 from qrpo_jax.sandbox import Job, Limits, Sandbox, same_value
 
@@ -29,13 +32,19 @@ def dialogue_share(prompt: str, completion: str, payload: str) -> float:
 
 TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
+MODEL = "model"
+TOO_LONG = "dropped: too long for the reward model"
 
 
 class Scores(NamedTuple):
-    """Rewards of every row's completions, and how many completions ended how ("ok", "timeout", ...)."""
+    """Rewards of every row's completions, and how many completions ended how ("ok", "timeout", ...).
 
-    rewards: list[list[float]]
+    A completion that no reward can be given to has None.
+    """
+
+    rewards: Sequence[Sequence[float | None]]
     outcomes: dict[str, int]
+    counts: Mapping[str, int] = MappingProxyType({})  # of other things than completions
 
 
 class Reward:
@@ -77,6 +86,29 @@ class Reward:
             self._sandbox.__exit__(*error)
 
 
+class ModelReward(AbstractContextManager):
+    """The reward "model": scores of a reward model, in the place of a `Reward`."""
+
+    def __init__(self, scorer: ModelScorer) -> None:
+        self.model, self._scorer = scorer.model, scorer
+
+    @property
+    def protections(self) -> dict[str, bool]:
+        return {}
+
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Rewards of all completions of `rows`, scored or not before; None where a conversation is too long."""
+        made = self._scorer.score_rows(rows)
+        scores = iter(made.scores)
+        rewards = [[next(scores) for _ in row.completions] for row in rows]
+        long = sum(score is None for score in made.scores)
+        outcomes = {"ok": len(made.scores) - long, TOO_LONG: long}
+        return Scores(rewards, outcomes, {"special strings taken as text": made.special_strings})
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
 def find_function(name: str) -> TextReward:
     """The Python reward function of that name; "module:function" names one of the user's own.
 
@@ -86,7 +118,7 @@ def find_function(name: str) -> TextReward:
     if name in TEXT_REWARDS:
         return TEXT_REWARDS[name]
     module, colon, function = name.partition(":")
-    allowed = f"{TESTS}, {', '.join(TEXT_REWARDS)}, or package.module:function (config.reward.name)"
+    allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function (config.reward.name)"
     if not colon:
         raise ValueError(f"reward is {name!r}; allowed: {allowed}")
     try:

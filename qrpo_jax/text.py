@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -118,6 +119,23 @@ class Text(NamedTuple):
             ids = self._behind(lead + answer)
         return np.asarray(ids + end, np.int32)
 
+    def whole(self, messages: Sequence[Message], answer: str, where: str = "prompt") -> np.ndarray:
+        """Tokens int32 [L] of a conversation as its chat template writes it, to the very end; for reward models.
+
+        Unlike `conversation`, whose completion ends with the end of turn, this has what the template writes behind it
+        (Qwen's line break), and merges of tokens between prompt and answer are as they fall.
+
+        Raises:
+          ValueError: see `prompt`; or the plain layout, which has no turns.
+        """
+        if self.turn is None:
+            raise ValueError(f"{where}: the plain layout has no turns; a reward model needs a chat template")
+        if messages and messages[-1].role == "assistant":
+            raise ValueError(f"{where}: the last message is an assistant's; a chat prompt must end before the answer")
+        turns = [*messages, Message("assistant", answer)]
+        forged = any(self.special_strings(text, m.role) for m in turns for text in (m.role, m.content))
+        return np.asarray(self._apply(turns, where, tokenize=True, sanitize_control_tokens=forged), np.int32)
+
     def special_strings(self, text: str, role: str = "user") -> int:
         """How many strings in `text` look like special tokens, and are encoded as plain text therefore.
 
@@ -193,8 +211,9 @@ def open_text(folder: Path, template: str) -> Text:
         raise ValueError(f"no tokenizer.json in {folder}; point config.model.path at a Hugging Face model folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the tokenizer in {folder} cannot be read ({error}); see config.model.path") from error
+    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())  # transformers reads config.json too, and may refuse it in several lines
+        raise ValueError(f"the tokenizer in {folder} cannot be read ({reason}); see config.model.path") from error
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():

@@ -37,12 +37,15 @@ class Transform(NamedTuple):
       name: how `parse` and configs call it.
       apply: f, elementwise: quantiles [...] in [0, 1] -> transformed rewards [...].
       log_z: log int_0^1 exp(f(t) / beta) dt, elementwise: beta [...] > smallest_beta -> [...]. Raises ValueError for
-        a beta that is not; where beta is traced and cannot be looked at, the result is infinite or NaN.
+        a beta that is not; where beta is traced and cannot be looked at, the result is NaN.
       clamp: how quantiles that are estimated from n references are kept where f is finite:
         "none", "lower" ([1/n, 1]), "upper" ([0, (n-1)/n]) or "both"; see `quantiles.clamp`.
       smallest_beta: Z is finite for every beta above it.
       breaks: points inside (0, 1) where f jumps or bends, for quadrature.
       scaled: f is to be multiplied by each prompt's reward spread, see `scale_by`.
+      complement: s -> f(1 - s), where f has no bound at 1: next to 1 numbers lie 1e-16 apart, next to 0 1e-300.
+      log_z_above: log Z at beta = smallest_beta + its argument, where smallest_beta > 0: next to the smallest beta the
+        difference has digits that beta has not.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Transform(NamedTuple):
     smallest_beta: float = 0.0
     breaks: tuple[float, ...] = ()
     scaled: bool = False
+    complement: Callable[[ArrayLike], Array] | None = None
+    log_z_above: Callable[[ArrayLike], Array] | None = None
 
 
 def check_beta(beta: Any, smallest: Any, name: str) -> None:
@@ -80,14 +85,38 @@ def check_beta(beta: Any, smallest: Any, name: str) -> None:
         )
 
 
-def _transform(name: str, apply: Callable, log_z: Callable, *, smallest_beta: float = 0.0, **rest: Any) -> Transform:
-    """A transform whose log Z takes any number and refuses beta outside its domain."""
+def _transform(
+    name: str,
+    apply: Callable,
+    log_z_above: Callable,
+    *,
+    smallest_beta: float = 0.0,
+    complement: Callable | None = None,
+    **rest: Any,
+) -> Transform:
+    """A transform whose log Z takes any number and refuses beta outside its domain.
+
+    `log_z_above` gets beta - smallest_beta, which is beta itself for most.
+    """
+
+    def above(room: ArrayLike) -> Array:
+        room = _floating(room)
+        # A formula may go on to finite numbers where the integral is infinite.
+        return log_z_above(jnp.where(room > 0, room, jnp.nan))
 
     def checked(beta: ArrayLike) -> Array:
         check_beta(beta, smallest_beta, name)
-        return log_z(_floating(beta))
+        return above(_floating(beta) - smallest_beta)
 
-    return Transform(name, lambda t: apply(_floating(t)), checked, smallest_beta=smallest_beta, **rest)
+    return Transform(
+        name,
+        lambda t: apply(_floating(t)),
+        checked,
+        smallest_beta=smallest_beta,
+        complement=None if complement is None else lambda s: complement(_floating(s)),
+        log_z_above=above,
+        **rest,
+    )
 
 
 def _floating(x: ArrayLike) -> Array:
@@ -151,9 +180,9 @@ def _normal_log_z(beta: Array) -> Array:
     return 0.5 / jnp.square(beta)
 
 
-def _exponential_log_z(beta: Array) -> Array:
-    """Z = int (1 - t)^{-1/beta} dt = beta / (beta - 1)."""
-    return jnp.log1p(1 / (beta - 1))
+def _exponential_log_z(room: Array) -> Array:
+    """Z = int (1 - t)^{-1/beta} dt = beta / (beta - 1), given beta - 1."""
+    return jnp.log1p(1 / room)
 
 
 # log(pi x / sin(pi x)) = sum_k zeta(2k) x^{2k} / k, here up to x = 1/2.
@@ -161,13 +190,13 @@ _ZETA = [1.6449340668482264, 1.0823232337111382, 1.0173430619844492, 1.004077356
 _LOGIT_SERIES = [(_ZETA[k - 1] if k <= 5 else sum(n ** (-2.0 * k) for n in range(1, 60))) / k for k in range(1, 27)]
 
 
-def _logit_log_z(beta: Array) -> Array:
-    """Z = int t^x (1 - t)^{-x} dt = Gamma(1 + x) Gamma(1 - x) = pi x / sin(pi x), x = 1 / beta."""
-    use_series = beta >= 2
-    series = _horner(jnp.square(1 / jnp.where(use_series, beta, 2.0)), _LOGIT_SERIES)
-    beta = jnp.where(use_series, 2.0, beta)
-    # sin(pi x) = sin(pi (1 - x)), and beta - 1 has no rounding where x is close to 1.
-    closed = jnp.log(jnp.pi / beta) - jnp.log(jnp.sin(jnp.pi * (beta - 1) / beta))
+def _logit_log_z(room: Array) -> Array:
+    """Z = int t^x (1 - t)^{-x} dt = Gamma(1 + x) Gamma(1 - x) = pi x / sin(pi x), x = 1 / beta, given beta - 1."""
+    use_series = room >= 1
+    series = _horner(jnp.square(1 / (1 + jnp.where(use_series, room, 1.0))), _LOGIT_SERIES)
+    room = jnp.where(use_series, 1.0, room)
+    # sin(pi x) = sin(pi (1 - x)), which has its digits where x is close to 1.
+    closed = jnp.log(jnp.pi / (1 + room)) - jnp.log(jnp.sin(jnp.pi * room / (1 + room)))
     return jnp.where(use_series, series, closed)
 
 
@@ -175,11 +204,28 @@ identity = _transform("identity", lambda t: t, _power_log_z(1, _identity_closed_
 log = _transform("log", jnp.log, _log_log_z, clamp="lower")
 square = _transform("square", jnp.square, _power_log_z(2, _square_closed_form))
 sqrt = _transform("sqrt", jnp.sqrt, _power_log_z(0.5, _sqrt_closed_form))
-normal_icdf = _transform("normal-icdf", ndtri, _normal_log_z, clamp="both")
+normal_icdf = _transform("normal-icdf", ndtri, _normal_log_z, clamp="both", complement=lambda s: -ndtri(s))
 exponential_icdf = _transform(
-    "exponential-icdf", lambda t: -jnp.log1p(-t), _exponential_log_z, clamp="upper", smallest_beta=1.0
+    "exponential-icdf",
+    lambda t: -jnp.log1p(-t),
+    _exponential_log_z,
+    clamp="upper",
+    smallest_beta=1.0,
+    complement=lambda s: -jnp.log(s),
 )
-logit = _transform("logit", jax.scipy.special.logit, _logit_log_z, clamp="both", smallest_beta=1.0)
+logit = _transform(
+    "logit",
+    jax.scipy.special.logit,
+    _logit_log_z,
+    clamp="both",
+    smallest_beta=1.0,
+    complement=lambda s: -jax.scipy.special.logit(s),
+)
+
+
+def _number(x: float) -> str:
+    """x as short as it can be and still be x, so that a name made of it can be parsed again."""
+    return f"{x:g}" if float(f"{x:g}") == x else repr(float(x))
 
 
 @lru_cache(maxsize=64)
@@ -200,12 +246,13 @@ def power(p: float) -> Transform:
     """
     if not 0 < p < math.inf:
         raise ValueError(f"power is {p}; it must be positive and finite, such as power(0.7)")
-    name = f"power({p:g})"
+    p = float(p)  # NumPy's numbers would widen float32
+    name = f"power({_number(p)})"
     if p in (0.5, 1, 2):
         return {0.5: sqrt, 1: identity, 2: square}[p]._replace(name=name)
     # Next to 1, t^p = exp(p log(1 - s)) keeps the digits that t has lost.
     table = tabulate(lambda t: t**p, lambda s: jnp.exp(p * jnp.log1p(-s)))
-    return _transform(name, lambda t: t**p, table.log_z)
+    return _transform(name, lambda t: t**p, table.log_z, smallest_beta=table.smallest_beta)
 
 
 def threshold(q: float) -> Transform:
@@ -222,6 +269,7 @@ def threshold(q: float) -> Transform:
     """
     if not 0 < q < 1:
         raise ValueError(f"threshold is {q}; it must lie inside (0, 1), such as threshold(0.8)")
+    q = float(q)
 
     def log_z(beta: Array) -> Array:
         # log1p(sum) is accurate near 0, and e^{1/beta} is not formed where it would overflow.
@@ -230,7 +278,10 @@ def threshold(q: float) -> Transform:
         beta = jnp.where(near, 1 / 60.0, beta)
         return jnp.where(near, jnp.log1p((1 - q) * jnp.expm1(x)), 1 / beta + jnp.log((1 - q) + q * jnp.exp(-1 / beta)))
 
-    return _transform(f"threshold({q:g})", lambda t: (t >= q).astype(t.dtype), log_z, breaks=(q,))
+    def apply(t: Array) -> Array:
+        return jnp.where(jnp.isnan(t), t, t >= q)  # NaN is not a quantile below q
+
+    return _transform(f"threshold({_number(q)})", apply, log_z, breaks=(q,))
 
 
 def piecewise_linear(*knots: tuple[float, float]) -> Transform:
@@ -248,8 +299,9 @@ def piecewise_linear(*knots: tuple[float, float]) -> Transform:
     >>> round(float(piecewise_linear((0, 0), (1, 1)).log_z(0.1)), 4)
     7.6974
     """
-    t, f = np.asarray(knots, float).T if knots and all(len(knot) == 2 for knot in knots) else (np.zeros(0),) * 2
-    if len(t) < 2 or t[0] != 0 or t[-1] != 1 or (np.diff(t) < 0).any() or not np.isfinite(f).all():
+    shaped = all(np.shape(knot) == (2,) for knot in knots)
+    t, f = np.asarray(knots, float).T if knots and shaped else (np.zeros(0),) * 2
+    if len(t) < 2 or t[0] != 0 or t[-1] != 1 or not (np.diff(t) >= 0).all() or not np.isfinite(f).all():
         raise ValueError(
             f"knots are {knots}; they must be pairs (t, f), t rising from 0 to 1, f finite, such as "
             "piecewise-linear((0, 0), (0.8, 0.1), (1, 1))"
@@ -262,12 +314,12 @@ def piecewise_linear(*knots: tuple[float, float]) -> Transform:
         part = jnp.clip(jnp.searchsorted(jnp.asarray(starts, x.dtype), x, side="right") - 1, 0, len(starts) - 1)
         a, b, from_, to = (jnp.asarray(v, x.dtype)[part] for v in (starts, ends, low, high))
         share = (x - a) / (b - a)
-        return from_ * (1 - share) + to * share
+        return jnp.where(x >= 1, jnp.asarray(f[-1], x.dtype), from_ * (1 - share) + to * share)
 
     def log_z(beta: Array) -> Array:
         return log_mean_exp((low + high) / 2, ends - starts, 1 / beta, (high - low) / 2)
 
-    name = "piecewise-linear(" + ", ".join(f"({a:g}, {b:g})" for a, b in zip(t, f, strict=True)) + ")"
+    name = "piecewise-linear(" + ", ".join(f"({_number(a)}, {_number(b)})" for a, b in zip(t, f, strict=True)) + ")"
     return _transform(name, apply, log_z, breaks=tuple(float(x) for x in np.unique(t)[1:-1]))
 
 
@@ -298,11 +350,21 @@ def from_function(
     1.4728
     """
     name = name or getattr(f, "__name__", "f")
+    if not callable(f):
+        raise ValueError(f"transform {name!r} is {f!r}; it must be a function of quantiles")
     try:
         table = tabulate(f, complement, breaks)
-    except ValueError as error:
-        raise ValueError(f"transform {name!r}: {error}") from error
-    return _transform(name, f, table.log_z, clamp=clamp, smallest_beta=table.smallest_beta, breaks=breaks)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"transform {name!r}: {str(error).splitlines()[0]}") from error
+    return _transform(
+        name,
+        f,
+        table.log_z,
+        clamp=clamp,
+        smallest_beta=table.smallest_beta,
+        breaks=tuple(sorted(breaks)),
+        complement=complement,
+    )
 
 
 def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> Transform:
@@ -322,25 +384,52 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
     (0.5, 0.5104)
     """
     known = not isinstance(scale, jax.core.Tracer)
+    for what, given in (("shift", shift), ("scale", scale)):
+        if not isinstance(given, jax.core.Tracer):
+            values = np.asarray(given)
+            if values.dtype.kind not in "biuf" and not jnp.issubdtype(values.dtype, jnp.floating):
+                raise ValueError(f"{what} is {given!r}; it must be a number")
+            if values.ndim == 0 and not np.isfinite(values):
+                raise ValueError(f"{what} is {given}; it must be finite")
     if known and (np.asarray(scale) < 0).any():
         raise ValueError(f"scale is {scale}; it must be at least 0 (give a falling f its own transform)")
     plain = all(isinstance(x, int | float) for x in (shift, scale))
-    name = f"affine({transform.name}, {shift:g}, {scale:g})" if plain else f"affine({transform.name})"
+    name = f"affine({transform.name}, {_number(shift)}, {_number(scale)})" if plain else f"affine({transform.name})"
 
     def apply(t: ArrayLike) -> Array:
         return jnp.asarray(shift) + jnp.asarray(scale) * transform.apply(t)
+
+    def complement(s: ArrayLike) -> Array:
+        return jnp.asarray(shift) + jnp.asarray(scale) * transform.complement(s)
+
+    # beta / 0 would be an infinity with a NaN gradient; exp(0 / beta) integrates to 1 exactly.
+    constant = jnp.equal(scale, 0)
+    divisor = jnp.where(constant, 1.0, scale)
+
+    def above(room: ArrayLike, beta: ArrayLike) -> Array:
+        """log Z, from what beta is above its smallest value by: beta / scale would lose that."""
+        if transform.log_z_above is None:
+            inner = transform.log_z(jnp.where(constant, transform.smallest_beta + 1.0, beta / divisor))
+        else:
+            inner = transform.log_z_above(jnp.where(constant, 1.0, room / divisor))
+        return jnp.asarray(shift) / beta + jnp.where(constant, 0.0, inner)
 
     def log_z(beta: ArrayLike) -> Array:
         if known:
             check_beta(beta, transform.smallest_beta * np.asarray(scale, float), name)
         beta = _floating(beta)
-        # beta / 0 would be an infinity with a NaN gradient; exp(0 / beta) integrates to 1 exactly.
-        constant = jnp.equal(scale, 0)
-        inner = jnp.where(constant, transform.smallest_beta + 1.0, beta / jnp.where(constant, 1.0, scale))
-        return jnp.asarray(shift) / beta + jnp.where(constant, 0.0, transform.log_z(inner))
+        return above(beta - transform.smallest_beta * divisor, beta)
 
     smallest = transform.smallest_beta * (float(np.max(scale)) if known else 1.0)
-    return transform._replace(name=name, apply=apply, log_z=log_z, smallest_beta=smallest)
+    one_edge = smallest == 0 or (known and np.ndim(scale) == 0)
+    return transform._replace(
+        name=name,
+        apply=apply,
+        log_z=log_z,
+        smallest_beta=smallest,
+        complement=None if transform.complement is None else complement,
+        log_z_above=(lambda room: above(_floating(room), smallest + _floating(room))) if one_edge else None,
+    )
 
 
 def gaussian(mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> Transform:
@@ -401,7 +490,7 @@ def parse(text: str) -> Transform:
     if colon:
         try:
             found = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"transform is {text!r}; that function cannot be imported ({error})") from None
         made = found if isinstance(found, Transform) else from_function(found, text)
         return made._replace(name=text)
@@ -409,7 +498,7 @@ def parse(text: str) -> Transform:
         # Names have hyphens, which Python would read as minus.
         tree = ast.parse(re.sub(r"(?<=[a-z])-(?=[a-z])", "_", text.strip()), mode="eval").body
         return _built(tree)
-    except (SyntaxError, KeyError, TypeError, RecursionError):
+    except (SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
         raise ValueError(f"transform is {text!r}; allowed: {ALLOWED}") from None
     except ValueError as error:
         raise ValueError(f"transform is {text!r}: {error}") from None
@@ -421,7 +510,13 @@ def _built(tree: ast.expr) -> Transform:
         return TRANSFORMS[tree.id.replace("_", "-")]
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
         made = (_built(a) if isinstance(a, ast.Name | ast.Call) else ast.literal_eval(a) for a in tree.args)
-        return MAKERS[tree.func.id.replace("_", "-")](*made)
+        name, given = tree.func.id.replace("_", "-"), list(made)
+        numbers = given[1:] if name == "affine" and given and isinstance(given[0], Transform) else given
+        if name != "piecewise-linear" and not all(isinstance(x, int | float) for x in numbers):
+            raise TypeError("not a number")
+        if name == "affine" and len(numbers) == len(given):
+            raise TypeError("affine begins with a transform")
+        return MAKERS[name](*given)
     raise TypeError("neither a name nor a call")
 
 

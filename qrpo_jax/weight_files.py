@@ -6,7 +6,7 @@ keep. It is turned, cast and put into its place among the stacked layers there.
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,15 @@ def read_headers(folder: Path) -> dict[str, Header]:
         if name not in headers or headers[name].file.name != file:
             raise ValueError(f"{index} places tensor {name} in {file}, which does not have it")
     return headers
+
+
+def read_tensors(headers: Mapping[str, Header], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Small tensors by name, whole on this host and in float32."""
+    found = {}
+    for name in names:
+        with safe_open(headers[name].file, "numpy") as opened:
+            found[name] = opened.get_tensor(name).astype(np.float32)
+    return found
 
 
 def conversions(headers: Mapping[str, Header], dtype: Any) -> str:

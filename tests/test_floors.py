@@ -10,10 +10,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 FLOORS = (
     "integrals transforms quantiles partition losses selectors optimum objectives",
     "attention rope settings layers decoder log_probs sampling mesh "
-    "families stored json_values rope_config model_config weight_files hugging_face lora peft_folder",
-    "rows row_files text programs prompts examples packing batch loader rewards sandbox",
+    "families stored json_values rope_config model_config weight_files hugging_face reward_heads "
+    "lora peft_folder",
+    "rows row_files text programs prompts examples packing batch loader rewards reward_models sandbox",
     "state step optimizer checkpoints metrics fit",
-    "job manifest checks pipeline stages plots page",
+    "job manifest checks pipeline stages plots optimum_plots svg page",
     "main",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

@@ -31,7 +31,8 @@ def status(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
     return int(line.split()[1]) * 1024
 
-parameters = jax.block_until_ready(hugging_face.load(Path(sys.argv[1]), make_mesh(*json.loads(sys.argv[2])), jnp.bfloat16))
+mesh = make_mesh(*json.loads(sys.argv[2]))
+parameters = jax.block_until_ready(hugging_face.load(Path(sys.argv[1]), mesh, jnp.bfloat16))
 peak = status("VmHWM")
 kept = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters))
 sums = {"/".join(k.key for k in path): float(jnp.sum(leaf[..., :7].astype(jnp.float32)))

@@ -23,11 +23,11 @@ def test_every_module_of_the_road_and_every_link_is_there() -> None:
     assert len(links) > 20 and not missing, missing
 
 
-def test_every_key_of_the_quickstart_is_a_key_of_the_default() -> None:
-    from configs import default, quickstart, stories
+def test_every_key_of_a_config_is_a_key_of_the_default() -> None:
+    from configs import default, optimum, quickstart, stories
 
     known = default.get_config()
-    for config in (quickstart.get_config(), stories.get_config()):
+    for config in (quickstart.get_config(), stories.get_config(), optimum.get_config()):
         for section, value in config.items():
             assert section in known
             if hasattr(value, "keys"):

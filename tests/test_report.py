@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import default
-from qrpo_jax import manifest, plots, row_files
+from qrpo_jax import manifest, plots, row_files, transforms
 from qrpo_jax.job import Job, Shard
 from qrpo_jax.rows import Completion, Message, Row
-from qrpo_jax.stages import accounting, evaluate, report
+from qrpo_jax.stages import accounting, asked, evaluate, report
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e</pre><img src=x onerror=alert(2)>"
 WITH_SFT = ("sft", "sample", "score", "reference", "train", "evaluate", "report")
@@ -62,6 +63,16 @@ def metrics(calibrated: bool) -> list[dict[str, float]]:
     return lines
 
 
+def asked_of(job: Job) -> dict[str, Any] | None:
+    """What stage train puts on record."""
+    config = job.config.train
+    if config.objective != "qrpo":
+        return None
+    transform, table = transforms.parse(config.transform), tiny.examples(10)
+    beta_C = np.full(10, config.beta)
+    return asked.figures(table, transform, beta_C, partition_name=config.partition, estimator="ecdf")
+
+
 def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str = "qrpo", **of_rewards: float) -> Job:
     """A work directory as the stages before the report leave it, and its job."""
     config: ConfigDict = default.get_config()
@@ -75,8 +86,6 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     results = evaluate.compare(sides["reference"], sides["policy"])
     results["reference"] |= {"kl_to_policy_k1": 1.75, "kl_to_policy_k3": 1.5}
     results["policy"] |= {"kl_to_reference_k1": 1.25, "kl_to_reference_k3": 1.125}
-    results |= {"settings": evaluate.summary(job), "optimum": evaluate.asked_for(job)}
-    manifest.write_json(workdir / "evaluate" / "results.json", results)
     row_files.write_unit(job.folder("reference"), 0, 1, sides["reference"])
     row_files.finish(job.folder("reference"), 1)
     counts = {"rows": PROMPTS, "dropped: too long": 4321}
@@ -85,7 +94,9 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
             job.folder(stage).mkdir()
             lines = [json.dumps(line) + "\n" for line in metrics(stage == "train" and objective == "qrpo")]
             (job.folder(stage) / "metrics.jsonl").write_text("".join(lines))
-            manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625})
+            manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625, "asked": asked_of(job)})
+    results |= {"settings": evaluate.summary(job), "optimum": evaluate.asked_for(job)}
+    manifest.write_json(workdir / "evaluate" / "results.json", results)
     held = {"network": False, "filesystem": True, "memory": True}
     manifest.complete(job.folder("score"), {"counts": {"completions: ok": 371}, "protections": held})
     manifest.complete(job.folder("evaluate"), {"counts": {side: {"prompts": PROMPTS} for side in sides}})

@@ -126,7 +126,7 @@ def test_a_function_of_the_users_is_called_with_prompt_completion_and_payload():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("test", "reward is 'test'; allowed: tests, dialogue_share"),
+        ("test", "reward is 'test'; allowed: tests, model, dialogue_share"),
         ("no_such_module:f", "cannot be imported"),
         ("json:no_such_function", "cannot be imported"),
         ("json:__name__", "is not a function"),

@@ -1,7 +1,7 @@
 """What a run counted: rows and completions dropped or cut, padding, ties, protections, speed."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -21,6 +21,16 @@ FORBIDDEN = {
     "cpu": "use more CPU time than its limit",
     "repeatable": "see addresses in memory that differ from run to run",
 }
+
+
+SIDES = ("reference", "policy")
+
+
+def held_out(job: Job) -> dict[str, Iterator[Row]]:
+    """Evaluated rows of both sides, prompt by prompt; one that lost all completions on a side is in neither."""
+    folder = job.folder("evaluate")
+    both = set.intersection(*({row.id for row in row_files.read(folder / side)} for side in SIDES))
+    return {side: (row for row in row_files.read(folder / side) if row.id in both) for side in SIDES}
 
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:

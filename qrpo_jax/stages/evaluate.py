@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from qrpo_jax import row_files
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.job import Job
 from qrpo_jax.manifest import read_manifest, write_json
 from qrpo_jax.rows import Row
+from qrpo_jax.stages.accounting import SIDES, held_out
 from qrpo_jax.stages.prompting import Prompts
 from qrpo_jax.stages.reference import LogProbs, make_log_probs
 from qrpo_jax.stages.sample import make_completer
-from qrpo_jax.stages.score import describe, open_reward, score_rows
+from qrpo_jax.stages.score import describe, open_reward, score_rows, tell_dropped
 from qrpo_jax.stages.units import Counts, add_counts, run_units
 
-SIDES = ("reference", "policy")
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -48,8 +47,15 @@ def run(job: Job) -> dict[str, Any] | None:
             if made is None:
                 return None
             counts[side] = made
-    rows = {side: list(row_files.read(folder / side)) for side in SIDES}
+    rows = {side: list(kept) for side, kept in held_out(job).items()}
+    if not rows["policy"]:
+        raise ValueError(
+            "no held-out prompt has completions of both sides that the reward model could score: they were too long "
+            "(config.reward.max_tokens, config.evaluate.max_new_tokens)"
+        )
     results = compare(rows["reference"], rows["policy"])
+    for side in SIDES:
+        results[side]["not_scored"] = tell_dropped(job, f"evaluate, {side}", counts[side])
     # KL from samples of each side, both log-probabilities by the function that training uses.
     for side in SIDES:
         if log_probs is not None:

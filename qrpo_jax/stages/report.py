@@ -10,15 +10,15 @@ import jax
 import numpy as np
 from markupsafe import Markup
 
-from qrpo_jax import optimum, plots, row_files, transforms
+from qrpo_jax import optimum, plots, transforms
 from qrpo_jax.job import Job
 from qrpo_jax.manifest import flatten
 from qrpo_jax.metrics import read_metrics
 from qrpo_jax.page import PAGE, number, render
 from qrpo_jax.rows import Row
 from qrpo_jax.stages import accounting
+from qrpo_jax.stages.accounting import SIDES
 
-SIDES = ("reference", "policy")
 SHOWN_COMPLETIONS = 4  # of each side, an example
 MOST_RANKS = 21
 
@@ -78,9 +78,9 @@ def run(job: Job) -> dict[str, Any]:
 def read_held(job: Job) -> Held:
     rewards: dict[str, list[np.ndarray]] = {}
     first: dict[str, list[Row]] = {}
-    for side in SIDES:
+    for side, rows in accounting.held_out(job).items():
         rewards[side], first[side] = [], []
-        for row in row_files.read(job.folder("evaluate") / side):
+        for row in rows:
             rewards[side].append(np.asarray([c.reward for c in row.completions]))
             if len(first[side]) < job.config.report.examples:
                 first[side].append(row)

@@ -1,0 +1,25 @@
+"""What transforms and betas ask of a policy: optima, their price in KL, and what few references change.
+
+    python -m qrpo_jax.main --config=configs/optimum.py --workdir=runs/optimum
+
+No model, no data, no accelerator. It leaves optimum/report.html, a page with the paper's figure 5 (at beta = 0.1 the
+optimum of identity takes probability from 77 % of the reference's completions and gives it to 23 %), what each
+transform buys for the same KL, and for every transform and beta its densities, figures, and the gap between the log Z
+of the population and that of n references; optimum/optima.json has the numbers. Other choices, quoted for the shell:
+
+    --config.optimum.transforms="('power(0.7)', 'threshold(0.8)')" --config.optimum.betas="(0.05, 0.2)"
+
+Measured on 2026-11-22 on 2 cores of an Intel Xeon that other jobs kept busy too: 36 s of processor time, 64 s in all,
+1.1 GB. At 2 nats identity has expected quantile 0.950 (beta 0.0498), as Best-of-N has it for N = 19; normal-icdf has
+0.921 (beta 0.5).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.stages = ("optimum",)
+    return config
