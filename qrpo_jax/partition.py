@@ -170,12 +170,12 @@ def log_z(
     raise ValueError(f"unknown partition {partition!r}: set the partition to one of {list(PARTITIONS)}")
 
 
-def gap(transform: Transform, beta: float, counts: ArrayLike, estimator: str = "ecdf") -> np.ndarray:
+def gap(transform: Transform, beta: ArrayLike, counts: ArrayLike, estimator: str = "ecdf") -> Array:
     """log Z_n - log Z: what the population's constant is off by when quantiles come from n references.
 
     Args:
       transform: f and log Z.
-      beta: > 0, one number.
+      beta: [], > 0; callers vmap.
       counts: [P], n of each prompt, concrete.
       estimator: a key of `quantiles.ESTIMATORS`.
 
@@ -189,6 +189,7 @@ def gap(transform: Transform, beta: float, counts: ArrayLike, estimator: str = "
     >>> [round(float(x), 3) for x in gap(transforms.normal_icdf, 0.3, [6, 50], "midpoint")]
     [-2.485, -1.275]
     """
-    different, which = np.unique(np.asarray(counts), return_inverse=True)
-    finite = jnp.stack([finite_sample_log_z(transform, beta, int(n), estimator) for n in different])
-    return np.asarray(finite - transform.log_z(beta))[which]
+    given = np.asarray(counts)
+    most = int(given.max())
+    each = jax.vmap(lambda count: finite_sample_log_z(transform, beta, count, estimator, most=most))
+    return each(jnp.asarray(given)) - transform.log_z(beta)

@@ -393,14 +393,12 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
                 raise ValueError(f"{what} is {given}; it must be finite")
     if known and (np.asarray(scale) < 0).any():
         raise ValueError(f"scale is {scale}; it must be at least 0 (give a falling f its own transform)")
-    plain = all(isinstance(x, int | float) for x in (shift, scale))
-    name = f"affine({transform.name}, {_number(shift)}, {_number(scale)})" if plain else f"affine({transform.name})"
+    name = f"affine({transform.name})"
+    if isinstance(shift, int | float) and isinstance(scale, int | float):
+        name = f"affine({transform.name}, {_number(shift)}, {_number(scale)})"
 
-    def apply(t: ArrayLike) -> Array:
-        return jnp.asarray(shift) + jnp.asarray(scale) * transform.apply(t)
-
-    def complement(s: ArrayLike) -> Array:
-        return jnp.asarray(shift) + jnp.asarray(scale) * transform.complement(s)
+    def image(f: Callable[[ArrayLike], Array]) -> Callable[[ArrayLike], Array]:
+        return lambda t: jnp.asarray(shift) + jnp.asarray(scale) * f(t)
 
     # beta / 0 would be an infinity with a NaN gradient; exp(0 / beta) integrates to 1 exactly.
     constant = jnp.equal(scale, 0)
@@ -424,10 +422,10 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
     one_edge = smallest == 0 or (known and np.ndim(scale) == 0)
     return transform._replace(
         name=name,
-        apply=apply,
+        apply=image(transform.apply),
         log_z=log_z,
         smallest_beta=smallest,
-        complement=None if transform.complement is None else complement,
+        complement=None if transform.complement is None else image(transform.complement),
         log_z_above=(lambda room: above(_floating(room), smallest + _floating(room))) if one_edge else None,
     )
 

@@ -63,8 +63,8 @@ def figures(
 
         quantile = jax.jit(jax.vmap(lambda beta: optimum.expected_quantile(beta, transform)))(b)
         counts, occurrences = np.unique(count_C, return_counts=True)
-        gaps = np.stack([partition.gap(transform, float(beta), counts, estimator) for beta in betas])
-        gaps = gaps @ (occurrences / occurrences.sum())
+        gaps = jax.jit(jax.vmap(lambda beta: partition.gap(transform, beta, counts, estimator)))(b)
+        gaps = np.asarray(gaps) @ (occurrences / occurrences.sum())
         made |= {
             "kl": mean(optimum.kl(b, transform)),
             "expected_quantile": mean(quantile),
