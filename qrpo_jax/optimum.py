@@ -51,9 +51,9 @@ def _masses(top: Array, beta: ArrayLike, transform: Transform) -> tuple[Array, A
     """Nodes t in (0, top), 1 - t, and what p holds around them, which adds up to cdf(top); [...] -> [..., nodes]."""
     u, step = np.linspace(-_REACH, _REACH, _NODES, retstep=True)
     stretched = np.pi * np.sinh(u)
-    log_slope = np.log(step * np.pi * np.cosh(u)) - np.logaddexp(0, stretched) - np.logaddexp(0, -stretched)
-    share, rest = np.exp(-np.logaddexp(0, -stretched)), np.exp(-np.logaddexp(0, stretched))
-    log_slope, share, rest = (jnp.asarray(x, top.dtype) for x in (log_slope, share, rest))
+    log_share, log_rest = -np.logaddexp(0, -stretched), -np.logaddexp(0, stretched)
+    log_slope = jnp.asarray(np.log(step * np.pi * np.cosh(u)) + log_share + log_rest, top.dtype)
+    share, rest = jnp.asarray(np.exp(log_share), top.dtype), jnp.asarray(np.exp(log_rest), top.dtype)
     top = top[..., None]
     ends = [jnp.minimum(end, top) for end in (0.0, *transform.breaks, 1.0)]
     nodes, complements, widths = [], [], []

@@ -393,14 +393,17 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
                 raise ValueError(f"{what} is {given}; it must be finite")
     if known and (np.asarray(scale) < 0).any():
         raise ValueError(f"scale is {scale}; it must be at least 0 (give a falling f its own transform)")
-    plain = all(isinstance(x, int | float) for x in (shift, scale))
-    name = f"affine({transform.name}, {_number(shift)}, {_number(scale)})" if plain else f"affine({transform.name})"
+    name = f"affine({transform.name})"
+    if isinstance(shift, int | float) and isinstance(scale, int | float):
+        name = f"affine({transform.name}, {_number(shift)}, {_number(scale)})"
+    opposite = transform.complement
 
     def apply(t: ArrayLike) -> Array:
         return jnp.asarray(shift) + jnp.asarray(scale) * transform.apply(t)
 
     def complement(s: ArrayLike) -> Array:
-        return jnp.asarray(shift) + jnp.asarray(scale) * transform.complement(s)
+        assert opposite is not None
+        return jnp.asarray(shift) + jnp.asarray(scale) * opposite(s)
 
     # beta / 0 would be an infinity with a NaN gradient; exp(0 / beta) integrates to 1 exactly.
     constant = jnp.equal(scale, 0)
@@ -427,7 +430,7 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
         apply=apply,
         log_z=log_z,
         smallest_beta=smallest,
-        complement=None if transform.complement is None else complement,
+        complement=None if opposite is None else complement,
         log_z_above=(lambda room: above(_floating(room), smallest + _floating(room))) if one_edge else None,
     )
 
