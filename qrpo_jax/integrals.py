@@ -58,6 +58,21 @@ def log_mean_exp(values: Any, weights: Any, inverse_beta: ArrayLike, halves: Any
         jnp.asarray(a).astype(x.dtype) for a in (weights, halves, centred, below, log_weights)
     )
     mean, top = (jnp.asarray(a).astype(x.dtype) for a in (mean, top))
+    return _log_mean_exp(x, weights, halves, centred, below, log_weights, mean, top)
+
+
+@jax.jit  # for those who call it outside of a program of their own, many times with tables of one shape
+def _log_mean_exp(
+    x: Array,
+    weights: Array,
+    halves: Array,
+    centred: Array,
+    below: Array,
+    log_weights: Array,
+    mean: Array,
+    top: Array,
+) -> Array:
+    """x [..., 1]; mean and top [], the others [N]: differences are taken, everything has the dtype of the result."""
     small = jnp.max(x * (centred + halves) + log_weights, axis=-1, keepdims=True) <= _SMALL
     # Each branch sees only exponents it is made for: an overflow in the one not taken would make the gradient NaN.
     y, h = jnp.where(small, x * centred, 0), jnp.where(small, x * halves, 0)

@@ -68,10 +68,13 @@ def test_log_z_and_its_slope_are_those_of_sixty_digits(kind, x64):
             beta, log_z, slope, mean = (
                 np.array([float(row[k]) for row in rows]) for k in ("beta", "log_z", "slope", "mean")
             )
+            # All texts' betas have one shape, so that operations are compiled once.
+            padded = jnp.asarray(np.resize(beta, 16), float)
             size = np.abs(log_z) + (0 if kind in ONE_SIGN else np.abs(mean) / beta)
-            got, got_slope = jax.jit(jax.vmap(jax.value_and_grad(transform.log_z)))(jnp.asarray(beta, float))
-            error = np.abs(np.asarray(got, float) - log_z) / size
-            slope_error = np.abs(np.asarray(got_slope, float) - slope) / (np.abs(slope) + size / beta)
+            got, got_slope = jax.vmap(jax.value_and_grad(transform.log_z))(padded)
+            got, got_slope = np.asarray(got, float)[: beta.size], np.asarray(got_slope, float)[: beta.size]
+            error = np.abs(got - log_z) / size
+            slope_error = np.abs(got_slope - slope) / (np.abs(slope) + size / beta)
             bad = ~(np.isfinite(error) & np.isfinite(slope_error))
             assert not bad.any(), (text, beta[bad])
             i, j = error.argmax(), slope_error.argmax()

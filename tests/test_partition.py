@@ -66,7 +66,7 @@ def test_identity_on_tied_rewards_by_enumeration(estimator, ties, kind, count=4)
         assert min(off) > 1e-3, off
 
 
-@pytest.mark.parametrize("count", [3, 50])
+@pytest.mark.parametrize("count", [7])
 @pytest.mark.parametrize(("estimator", "kind"), itertools.product(quantiles.ESTIMATORS, partition.PARTITIONS))
 def test_identity_on_continuous_rewards_by_enumeration(estimator, kind, count):
     """Without ties a completion's rank is each of 0..n equally often, and nothing else matters."""

@@ -167,3 +167,40 @@ def test_too_few_references_are_refused():
         quantiles.check_references(1, transform, "midpoint")
     with pytest.raises(ValueError, match="n = 0 .*identity.*at least 1"):
         quantiles.check_references(0, transforms.identity)
+
+
+def test_random_ties_are_uniform_by_chi_square():
+    """Every place that a reward has among 7 references of one grade is as likely as the others."""
+    draws, references = 40_000, jnp.array([2.0] * 5 + [1.0, 3.0])
+    keys = jax.random.split(jax.random.key(2), draws)
+    drawn = jax.vmap(lambda key: quantiles.ecdf(2.0, references, ties="random", key=key))(keys)
+    counts = np.bincount(np.round(np.asarray(drawn) * 7).astype(int), minlength=8)
+    assert counts[0] == counts[7] == 0 and counts.sum() == draws
+    expected = draws / 6
+    chi_square = ((counts[1:7] - expected) ** 2 / expected).sum()
+    print(counts, chi_square)
+    assert chi_square < 25.7, "5 degrees of freedom: once in 10,000"
+
+
+@pytest.mark.parametrize("estimator", list(quantiles.ESTIMATORS))
+@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf])
+def test_whatever_a_mask_hides_is_never_looked_at(estimator, hidden):
+    """Under jit and vmap over prompts of different n: estimate, tied share, std and the mask without its own."""
+    rng = np.random.default_rng(7)
+    rewards, references = rng.integers(0, 3, 5) * 1.0, rng.integers(0, 3, (5, 7)) * 1.0
+    mask = np.arange(7) < np.array([2, 3, 5, 6, 7])[:, None]
+    shown = np.where(mask, references, hidden)
+
+    def figures(reward, row, mask, key):
+        mask = quantiles.exclude_own(reward, row, mask)
+        estimates = [
+            quantiles.estimate(reward, row, mask, estimator=estimator, ties=ties, clamped="both", key=key)
+            for ties in quantiles.TIES
+        ]
+        return jnp.stack([*estimates, quantiles.tied_share(reward, row, mask), jnp.sum(mask)])
+
+    keys = jax.random.split(jax.random.key(1), 5)
+    got = jax.jit(jax.vmap(figures))(rewards, shown, mask, keys)
+    for i in range(5):
+        alone = figures(rewards[i], references[i][mask[i]], None, keys[i])
+        np.testing.assert_allclose(got[i], alone, rtol=1e-6)

@@ -201,3 +201,166 @@ def test_unknown_name_and_missing_scale_are_refused():
         transforms.get("cubic")
     with pytest.raises(ValueError, match="reward_scale"):
         transforms.get("scaled-normal-icdf")
+
+
+EVERY = [
+    *POPULATION,
+    "exponential-icdf",
+    "logit",
+    "power(0.07)",
+    "power(7.5)",
+    "threshold(0.83)",
+    "piecewise-linear((0, -1), (0.3, -0.5), (0.3, 0.25), (0.7, 0.1), (1, 0.4))",
+    "affine(affine(logit, 0.5, 2), -1, 0.25)",
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_log_z_takes_every_kind_of_beta(name):
+    """Numbers of Python and NumPy, arrays, jit, vmap and grad under each are one function."""
+    log_z = transforms.parse(name).log_z
+    with jax.enable_x64(True):
+        for beta in (3, np.int64(3), 3.0, np.float64(3), np.float32(3), jnp.asarray(3), jnp.asarray(3.0)):
+            np.testing.assert_allclose(log_z(beta), log_z(3.0), rtol=1e-6)
+            assert jnp.issubdtype(log_z(beta).dtype, jnp.floating) and log_z(beta).shape == ()
+        betas = np.array([[1.25, 1.7, 2.0], [5.0, 41.0, 99.0]])
+        values, slopes = jax.vmap(jax.vmap(jax.value_and_grad(log_z)))(betas)
+        np.testing.assert_allclose(jax.jit(log_z)(betas), values, rtol=1e-13)
+        np.testing.assert_allclose(log_z(betas.tolist()), values, rtol=1e-13)
+        np.testing.assert_allclose(jax.jit(jax.grad(log_z))(1.7), slopes[0, 1], rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(lambda b: jnp.sum(log_z(b)))(betas), slopes, rtol=1e-12)
+        width = 1e-5 * betas
+        difference = (log_z(betas + width) - log_z(betas - width)) / (2 * width)
+        np.testing.assert_allclose(slopes, difference, rtol=1e-7)
+        assert log_z(np.float32(3)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["exponential-icdf", "logit", "affine(affine(logit, 0.5, 2), -1, 0.5)"])
+def test_below_its_domain_log_z_is_refused_or_nan(name):
+    transform = transforms.parse(name)
+    assert transform.smallest_beta == 1
+    for beta in (1.0, 1, 0.3, 0.0, -2.0, float("nan"), [2.0, 0.9], np.float32(1)):
+        with pytest.raises(ValueError, match="no finite partition function.*must be above 1"):
+            transform.log_z(beta)
+    # Traced numbers cannot be looked at; between 1/3 and 1/2 the formula of logit would be finite again.
+    assert np.isnan(jax.jit(transform.log_z)(jnp.asarray([1.0, 0.7, 0.45, 0.4, 0.2, 0.0, -3.0]))).all()
+
+
+def test_every_transform_refuses_a_beta_that_is_not_positive():
+    for name in EVERY:
+        for beta in (0, -1.0):
+            with pytest.raises(ValueError, match=f"beta = {beta:g}"):
+                transforms.parse(name).log_z(beta)
+        assert np.isnan(jax.jit(transforms.parse(name).log_z)(-1.0)), name
+
+
+def test_scales_that_differ_have_smallest_betas_that_differ():
+    scale = np.array([0.0, 0.5, 2.0])
+    transform = transforms.affine(transforms.logit, scale=scale)
+    assert transform.smallest_beta == 2
+    with pytest.raises(ValueError, match="beta = 1.5: beta must be above 2"):
+        transform.log_z(1.5)
+    np.testing.assert_allclose(
+        transform.log_z(np.array([1e-3, 0.6, 2.5])), [0, *transforms.logit.log_z(np.array([1.2, 1.25]))], rtol=1e-5
+    )
+    slopes = jax.vmap(jax.grad(lambda b, s: transforms.affine(transforms.logit, 0.0, s).log_z(b)))(
+        jnp.array([1e-3, 0.6, 2.5]), jnp.asarray(scale)
+    )
+    assert np.isfinite(slopes).all()
+
+
+def test_a_sum_is_exact_next_to_its_smallest_beta():
+    """affine(f, 0, 3) at beta = 3 (1 + 1e-4) in float32: beta / 3 would have lost what log Z depends on."""
+    for f in (transforms.exponential_icdf, transforms.logit):
+        for scale in (3.0, 0.75):
+            beta = np.float32(scale * 1.0001)
+            with jax.enable_x64(True):
+                exact = float(f.log_z(1 + (float(beta) - scale) / scale))
+            nested = transforms.affine(transforms.affine(f, 0.0, scale / 0.25), 0.0, 0.25)
+            for transform in (transforms.affine(f, 0.0, scale), nested):
+                assert float(transform.log_z(jnp.float32(beta))) == pytest.approx(exact, rel=1e-6), transform.name
+
+
+@pytest.mark.parametrize(
+    "text", [*EVERY, "gaussian(0.5, 2)", "power(0.123456789)", "threshold(0.3333333333333333)", "affine(log, 1e-07, 3)"]
+)
+def test_a_name_can_be_parsed_again(text):
+    first = transforms.parse(text)
+    if first.name != "gaussian":
+        again = transforms.parse(first.name)
+        assert again.name == first.name
+        assert float(again.log_z(1.5)) == float(first.log_z(1.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "allowed: identity"),
+        ("cube", "allowed: identity"),
+        ("power", "allowed"),
+        ("power(0)", "positive"),
+        ("power(-1)", "positive"),
+        ("power('a')", "allowed"),
+        ("power(p=2)", "allowed"),
+        ("power(2)+1", "allowed"),
+        ("power(1, 2)", "allowed"),
+        ("threshold(1)", "inside"),
+        ("threshold(0, 1)", "allowed"),
+        ("affine(0.5, 1)", "allowed"),
+        ("affine()", "allowed"),
+        ("affine(identity, 'a')", "allowed"),
+        ("affine(identity, (1, 2))", "allowed"),
+        ("affine(identity, identity)", "allowed"),
+        ("affine(identity, None)", "allowed"),
+        ("affine(identity, 0, -1)", "at least 0"),
+        ("affine(identity, 1e999)", "finite"),
+        ("gaussian(identity)", "allowed"),
+        ("gaussian(0, -1)", "at least 0"),
+        ("piecewise-linear()", "knots"),
+        ("piecewise-linear((0, 0))", "knots"),
+        ("piecewise-linear((0, 0), (0.5, 1))", "knots"),
+        ("piecewise-linear((0, 0), (0.6, 1), (0.5, 1), (1, 1))", "knots"),
+        ("piecewise-linear((0, 0), (1, 1e999))", "knots"),
+        ("piecewise-linear(((0, 0), (1, 1)))", "knots"),
+        ("piecewise-linear(0, 1)", "knots"),
+        ("no_such_module:f", "cannot be imported"),
+        ("math:no_such", "cannot be imported"),
+        ("..x:y", "cannot be imported"),
+        (":", "cannot be imported"),
+        ("math:pi", "must be a function"),
+        ("math:sin", "math:sin"),
+        ("(" * 300, "allowed"),
+    ],
+)
+def test_texts_that_name_no_transform_are_refused_in_one_line(text, said):
+    with pytest.raises(ValueError, match=said) as error:
+        transforms.parse(text)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_do_not_widen_float32():
+    with jax.enable_x64(True):
+        t, beta = jnp.float32(0.3), jnp.float32(0.5)
+        for made in (transforms.power(np.float64(0.65)), transforms.threshold(np.float64(0.7))):
+            assert made.apply(t).dtype == made.log_z(beta).dtype == jnp.float32, made.name
+
+
+def test_steps_and_knots_have_the_values_that_are_said():
+    """A knot that stands twice takes its later value, at the ends as well; NaN stays NaN."""
+    f = transforms.piecewise_linear((0, -1), (0, 0), (0.5, 1), (0.5, 3), (1, 2), (1, 7)).apply
+    np.testing.assert_allclose(f(jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])), [0, 0.5, 3, 2.5, 7])
+    for name in ("piecewise-linear((0, 0), (1, 1))", "threshold(0.5)", "power(3)"):
+        assert np.isnan(transforms.parse(name).apply(jnp.nan)), name
+    with pytest.raises(ValueError, match="knots"):
+        transforms.piecewise_linear((0, 0), (float("nan"), 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["normal-icdf", "exponential-icdf", "logit", "affine(logit, 0.5, 2)", "gaussian(1, 3)"]
+)
+def test_complements_are_f_at_one_minus_s(name):
+    transform = transforms.parse(name)
+    with jax.enable_x64(True):
+        s = jnp.array([1e-9, 0.01, 0.3, 0.5, 0.9])
+        np.testing.assert_allclose(transform.complement(s), transform.apply(1 - s), rtol=1e-6, atol=1e-12)
+        assert np.isfinite(transform.complement(1e-250))
