@@ -19,8 +19,6 @@ BEST_OF = (2, 4, 8, 16, 32, 64, 128, 256)
 SWEEP = np.geomspace(1e-4, 1e4, 240)  # beta above a transform's smallest, for the frontier
 MOST_N = 1e9  # beyond, the distance of the expected quantile to 1 may not be resolved
 LEAST_BETA = 1e-5
-# Standard deviations; float64 has no quantile between that of this reward and 1.
-HIGHEST_REWARD = 8.2
 
 
 def all_numbers(chosen: dict[str, Transform], section: Any) -> dict[str, Any]:
@@ -88,9 +86,7 @@ def at_equal_kl(transform: Transform) -> list[dict[str, Any]]:
 
     @jax.jit
     def normal_reward(beta: jax.Array) -> jax.Array:
-        """Mean of min(R, HIGHEST_REWARD)."""
-        mean = optimum.expected_reward(beta, transform, norm.cdf, (-40.0, HIGHEST_REWARD))
-        return mean + (1 - optimum.cdf(1.0, beta, transform)) * HIGHEST_REWARD
+        return optimum.expected_reward(beta, transform, norm.cdf, (-40.0, 40.0), reward_survival=norm.sf)
 
     rows = []
     for kl in EQUAL_KL:
@@ -152,5 +148,5 @@ def reward_curves(transform: Transform, betas: Sequence[float], reward: np.ndarr
     """The optimum's density of a reward that is standard normal under the reference, likewise."""
     allowed = [beta for beta in betas if beta > transform.smallest_beta]
     return {
-        beta: np.asarray(optimum.reward_density(jnp.asarray(reward), beta, transform, norm.cdf)) for beta in allowed
+        beta: np.asarray(optimum.reward_density(jnp.asarray(reward), beta, transform, norm.cdf, norm.sf)) for beta in allowed
     }

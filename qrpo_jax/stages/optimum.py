@@ -190,7 +190,6 @@ def parts(section: Any, numbers: dict[str, Any], pictures: dict[str, Any]) -> di
             for kl in optima.EQUAL_KL
         ],
         "shown_kl": optima.SHOWN_KL,
-        "highest_reward": optima.HIGHEST_REWARD,
         "estimators": tuple(section.estimators),
         "references": tuple(section.references),
         "transforms": [
