@@ -148,5 +148,6 @@ def reward_curves(transform: Transform, betas: Sequence[float], reward: np.ndarr
     """The optimum's density of a reward that is standard normal under the reference, likewise."""
     allowed = [beta for beta in betas if beta > transform.smallest_beta]
     return {
-        beta: np.asarray(optimum.reward_density(jnp.asarray(reward), beta, transform, norm.cdf, norm.sf)) for beta in allowed
+        beta: np.asarray(optimum.reward_density(jnp.asarray(reward), beta, transform, norm.cdf, norm.sf))
+        for beta in allowed
     }
