@@ -81,7 +81,7 @@ def refused(tmp_path: Path, message: str, **overrides: object) -> None:
         ({"train__transform": "cubic"}, r"transform is 'cubic'; allowed: identity, .*power\(p\)"),
         ({"train__transform": "power(-1)"}, r"power is -1; it must be positive.*\(config.train.transform\)$"),
         (
-            {"train__transform": "logit", "train__length_normalised": True, "train__beta": 50.0, "train__beta_cap": 0.9},
+            {"train__transform": "logit", "train__length_normalised": True, "train__beta": 5.0, "train__beta_cap": 0.9},
             r"'logit' has no finite partition function at beta = 0.9: beta must be above 1",
         ),
         ({"train__transform": "no.such:f"}, "'no.such:f'; that function cannot be imported"),

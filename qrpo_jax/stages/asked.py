@@ -110,6 +110,7 @@ def lines(made: dict[str, Any], transform: Transform, how_ranked: str) -> list[s
     beta = f"beta {median:g}" if least == most else f"beta {least:.3g} to {most:.3g} (median {median:.3g})"
     few, average, many = made["references"]
     n = f"{few}" if few == many else f"{few} to {many} (mean {average:.3g})"
+    average_prompt = ", for a prompt of average spread" if transform.scaled else ""
     told = []
     if made["kl"] is None:
         told.append(
@@ -120,7 +121,7 @@ def lines(made: dict[str, Any], transform: Transform, how_ranked: str) -> list[s
         told.append(
             f"asks for KL {made['kl']:.3g} nats and mean quantile {made['expected_quantile']:.4g}, as Best-of-"
             f"{made['effective_best_of_n']:.3g} has it; {made['losing_share']:.0%} of reference completions are to "
-            f"lose probability ({transform.name}, {beta}{', for a prompt of average spread' if transform.scaled else ''})"
+            f"lose probability ({transform.name}, {beta}{average_prompt})"
         )
     told.append(
         f"{made['tied']:.1%} of {made['comparisons']:,} comparisons with references are ties, ranked {how_ranked!r}"
