@@ -144,8 +144,14 @@ def check_transform(train: Any) -> None:
     """Refuses a transform that does not exist, or whose partition function is infinite at this β."""
     try:
         transform = transforms.parse(train.transform)
-        if train.objective == "qrpo" and train.partition == "population" and not train.length_normalised:
-            transforms.check_beta(train.beta, transform.smallest_beta, transform.name)
+    except ValueError as error:
+        raise ValueError(f"{error} (config.train.transform)") from None
+    if train.objective != "qrpo" or train.partition != "population":
+        return
+    # A completion of one token has the largest β.
+    largest = min(train.beta, train.beta_cap or math.inf) if train.length_normalised else train.beta
+    try:
+        transforms.check_beta(largest, transform.smallest_beta, transform.name)
     except ValueError as error:
         keys = "config.train.transform, config.train.beta, or config.train.partition='finite_sample'"
         raise ValueError(f"{error} ({keys})") from None

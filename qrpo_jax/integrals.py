@@ -230,9 +230,25 @@ def _end(near: Callable[[np.ndarray], np.ndarray], exact: bool) -> tuple[float, 
     found = tail(bits)
     if not found.linear:
         bits = 960 if exact else 52
+        _refuse_faster_than_lines(near, bits)
         found = tail(bits)._replace(linear=False)
     # Where f falls in another way, what is left out is less than the cut.
     return 0.5**bits, found if found.linear or found.slope > 0 else None
+
+
+def _refuse_faster_than_lines(near: Callable[[np.ndarray], np.ndarray], bits: int) -> None:
+    """Refuses f whose slope against L goes on growing, such as L^1.5 or L log L: exp(f / beta - L) then explodes.
+
+    Each time that L doubles, a slope with a limit, such as that of L - log L, grows by less than the time before.
+
+    Raises:
+      ValueError: exp(f / beta) has no integral at any beta.
+    """
+    doubled = near(0.5 ** (bits / 2.0 ** np.arange(5)))[::-1]
+    slopes = np.diff(doubled) / 2.0 ** np.arange(4)
+    before, growth = np.diff(slopes)[-2:]
+    if growth > 0.9 * before > 1e-6 * abs(slopes[-1]):
+        raise ValueError("the integral of exp(f / beta) is infinite for every beta: f grows too fast at an end")
 
 
 def _with_extrema(

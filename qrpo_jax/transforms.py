@@ -28,6 +28,7 @@ from qrpo_jax.integrals import log_mean_exp, tabulate
 # cancellation takes over.
 _SERIES_BELOW = 2.0
 _SERIES_TERMS = 28  # 2^28 / 28! < 1e-21: the first dropped term is far below float64 rounding
+CLAMPS = ("none", "lower", "upper", "both")
 
 
 class Transform(NamedTuple):
@@ -106,7 +107,7 @@ def _transform(
 
     def checked(beta: ArrayLike) -> Array:
         check_beta(beta, smallest_beta, name)
-        return above(_floating(beta) - smallest_beta)
+        return above(_room(_floating(beta), smallest_beta))
 
     return Transform(
         name,
@@ -123,6 +124,14 @@ def _floating(x: ArrayLike) -> Array:
     # Multiplying by a Python float keeps floating types and weak types as they are, and turns
     # integers into floats.
     return jnp.asarray(x) * 1.0
+
+
+def _room(beta: Array, smallest: Any) -> Array:
+    """beta - smallest, to the last digit of beta, though `smallest` may have more digits than beta's dtype holds."""
+    if isinstance(smallest, jax.core.Tracer):
+        return beta - smallest
+    leading = np.float32(smallest) if np.ndim(smallest) else float(np.float32(smallest))
+    return (beta - leading) - (smallest - leading)
 
 
 def _horner(x: Array, coefficients: Sequence[float]) -> Array:
@@ -350,6 +359,8 @@ def from_function(
     1.4728
     """
     name = name or getattr(f, "__name__", "f")
+    if clamp not in CLAMPS:
+        raise ValueError(f"transform {name!r} has clamp {clamp!r}; allowed: {', '.join(CLAMPS)}")
     if not callable(f):
         raise ValueError(f"transform {name!r} is {f!r}; it must be a function of quantiles")
     try:
@@ -377,49 +388,44 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
         rewards are all equal) gives the constant `shift`.
 
     Raises:
-      ValueError: a scale below 0.
+      ValueError: a scale below 0, a number that is none or not finite, or a transform scaled by each prompt's spread.
 
     >>> half = affine(identity, shift=0.25, scale=0.5)
     >>> round(float(half.apply(0.5)), 4), round(float(half.log_z(1.0)), 4)
     (0.5, 0.5104)
     """
-    known = not isinstance(scale, jax.core.Tracer)
-    for what, given in (("shift", shift), ("scale", scale)):
-        if not isinstance(given, jax.core.Tracer):
-            values = np.asarray(given)
-            if values.dtype.kind not in "biuf" and not jnp.issubdtype(values.dtype, jnp.floating):
-                raise ValueError(f"{what} is {given!r}; it must be a number")
-            if values.ndim == 0 and not np.isfinite(values):
-                raise ValueError(f"{what} is {given}; it must be finite")
-    if known and (np.asarray(scale) < 0).any():
+    if transform.scaled:
+        raise ValueError(f"transform {transform.name!r} differs from prompt to prompt; it cannot be shifted or scaled")
+    a, b = _concrete("shift", shift), _concrete("scale", scale)
+    known = not isinstance(b, jax.core.Tracer)
+    if known and np.any(b < 0):
         raise ValueError(f"scale is {scale}; it must be at least 0 (give a falling f its own transform)")
-    name = f"affine({transform.name})"
-    if isinstance(shift, int | float) and isinstance(scale, int | float):
-        name = f"affine({transform.name}, {_number(shift)}, {_number(scale)})"
-
-    def image(f: Callable[[ArrayLike], Array]) -> Callable[[ArrayLike], Array]:
-        return lambda t: jnp.asarray(shift) + jnp.asarray(scale) * f(t)
+    named = isinstance(a, float) and isinstance(b, float)
+    name = f"affine({transform.name}, {_number(a)}, {_number(b)})" if named else f"affine({transform.name})"
 
     # beta / 0 would be an infinity with a NaN gradient; exp(0 / beta) integrates to 1 exactly.
-    constant = jnp.equal(scale, 0)
-    divisor = jnp.where(constant, 1.0, scale)
+    constant = b == 0
+    divisor = (b or 1.0) if isinstance(b, float) else (np if known else jnp).where(constant, 1.0, b)
 
-    def above(room: ArrayLike, beta: ArrayLike) -> Array:
+    def image(f: Callable[[ArrayLike], Array]) -> Callable[[ArrayLike], Array]:
+        return lambda t: a + b * f(t)
+
+    def above(room: Array, beta: Array) -> Array:
         """log Z, from what beta is above its smallest value by: beta / scale would lose that."""
         if transform.log_z_above is None:
             inner = transform.log_z(jnp.where(constant, transform.smallest_beta + 1.0, beta / divisor))
         else:
             inner = transform.log_z_above(jnp.where(constant, 1.0, room / divisor))
-        return jnp.asarray(shift) / beta + jnp.where(constant, 0.0, inner)
+        return a / beta + jnp.where(constant, 0.0, inner)
 
     def log_z(beta: ArrayLike) -> Array:
         if known:
-            check_beta(beta, transform.smallest_beta * np.asarray(scale, float), name)
+            check_beta(beta, transform.smallest_beta * b, name)
         beta = _floating(beta)
-        return above(beta - transform.smallest_beta * divisor, beta)
+        return above(_room(beta, transform.smallest_beta * divisor), beta)
 
-    smallest = transform.smallest_beta * (float(np.max(scale)) if known else 1.0)
-    one_edge = smallest == 0 or (known and np.ndim(scale) == 0)
+    smallest = transform.smallest_beta * (float(np.max(b)) if known else 1.0)
+    one_edge = smallest == 0 or isinstance(b, float)
     return transform._replace(
         name=name,
         apply=image(transform.apply),
@@ -428,6 +434,20 @@ def affine(transform: Transform, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0)
         complement=None if transform.complement is None else image(transform.complement),
         log_z_above=(lambda room: above(_floating(room), smallest + _floating(room))) if one_edge else None,
     )
+
+
+def _concrete(what: str, given: ArrayLike) -> Any:
+    """One number as a Python float, which keeps its digits in every precision asked for later; arrays as NumPy's."""
+    if isinstance(given, jax.core.Tracer):
+        return given
+    values = np.asarray(given)
+    if values.dtype.kind not in "biuf" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise ValueError(f"{what} is {given!r}; it must be a number")
+    if values.ndim:
+        return values
+    if not np.isfinite(values):
+        raise ValueError(f"{what} is {given}; it must be finite")
+    return float(values)
 
 
 def gaussian(mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> Transform:
@@ -535,7 +555,7 @@ def scale_by(transform: Transform, reward_scale: ArrayLike | None) -> Transform:
         raise ValueError(
             f"transform {transform.name!r} needs each prompt's std of reference rewards: pass reward_scale"
         )
-    return affine(transform, scale=reward_scale)._replace(name=transform.name, scaled=False)
+    return affine(transform._replace(scaled=False), scale=reward_scale)._replace(name=transform.name)
 
 
 def get(name: str, reward_scale: ArrayLike | None = None) -> Transform:

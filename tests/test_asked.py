@@ -89,3 +89,20 @@ def test_objectives_without_quantiles_say_what_there_is():
     table = tiny.examples(10, pairs=True)._replace(counts={"pairs of equal reward": 3})
     told = asked.baseline_lines(table, "dpo")
     assert len(told) == 3 and "3 pairs have equal rewards" in told[1]
+
+
+def test_of_a_falling_f_the_low_quantiles_gain(monkeypatch):
+    monkeypatch.setattr(transforms, "parse", lambda name: transforms.from_function(lambda t: -t, name))
+    made, _ = figures(transform="falling")
+    level = float(optimum.crossing_share(float(np.float32(0.3)), transforms.identity))
+    assert made["losing_share"] == pytest.approx(level, abs=1e-4)  # the mirror image of identity
+
+
+def test_a_scaled_transform_is_said_to_be_told_for_the_average_prompt():
+    made, chosen = figures(transform="scaled-normal-icdf", estimator="midpoint")
+    assert "(scaled-normal-icdf, beta 0.3, for a prompt of average spread)" in asked.lines(made, chosen, "upper")[0]
+
+
+def test_rounding_is_no_gap():
+    made, chosen = figures(transform="affine(log, 0.5, 0)", beta=0.5, n=6)
+    assert made["spread"] == 0 and len(asked.lines(made, chosen, "upper")) == 3, asked.lines(made, chosen, "upper")

@@ -79,7 +79,11 @@ def refused(tmp_path: Path, message: str, **overrides: object) -> None:
         ({"sample__max_new_tokens": 500}, "sample.max_new_tokens is 548, the model was made for 512"),
         ({"select__units": "best_worst", "pack__row_tokens": 128, "select__first": 1}, "select.first is 1"),
         ({"train__transform": "cubic"}, r"transform is 'cubic'; allowed: identity, .*power\(p\)"),
-        ({"train__transform": "power(-1)"}, "power is -1; it must be positive"),
+        ({"train__transform": "power(-1)"}, r"power is -1; it must be positive.*\(config.train.transform\)$"),
+        (
+            {"train__transform": "logit", "train__length_normalised": True, "train__beta": 5.0, "train__beta_cap": 0.9},
+            r"'logit' has no finite partition function at beta = 0.9: beta must be above 1",
+        ),
         ({"train__transform": "no.such:f"}, "'no.such:f'; that function cannot be imported"),
         ({"train__transform": "logit"}, "'logit' has no finite partition function at beta = 0.3: beta must be above 1"),
         ({"train__partition": "exact"}, "train.partition is 'exact'; allowed: population, finite_sample, empirical"),

@@ -123,6 +123,10 @@ def test_log_mean_exp_takes_any_size_of_exponent(x64):
         (lambda t: jnp.square(jnp.log1p(-t)), None),
         (lambda t: 1 / t, None),
         (lambda t: 1 / jnp.sqrt(1 - t), lambda s: 1 / jnp.sqrt(s)),
+        (lambda t: (-jnp.log1p(-t)) ** 1.5, lambda s: (-jnp.log(s)) ** 1.5),
+        (lambda t: (-jnp.log1p(-t)) ** 1.5, None),
+        (lambda t: (-jnp.log(t)) ** 1.1, None),
+        (lambda t: -jnp.log(t) * jnp.log1p(-jnp.log(t)), None),
     ],
 )
 def test_an_integral_infinite_at_every_beta_is_refused(f, complement):

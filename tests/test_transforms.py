@@ -1,7 +1,9 @@
 """Laws of the transforms: log Z is the log of the integral, at every beta, in both precisions."""
 
 import json
+import math
 import pathlib
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -364,3 +366,34 @@ def test_complements_are_f_at_one_minus_s(name):
         s = jnp.array([1e-9, 0.01, 0.3, 0.5, 0.9])
         np.testing.assert_allclose(transform.complement(s), transform.apply(1 - s), rtol=1e-6, atol=1e-12)
         assert np.isfinite(transform.complement(1e-250))
+
+
+def affine_logit(beta: float, shift: float, scale: float) -> float:
+    """shift / beta + log(pi x / sin(pi x)), x = scale / beta; 1 - x in fractions, so that nothing cancels."""
+    rest = float((Fraction(beta) - Fraction(scale)) / Fraction(beta))
+    return shift / beta + math.log(math.pi * scale / beta / math.sin(math.pi * rest))
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 2e-6)])
+def test_affine_keeps_the_digits_of_numbers_that_float32_has_not(x64, tolerance):
+    """Made before anyone asked for float64; also next to the smallest beta, which is no float32 either."""
+    shift, scale = -1.4543, 10.409195860329845
+    transform = transforms.affine(transforms.logit, shift, scale)
+    edge = float(np.nextafter(np.float32(scale), np.float32(np.inf)))
+    for beta in (edge, scale * (1 + 1e-4), 23.7):
+        with jax.enable_x64(x64):
+            given = jnp.asarray(beta)
+            made, beta = float(transform.log_z(given)), float(given)
+        expected = affine_logit(beta, shift, scale)
+        assert abs(made / expected - 1) < tolerance, (beta, made, expected)
+
+
+def test_a_transform_of_each_prompts_spread_is_not_shifted():
+    """Its spread would have multiplied the shift too."""
+    with pytest.raises(ValueError, match="differs from prompt to prompt; it cannot be shifted or scaled"):
+        transforms.parse("affine(scaled-normal-icdf, 1, 1)")
+
+
+def test_an_unknown_clamp_is_refused_where_it_is_named():
+    with pytest.raises(ValueError, match="has clamp 'top'; allowed: none, lower, upper, both"):
+        transforms.from_function(jnp.square, clamp="top")

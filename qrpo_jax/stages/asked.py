@@ -13,6 +13,8 @@ from qrpo_jax.transforms import Transform
 
 MOST_BETAS = 256  # different β looked at where each completion has its own
 FAR_ABOVE = 2.0  # times what n references can tell apart, from which Best-of-N is called out of reach
+ROUNDING = 1e-6  # in units of f; a gap below it is none
+GRID = 10_000  # quantiles at which an f that may fall is looked at
 LARGE_GAP = 0.5  # of the spread of f over the data, from which the finite-n gap is called large
 
 
@@ -69,11 +71,20 @@ def figures(
             "kl": mean(optimum.kl(b, transform)),
             "expected_quantile": mean(quantile),
             "effective_best_of_n": float(optimum.effective_n(mean(quantile))),
-            "losing_share": mean(optimum.crossing_share(b, transform)),
+            "losing_share": mean(_losing_share(b, transform)),
             "gap": mean(gaps),
             "gap_in_f": mean(betas * gaps),
         }
     return made
+
+
+def _losing_share(beta_P: jax.Array, transform: Transform) -> jax.Array:
+    """Share of reference completions that lose probability, [P], also where f falls somewhere."""
+    t = (jnp.arange(GRID) + 0.5) / GRID
+    f = transform.apply(t)
+    if (jnp.diff(f) >= 0).all():
+        return optimum.crossing_share(beta_P, transform)
+    return jax.vmap(lambda level: jnp.mean(f <= level))(optimum.crossing_level(beta_P, transform))
 
 
 def ties(examples: Examples) -> tuple[float, int]:
@@ -99,6 +110,7 @@ def lines(made: dict[str, Any], transform: Transform, how_ranked: str) -> list[s
     beta = f"beta {median:g}" if least == most else f"beta {least:.3g} to {most:.3g} (median {median:.3g})"
     few, average, many = made["references"]
     n = f"{few}" if few == many else f"{few} to {many} (mean {average:.3g})"
+    average_prompt = ", for a prompt of average spread" if transform.scaled else ""
     told = []
     if made["kl"] is None:
         told.append(
@@ -109,7 +121,7 @@ def lines(made: dict[str, Any], transform: Transform, how_ranked: str) -> list[s
         told.append(
             f"asks for KL {made['kl']:.3g} nats and mean quantile {made['expected_quantile']:.4g}, as Best-of-"
             f"{made['effective_best_of_n']:.3g} has it; {made['losing_share']:.0%} of reference completions are to "
-            f"lose probability ({transform.name}, {beta})"
+            f"lose probability ({transform.name}, {beta}{average_prompt})"
         )
     told.append(
         f"{made['tied']:.1%} of {made['comparisons']:,} comparisons with references are ties, ranked {how_ranked!r}"
@@ -142,7 +154,7 @@ def warnings(made: dict[str, Any], transform: Transform) -> list[str]:
             f"and Best-of-{wanted:.3g} is asked for: sample more references{remedy}"
         )
     gap = made["gap_in_f"]
-    if made["partition"] == "population" and gap is not None and abs(gap) > LARGE_GAP * made["spread"]:
+    if made["partition"] == "population" and gap is not None and abs(gap) > max(LARGE_GAP * made["spread"], ROUNDING):
         found.append(
             f"WARNING: the exact log Z shifts every target by {-gap:+.3g} from what these references can give, where "
             f"f itself spreads by {made['spread']:.3g}: set train.partition='finite_sample', or "
