@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.families import FAMILIES
+from qrpo_jax.json_values import read_json
 from qrpo_jax.mesh import gather
 from qrpo_jax.model_config import hugging_face_config, read_settings
 from qrpo_jax.settings import DecoderSettings
@@ -151,6 +152,17 @@ def save(
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's generation_config.json says, but for its tokens and who wrote it; {} without one."""
+    path = folder / "generation_config.json"
+    content = read_json(path) if path.is_file() else {}
+    return {
+        key: value
+        for key, value in content.items()
+        if key not in ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
+    }
 
 
 def check_export(settings: DecoderSettings, text: "Text", dtype: str) -> None:

@@ -165,7 +165,15 @@ class Text(NamedTuple):
         try:
             options |= {"chat_template": self.chat_template, "return_dict": False}
             return self.tokenizer.apply_chat_template(turns, **options)
-        except (TemplateError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             roles, reason = ", ".join(m.role for m in messages), " ".join(str(error).split())
             raise ValueError(
                 f"{where}: the tokenizer's chat template refuses messages of roles {roles}: "

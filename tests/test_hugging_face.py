@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 from safetensors.numpy import load_file, save_file
 
 from qrpo_jax import decoder, hugging_face, log_probs, model_config, rope, sampling, text
+from qrpo_jax.job import Job, Policy, Shard
 from qrpo_jax.mesh import make_mesh
+from qrpo_jax.stages import export
 
 # Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
 TIED = decoder.DecoderSettings(
@@ -452,6 +455,25 @@ def test_end_tokens_that_are_no_token_ids_are_refused(eos: object, copy: Path) -
     (copy / "generation_config.json").write_text(json.dumps([eos]))
     with pytest.raises(ValueError, match=r"generation_config.json holds a list"):
         text.open_text(copy, "chat")
+
+
+def test_how_a_folder_says_it_is_sampled_from_goes_with_its_export(
+    copy: Path, tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes its defaults from there; tokens are those of the policy."""
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    before = {**said, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
+    (copy / "generation_config.json").write_text(json.dumps(before))
+    config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
+    graph = decoder.graph(TIED)
+    job = Job(config, tmp_path / "run", Shard(0, 1))
+    job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
+    monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
+    export.run(job)
+    written = json.loads((tmp_path / "run" / "export" / "model" / "generation_config.json").read_text())
+    assert written == {**said, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (copy / "generation_config.json").unlink()
+    assert hugging_face.generation_settings(copy) == {}
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: text.Text) -> None:
