@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from qrpo_jax.decoder import Parameters
 from qrpo_jax.families import FAMILIES
+from qrpo_jax.json_values import read_json
 from qrpo_jax.mesh import gather
 from qrpo_jax.model_config import hugging_face_config, read_settings
 from qrpo_jax.settings import DecoderSettings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SAVED_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 MAX_SHARD_BYTES = 5_000_000_000
+COMPARED_NUMBERS = 1 << 24  # of a tensor at a time
 
 
 def check_folder(folder: Path) -> DecoderSettings:
@@ -152,6 +154,17 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's generation_config.json says, but for its tokens and who wrote it; {} without one."""
+    path = folder / "generation_config.json"
+    content = read_json(path) if path.is_file() else {}
+    return {
+        key: value
+        for key, value in content.items()
+        if key not in ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
+    }
+
+
 def check_export(settings: DecoderSettings, text: "Text", dtype: str) -> None:
     """Raises the ValueError that `save` would raise about these, so that it can come before training, not after."""
     if dtype not in SAVED_DTYPES:
@@ -162,8 +175,28 @@ def check_export(settings: DecoderSettings, text: "Text", dtype: str) -> None:
             f"d_model {settings.d_model} is not a multiple of heads {settings.heads}, "
             f"as a {settings.family} folder has it (config.model)"
         )
-    if len(text.tokenizer) > settings.vocab_size:
-        raise ValueError(f"tokenizer has {len(text.tokenizer)} tokens, the model {settings.vocab_size} (config.model)")
+    check_vocabulary(settings, text)
+
+
+def check_vocabulary(settings: DecoderSettings, text: "Text") -> None:
+    """Refuses a tokenizer that could give tokens that the model has no embedding for.
+
+    A model may have more embeddings than tokens, and special tokens without one do no harm where nothing writes them:
+    no text becomes one. Gemma 3's smallest model has such a token, for images.
+
+    Raises:
+      ValueError: naming the first such token.
+    """
+    tokenizer = text.tokenizer
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, text.end_tokens[0]}
+    added = tokenizer.added_tokens_decoder
+    for i, token in sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= settings.vocab_size):
+        idle = i in added and added[i].special and i not in used and token not in text.chat_template
+        if not idle:
+            raise ValueError(
+                f"tokenizer has {len(tokenizer)} tokens, the model {settings.vocab_size} embeddings and so none for "
+                f"{token!r}, token {i}; use the tokenizer that the model was made with (config.model.path)"
+            )
 
 
 def _size(stored: Stored, dtype: str) -> int:
@@ -215,7 +248,12 @@ def _check_tied(folder: Path, headers: Mapping[str, Header]) -> None:
     same = ours[1:] == theirs[1:]
     if same:
         with safe_open(ours.file, "numpy") as a, safe_open(theirs.file, "numpy") as b:
-            same = np.array_equal(a.get_tensor("model.embed_tokens.weight"), b.get_tensor("lm_head.weight"))
+            slices = a.get_slice("model.embed_tokens.weight"), b.get_slice("lm_head.weight")
+            # A part at a time: these are the largest tensors that a model has.
+            rows, step = ours.shape[0], max(1, COMPARED_NUMBERS // ours.shape[1])
+            for start in range(0, rows, step):
+                x, y = (np.ascontiguousarray(one[start : min(start + step, rows)]) for one in slices)
+                same = same and x.tobytes() == y.tobytes()
     if not same:
         raise ValueError(
             f"config.json of {folder} ties the embeddings, yet tensor lm_head.weight differs from "

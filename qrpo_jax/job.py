@@ -77,6 +77,7 @@ class Job:
             folder = Path(model.path)
             settings = hugging_face.check_folder(folder)
             text = open_text(folder, model.template)
+            hugging_face.check_vocabulary(settings, text)
         else:
             tokenizer = vocabulary_tokenizer(programs.vocabulary())
             shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")

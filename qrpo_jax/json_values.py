@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+LARGEST = 2**31 - 1  # of a whole number: what an int32 on a device can hold
+
 
 def flag(folder: Path, key: str, value: Any) -> bool:
     if not isinstance(value, bool):
@@ -12,11 +14,16 @@ def flag(folder: Path, key: str, value: Any) -> bool:
     return value
 
 
-def number(folder: Path, key: str, value: Any, kind: type) -> Any:
+def number(folder: Path, key: str, value: Any, kind: type, most: int = LARGEST) -> Any:
     right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not right or not 0 < value < math.inf:
         raise ValueError(f"{folder}/config.json sets {key}={value!r}; it must be a positive {kind.__name__}")
-    return kind(value)
+    if kind is int and value > most:
+        raise ValueError(f"{folder}/config.json sets {key}={value!r:.40}; it must be at most {most}")
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ValueError(f"{folder}/config.json sets {key}={value!r:.40}; it must be a finite float") from None
 
 
 def unsupported(folder: Path, key: str, value: Any, allowed: tuple[Any, ...]) -> ValueError:
@@ -29,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"no {path.name} in {path.parent}; config.model.path must be a Hugging Face model folder")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must hold an object")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.families import FAMILIES, Family, Option
-from qrpo_jax.json_values import flag, number, read_json, unsupported
+from qrpo_jax.json_values import LARGEST, flag, number, read_json, unsupported
 from qrpo_jax.rope_config import FULL, ROPE_TOP, SLIDING, read_rope, written_rope
 from qrpo_jax.settings import DecoderSettings
 
@@ -35,6 +35,10 @@ SIZES = {
     "d_ff": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
+
+# Layers and their tensors are listed one by one before the weights are looked at, so a config.json that is not to be
+# trusted must not ask for any number of them.
+MAX_LAYERS = 10_000
 
 WINDOW_KEYS = {
     "none": (),
@@ -103,7 +107,10 @@ def settings_of(
     if given["head_dim"] is None and family.head_dim is None:
         d_model = number(folder, "hidden_size", given["hidden_size"], int)
         given["head_dim"] = d_model // number(folder, "num_attention_heads", given["num_attention_heads"], int)
-    sizes = {ours: number(folder, theirs, given[theirs], int) for ours, theirs in SIZES.items()}
+    most = {"layers": MAX_LAYERS}
+    sizes = {
+        ours: number(folder, theirs, given[theirs], int, most.get(ours, LARGEST)) for ours, theirs in SIZES.items()
+    }
     fields: dict[str, Any] = {**sizes, "family": name, **family.fixed}
     fields["norm_epsilon"] = number(folder, "rms_norm_eps", given["rms_norm_eps"], float)
     fields["tie_embeddings"] = flag(folder, "tie_word_embeddings", given["tie_word_embeddings"])
@@ -189,12 +196,13 @@ def _windows(folder: Path, family: Family, config: Mapping[str, Any], fields: Ma
     else:
         pattern = {PATTERN_KEYS[0]: family.pattern, **config}[PATTERN_KEYS[0]]
         types = _alternate(number(folder, PATTERN_KEYS[0], pattern, int), layers)
-    types = types if given["layer_types"] is None else given["layer_types"]
+    hint = {PATTERN_KEYS[1]: None, **config}[PATTERN_KEYS[1]]
+    if given["layer_types"] is not None:
+        types, hint = given["layer_types"], None  # transformers writes the hint beside them, whatever they are
     if not isinstance(types, list) or len(types) != layers or any(one not in (SLIDING, FULL) for one in types):
         raise ValueError(
             f"{folder}/config.json sets layer_types={types!r}; it must be {layers} times {SLIDING} or {FULL}"
         )
-    hint = {PATTERN_KEYS[1]: None, **config}[PATTERN_KEYS[1]]
     if hint is not None and _alternate(number(folder, PATTERN_KEYS[1], hint, int), layers) != types:
         raise ValueError(f"{folder}/config.json sets {PATTERN_KEYS[1]}={hint!r}, yet layers alternate otherwise")
     slides = tuple(one == SLIDING for one in types)
@@ -237,6 +245,7 @@ def architecture(folder: Path, config: Mapping[str, Any], allowed: Iterable[str]
       ValueError: it names none or several, or one that is not `allowed`.
     """
     named = {"architectures": None, **config}["architectures"]
+    allowed = tuple(allowed)
     if not isinstance(named, list) or len(named) != 1 or named[0] not in allowed:
         raise unsupported(folder, "architectures", named, tuple([name] for name in allowed))
     return named[0]

@@ -32,7 +32,7 @@ from jax import Array
 
 from qrpo_jax.families import FAMILIES
 from qrpo_jax.json_values import number, read_json, unsupported
-from qrpo_jax.model_config import architecture, settings_of
+from qrpo_jax.model_config import MAX_LAYERS, architecture, settings_of
 from qrpo_jax.settings import DecoderSettings
 
 Tensors = dict[str, Array]  # by the names that the folder has for them
@@ -139,7 +139,8 @@ def read_reward_config(folder: Path) -> tuple[DecoderSettings, Head]:
         known = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_dim": 1024, "gating_n_hidden": 3}
         family, given = "LlamaForCausalLM", {**known, **config}
         kinds = {"num_objectives": int, "gating_temperature": float, "gating_hidden_dim": int, "gating_n_hidden": int}
-        values = {key: number(folder, key, given[key], kind) for key, kind in kinds.items()}
+        # Each is a tensor or two that a folder may not make us list without end.
+        values = {key: number(folder, key, given[key], kind, MAX_LAYERS) for key, kind in kinds.items()}
         settings = settings_of(folder, config, family, frozenset({*known, "auto_map"}))
         head: Head = GatedObjectives(
             pad_token=_pad_token(folder, config, family),

@@ -14,7 +14,6 @@ The chat layout is the tokenizer's own chat template, with these rules.
 - Templates that write today's date write DATE, so that a run that goes on tomorrow reads the same tokens.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -27,6 +26,7 @@ from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from qrpo_jax.json_values import read_json
 from qrpo_jax.rows import Message
 
 # A generation prompt ends where the policy's own tokens begin, and the end token closes only the answer.
@@ -165,7 +165,15 @@ class Text(NamedTuple):
         try:
             options |= {"chat_template": self.chat_template, "return_dict": False}
             return self.tokenizer.apply_chat_template(turns, **options)
-        except (TemplateError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             roles, reason = ", ".join(m.role for m in messages), " ".join(str(error).split())
             raise ValueError(
                 f"{where}: the tokenizer's chat template refuses messages of roles {roles}: "
@@ -217,11 +225,13 @@ def open_text(folder: Path, template: str) -> Text:
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            try:
-                named = json.loads((folder / name).read_text()).get("eos_token_id")
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{folder / name} is not JSON ({error.msg}); see config.model.path") from None
-            ends += [named] if isinstance(named, int) else named or []
+            named = read_json(folder / name).get("eos_token_id")
+            listed = named if isinstance(named, list) else [] if named is None else [named]
+            if any(not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in listed):
+                raise ValueError(
+                    f"{folder / name} sets eos_token_id={named!r}; it must be a token id or several (config.model.path)"
+                )
+            ends += listed
     return make_text(tokenizer, template, tuple(dict.fromkeys(ends)))
 
 

@@ -84,10 +84,10 @@ def read_tensors(headers: Mapping[str, Header], names: Iterable[str]) -> dict[st
 
 
 def conversions(headers: Mapping[str, Header], dtype: Any) -> str:
-    """What importing these tensors as `dtype` does to their numbers, in one line."""
+    """What importing these tensors as `dtype` does to their numbers, in one line; others are never parameters."""
     target = jnp.dtype(dtype)
     told = []
-    for stored, count in sorted(Counter(header.dtype for header in headers.values()).items()):
+    for stored, count in sorted(Counter(header.dtype for header in headers.values() if header.dtype in DTYPES).items()):
         name = jnp.dtype(DTYPES[stored]).name
         exact = name == target.name or target == jnp.float32
         how = "as stored" if name == target.name else f"-> {target.name}" + ("" if exact else ", rounded")

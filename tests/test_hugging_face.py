@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 from safetensors.numpy import load_file, save_file
 
 from qrpo_jax import decoder, hugging_face, log_probs, model_config, rope, sampling, text
+from qrpo_jax.job import Job, Policy, Shard
 from qrpo_jax.mesh import make_mesh
+from qrpo_jax.stages import export
 
 # Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
 TIED = decoder.DecoderSettings(
@@ -291,6 +294,12 @@ def pickle_only(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def zeros(tensors: dict[str, np.ndarray], of: str, first: float, to: str, second: float) -> None:
+    """Two tensors that are equal and yet differ in the sign of a zero in their last row."""
+    tensors[to] = tensors[of].copy()
+    tensors[of][-1, -1], tensors[to][-1, -1] = first, second
+
+
 def index(weight_map: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "part.safetensors")
@@ -309,6 +318,7 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
         (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
         (pickle_only, "no weights in"),
         (truncate, "model.safetensors is not a whole safetensors file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is not a whole safetensors file"),
@@ -322,6 +332,10 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
         (
             edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2})),
             "lm_head.weight differs from model.embed_tokens.weight",
+        ),
+        (
+            edit(lambda t: zeros(t, "model.embed_tokens.weight", 0.0, "lm_head.weight", -0.0)),
+            "lm_head.weight differs",
         ),
         (
             edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].astype(np.float16)})),
@@ -358,6 +372,108 @@ def test_tensors_that_follow_from_others_are_allowed(copy: Path) -> None:
         )
     )(copy)
     assert_identical(hugging_face.load(copy, one_device()), before)
+
+
+def test_tied_heads_are_compared_a_part_at_a_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the largest tensors of all; a difference in any part is found."""
+    parts = []
+
+    class File:
+        def __init__(self, path: Path, framework: str) -> None:
+            self.opened = real(path, framework)
+
+        def __enter__(self) -> "File":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def get_slice(self, name: str) -> object:
+            tensor = self.opened.get_slice(name)
+
+            class Slice:
+                def __getitem__(self, rows: slice) -> np.ndarray:
+                    parts.append((name, tensor[rows].size))
+                    return tensor[rows]
+
+            return Slice()
+
+    edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))(copy)
+    real = hugging_face.safe_open
+    monkeypatch.setattr(hugging_face, "safe_open", File)
+    monkeypatch.setattr(hugging_face, "COMPARED_NUMBERS", 11 * TIED.d_model + 5)
+    hugging_face.check_folder(copy)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        sizes = [size for found, size in parts if found == name]
+        assert max(sizes) == 11 * TIED.d_model and sum(sizes) == TIED.vocab_size * TIED.d_model, sizes
+    for row in (0, 10, 11, 93):
+
+        def change(tensors: dict[str, np.ndarray], row: int = row) -> None:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+            tensors["lm_head.weight"][row, 3] += 1e-3
+
+        edit(change)(copy)
+        refused(copy, "lm_head.weight differs")
+
+
+@pytest.mark.parametrize("vocab_size", [84, 91, 83])
+def test_models_may_have_more_embeddings_than_tokens_and_idle_special_tokens_more(
+    vocab_size: int, tmp_path: Path
+) -> None:
+    """As Qwen's and Phi's are padded, and as Gemma 3 1B has a token for images without an embedding."""
+    tokenizer = text.vocabulary_tokenizer(CHARACTERS[: 79 if vocab_size == 83 else 80])
+    if vocab_size == 83:
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+    settings = dataclasses.replace(TIED, vocab_size=vocab_size)
+    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    assert len(tokenizer) == 84
+    hugging_face.save(tmp_path / "m", settings, fresh(settings, 7), words)
+    opened = text.open_text(tmp_path / "m", "chat")
+    hugging_face.check_vocabulary(hugging_face.check_folder(tmp_path / "m"), opened)
+    assert max(opened.encode("<image>")) < vocab_size
+
+
+@pytest.mark.parametrize("kind", ["plain token", "padding token", "token of the template"])
+def test_tokens_without_an_embedding_are_refused_if_anything_writes_them(kind: str) -> None:
+    tokenizer = text.vocabulary_tokenizer(CHARACTERS[:79])
+    tokenizer.add_tokens(["<new>"], special_tokens=kind != "plain token")
+    if kind == "padding token":
+        tokenizer.pad_token = "<new>"
+    if kind == "token of the template":
+        tokenizer.chat_template = "<new>" + text.CHAT_TEMPLATE
+    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    with pytest.raises(ValueError, match=r"84 tokens, the model 83 embeddings and so none for '<new>', token 83"):
+        hugging_face.check_vocabulary(dataclasses.replace(TIED, vocab_size=83), words)
+
+
+@pytest.mark.parametrize("eos", ["</s>", ["</s>"], True, [2, -1], 2.5, {"a": 1}])
+def test_end_tokens_that_are_no_token_ids_are_refused(eos: object, copy: Path) -> None:
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(ValueError, match=r"generation_config.json sets eos_token_id=.*config.model.path") as caught:
+        text.open_text(copy, "chat")
+    assert "\n" not in str(caught.value)
+    (copy / "generation_config.json").write_text(json.dumps([eos]))
+    with pytest.raises(ValueError, match=r"generation_config.json holds a list"):
+        text.open_text(copy, "chat")
+
+
+def test_how_a_folder_says_it_is_sampled_from_goes_with_its_export(
+    copy: Path, tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes its defaults from there; tokens are those of the policy."""
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    before = {**said, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
+    (copy / "generation_config.json").write_text(json.dumps(before))
+    config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
+    graph = decoder.graph(TIED)
+    job = Job(config, tmp_path / "run", Shard(0, 1))
+    job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
+    monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
+    export.run(job)
+    written = json.loads((tmp_path / "run" / "export" / "model" / "generation_config.json").read_text())
+    assert written == {**said, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (copy / "generation_config.json").unlink()
+    assert hugging_face.generation_settings(copy) == {}
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: text.Text) -> None:

@@ -208,6 +208,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         *[(kind, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'") for kind in KINDS],
         *[(kind, {"logits_scaling": 8.0}, "logits_scaling=8.0, which is not supported") for kind in KINDS],
         *[(kind, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5") for kind in KINDS if kind != "phi3"],
+        # Listing them one by one would take all memory before the weights are looked at.
+        *[(kind, {"num_hidden_layers": 10**15}, "num_hidden_layers=1000000000000000; it must be") for kind in KINDS],
+        *[
+            (kind, {"hidden_size": 10**15}, "hidden_size=1000000000000000; it must be at most 2147483647")
+            for kind in KINDS
+        ],
+        ("mistral", {"rms_norm_eps": 10**400}, "rms_norm_eps=1000"),
+        ("mistral", {"architectures": [["MistralForCausalLM"]]}, "architectures=[['MistralForCausalLM']]"),
         ("mistral", {"sliding_window": 0}, "sliding_window=0; it must be a positive int"),
         ("mistral", {"layer_types": ["full_attention"] * 6}, "layer_types=["),
         ("mistral", {"hidden_act": "gelu"}, "hidden_act='gelu'; supported: 'silu'"),
@@ -277,6 +285,18 @@ def test_what_is_half_supported_is_refused_by_name(
         read(tmp_path, config(kind, **changes))
     assert said in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_layer_types_go_before_the_pattern_that_transformers_writes_beside_them(tmp_path: Path) -> None:
+    """A Gemma 3 with layers of its own is saved with `_sliding_window_pattern`: 6 all the same."""
+    transformers = pytest.importorskip("transformers")
+    types = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "full_attention"]
+    sizes = {**SIZES, "num_hidden_layers": 5, "num_key_value_heads": 2, "head_dim": 6}
+    made = transformers.Gemma3TextConfig(**sizes, layer_types=types).to_dict()
+    assert made["_sliding_window_pattern"] == 6
+    settings = read(tmp_path, {**made, "architectures": ["Gemma3ForCausalLM"]})
+    assert settings.slides == (False, True, True, False, False)
+    assert read(tmp_path, hugging_face_config(settings, "float32")) == settings
 
 
 def test_architectures_that_are_not_there_are_refused_with_the_list(tmp_path: Path) -> None:

@@ -278,6 +278,7 @@ END = 444
         (folders.ARMO, armo_without("reward_transform_matrix"), "lack tensor reward_transform_matrix"),
         (folders.ARMO, with_config(gating_n_hidden=2), "gating.layers.2.bias .* asks for"),
         (folders.ARMO, with_config(num_objectives=18), "config.json asks for"),
+        (folders.ARMO, with_config(gating_n_hidden=10**9), "gating_n_hidden=1000000000; it must be at most 10000"),
         (folders.ARMO, with_config(gating_temperature=0), "gating_temperature=0; it must be a positive float"),
         (folders.ARMO, with_config(num_quantiles=19), "num_quantiles=19, which is not supported"),
         (folders.ARMO, with_config(architectures=["LlamaForRewardModelWithGating31"]), "supported: .*WithGating'"),

@@ -116,6 +116,16 @@ def test_a_tokenizer_without_chat_template_is_refused():
         make_text(bare, "chat", (2,))
 
 
+@pytest.mark.parametrize("fault", ["range(10 ** 9)", "1 // 0", "[][5].x", "2 ** messages", "raise_exception('no')"])
+def test_a_chat_template_that_fails_is_refused_in_one_line(fault):
+    """Templates are a folder's own code, in a sandbox; whatever they raise is the folder's fault."""
+    broken = vocabulary_tokenizer(["a"])
+    broken.chat_template = "{% for x in " + fault + " %}{{ x }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"the tokenizer's chat template refuses .*config\.model\.template") as caught:
+        make_text(broken, "chat", (2,))
+    assert "\n" not in str(caught.value)
+
+
 def test_folders_without_a_readable_tokenizer_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer.json"):
         open_text(tmp_path, "plain")

@@ -113,3 +113,11 @@ def test_what_an_import_does_to_numbers_is_said(stored, dtype, told, tmp_path) -
     loaded = weight_files.load_weights(headers, SETTINGS, make_mesh(1, 1, 1, jax.devices()[:1]), dtype)
     want = jax.tree.map(lambda x: np.asarray(x.astype(stored).astype(dtype), np.float32), tiny.parameters(SETTINGS))
     tiny.assert_trees_equal(jax.tree.map(lambda x: np.asarray(x, np.float32), loaded), want)
+
+
+def test_tensors_that_are_no_parameters_are_not_spoken_of(folder) -> None:
+    """Old folders hold rotary frequencies, of whatever type."""
+    odd = weight_files.Header(folder, (5,), "F64")
+    headers = weight_files.read_headers(folder)
+    told = weight_files.conversions({**headers, "model.layers.0.self_attn.rotary_emb.inv_freq": odd}, jnp.float32)
+    assert told == weight_files.conversions(headers, jnp.float32) == f"{len(headers)} tensors float32 as stored"

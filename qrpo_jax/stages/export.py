@@ -1,5 +1,6 @@
 """Stage `export`: the trained policy as a Hugging Face folder for other tools, or its adapters as one for PEFT."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +19,10 @@ def run(job: Job) -> dict[str, Any]:
     folder = job.folder("export") / "model"
     # Renamed into place when complete, so a folder that is there was made before this start.
     if not folder.exists():
-        parameters = merged_parameters(job)
-        hugging_face.save(folder, job.policy.settings, parameters, job.policy.text, dtype=job.config.export.dtype)
+        parameters, path = merged_parameters(job), job.config.model.path
+        generation = hugging_face.generation_settings(Path(path)) if path else {}
+        policy, dtype = job.policy, job.config.export.dtype
+        hugging_face.save(folder, policy.settings, parameters, policy.text, dtype=dtype, generation=generation)
     job.say(f"export: {folder}")
     return {"model": "model"}
 
