@@ -111,9 +111,10 @@ def get_config() -> ConfigDict:
 
     config.train = optimization()
     config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
-    config.train.beta = 0.1
+    config.train.beta = 0.1  # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
     # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf | exponential-icdf | logit | power(p) |
-    # threshold(q) | piecewise-linear((0, f), ..., (1, f)) | affine(transform, shift, scale) | package.module:function
+    # threshold(q) | piecewise-linear((0, f), ..., (1, f)) | affine(transform, shift, scale) |
+    # gaussian(mean, std) | package.module:function
     config.train.transform = "identity"
     # log Z: population (exact quantiles) | finite_sample (the ranks of n references) | empirical (tied rewards too)
     config.train.partition = "population"

@@ -54,6 +54,7 @@ class Job:
 
     def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard) -> None:
         self.config, self.workdir, self.shard = config, workdir, shard
+        self._said: set[str] = set()
 
     def folder(self, stage: str) -> Path:
         return self.workdir / stage
@@ -102,7 +103,7 @@ class Job:
         model = self.config.model
         if model.path:
             folder, dtype = Path(model.path), DTYPES[model.parameter_dtype]
-            self.say(f"model: {weight_files.conversions(weight_files.read_headers(folder), dtype)} ({folder})")
+            self.say_once(f"model: {weight_files.conversions(weight_files.read_headers(folder), dtype)} ({folder})")
             return hugging_face.load(folder, mesh, dtype)
         return self._draw(mesh, jax.random.key(self.config.seed), DTYPES[model.parameter_dtype])
 
@@ -149,6 +150,12 @@ class Job:
         """Prints a line once, whatever the number of processes, above any progress bar."""
         if jax.process_index() == 0:
             tqdm.write(line, file=sys.stderr)
+
+    def say_once(self, line: str) -> None:
+        """Says what several stages have to say, the first time only."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
 
 def before(stages: tuple[str, ...], stage: str, among: tuple[str, ...]) -> str | None:

@@ -12,7 +12,7 @@ from qrpo_jax.stages import asked
 def figures(transform="identity", beta=0.3, n=7, partition_name="population", estimator="ecdf", tied=0.1):
     table = tiny.examples(30)
     table = table._replace(
-        references_C=np.broadcast_to(np.asarray(n, np.int32), 30), ties_C=np.full(30, tied, np.float32)
+        references_C=np.broadcast_to(np.asarray(n, np.int32), (30,)), ties_C=np.full(30, tied, np.float32)
     )
     chosen = transforms.parse(transform)
     beta_C = np.broadcast_to(np.asarray(beta, np.float32), 30)
@@ -38,6 +38,14 @@ def test_where_lengths_decide_beta_figures_are_means_over_completions():
     assert made["kl"] == pytest.approx(np.mean(each), rel=1e-6)
     assert made["beta"] == pytest.approx([0.1, 0.3, 0.5])
     assert "beta 0.1 to 0.5 (median 0.3)" in asked.lines(made, chosen, "upper")[0]
+
+
+def test_the_gap_is_that_of_each_completions_beta_and_references_together():
+    beta, n = np.repeat([0.1, 0.5], 15), np.repeat([3, 9], 15)
+    made, chosen = figures(beta=beta, n=n)
+    each = [float(partition.gap(chosen, float(np.float32(b)), [k])[0]) for b, k in ((0.1, 3), (0.5, 9))]
+    assert made["gap"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert made["gap_in_f"] == pytest.approx(np.mean([0.1 * each[0], 0.5 * each[1]]), rel=1e-5)
 
 
 def test_many_different_beta_are_looked_at_by_quantiles(monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrpo_jax import optimum, partition
+from qrpo_jax import optimum, partition, transforms
 from qrpo_jax.examples import Examples
 from qrpo_jax.transforms import Transform
 
@@ -36,7 +36,7 @@ def figures(
       times it), spread (std of f over the data), partition, estimator.
     """
     count_C = examples.references_C
-    f_C = np.asarray(transform.apply(examples.quantile_C), float)
+    f_C = np.asarray(transforms.scale_by(transform, examples.reward_scale_C).apply(examples.quantile_C), float)
     tied, compared = ties(examples)
     made: dict[str, Any] = {
         "beta": [float(x) for x in (beta_C.min(), np.median(beta_C), beta_C.max())],
@@ -50,13 +50,16 @@ def figures(
     names = ("kl", "expected_quantile", "effective_best_of_n", "losing_share", "gap", "gap_in_f")
     if not beta_C.min() > transform.smallest_beta:
         return made | dict.fromkeys(names)
+    counts, occurrences = np.unique(count_C, return_counts=True)
     # Quantiles of β stand for all of them where lengths make them differ.
     betas = np.unique(beta_C)
     if len(betas) > MOST_BETAS:
         betas = np.quantile(beta_C, (np.arange(MOST_BETAS) + 0.5) / MOST_BETAS)
-        weights = np.ones(MOST_BETAS) / MOST_BETAS
+        shares_PxN = np.outer(np.ones(MOST_BETAS) / MOST_BETAS, occurrences / occurrences.sum())
     else:
-        weights = np.asarray([(beta_C == beta).mean() for beta in betas])
+        # Long completions may have other numbers of references than short ones.
+        shares_PxN = np.asarray([[(count_C[beta_C == b] == n).sum() for n in counts] for b in betas]) / len(beta_C)
+    weights = shares_PxN.sum(1)
     with jax.enable_x64(True):
         b = jnp.asarray(betas, jnp.float64)
 
@@ -64,9 +67,8 @@ def figures(
             return float(np.sum(weights * np.asarray(values)))
 
         quantile = jax.jit(jax.vmap(lambda beta: optimum.expected_quantile(beta, transform)))(b)
-        counts, occurrences = np.unique(count_C, return_counts=True)
         gaps = jax.jit(jax.vmap(lambda beta: partition.gap(transform, beta, counts, estimator)))(b)
-        gaps = np.asarray(gaps) @ (occurrences / occurrences.sum())
+        gaps = np.sum(np.asarray(gaps) * shares_PxN, axis=1) / weights
         made |= {
             "kl": mean(optimum.kl(b, transform)),
             "expected_quantile": mean(quantile),
