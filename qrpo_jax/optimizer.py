@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -54,3 +56,41 @@ def _matrices(parameters: Any) -> Any:
         return name != "scale" and not name.endswith("_bias") and not name.startswith("alpha_")
 
     return jax.tree.map_with_path(matrix, parameters)
+
+
+def wide(tree: Any) -> Any:
+    """Float32 copies: moments of bfloat16 would not move, as a step of a running mean is less than their last digit."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def apply_updates(parameters: Any, updates: Any, key: Array) -> Any:
+    """Parameters plus float32 updates, in the type of the parameters.
+
+    bfloat16 keeps 8 bits, and most updates are less than the last of them. Sums are therefore rounded up or down by
+    chance, so that their mean is right and many small updates add up to what they are.
+
+    Args:
+      key: of the chance; float32 parameters do not need it.
+    """
+    leaves, structure = jax.tree.flatten(parameters)
+    sums = [p.astype(jnp.float32) + u for p, u in zip(leaves, jax.tree.leaves(updates), strict=True)]
+    rounded = [
+        stochastically_rounded(x, jax.random.fold_in(key, i)) if p.dtype == jnp.bfloat16 else x.astype(p.dtype)
+        for i, (p, x) in enumerate(zip(leaves, sums, strict=True))
+    ]
+    return jax.tree.unflatten(structure, rounded)
+
+
+def stochastically_rounded(x: Array, key: Array) -> Array:
+    """bfloat16 numbers whose mean is x: one of the two neighbours of x, the nearer one more often.
+
+    >>> x = jnp.full(100_000, 1 + 1 / 512)  # a quarter of the way to the next bfloat16, 1 + 1 / 128
+    >>> rounded = stochastically_rounded(x, jax.random.key(0)).astype(jnp.float32)
+    >>> round(float((rounded > 1).mean()), 2)
+    0.25
+    """
+    # A bfloat16 is the upper half of a float32: adding noise to the lower half carries over as often as it should.
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

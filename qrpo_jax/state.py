@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from qrpo_jax.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
 from qrpo_jax.mesh import parameter_shardings, replicated
+from qrpo_jax.optimizer import wide
 from qrpo_jax.settings import Lora
 
 
@@ -24,7 +25,7 @@ def initial_state(parameters: Parameters, optimizer: optax.GradientTransformatio
     return State(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
-        optimizer=optimizer.init(parameters),
+        optimizer=optimizer.init(wide(parameters)),
         key=jax.random.key_data(jax.random.key(seed)),
     )
 
@@ -53,7 +54,7 @@ def abstract_state(
     """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into.
 
     Args:
-      dtype: of the parameters, which the optimizer's moments follow.
+      dtype: of the parameters; the optimizer's moments are float32.
     """
     parameters = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), abstract_parameters(settings, lora))
     shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, 0), parameters)

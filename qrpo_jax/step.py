@@ -14,6 +14,7 @@ from qrpo_jax.decoder import Parameters
 from qrpo_jax.log_probs import row_log_probs, sum_by_completion
 from qrpo_jax.lora import join
 from qrpo_jax.objectives import Completions, Objective
+from qrpo_jax.optimizer import apply_updates, wide
 from qrpo_jax.state import State
 
 
@@ -124,7 +125,7 @@ def make_step(
             batch = batch._replace(reference_log_prob_BxS=completion_log_probs(reference, frozen, batch, precision))
         of_loss = jax.value_and_grad(microbatch_loss, has_aux=True)
         (loss, (weight, sums, loss_BxS)), gradient = of_loss(parameters, frozen, batch)
-        return (gradient, loss, weight, sums), loss_BxS
+        return (wide(gradient), loss, weight, sums), loss_BxS
 
     def accumulate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         if microbatches == 1:
@@ -145,9 +146,10 @@ def make_step(
         total, loss_BxS = accumulate(state.parameters, frozen or {}, batch)
         gradient, loss, weight, sums = total
         weight = jnp.maximum(weight, 1e-30)
-        gradient = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
-        updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.parameters)
-        new = State(state.step + 1, optax.apply_updates(state.parameters, updates), new_optimizer, state.key)
+        gradient = jax.tree.map(lambda g: g / weight, gradient)
+        updates, new_optimizer = optimizer.update(gradient, state.optimizer, wide(state.parameters))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        new = State(state.step + 1, apply_updates(state.parameters, updates, key), new_optimizer, state.key)
         # A batch without, say, low-reward completions has no figure for them, which is not the same as 0.
         metrics = {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
         metrics |= {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}

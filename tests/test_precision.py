@@ -8,7 +8,7 @@ import tiny
 
 from qrpo_jax.batch import Batch
 from qrpo_jax.objectives import make_objective
-from qrpo_jax.optimizer import make_optimizer
+from qrpo_jax.optimizer import make_optimizer, stochastically_rounded
 from qrpo_jax.state import initial_state
 from qrpo_jax.step import Precision, completion_log_probs, make_step
 
@@ -81,3 +81,48 @@ def test_a_step_keeps_the_type_of_the_parameters_and_a_float32_loss(parameter) -
     new, metrics = jax.jit(step)(initial_state(cast(parameter), OPTIMIZER, 0), batch)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(new.parameters)} == {parameter}
     assert metrics["loss"].dtype == metrics["losses_BxS"].dtype == jnp.float32
+
+
+def test_rounding_by_chance_is_right_on_average_and_keeps_what_needs_none() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=211) * 10.0 ** rng.integers(-6, 6, 211), jnp.float32)
+    drawn = jax.vmap(lambda key: stochastically_rounded(x, key))(jax.random.split(jax.random.key(1), 4001))
+    drawn = np.asarray(drawn, np.float64)
+    spread = drawn.std(0) / np.sqrt(len(drawn))
+    off = np.abs(drawn.mean(0) - np.asarray(x, np.float64))
+    assert (off <= 5 * spread + 1e-12).all(), (off / spread).max()
+    assert (np.abs(drawn - np.asarray(x)) <= np.abs(x) * 2.0**-7).all()
+    exact = jnp.asarray([0.0, -0.0, 1.0, -2.5, 3e38, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    kept = stochastically_rounded(exact.astype(jnp.bfloat16).astype(jnp.float32), jax.random.key(2))
+    np.testing.assert_array_equal(np.asarray(kept, np.float32), np.asarray(exact.astype(jnp.bfloat16), np.float32))
+
+
+def test_small_updates_of_bfloat16_parameters_add_up_as_those_of_float32_do() -> None:
+    """A step of 1e-4 is far below the last digit of most weights; 30 steps move them as they should."""
+    optimizer, _ = make_optimizer(
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_share=0.0,
+        steps=30,
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.0,
+        clip_norm=0.0,
+    )
+    batch = tiny.batch(tiny.examples(14))
+    objective = make_objective("qrpo", beta=tiny.BETA, transform="identity", loss="mse")
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        start = jax.tree.map(lambda x, dtype=dtype: x.astype("bfloat16").astype(dtype), tiny.parameters())
+        step = jax.jit(make_step(tiny.GRAPH, objective, optimizer, precision=Precision()))
+        state = initial_state(start, optimizer, 0)
+        assert {str(x.dtype) for x in jax.tree.leaves(state.optimizer) if x.ndim} == {"float32"}
+        for _ in range(30):
+            state, _ = step(state, batch)
+        difference = jax.tree.map(
+            lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), state.parameters, start
+        )
+        moved[dtype] = np.concatenate([x.ravel() for x in jax.tree.leaves(difference)])
+    wanted, got = moved["float32"], moved["bfloat16"]
+    slope = float(got @ wanted / (wanted @ wanted))
+    assert slope == pytest.approx(1, abs=0.1), slope
