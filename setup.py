@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8.3,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<0.18", "mypy>=1.14,<3"]
+TEST = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.9,<0.18", "mypy>=1.14,<3"]
 
 setup(
     name="qrpo-jax",
