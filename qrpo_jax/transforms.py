@@ -11,7 +11,7 @@ import ast
 import importlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,15 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import dawsn, ndtri
+from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
+from qrpo_jax import closed_forms
 from qrpo_jax.integrals import log_mean_exp, tabulate
 
-# From this 1 / beta down, the closed forms of log Z are small differences of large terms and a series without
-# cancellation takes over.
-_SERIES_BELOW = 2.0
-_SERIES_TERMS = 28  # 2^28 / 28! < 1e-21: the first dropped term is far below float64 rounding
 CLAMPS = ("none", "lower", "upper", "both")
 
 
@@ -134,90 +131,15 @@ def _room(beta: Array, smallest: Any) -> Array:
     return (beta - leading) - (smallest - leading)
 
 
-def _horner(x: Array, coefficients: Sequence[float]) -> Array:
-    """sum_k c_k x^k from k = 1 on."""
-    total = jnp.zeros_like(x)
-    for coefficient in reversed(coefficients):
-        total = (total + coefficient) * x
-    return total
-
-
-def _power_log_z(power: float, closed_form: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """log Z of f(t) = t^power: closed form for small beta, series without cancellation for large.
-
-    With x = 1 / beta and the moments E[f^k] = 1 / (power k + 1), Z = 1 + sum_{k>=1} x^k / (k! (power k + 1)). All
-    terms are positive, so log Z = log1p(sum) has full relative accuracy.
-    """
-    coefficients = [1 / (math.factorial(k) * (power * k + 1)) for k in range(1, _SERIES_TERMS + 1)]
-
-    def log_z(beta: Array) -> Array:
-        use_series = 1 / beta <= _SERIES_BELOW
-        # Both branches see only arguments they are made for: an infinity in the branch not taken
-        # would make the gradient NaN.
-        excess = _horner(jnp.where(use_series, 1 / beta, _SERIES_BELOW), coefficients)
-        closed = closed_form(jnp.where(use_series, 1 / _SERIES_BELOW, beta))
-        return jnp.where(use_series, jnp.log1p(excess), closed)
-
-    return log_z
-
-
-def _identity_closed_form(beta: Array) -> Array:
-    """Z = beta (e^{1/beta} - 1)."""
-    return jnp.log(beta) + 1 / beta + jnp.log1p(-jnp.exp(-1 / beta))
-
-
-def _square_closed_form(beta: Array) -> Array:
-    """Z = (sqrt(pi beta) / 2) erfi(1 / sqrt(beta)) = sqrt(beta) e^{1/beta} D(1 / sqrt(beta)).
-
-    D(x) = (sqrt(pi) / 2) e^{-x^2} erfi(x) is Dawson's integral.
-    """
-    return 0.5 * jnp.log(beta) + 1 / beta + jnp.log(dawsn(1 / jnp.sqrt(beta)))
-
-
-def _sqrt_closed_form(beta: Array) -> Array:
-    """Z = 2 beta (beta + (1 - beta) e^{1/beta})."""
-    return jnp.log(2 * beta) + 1 / beta + jnp.log((1 - beta) + beta * jnp.exp(-1 / beta))
-
-
-def _log_log_z(beta: Array) -> Array:
-    """Z = int t^{1/beta} dt = beta / (beta + 1)."""
-    return -jnp.log1p(1 / beta)
-
-
-def _normal_log_z(beta: Array) -> Array:
-    """Z = E[exp(X / beta)], X standard normal = exp(1 / (2 beta^2))."""
-    return 0.5 / jnp.square(beta)
-
-
-def _exponential_log_z(room: Array) -> Array:
-    """Z = int (1 - t)^{-1/beta} dt = beta / (beta - 1), given beta - 1."""
-    return jnp.log1p(1 / room)
-
-
-# log(pi x / sin(pi x)) = sum_k zeta(2k) x^{2k} / k, here up to x = 1/2.
-_ZETA = [1.6449340668482264, 1.0823232337111382, 1.0173430619844492, 1.0040773561979444, 1.0009945751278180]
-_LOGIT_SERIES = [(_ZETA[k - 1] if k <= 5 else sum(n ** (-2.0 * k) for n in range(1, 60))) / k for k in range(1, 27)]
-
-
-def _logit_log_z(room: Array) -> Array:
-    """Z = int t^x (1 - t)^{-x} dt = Gamma(1 + x) Gamma(1 - x) = pi x / sin(pi x), x = 1 / beta, given beta - 1."""
-    use_series = room >= 1
-    series = _horner(jnp.square(1 / (1 + jnp.where(use_series, room, 1.0))), _LOGIT_SERIES)
-    room = jnp.where(use_series, 1.0, room)
-    # sin(pi x) = sin(pi (1 - x)), which has its digits where x is close to 1.
-    closed = jnp.log(jnp.pi / (1 + room)) - jnp.log(jnp.sin(jnp.pi * room / (1 + room)))
-    return jnp.where(use_series, series, closed)
-
-
-identity = _transform("identity", lambda t: t, _power_log_z(1, _identity_closed_form))
-log = _transform("log", jnp.log, _log_log_z, clamp="lower")
-square = _transform("square", jnp.square, _power_log_z(2, _square_closed_form))
-sqrt = _transform("sqrt", jnp.sqrt, _power_log_z(0.5, _sqrt_closed_form))
-normal_icdf = _transform("normal-icdf", ndtri, _normal_log_z, clamp="both", complement=lambda s: -ndtri(s))
+identity = _transform("identity", lambda t: t, closed_forms.with_series(1, closed_forms.identity))
+log = _transform("log", jnp.log, closed_forms.log, clamp="lower")
+square = _transform("square", jnp.square, closed_forms.with_series(2, closed_forms.square))
+sqrt = _transform("sqrt", jnp.sqrt, closed_forms.with_series(0.5, closed_forms.sqrt))
+normal_icdf = _transform("normal-icdf", ndtri, closed_forms.normal_icdf, clamp="both", complement=lambda s: -ndtri(s))
 exponential_icdf = _transform(
     "exponential-icdf",
     lambda t: -jnp.log1p(-t),
-    _exponential_log_z,
+    closed_forms.exponential_icdf,
     clamp="upper",
     smallest_beta=1.0,
     complement=lambda s: -jnp.log(s),
@@ -225,7 +147,7 @@ exponential_icdf = _transform(
 logit = _transform(
     "logit",
     jax.scipy.special.logit,
-    _logit_log_z,
+    closed_forms.logit,
     clamp="both",
     smallest_beta=1.0,
     complement=lambda s: -jax.scipy.special.logit(s),

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 FLOORS = (
-    "integrals transforms quantiles partition losses selectors optimum objectives",
+    "integrals closed_forms transforms quantiles partition losses selectors optimum objectives",
     "attention rope settings layers decoder log_probs sampling mesh "
     "families stored json_values rope_config model_config weight_files hugging_face reward_heads "
     "lora peft_folder",
