@@ -9,7 +9,8 @@ of the population and that of n references; optimum/optima.json has the numbers.
 
     --config.optimum.transforms="('power(0.7)', 'threshold(0.8)')" --config.optimum.betas="(0.05, 0.2)"
 
-Measured on 2026-11-22 on 2 cores of an AMD EPYC: 41 s and 1.0 GB, compilation included. At 2 nats identity has expected quantile 0.950 (beta 0.0498), as Best-of-N has it for N = 19; normal-icdf has
+Measured on 2026-11-22 on 2 cores of an AMD EPYC: 41 s and 1.0 GB, compilation included. At 2 nats identity has
+expected quantile 0.950 (beta 0.0498), as Best-of-N has it for N = 19; normal-icdf has
 0.921 (beta 0.5).
 """
 
