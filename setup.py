@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["qrpo_jax", "qrpo_jax.*"]),
-    package_data={"qrpo_jax": ["py.typed", "templates/*"]},
+    package_data={"qrpo_jax": ["py.typed"], "qrpo_jax.report": ["templates/*"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",

@@ -28,7 +28,8 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export; optimum needs none of them
+    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms stands alone:
+    # it needs no model and no data.
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
@@ -141,8 +142,8 @@ def get_config() -> ConfigDict:
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
     config.export.adapter = "merged"  # LoRA: merged into the base, as a model | peft, a folder for config.model.path
 
-    config.optimum = ConfigDict()  # what to tell the optima of
-    config.optimum.transforms = (  # as in train.transform, with numbers where they take some
+    config.compare_transforms = ConfigDict()  # what to tell the optima of
+    config.compare_transforms.transforms = (  # as in train.transform, with numbers where they take some
         "identity",
         "log",
         "square",
@@ -152,9 +153,9 @@ def get_config() -> ConfigDict:
         "logit",
         "threshold(0.9)",
     )
-    config.optimum.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
-    config.optimum.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
-    config.optimum.estimators = ("ecdf", "midpoint")
+    config.compare_transforms.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
+    config.compare_transforms.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
+    config.compare_transforms.estimators = ("ecdf", "midpoint")
 
     config.log = ConfigDict()
     config.log.tensorboard = True

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from qrpo_jax import manifest
-from qrpo_jax.checks import check
-from qrpo_jax.job import Job
-from qrpo_jax.stages import evaluate, export, optimum, reference, report, sample, score, sft, train
+from qrpo_jax.job import manifest
+from qrpo_jax.job.checks import check
+from qrpo_jax.job.job import Job
+from qrpo_jax.stages import compare_transforms, evaluate, export, reference, report, sample, score, sft, train
 
 STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "sft": sft.run,
@@ -21,7 +21,7 @@ STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "evaluate": evaluate.run,
     "report": report.run,
     "export": export.run,
-    "optimum": optimum.run,
+    "compare_transforms": compare_transforms.run,
 }
 
 # The sections a stage's output depends on, besides those of the stages before it. The mesh and the log are
@@ -35,7 +35,7 @@ SECTIONS = {
     "evaluate": ("reference", "reward", "evaluate"),
     "report": ("report",),
     "export": ("export",),
-    "optimum": ("optimum",),
+    "compare_transforms": ("compare_transforms",),
 }
 # Keys of those sections that say how the machine is used and not what is made.
 MACHINE = {

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from qrpo_jax import objectives, optimum, partition, quantiles, transforms
+from qrpo_jax import optimum, partition, quantiles, transforms
+from qrpo_jax.training import objectives
 
 # One of every kind, with a beta that moves the policy far and one that hardly does.
 CASES = [

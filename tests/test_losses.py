@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrpo_jax import losses, quantiles, selectors, transforms
+from qrpo_jax import losses, quantiles, transforms
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors" / "objectives.json").read_text())
 
@@ -79,7 +79,7 @@ def qrpo_of_pair(case: dict, chosen, rejected, rounded: bool):
             parity=not rounded,
         )
 
-    weights = selectors.selector_weights(options["qrpo_sample_selector"], chosen.shape)
+    weights = losses.selector_weights(options["qrpo_sample_selector"], chosen.shape)
     if options["qrpo_sample_selector"] != "both":
         # The published code halves the loss of the one completion that it selects.
         weights = weights[0] / 2, weights[1] / 2
@@ -231,10 +231,10 @@ def test_shapes_and_dtypes_are_kept():
 
 def test_selector_weights_add_up_to_one():
     key = jax.random.key(13)
-    for selector in selectors.SELECTORS:
-        chosen, rejected = selectors.selector_weights(selector, (7, 3), key)
+    for selector in losses.SELECTORS:
+        chosen, rejected = losses.selector_weights(selector, (7, 3), key)
         np.testing.assert_array_equal(chosen + rejected, np.ones((7, 3)))
-    chosen, _ = selectors.selector_weights("random", (10_007,), key)
+    chosen, _ = losses.selector_weights("random", (10_007,), key)
     assert set(np.unique(chosen)) == {0.0, 1.0}
     assert abs(float(chosen.mean()) - 0.5) < 0.02
 
@@ -243,6 +243,6 @@ def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="'huber'.*mae.*mse"):
         losses.qrpo(-1.0, -1.0, 0.5, beta=0.1, transform=transforms.identity, loss="huber")
     with pytest.raises(ValueError, match="'best'.*both.*chosen.*random.*rejected"):
-        selectors.selector_weights("best", (3,))
+        losses.selector_weights("best", (3,))
     with pytest.raises(ValueError, match="needs a key"):
-        selectors.selector_weights("random", (3,))
+        losses.selector_weights("random", (3,))

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from qrpo_jax.decoder import Parameters
-from qrpo_jax.job import Job
-from qrpo_jax.manifest import read_manifest, write_json
-from qrpo_jax.rows import Row
-from qrpo_jax.stages.accounting import SIDES, held_out
-from qrpo_jax.stages.prompting import Prompts
+from qrpo_jax.data.rows import Row
+from qrpo_jax.job.accounting import SIDES, held_out
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.manifest import read_manifest, write_json
+from qrpo_jax.job.prompts import Prompts
+from qrpo_jax.job.units import Counts, add_counts, run_units
+from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.stages.reference import LogProbs, make_log_probs
 from qrpo_jax.stages.sample import make_completer
 from qrpo_jax.stages.score import describe, open_reward, score_rows, tell_dropped
-from qrpo_jax.stages.units import Counts, add_counts, run_units
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 
-from qrpo_jax import hugging_face, lora, peft_folder
-from qrpo_jax.decoder import Parameters
-from qrpo_jax.job import DTYPES, Job
-from qrpo_jax.mesh import gather
+from qrpo_jax.devices.mesh import gather
+from qrpo_jax.hugging_face import adapter_folder, model_folder
+from qrpo_jax.job.job import DTYPES, Job
+from qrpo_jax.model import lora
+from qrpo_jax.model.decoder import Parameters
 
 FORMS = ("merged", "peft")
 
@@ -20,9 +21,9 @@ def run(job: Job) -> dict[str, Any]:
     # Renamed into place when complete, so a folder that is there was made before this start.
     if not folder.exists():
         parameters, path = merged_parameters(job), job.config.model.path
-        generation = hugging_face.generation_settings(Path(path)) if path else {}
+        generation = model_folder.generation_settings(Path(path)) if path else {}
         policy, dtype = job.policy, job.config.export.dtype
-        hugging_face.save(folder, policy.settings, parameters, policy.text, dtype=dtype, generation=generation)
+        model_folder.save(folder, policy.settings, parameters, policy.text, dtype=dtype, generation=generation)
     job.say(f"export: {folder}")
     return {"model": "model"}
 
@@ -47,6 +48,6 @@ def export_adapter(job: Job) -> dict[str, Any]:
     adapters = jax.tree.map(gather, job.trained_parameters("train", job.mesh))
     if jax.process_index() == 0 and not folder.exists():
         base, dtype = job.config.model.path, job.config.export.dtype
-        peft_folder.save(folder, job.policy.settings, adapted, adapters, base=base, dtype=dtype)
+        adapter_folder.save(folder, job.policy.settings, adapted, adapters, base=base, dtype=dtype)
     job.say(f"export: {folder}")
     return {"adapter": "adapter"}

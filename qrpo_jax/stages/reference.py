@@ -7,18 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrpo_jax import row_files
-from qrpo_jax.decoder import Parameters
-from qrpo_jax.examples import View, build_examples
-from qrpo_jax.job import Job, before
-from qrpo_jax.loader import assemble
-from qrpo_jax.manifest import read_manifest
-from qrpo_jax.mesh import axis_size, place, row_sharding
-from qrpo_jax.packing import plan_rows
-from qrpo_jax.rows import Row
-from qrpo_jax.stages.prompting import padded
-from qrpo_jax.stages.units import Counts, run_units
-from qrpo_jax.step import completion_log_probs
+from qrpo_jax.data import row_files
+from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.loader import assemble
+from qrpo_jax.data.packing import plan_rows
+from qrpo_jax.data.rows import Row
+from qrpo_jax.devices.mesh import axis_size, place, row_sharding
+from qrpo_jax.job.job import Job, before
+from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.prompts import padded
+from qrpo_jax.job.units import Counts, run_units
+from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.training.step import completion_log_probs
 
 LogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
 

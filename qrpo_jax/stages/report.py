@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from markupsafe import Markup
 
-from qrpo_jax import optimum, plots, transforms
-from qrpo_jax.job import Job
-from qrpo_jax.manifest import flatten
-from qrpo_jax.metrics import read_metrics
-from qrpo_jax.page import PAGE, number, render
-from qrpo_jax.rows import Row
-from qrpo_jax.stages import accounting
-from qrpo_jax.stages.accounting import SIDES
+from qrpo_jax import optimum, transforms
+from qrpo_jax.data.rows import Row
+from qrpo_jax.job import accounting
+from qrpo_jax.job.accounting import SIDES
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.manifest import flatten
+from qrpo_jax.report import run_plots
+from qrpo_jax.report.page import PAGE, number, render
+from qrpo_jax.training.metrics import read_metrics
 
 SHOWN_COMPLETIONS = 4  # of each side, an example
 MOST_RANKS = 21
@@ -55,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
         results=results,
         verdict=verdict(results),
         headline=headline(results, held),
-        intervals=Markup(plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in SIDES})),
+        intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in SIDES})),
         optimum=optimum_table(results),
         plots=pictures,
         examples=examples(held),
@@ -175,8 +176,8 @@ def training_plots(job: Job, results: dict[str, Any]) -> list[Plot]:
         unit = LOSS_UNITS[config.objective].format({"mse": "squared", "mae": "absolute"}[config.loss])
         ratios = [column("train", f"log_ratio_{side}") for side in ("high", "low")]
         if known("log_ratio_high", "log_ratio_low"):
-            made.append((plots.log_ratios(steps, *ratios), log_ratio_caption(results)))
-        losses = plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
+            made.append((run_plots.log_ratios(steps, *ratios), log_ratio_caption(results)))
+        losses = run_plots.loss(steps, column("train", "loss"), name="loss", title="Training loss", unit=unit)
         made.append((losses, f"Loss of the batches of stage train ({config.objective})."))
         target = column("train", "calibrated_target") if known("calibrated_target") else None
         caption = "What training regresses on: the quantile of the batches' completions"
@@ -184,15 +185,15 @@ def training_plots(job: Job, results: dict[str, Any]) -> list[Plot]:
             " and f(R_q) − β log Z, which is above zero where a completion is to gain probability." if target else "."
         )
         if known("quantile"):
-            made.append((plots.targets(steps, column("train", "quantile"), target), caption))
-        made.append((plots.gradient_norm(steps, column("train", "gradient_norm")), "Before clipping, stage train."))
+            made.append((run_plots.targets(steps, column("train", "quantile"), target), caption))
+        made.append((run_plots.gradient_norm(steps, column("train", "gradient_norm")), "Before clipping, stage train."))
     if "sft" in curves:
         sft = column("sft", "step"), column("sft", "loss")
-        picture = plots.loss(*sft, name="sft-loss", title="SFT loss", unit="nats a token")
+        picture = run_plots.loss(*sft, name="sft-loss", title="SFT loss", unit="nats a token")
         made.append((picture, "Stage sft, which made the reference policy."))
     rates = {stage: (column(stage, "step"), column(stage, "learning_rate")) for stage in curves}
     if rates:
-        made.append((plots.learning_rate(rates), "As applied at each update."))
+        made.append((run_plots.learning_rate(rates), "As applied at each update."))
     return [Plot(Markup(svg), caption) for svg, caption in made]
 
 
@@ -216,10 +217,10 @@ def held_out_plots(job: Job, held: Held, results: dict[str, Any]) -> list[Plot]:
         label = f"optimum of {config.transform}, β = {beta:.3g}"
     achieved = rank_density(held.rewards["reference"], held.rewards["policy"])
     made = (
-        (plots.reward_histogram(*each), "One reward a completion."),
-        (plots.prompt_means(*means), "A dot a prompt; dots that coincide are one larger dot."),
+        (run_plots.reward_histogram(*each), "One reward a completion."),
+        (run_plots.prompt_means(*means), "A dot a prompt; dots that coincide are one larger dot."),
         (
-            plots.quantile_density(achieved, asked, label),
+            run_plots.quantile_density(achieved, asked, label),
             "Ranks among the reference's completions of the same prompt. A tie is spread evenly over the ranks that it "
             "leaves open, so that the reference itself would be flat at 1, and the mean is the mid-rank quantile.",
         ),

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrpo_jax.decoder import Parameters
-from qrpo_jax.job import Job
-from qrpo_jax.mesh import axis_size, place, row_sharding
-from qrpo_jax.rows import Completion, Row
-from qrpo_jax.sampling import make_sampler
-from qrpo_jax.stages.prompting import Prompts, padded, prompt_keys, with_raw_keys
-from qrpo_jax.stages.units import Counts, run_units
+from qrpo_jax.data.rows import Completion, Row
+from qrpo_jax.devices.mesh import axis_size, place, row_sharding
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import Prompts, padded, prompt_keys, with_raw_keys
+from qrpo_jax.job.units import Counts, run_units
+from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.sampling.sampler import make_sampler
 
 WIDTH = 16  # prompts are padded to a multiple of this, so that few widths need compiling
 

@@ -5,14 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from qrpo_jax import row_files
-from qrpo_jax.job import Job
-from qrpo_jax.manifest import read_manifest
-from qrpo_jax.reward_models import ModelScorer, open_reward_model
-from qrpo_jax.rewards import MODEL, TOO_LONG, ModelReward, Reward
-from qrpo_jax.rows import Row, check_row, check_scored
-from qrpo_jax.sandbox import Limits
-from qrpo_jax.stages.units import Counts, run_units
+from qrpo_jax.data import row_files
+from qrpo_jax.data.rows import Row, check_row, check_scored
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.units import Counts, run_units
+from qrpo_jax.rewards.models import ModelScorer, open_reward_model
+from qrpo_jax.rewards.rewards import MODEL, TOO_LONG, ModelReward, Reward
+from qrpo_jax.rewards.sandbox.pool import Limits
 
 EMPTIED = "rows dropped: no completion left"
 

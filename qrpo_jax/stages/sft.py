@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qrpo_jax import prompts
-from qrpo_jax.examples import View, build_examples
-from qrpo_jax.job import Job
-from qrpo_jax.objectives import make_objective
-from qrpo_jax.rows import Row
-from qrpo_jax.stages.training import train
+from qrpo_jax.data import prompts
+from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.rows import Row
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.trainer import train
+from qrpo_jax.training.objectives import make_objective
 
 
 def run(job: Job) -> dict[str, Any]:

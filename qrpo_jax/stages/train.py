@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from qrpo_jax import losses, row_files, transforms
-from qrpo_jax.batch import Batch
-from qrpo_jax.examples import Examples, View, build_examples
-from qrpo_jax.job import Job, before
-from qrpo_jax.objectives import PAIRWISE, REFERENCE_FREE, Length, Objective, make_objective
-from qrpo_jax.stages import asked
-from qrpo_jax.stages.training import train
+from qrpo_jax import losses, transforms
+from qrpo_jax.data import row_files
+from qrpo_jax.data.batch import Batch
+from qrpo_jax.data.examples import Examples, View, build_examples
+from qrpo_jax.job.job import Job, before
+from qrpo_jax.job.trainer import train
+from qrpo_jax.report import forecast
+from qrpo_jax.training.objectives import PAIRWISE, REFERENCE_FREE, Length, Objective, make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -81,15 +82,15 @@ def tell(job: Job, examples: Examples, transform: transforms.Transform) -> dict[
     """Says what the settings ask for on these examples, and returns it for the record, where an optimum is known."""
     config = job.config.train
     if config.objective != "qrpo":
-        for line in asked.baseline_lines(examples, config.objective):
+        for line in forecast.baseline_lines(examples, config.objective):
             job.say(f"train: {line}")
         return None
     beta_C = np.broadcast_to(length(job).beta(config.beta, examples.lengths_C), examples.lengths_C.shape)
     # A scaled transform is shown for the prompt of average spread.
-    figures = asked.figures(
+    figures = forecast.figures(
         examples, transform, beta_C, partition_name=config.partition, estimator=job.config.select.estimator
     )
-    for line in asked.lines(figures, transform, job.config.select.ties):
+    for line in forecast.lines(figures, transform, job.config.select.ties):
         job.say(f"train: {line}")
     return figures
 

@@ -1,0 +1,1 @@
+"""The device mesh, and what processes of one job agree on."""

@@ -1,0 +1,108 @@
+"""Adapters as a folder that `peft` loads on top of their base: adapter_config.json and adapter_model.safetensors."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from qrpo_jax.hugging_face.lora_targets import Module, modules
+from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.model.lora import SUFFIX
+from qrpo_jax.model.settings import DecoderSettings, Lora
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def save(
+    folder: Path, settings: DecoderSettings, lora: Lora, adapters: Parameters, *, base: str, dtype: str = "float32"
+) -> None:
+    """Writes the folder; like a model folder it appears complete or not at all.
+
+    A module that is stored fused has several adapters of rank r here, and in PEFT one of rank r times their number
+    whose B is block diagonal: `rank_pattern` and `alpha_pattern` say so, and the product is the same.
+
+    Args:
+      base: name or folder of the model that the adapters belong to, for `base_model_name_or_path`.
+      dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+      ValueError: the folder exists and is not empty, an unknown dtype, or an adapter that is not finite in it.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)} (config.export.dtype)")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; remove it or choose another folder to export to")
+    adapted = [module for module in modules(settings) if module.matrices[0][1] in lora.matrices]
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+    try:
+        partial.mkdir(parents=True)
+        config = json.dumps(adapter_config(lora, adapted, base), indent=2, sort_keys=True)
+        (partial / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
+        tensors = _tensors(settings, adapted, adapters, dtype)
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def adapter_config(lora: Lora, adapted: list[Module], base: str) -> dict[str, Any]:
+    """The keys of PEFT's LoraConfig that say what is computed; what it does not find takes its defaults."""
+    names = {module: module.name.rpartition(".")[2] for module in adapted}
+    fused = {names[module]: len(module.matrices) for module in adapted if len(module.matrices) > 1}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": _plain(lora.alpha),
+        "target_modules": sorted(names.values()),
+        "rank_pattern": {name: lora.rank * parts for name, parts in fused.items()},
+        "alpha_pattern": {name: _plain(lora.alpha * parts) for name, parts in fused.items()},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if float(number).is_integer() else number
+
+
+def _tensors(
+    settings: DecoderSettings, adapted: list[Module], adapters: Parameters, dtype: str
+) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for module in adapted:
+        pairs = [adapters["layers"][group][matrix + SUFFIX] for group, matrix in module.matrices]
+        # Stored as [outputs, inputs], the transpose of ours.
+        a = [np.asarray(pair["a"]) for pair in pairs]
+        b = [np.asarray(pair["b"]) for pair in pairs]
+        for layer in range(settings.layers):
+            lows = [x[layer].reshape(-1, x.shape[-1]).T for x in a]
+            highs = [x[layer].reshape(x.shape[1], -1).T for x in b]
+            name = f"base_model.model.model.layers.{layer}.{module.name}"
+            for side, array in (("lora_A", np.concatenate(lows)), ("lora_B", _block_diagonal(highs))):
+                tensor = np.asarray(array.astype(DTYPES[dtype]), order="C")
+                if not np.isfinite(tensor).all():
+                    raise ValueError(f"adapter {name}.{side} is not finite as {dtype}; nothing was exported")
+                tensors[f"{name}.{side}.weight"] = tensor
+    return tensors
+
+
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    whole = np.zeros((sum(x.shape[0] for x in blocks), sum(x.shape[1] for x in blocks)), blocks[0].dtype)
+    row = column = 0
+    for block in blocks:
+        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return whole

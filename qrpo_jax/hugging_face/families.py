@@ -1,0 +1,268 @@
+"""Model families: what each is, which keys of its Hugging Face `config.json` say so, and how its weights are stored."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from qrpo_jax.model.layers import XIELU
+
+ParameterPath = tuple[str, ...]
+
+
+class Weight(NamedTuple):
+    """How a parameter is stored: its name ({} is the layer), and how many of its axes are summed over.
+
+    A matrix is stored as [outputs, inputs], the transpose of ours, and a vector flat; `inputs` None means stored as
+    it is. Where one stored tensor holds several parameters, `fused` names all of them from its first row to its last.
+    """
+
+    name: str
+    inputs: int | None = 0
+    fused: tuple[str, ...] = ()
+
+
+class Option(NamedTuple):
+    """A key of config.json that settings follow: which, of what type, and its value where the key is absent."""
+
+    fields: tuple[str, ...]
+    kind: type
+    default: Any
+    nullable: bool = False
+
+
+class Family(NamedTuple):
+    """One architecture.
+
+    Attributes:
+      fixed: settings that all its members share.
+      options: keys that settings follow.
+      supported: keys that change the computation and may only have these values, the first where absent.
+      kv_heads, head_dim: where config.json does not say; None for as many as heads, and for d_model / heads.
+      ropes: supported kinds of rotary embedding.
+      rope_default: what is assumed where config.json has neither `rope_parameters` nor `rope_scaling`.
+      windows: which layers slide: "none", "all", "late" (from max_window_layers on), "unroped", or all but every
+        `pattern`-th ("alternate").
+      metadata: keys that change nothing in this family.
+      constants: stored tensors that are no parameters, and their value.
+      pad_token: what pads where config.json does not say.
+    """
+
+    model_type: str
+    weights: Mapping[ParameterPath, Weight]
+    supported: Mapping[str, tuple[Any, ...]]
+    options: Mapping[str, Option] = {}
+    fixed: Mapping[str, Any] = {}
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    tied: bool = False
+    ropes: tuple[str, ...] = ("default",)
+    rope_theta: float = 10_000.0
+    rope_default: Mapping[str, Any] = {}
+    windows: str = "none"
+    window: int | None = None
+    pattern: int = 0
+    local_theta: float | None = None
+    unroped: bool = False
+    partial_rotary: bool = False
+    even_split: bool = False  # transformers refuses a d_model that is no multiple of heads
+    metadata: frozenset[str] = frozenset()
+    constants: Mapping[str, float] = {}
+    pad_token: int | None = None
+
+
+def _norms(**names: str) -> dict[ParameterPath, Weight]:
+    return {("layers", ours, "scale"): Weight(f"model.layers.{{}}.{name}.weight") for ours, name in names.items()}
+
+
+_AT, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
+_COMMON: dict[ParameterPath, Weight] = {
+    ("embedding",): Weight("model.embed_tokens.weight", None),
+    ("norm", "scale"): Weight("model.norm.weight"),
+    ("head",): Weight("lm_head.weight", None),
+    **{("layers", "attention", x): Weight(f"{_AT}.{x}_proj.weight", 1) for x in "qkv"},
+    ("layers", "attention", "o"): Weight(f"{_AT}.o_proj.weight", 2),
+    **{("layers", "attention", f"{x}_bias"): Weight(f"{_AT}.{x}_proj.bias") for x in "qkvo"},
+    **{("layers", "attention", f"{x}_norm", "scale"): Weight(f"{_AT}.{x}_norm.weight") for x in "qk"},
+    **{("layers", "mlp", x): Weight(f"{_MLP}.{x}_proj.weight", 1) for x in ("gate", "up", "down")},
+    **{("layers", "mlp", f"{x}_bias"): Weight(f"{_MLP}.{x}_proj.bias") for x in ("gate", "up", "down")},
+}
+_FUSED: dict[ParameterPath, Weight] = {
+    **{("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"},
+    **{("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")},
+}
+_XIELU: dict[ParameterPath, Weight] = {
+    ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
+}
+_PRE = _COMMON | _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
+_POST = _norms(attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
+_SANDWICH = _COMMON | _POST | _norms(attention_norm="input_layernorm", mlp_norm="pre_feedforward_layernorm")
+
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0.0, None),
+    "quantization_config": (None,),
+    "per_layer_config": (None,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "pruned_heads": ({}, None),
+}
+_SILU = _PLAIN | {"hidden_act": ("silu",), "pretraining_tp": (1, None)}
+_NO_WINDOW: dict[str, tuple[Any, ...]] = {
+    "sliding_window": (None,),
+    "use_sliding_window": (False,),
+    "layer_types": (None,),
+}
+_BIAS = {"attention_bias": Option(("qkv_bias", "output_bias"), bool, False)}
+_MLP_BIAS = {"mlp_bias": Option(("mlp_bias",), bool, False)}
+
+_GEMMA_FIXED = dict(activation="gelu_tanh", post_norm=True, norm_offset=1.0, norm_rounds=False, scale_embeddings=True)
+_GEMMA_SUPPORTED = _PLAIN | {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "hidden_act": ("gelu_pytorch_tanh",),
+    "use_bidirectional_attention": (False, None),
+}
+_GEMMA_OPTIONS = _BIAS | {"query_pre_attn_scalar": Option(("query_scalar",), int, 256)}
+_GEMMA: dict[str, Any] = dict(
+    weights=_SANDWICH,
+    kv_heads=4,
+    head_dim=256,
+    tied=True,
+    windows="alternate",
+    window=4096,
+    even_split=True,
+    metadata=frozenset({"cache_implementation"}),
+    pad_token=0,
+)
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(  # Llama, SmolLM, SmolLM 2
+        model_type="llama",
+        weights=_PRE,
+        options=_BIAS | _MLP_BIAS,
+        supported=_SILU | _NO_WINDOW | {"rope_interleaved": (False,), "is_llama_config": (True,)},
+        ropes=("default", "llama3"),
+        even_split=True,
+        metadata=frozenset({"transformers.js_config"}),
+    ),
+    "MistralForCausalLM": Family(
+        model_type="mistral",
+        weights=_PRE,
+        supported=_SILU | {"layer_types": (None,), "attention_bias": (False,), "mlp_bias": (False,)},
+        kv_heads=8,
+        windows="all",
+        window=4096,
+    ),
+    "Qwen2ForCausalLM": Family(
+        model_type="qwen2",
+        weights=_PRE,
+        supported=_SILU | {"use_mrope": (False,)},
+        fixed=dict(qkv_bias=True),
+        kv_heads=32,
+        windows="late",
+        window=4096,
+    ),
+    "Qwen3ForCausalLM": Family(
+        model_type="qwen3",
+        weights=_PRE,
+        options=_BIAS,
+        supported=_SILU,
+        fixed=dict(qk_norm="head"),
+        kv_heads=32,
+        head_dim=128,
+        windows="late",
+        window=4096,
+    ),
+    "Gemma2ForCausalLM": Family(
+        model_type="gemma2",
+        options=_GEMMA_OPTIONS
+        | {
+            "attn_logit_softcapping": Option(("attention_cap",), float, 50.0, nullable=True),
+            "final_logit_softcapping": Option(("logit_cap",), float, 30.0, nullable=True),
+        },
+        supported=_GEMMA_SUPPORTED,
+        fixed=_GEMMA_FIXED,
+        pattern=2,
+        **_GEMMA,
+    ),
+    "Gemma3ForCausalLM": Family(
+        model_type="gemma3_text",
+        options=_GEMMA_OPTIONS | {"final_logit_softcapping": Option(("logit_cap",), float, None, nullable=True)},
+        # transformers reads this cap of Gemma 3 and then does not apply it, so what a value would mean is open.
+        supported=_GEMMA_SUPPORTED | {"attn_logit_softcapping": (None,)},
+        fixed=_GEMMA_FIXED | {"qk_norm": "head"},
+        pattern=6,
+        ropes=("default", "linear"),
+        rope_theta=1_000_000.0,
+        local_theta=10_000.0,
+        **_GEMMA,
+    ),
+    "Olmo2ForCausalLM": Family(
+        model_type="olmo2",
+        weights=_COMMON | _POST,
+        options=_BIAS,
+        supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)},
+        fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
+        pad_token=1,
+    ),
+    "Phi3ForCausalLM": Family(
+        model_type="phi3",
+        weights=_PRE | _FUSED,
+        supported=_SILU
+        | {
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+            "lm_head_bias": (False,),
+            "resid_pdrop": (0.0,),
+            "embd_pdrop": (0.0,),
+            "full_attn_mod": (1,),
+            "interpolate_factor": (1,),
+            "layer_types": (None,),
+        },
+        ropes=("default", "longrope"),
+        windows="all",
+        partial_rotary=True,
+        # The code that it names is never run; transformers has the model itself.
+        metadata=frozenset({"auto_map"}),
+        pad_token=32_000,
+    ),
+    "SmolLM3ForCausalLM": Family(
+        model_type="smollm3",
+        weights=_PRE,
+        options=_BIAS | _MLP_BIAS,
+        supported=_PLAIN | {"hidden_act": ("silu",)},
+        kv_heads=4,
+        tied=True,
+        rope_theta=2_000_000.0,
+        windows="unroped",
+        unroped=True,
+        metadata=frozenset({"pretraining_tp", "max_window_layers"}),
+        pad_token=128_004,
+    ),
+    "ApertusForCausalLM": Family(
+        model_type="apertus",
+        weights=_COMMON | _XIELU | _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+        options=_BIAS,
+        supported=_PLAIN
+        | _NO_WINDOW
+        | {
+            "hidden_act": ("xielu",),
+            "hidden_dropout": (0.0, None),
+            "mlp_bias": (False,),
+            "post_norm": (False,),
+            "qk_norm": (True,),
+        },
+        fixed=dict(activation="xielu", qk_norm="head"),
+        ropes=("default", "llama3"),
+        rope_theta=12_000_000.0,
+        rope_default={
+            "rope_type": "llama3",
+            "rope_theta": 12_000_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        pad_token=3,
+        constants={f"{_MLP}.act_fn.beta": XIELU.BETA, f"{_MLP}.act_fn.eps": XIELU.EPSILON},
+    ),
+}

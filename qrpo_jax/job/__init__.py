@@ -1,0 +1,1 @@
+"""What all stages share: a config in a work directory."""

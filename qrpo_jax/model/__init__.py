@@ -1,0 +1,1 @@
+"""The policy: one decoder for all families, its log-probs and adapters."""

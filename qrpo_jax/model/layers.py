@@ -1,0 +1,189 @@
+"""The parts of one layer: norms, attention, feed-forward; each is what the settings say, and nothing more."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from qrpo_jax.model.attention.plain import rotate
+from qrpo_jax.model.rope import LongRope
+from qrpo_jax.model.settings import DecoderSettings, Lora
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str, ...]) -> nnx.Param:
+    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5, axes=axes)
+
+
+class Adapter(nnx.Module):
+    """What LoRA adds to a matrix [*inputs, *outputs]: x A B · alpha / rank, with A [*inputs, r] and B [r, *outputs].
+
+    A starts uniform within ± 1 / sqrt(inputs), as in PEFT (Kaiming uniform with a = sqrt 5); B at 0, so that an
+    adapter adds nothing before its first update. Both are float32.
+    """
+
+    def __init__(self, lora: Lora, weight: nnx.Param, inputs: int, rngs: nnx.Rngs):
+        shape, axes = weight[...].shape, weight.get_metadata()["axes"]
+        bound = float(np.prod(shape[:inputs])) ** -0.5
+        a = jax.random.uniform(rngs.params(), (*shape[:inputs], lora.rank), jnp.float32, -bound, bound)
+        self.a = nnx.LoRAParam(a, axes=(*axes[:inputs], "rank"))
+        self.b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape[inputs:]), jnp.float32), axes=("rank", *axes[inputs:]))
+        self.rank, self.scale = lora.rank, lora.scale
+
+    def __call__(self, x_BLxI: Array) -> Array:
+        """[B·L, outputs], flat; nothing of the matrix's size is made."""
+        inner_BLxr = x_BLxI @ self.a[...].astype(x_BLxI.dtype).reshape(-1, self.rank)
+        return inner_BLxr * self.scale @ self.b[...].astype(x_BLxI.dtype).reshape(self.rank, -1)
+
+
+def _adapter(lora: Lora | None, name: str, weight: nnx.Param | None, rngs: nnx.Rngs, inputs: int = 1) -> Adapter | None:
+    if lora is None or weight is None or name not in lora.matrices:
+        return None
+    return Adapter(lora, weight, inputs, rngs)
+
+
+def linear(
+    x: Array, weight: Array, inputs: int = 1, bias: nnx.Param | None = None, adapter: Adapter | None = None
+) -> Array:
+    """x [B, L, *inputs] times weight [*inputs, *outputs], plus adapter and bias [*outputs] if any, in the type of x.
+
+    One plain matrix product over all B·L tokens: XLA's CPU backend is slow at the gradient of a product that
+    contracts two axes, and elsewhere it makes no difference.
+    """
+    rows, outputs = x.shape[:2], weight.shape[inputs:]
+    x_BLxI = x.reshape(x.shape[0] * x.shape[1], -1)
+    flat = x_BLxI @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
+    if adapter is not None:
+        flat = flat + adapter(x_BLxI)
+    product = flat.reshape(*rows, *outputs)
+    return product if bias is None else product + bias[...].astype(x.dtype)
+
+
+def _bias(wanted: bool, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param | None:
+    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if wanted else None
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axes, computed in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, settings: DecoderSettings, shape: tuple[int, ...] = (), axes: tuple[str, ...] = ("embed",)):
+        shape = shape or (settings.d_model,)
+        self.scale = nnx.Param(jnp.full(shape, 1.0 - settings.norm_offset, jnp.float32), axes=axes)
+        self.epsilon, self.offset, self.rounds = settings.norm_epsilon, settings.norm_offset, settings.norm_rounds
+
+    def __call__(self, x: Array) -> Array:
+        x32, scale = x.astype(jnp.float32), self.scale[...].astype(jnp.float32)
+        over = tuple(range(-scale.ndim, 0))
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
+        if self.rounds and x.dtype != jnp.float32:
+            # Casting there and back would say the same, but the compiler may leave that out.
+            kept = jnp.finfo(x.dtype)
+            x32 = jax.lax.reduce_precision(x32, kept.nexp, kept.nmant)
+        return (x32 * (scale + self.offset if self.offset else scale)).astype(x.dtype)
+
+
+class XIELU(nnx.Module):
+    """Trainable activation (Huang & Schlag 2025): quadratic above 0, an integral of ELU below; float32 inside."""
+
+    BETA, EPSILON = 0.5, -1e-6
+
+    def __init__(self) -> None:
+        start = {"alpha_p": 0.8, "alpha_n": 0.8 - self.BETA}
+        for name, value in start.items():
+            setattr(self, name, nnx.Param(jnp.full((1,), np.log(np.expm1(value)), jnp.float32), axes=("scalar",)))
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        above = jax.nn.softplus(self.alpha_p[...].astype(jnp.float32)) * x32 * x32
+        below = self.BETA + jax.nn.softplus(self.alpha_n[...].astype(jnp.float32))
+        below = below * (jnp.expm1(jnp.minimum(x32, self.EPSILON)) - x32)
+        return (jnp.where(x32 > 0, above, below) + self.BETA * x32).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
+        d, h, g, k = settings.d_model, settings.heads, settings.kv_heads, settings.head_dim
+        self.q = normal(rngs, (d, h, k), d, ("embed", "heads", "head_dim"))
+        self.k = normal(rngs, (d, g, k), d, ("embed", "kv_heads", "head_dim"))
+        self.v = normal(rngs, (d, g, k), d, ("embed", "kv_heads", "head_dim"))
+        self.o = normal(rngs, (h, k, d), h * k * 2 * settings.layers, ("heads", "head_dim", "embed"))
+        self.q_bias = _bias(settings.qkv_bias, (h, k), ("heads", "head_dim"))
+        self.k_bias = _bias(settings.qkv_bias, (g, k), ("kv_heads", "head_dim"))
+        self.v_bias = _bias(settings.qkv_bias, (g, k), ("kv_heads", "head_dim"))
+        self.o_bias = _bias(settings.output_bias, (d,), ("embed",))
+        self.q_adapter = _adapter(lora, "q", self.q, rngs)
+        self.k_adapter = _adapter(lora, "k", self.k, rngs)
+        self.v_adapter = _adapter(lora, "v", self.v, rngs)
+        self.o_adapter = _adapter(lora, "o", self.o, rngs, inputs=2)
+        own = {None: None, "head": (k,), "projection": (h, k)}[settings.qk_norm]
+        self.q_norm = RMSNorm(settings, own, ("heads", "head_dim")[-len(own) :]) if own else None
+        own = {None: None, "head": (k,), "projection": (g, k)}[settings.qk_norm]
+        self.k_norm = RMSNorm(settings, own, ("kv_heads", "head_dim")[-len(own) :]) if own else None
+
+    def project(self, x_BxLxD: Array) -> tuple[Array, Array, Array]:
+        """Queries [B, L, H, K], keys and values [B, L, G, K]."""
+        q = linear(x_BxLxD, self.q[...], bias=self.q_bias, adapter=self.q_adapter)
+        k = linear(x_BxLxD, self.k[...], bias=self.k_bias, adapter=self.k_adapter)
+        v = linear(x_BxLxD, self.v[...], bias=self.v_bias, adapter=self.v_adapter)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def output(self, mixed_BxLxHxK: Array) -> Array:
+        return linear(mixed_BxLxHxK, self.o[...], inputs=2, bias=self.o_bias, adapter=self.o_adapter)
+
+
+class MLP(nnx.Module):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
+        d, f = settings.d_model, settings.d_ff
+        gated = settings.activation != "xielu"
+        self.gate = normal(rngs, (d, f), d, ("embed", "feed_forward")) if gated else None
+        self.up = normal(rngs, (d, f), d, ("embed", "feed_forward"))
+        self.down = normal(rngs, (f, d), f * 2 * settings.layers, ("feed_forward", "embed"))
+        self.gate_bias = _bias(settings.mlp_bias and gated, (f,), ("feed_forward",))
+        self.up_bias = _bias(settings.mlp_bias, (f,), ("feed_forward",))
+        self.down_bias = _bias(settings.mlp_bias, (d,), ("embed",))
+        self.gate_adapter = _adapter(lora, "gate", self.gate, rngs)
+        self.up_adapter = _adapter(lora, "up", self.up, rngs)
+        self.down_adapter = _adapter(lora, "down", self.down, rngs)
+        self.activation = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[settings.activation] if gated else XIELU()
+
+    def __call__(self, x_BxLxD: Array) -> Array:
+        up_BxLxF = linear(x_BxLxD, self.up[...], bias=self.up_bias, adapter=self.up_adapter)
+        if self.gate is None:
+            inner_BxLxF = self.activation(up_BxLxF)
+        else:
+            gate_BxLxF = linear(x_BxLxD, self.gate[...], bias=self.gate_bias, adapter=self.gate_adapter)
+            inner_BxLxF = self.activation(gate_BxLxF) * up_BxLxF
+        return linear(inner_BxLxF, self.down[...], bias=self.down_bias, adapter=self.down_adapter)
+
+
+class Layer(nnx.Module):
+    def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
+        self.rotary_scale = settings.rope_scaling.magnitude if isinstance(settings.rope_scaling, LongRope) else 1.0
+        self.attention_norm = RMSNorm(settings) if settings.pre_norm else None
+        self.attention = Attention(settings, rngs, lora)
+        self.attention_post_norm = RMSNorm(settings) if settings.post_norm else None
+        self.mlp_norm = RMSNorm(settings) if settings.pre_norm else None
+        self.mlp = MLP(settings, rngs, lora)
+        self.mlp_post_norm = RMSNorm(settings) if settings.post_norm else None
+
+    def __call__(
+        self, x_BxLxD: Array, positions_BxL: Array, frequencies: Array, mix: Callable[[Array, Array, Array], Any]
+    ) -> tuple[Array, Any]:
+        """One residual block; `mix` attends from queries to keys and returns what else it wants kept."""
+
+        def turn(x: Array) -> Array:
+            return rotate(x, positions_BxL, frequencies, self.rotary_scale)
+
+        q, k, v = self.attention.project(normed(self.attention_norm, x_BxLxD))
+        mixed, kept = mix(turn(q), turn(k), v)
+        x_BxLxD = x_BxLxD + normed(self.attention_post_norm, self.attention.output(mixed))
+        return x_BxLxD + normed(self.mlp_post_norm, self.mlp(normed(self.mlp_norm, x_BxLxD))), kept
+
+
+def normed(norm: RMSNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)

@@ -1,0 +1,51 @@
+"""The pages of reports: numbers and hostile text as HTML."""
+
+import math
+import unicodedata
+from typing import Any
+
+import jinja2
+
+PAGE = "report.html"
+SHOWN_CHARACTERS = 1200  # of a prompt or completion
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def render(template: str = PAGE, /, **parts: Any) -> str:
+    """The page that a template makes of its parts; whatever is not Markup is escaped."""
+    loader = jinja2.PackageLoader("qrpo_jax.report", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "visible": visible}
+    return environment.get_template(template).render(**parts)
+
+
+def number(value: float, sign: bool = False) -> str:
+    """Three decimals of what is around 1, four digits of the rest.
+
+    >>> number(0.5), number(-0.25, sign=True), number(12345.6), number(math.nan)
+    ('0.500', '−0.250', '1.235e+04', '–')
+    """
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    digits = ".3f" if value == 0 or 0.01 <= abs(value) < 1000 else ".4g"
+    return format(value, f"+{digits}" if sign else digits).replace("-", "−")
+
+
+def visible(text: str) -> str:
+    """Text with its control, direction and other unseen characters spelled out, and cut if very long.
+
+    >>> visible("a" + chr(0x202E) + "b")
+    'a⟨U+202E⟩b'
+    """
+    shown = []
+    for character in text[:SHOWN_CHARACTERS]:
+        if character == "\n":
+            shown.append("↵\n")
+        elif unicodedata.category(character) in UNSEEN:
+            shown.append(f"⟨U+{ord(character):04X}⟩")
+        else:
+            shown.append(character)
+    cut = len(text) - SHOWN_CHARACTERS
+    return "".join(shown) + (f" … ({cut} more characters)" if cut > 0 else "")

@@ -1,0 +1,209 @@
+"""Plots of a run's report: from numbers to SVG, to be put into a page as it is."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from qrpo_jax.report.svg import HIGH, INK, LOW, POLICY, REFERENCE, render
+
+SMOOTHED_FROM = 60  # points; curves of fewer are drawn as they are
+MOST_BINS = 25
+
+
+def intervals(means: Mapping[str, tuple[float, Sequence[float]]]) -> str:
+    """Mean rewards with their 95 % intervals.
+
+    Args:
+      means: for "reference" and "policy" the mean and (low, high), in units of the reward.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, (side, colour) in enumerate((("policy", POLICY), ("reference", REFERENCE))):
+            mean, (low, high) = means[side]
+            axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
+            axes.plot([mean], [place], "o" if side == "policy" else "s", color=colour, markersize=7)
+            axes.annotate(f"{mean:.3g}", (mean, place), (0, 8), textcoords="offset points", ha="center")
+        axes.set_yticks([0, 1], ["policy", "reference"])
+        axes.set_ylim(-0.5, 1.6)
+        axes.margins(x=0.12)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("mean reward a prompt, with 95 % interval")
+
+    return render("intervals", "Held-out mean reward", draw, height=1.7)
+
+
+def loss(steps: Sequence[float], losses: Sequence[float], *, name: str, title: str, unit: str) -> str:
+    """A loss by step; `name` tells the plots of a page apart."""
+
+    def draw(axes: Axes) -> None:
+        _curve(axes, steps, losses, POLICY)
+        axes.set_ylabel(f"loss ({unit})")
+        _steps(axes)
+
+    return render(name, title, draw)
+
+
+def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[float]) -> str:
+    """Mean log-ratio, in nats per completion, of high- and of low-reward completions by step."""
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.8)
+        _curve(axes, steps, high, HIGH, label="high-reward completions")
+        _curve(axes, steps, low, LOW, label="low-reward completions", linestyle="--")
+        axes.set_ylabel("log π − log π_ref (nats)")
+        axes.legend()
+        _steps(axes)
+
+    return render("log-ratios", "Log-ratio of high- and low-reward completions", draw)
+
+
+def targets(steps: Sequence[float], quantile: Sequence[float], target: Sequence[float] | None) -> str:
+    """Mean quantile and, if the objective has one, mean calibrated target f(R_q) − β log Z of the batches."""
+
+    def draw(above: Axes, below: Axes | None = None) -> None:
+        _curve(above, steps, quantile, POLICY)
+        above.set_ylabel("quantile (0 to 1)")
+        if below is not None and target is not None:
+            below.axhline(0, color=INK, linewidth=0.8)
+            _curve(below, steps, target, POLICY)
+            below.set_ylabel("f(R_q) − β log Z")
+        _steps(below if below is not None else above)
+
+    if target is None:
+        return render("targets", "Quantile of training completions", draw)
+    return render("targets", "Quantile and calibrated target of training completions", draw, panels=2)
+
+
+def gradient_norm(steps: Sequence[float], norms: Sequence[float]) -> str:
+    """Global L2 norm of the gradient, before clipping, by step."""
+
+    def draw(axes: Axes) -> None:
+        _curve(axes, steps, norms, POLICY)
+        positive = [n for n in norms if n > 0 and math.isfinite(n)]
+        if positive and max(positive) > 30 * min(positive):
+            axes.set_yscale("log")
+        axes.set_ylabel("gradient norm (L2)")
+        _steps(axes)
+
+    return render("gradient-norm", "Gradient norm", draw)
+
+
+def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Learning rates by step: a panel a stage, with its steps and its rates."""
+
+    def draw(*panels: Axes) -> None:
+        for axes, (stage, (steps, rates)) in zip(panels, curves.items(), strict=True):
+            axes.plot(steps, rates, color=POLICY)
+            axes.yaxis.set_major_formatter("{x:.2g}")
+            axes.set_ylim(bottom=0)
+            axes.set_ylabel(f"{stage} (per update)")
+            _steps(axes)
+
+    return render("learning-rate", "Learning rate", draw, panels=len(curves), shared=False)
+
+
+def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str:
+    """Share of completions by reward, one reward a completion, of both sides.
+
+    Rewards on a grid (such as shares of ten tests) get a bin each; others share MOST_BINS equal bins.
+    """
+    edges = bins([*reference, *policy])
+
+    def draw(axes: Axes) -> None:
+        width = 0.42 * (edges[1] - edges[0])
+        centres = (edges[1:] + edges[:-1]) / 2
+        for values, side, colour, shift in (
+            (reference, "reference", REFERENCE, -width / 2),
+            (policy, "policy", POLICY, width / 2),
+        ):
+            counts, _ = np.histogram(np.asarray(values), edges)
+            share = counts / max(len(values), 1)
+            axes.bar(centres + shift, share, width, color=colour, label=side)
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("reward of a held-out completion")
+        axes.set_ylabel("share of completions")
+        axes.legend()
+
+    return render("rewards", "Held-out rewards", draw)
+
+
+def bins(values: Sequence[float]) -> np.ndarray:
+    """Edges [bins + 1] of equal bins; one bin a value, value in the middle, where values lie on a coarse grid."""
+    found = np.unique(np.round(np.asarray(values, np.float64), 6))
+    if len(found) < 2:
+        middle = float(found[0]) if len(found) else 0.0
+        return np.array([middle - 0.5, middle + 0.5])
+    low, high, gap = found[0], found[-1], np.diff(found).min()
+    places = (found - low) / gap
+    if places[-1] <= MOST_BINS and np.allclose(places, np.round(places), atol=0.01):
+        count = int(round(places[-1])) + 1
+        return low + gap * (np.arange(count + 1) - 0.5)
+    # A hair wider than the values, which were rounded.
+    return np.linspace(low - 1e-6, high + 1e-6, MOST_BINS + 1)
+
+
+def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
+    """Mean reward of each held-out prompt, reference against policy; equal points are one larger dot."""
+    points, counts = np.unique(np.round(np.stack([reference, policy], 1), 4), axis=0, return_counts=True)
+    areas = counts * min(16.0, 500.0 / counts.max())  # points²
+
+    def draw(axes: Axes) -> None:
+        low, high = float(points.min()), float(points.max())
+        axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=":")
+        axes.scatter(points[:, 0], points[:, 1], s=areas, color=POLICY, alpha=0.5, linewidths=0)
+        axes.annotate("better", (0.03, 0.93), xycoords="axes fraction", color=INK, alpha=0.7)
+        axes.annotate("worse", (0.97, 0.05), xycoords="axes fraction", color=INK, alpha=0.7, ha="right")
+        axes.set_xlabel("mean reward under the reference")
+        axes.set_ylabel("mean reward under the policy")
+
+    return render("prompts", "Held-out prompts, before and after", draw)
+
+
+def quantile_density(achieved: np.ndarray, asked: tuple[np.ndarray, np.ndarray] | None, asked_label: str) -> str:
+    """Density of the quantile that the policy's samples achieve, beside the one that the optimum asks for.
+
+    Args:
+      achieved: [bins], density over equal bins of (0, 1), 1 everywhere for the reference policy.
+      asked: quantiles and their density under the optimum, or None.
+    """
+
+    def draw(axes: Axes) -> None:
+        edges = np.linspace(0, 1, len(achieved) + 1)
+        axes.stairs(achieved, edges, fill=True, color=POLICY, alpha=0.35, linewidth=0)
+        axes.stairs(achieved, edges, color=POLICY, label="policy, achieved")
+        axes.axhline(1, color=REFERENCE, linestyle="--", label="reference")
+        tallest = [float(np.max(achieved)), 1.0]
+        if asked is not None:
+            quantile, density = asked
+            density = np.where(np.isfinite(density), density, np.nan)
+            axes.plot(quantile, density, color=INK, linewidth=1.2, label=asked_label)
+            # Averages over the bins, not the peak, decide the height: a peak may be thousands high.
+            inside = np.clip((quantile * len(achieved)).astype(int), 0, len(achieved) - 1)
+            tallest += [float(np.nanmean(density[inside == b])) for b in np.unique(inside)]
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.25 * np.nanmax(tallest))
+        axes.set_xlabel("quantile of the reward among reference completions")
+        axes.set_ylabel("density (reference = 1)")
+        axes.legend(loc="upper left")
+
+    return render("quantiles", "Where the policy's completions rank", draw)
+
+
+def _curve(axes: Axes, steps: Sequence[float], values: Sequence[float], colour: str, **line: Any) -> None:
+    """A line; of many points, their moving average over the points themselves."""
+    if len(steps) < SMOOTHED_FROM:
+        axes.plot(steps, values, color=colour, marker="." if len(steps) < 25 else "", **line)
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+    window = max(3, len(steps) // 20) | 1
+    padded = np.pad(np.asarray(values, np.float64), window // 2, mode="edge")
+    axes.plot(steps, np.convolve(padded, np.ones(window) / window, "valid"), color=colour, **line)
+
+
+def _steps(axes: Axes) -> None:
+    axes.set_xlabel("step (updates)")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))

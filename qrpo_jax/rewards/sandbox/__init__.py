@@ -1,0 +1,1 @@
+"""Runs model-written code in processes of its own."""

@@ -1,0 +1,264 @@
+"""Sandbox: runs untrusted Python functions on inputs, each completion in its own limited process.
+
+The threat is a policy's output: code that loops, allocates, forks, writes, connects, exits, forges
+its report or attacks its supervisor. Expected values never enter the sandbox; the caller compares
+the returned outputs itself (`same_value`): only producing the right output earns a pass.
+
+Outputs keep JSON's types: None, bool, int, float, str, list and dict with str keys; tuples come back
+as lists. Anything else, an exception, or an input never reached is a `Failed`.
+
+Outcomes are repeatable: the hash seed, the random seed and addresses are fixed, entropy is refused,
+and the limit is CPU time, not wall time. Only code that reads a clock can differ between runs.
+"""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Self
+
+from qrpo_jax.rewards.sandbox.jobs import (
+    DEFAULT_LIMITS,
+    Failed,
+    Job,
+    Limits,
+    Outcome,
+    read_outcome,
+    same_value,
+)
+from qrpo_jax.rewards.sandbox.worker import REPLY
+
+__all__ = ["Failed", "Job", "Limits", "Outcome", "Sandbox", "same_value"]
+
+# Makes this folder importable as a package without running the __init__ files above it, which may import JAX.
+START = """
+import sys, types
+for name in ("qrpo_jax", "qrpo_jax.rewards", "qrpo_jax.rewards.sandbox"):
+    package = sys.modules[name] = types.ModuleType(name)
+    package.__path__ = [sys.argv[1]]
+from qrpo_jax.rewards.sandbox.worker import main
+main(float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+"""
+
+
+def anonymous_file(content: bytes = b"") -> int:
+    """A file with no name, open at its start: how a job goes in and its outputs come out."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("job")
+    else:
+        with tempfile.TemporaryFile() as named:
+            file = os.dup(named.fileno())
+    while content:
+        content = content[os.write(file, content) :]
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
+def as_json(job: Job) -> str:
+    """The job as the worker reads it."""
+    try:
+        return json.dumps(job._asdict())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"inputs of a sandbox job must be JSON values: {error}") from error
+
+
+class Zygote:
+    """One locked-down interpreter and the jobs sent to it that have not ended, oldest first."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        # Generous: a loaded machine must not turn an honest answer into a timeout.
+        # Only code that waits for something meets this; a busy machine must not.
+        self.wall_seconds = 5 * limits.cpu_seconds + 10
+        self.running: deque[tuple[int, int, int]] = deque()  # job, its number of inputs, its report
+        self.since = time.monotonic()  # when the oldest one could begin
+        self.control, theirs = socket.socketpair()
+        kept = ("LD_LIBRARY_PATH", "PYTHONHOME")  # what some interpreters need to start at all
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        numbers = (
+            limits.cpu_seconds,
+            self.wall_seconds,
+            limits.memory_mb << 20,
+            limits.output_bytes,
+        )
+        self.process = subprocess.Popen(
+            # -I would also ignore PYTHONHASHSEED; the environment is ours, so -s -P do.
+            [
+                sys.executable,
+                "-s",
+                "-S",
+                "-P",
+                "-B",
+                "-c",
+                START,
+                os.path.dirname(os.path.abspath(__file__)),
+            ]
+            + [str(number) for number in numbers],
+            env={**environment, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            cwd="/",
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def greet(self) -> dict[str, bool]:
+        """Waits until it is locked down and returns its protections; RuntimeError if it cannot."""
+        self.control.settimeout(60)
+        assert self.process.stderr is not None
+        greeting = b""
+        with suppress(OSError):
+            greeting = self.control.recv(4096)
+        if not greeting:
+            self.process.kill()
+            lines = self.process.stderr.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(f"the sandbox did not start: {lines[-1] if lines else 'no message'}")
+        self.process.stderr.close()
+        self.control.settimeout(None)
+        return {name: bool(holds) for name, holds in json.loads(greeting).items()}
+
+    def send(self, index: int, inputs: int, job: str) -> None:
+        """Queues a job, as JSON."""
+        question = anonymous_file(job.encode())
+        answer = anonymous_file()
+        if not self.running:
+            self.since = time.monotonic()
+        self.running.append((index, inputs, answer))
+        with suppress(OSError):  # a zygote that has just died shows when its answer is awaited
+            socket.send_fds(self.control, [b"j"], [question, answer])
+        os.close(question)
+
+    def receive(self) -> tuple[int, Outcome] | None:
+        """The oldest job's outcome, to call when there is something to read; None if it died."""
+        reply = b""
+        with suppress(OSError):
+            reply = self.control.recv(REPLY.size, socket.MSG_WAITALL)
+        return self.finish(*REPLY.unpack(reply)) if len(reply) == REPLY.size else None
+
+    def finish(self, cause: bytes, code: int) -> tuple[int, Outcome]:
+        """Takes the oldest job off the queue, as ended in this way."""
+        index, count, answer = self.running.popleft()
+        bound = self.limits.output_bytes
+        report = os.pread(answer, bound, 0)
+        os.close(answer)
+        self.since = time.monotonic()
+        return index, read_outcome(cause, code, count, report, bound)
+
+    def overdue(self) -> bool:
+        """Whether it has not answered for longer than its own supervision allows."""
+        return bool(self.running) and time.monotonic() - self.since > self.wall_seconds + 30
+
+    def close(self) -> None:
+        """Ends it and everything it runs."""
+        self.process.kill()  # its children are bound to die with it
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        self.control.close()
+        while self.running:
+            os.close(self.running.popleft()[2])
+
+
+class Sandbox:
+    """Context manager holding `workers` zygotes; `run` sends jobs through them.
+
+    `protections` says, as tried by a child at the start, what a completion cannot do here:
+    "network" connect, "filesystem" write, "reading" read outside the interpreter's library,
+    "processes" start or signal others, "memory" and "cpu" exceed the limits; and "repeatable",
+    whether addresses, which some hashes are, stay the same. Where the machine offers no such
+    protection it is False, and the jobs run without it.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, workers: int = os.cpu_count() or 1) -> None:
+        for name, value, least in (
+            ("cpu_seconds", limits.cpu_seconds, 0.01),
+            ("memory_mb", limits.memory_mb, 64),
+            ("output_bytes", limits.output_bytes, 256),
+            ("workers", workers, 1),
+        ):
+            if not value >= least:
+                raise ValueError(f"sandbox {name} is {value!r}, must be at least {least}")
+        self.limits, self.workers = limits, workers
+        self.protections: dict[str, bool] = {}
+        self._zygotes: list[Zygote] = []
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _open(self) -> None:
+        try:
+            while len(self._zygotes) < self.workers:
+                self._zygotes.append(Zygote(self.limits))
+            found = [zygote.greet() for zygote in self._zygotes]
+        except BaseException:
+            self._close()
+            raise
+        self.protections = {name: all(each[name] for each in found) for name in found[0]}
+
+    def _close(self) -> None:
+        while self._zygotes:
+            self._zygotes.pop().close()
+
+    def run(self, jobs: Sequence[Job], progress: Callable[[int], None] | None = None) -> list[Outcome]:
+        """Outcomes in the order of `jobs`; `progress` is told the number of jobs done so far.
+
+        Equal jobs are run once, as outcomes are repeatable. An input that is not JSON: ValueError.
+        """
+        if not self._zygotes:
+            self._open()
+        equal: dict[str, list[int]] = {}
+        for index, job in enumerate(jobs):
+            equal.setdefault(as_json(job), []).append(index)
+        groups = list(equal.items())
+        waiting = deque(range(len(groups)))
+        outcomes: dict[int, Outcome] = {}
+        try:
+            while len(outcomes) < len(jobs):
+                for zygote in self._zygotes:
+                    # One more than it can run, so that it need not wait for this process.
+                    while waiting and len(zygote.running) < 2:
+                        text, members = groups[waiting[0]]
+                        zygote.send(waiting.popleft(), len(jobs[members[0]].inputs), text)
+                for group, outcome in self._replies(waiting):
+                    outcomes.update(dict.fromkeys(groups[group][1], outcome))
+                    if progress is not None:
+                        progress(len(outcomes))
+        except BaseException:
+            self._close()  # answers to abandoned jobs must not reach the next call
+            raise
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def _replies(self, waiting: deque[int]) -> list[tuple[int, Outcome]]:
+        """Waits for answers; a zygote that died or hangs is replaced, its current job "killed"."""
+        selector = select.poll()
+        for zygote in self._zygotes:
+            selector.register(zygote.control, select.POLLIN)
+        files = [file for file, _ in selector.poll(1000)]
+        readable = [zygote for zygote in self._zygotes if zygote.control.fileno() in files]
+        replies = []
+        for place, zygote in enumerate(self._zygotes):
+            reply = zygote.receive() if zygote in readable else None
+            if reply is None and (zygote in readable or zygote.overdue()):
+                if zygote.running:
+                    zygote.process.kill()
+                    zygote.process.wait()
+                    reply = zygote.finish(b"s", 9)
+                waiting.extendleft(index for index, _, _ in reversed(zygote.running))
+                zygote.close()
+                self._zygotes[place] = Zygote(self.limits)
+                self._zygotes[place].greet()
+            if reply is not None:
+                replies.append(reply)
+        return replies

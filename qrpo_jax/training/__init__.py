@@ -1,0 +1,1 @@
+"""Objectives, the step, and the loop around it."""

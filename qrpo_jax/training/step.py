@@ -1,0 +1,159 @@
+"""One update: the only place that differentiates, sums over the global batch, divides, and moves parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from qrpo_jax.data.batch import Batch
+from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
+from qrpo_jax.model.lora import join
+from qrpo_jax.training.objectives import Completions, Objective
+from qrpo_jax.training.optimizer import apply_updates, wide
+from qrpo_jax.training.state import State
+
+
+class Precision(NamedTuple):
+    """How log-probabilities are computed; the same for policy and reference, or their ratio would drift."""
+
+    temperature: float = 1.0
+    vocab_chunk: int = 0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+
+# Diagnostics of one batch as (sum, count) pairs: they add up over microbatches as the loss does.
+Sums = dict[str, tuple[Array, Array]]
+
+
+def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, precision: Precision) -> Array:
+    """log π(y|x) of every completion of the batch, float32 [B, S]; prompts excluded, empty slots 0."""
+    log_probs_BxL = row_log_probs(
+        graph,
+        parameters,
+        batch.tokens_BxL,
+        batch.segments_BxL,
+        batch.positions_BxL,
+        batch.targets_BxL,
+        **precision._asdict(),
+    )
+    return sum_by_completion(log_probs_BxL, batch.segments_BxL, batch.present_BxS.shape[1])
+
+
+def completions(batch: Batch, log_prob_BxS: Array) -> Completions:
+    """What the objective sees; the numbers of completions that weigh nothing are harmless stand-ins.
+
+    Masking the loss alone would not do: the gradient of what is masked is 0 times its slope, and 0 times NaN is NaN.
+    """
+    weight_BxS = jnp.where(batch.present_BxS, batch.weight_BxS, 0.0)
+    used_BxS = weight_BxS > 0
+    return Completions(
+        log_prob=log_prob_BxS,
+        reference_log_prob=jnp.where(used_BxS, batch.reference_log_prob_BxS, 0.0),
+        reward=jnp.where(used_BxS, batch.reward_BxS, 0.0),
+        quantile=jnp.where(used_BxS, batch.quantile_BxS, 0.5),
+        log_z=jnp.where(used_BxS, batch.log_z_BxS, 0.0),
+        reward_scale=jnp.where(used_BxS, batch.reward_scale_BxS, 1.0),
+        length=batch.length_BxS,
+        weight=weight_BxS,
+    )
+
+
+def diagnostics(batch: Batch, c: Completions, target_BxS: Array | None) -> Sums:
+    """What a run shows besides its loss, over the completions present."""
+    log_ratio_BxS = c.log_prob - batch.reference_log_prob_BxS
+    present_BxS = batch.present_BxS
+
+    def over(values_BxS: Array, among_BxS: Array) -> tuple[Array, Array]:
+        return jnp.sum(jnp.where(among_BxS, values_BxS, 0.0)), jnp.sum(among_BxS).astype(jnp.float32)
+
+    sums = {
+        "reward": over(batch.reward_BxS, present_BxS),
+        "quantile": over(batch.quantile_BxS, present_BxS),
+        "tied_comparisons": over(batch.ties_BxS, present_BxS),
+        "log_prob": over(c.log_prob, present_BxS),
+        "log_ratio_high": over(log_ratio_BxS, present_BxS & batch.high_BxS),
+        "log_ratio_low": over(log_ratio_BxS, present_BxS & ~batch.high_BxS),
+        "length": over(batch.length_BxS.astype(jnp.float32), present_BxS),
+        "padding": (jnp.sum(batch.segments_BxL == 0).astype(jnp.float32), jnp.float32(batch.segments_BxL.size)),
+    }
+    if target_BxS is not None:
+        sums["calibrated_target"] = over(target_BxS, present_BxS)
+    return sums
+
+
+def make_step(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    precision: Precision,
+    microbatches: int = 1,
+    calibrated_target: Callable[[Batch], Array] | None = None,
+    reference: nnx.GraphDef | None = None,
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """A pure function `(state, batch, frozen) -> (state, metrics)`, to be jitted with shardings.
+
+    `frozen` are the parameters that `graph` has beside those of the state: the base of LoRA's adapters, and nothing
+    (the default) where everything is trained. No gradient with respect to them is computed.
+
+    The gradient is that of Σ loss·weight / Σ weight over the *global* batch: microbatches add up numerators and
+    the division comes last, so neither their number nor uneven weights change the result.
+
+    Args:
+      microbatches: B must be a multiple; each needs the memory of B / microbatches rows.
+      calibrated_target: f(R_q) − β log Z per completion, for the metrics of QRPO.
+      reference: graph of the reference policy, whose parameters are `frozen`; with it log π_ref is computed here, and
+        that of the batch is not looked at.
+    """
+
+    def microbatch_loss(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
+        c = completions(batch, completion_log_probs(graph, join(frozen, parameters), batch, precision))
+        loss_BxS, weight_BxS = objective(c)
+        loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
+        sums = diagnostics(batch, c, calibrated_target(batch) if calibrated_target else None)
+        return jnp.sum(loss_BxS * weight_BxS), (jnp.sum(weight_BxS), sums, loss_BxS)
+
+    def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
+        """What adds up over microbatches (gradient, loss, weight, diagnostics), and the losses one by one."""
+        if reference is not None:
+            batch = batch._replace(reference_log_prob_BxS=completion_log_probs(reference, frozen, batch, precision))
+        of_loss = jax.value_and_grad(microbatch_loss, has_aux=True)
+        (loss, (weight, sums, loss_BxS)), gradient = of_loss(parameters, frozen, batch)
+        return (wide(gradient), loss, weight, sums), loss_BxS
+
+    def accumulate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
+        if microbatches == 1:
+            return evaluate(parameters, frozen, batch)
+        # Row b goes to microbatch b mod k, so that every device keeps its own rows.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        shapes, _ = jax.eval_shape(evaluate, parameters, frozen, jax.tree.map(lambda x: x[0], parts))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(total: Any, part: Batch) -> tuple[Any, Array]:
+            one, loss_BxS = evaluate(parameters, frozen, part)
+            return jax.tree.map(jnp.add, total, one), loss_BxS
+
+        total, loss_KxBxS = jax.lax.scan(add, zero, parts)
+        return total, loss_KxBxS.swapaxes(0, 1).reshape(batch.present_BxS.shape)
+
+    def step(state: State, batch: Batch, frozen: Parameters | None = None) -> tuple[State, dict[str, Array]]:
+        total, loss_BxS = accumulate(state.parameters, frozen or {}, batch)
+        gradient, loss, weight, sums = total
+        weight = jnp.maximum(weight, 1e-30)
+        gradient = jax.tree.map(lambda g: g / weight, gradient)
+        updates, new_optimizer = optimizer.update(gradient, state.optimizer, wide(state.parameters))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        new = State(state.step + 1, apply_updates(state.parameters, updates, key), new_optimizer, state.key)
+        # A batch without, say, low-reward completions has no figure for them, which is not the same as 0.
+        metrics = {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
+        metrics |= {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}
+        metrics |= {"update_norm": optax.global_norm(updates), "completions": sums["reward"][1]}
+        return new, metrics | {"losses_BxS": loss_BxS}
+
+    return step

@@ -1,0 +1,340 @@
+"""Views of rows: which completions are trained on, and where each one ranks among its references."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from qrpo_jax import partition, transforms
+from qrpo_jax.data.examples import View, build_examples, pick_units
+from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.data.text import make_text, vocabulary_tokenizer
+
+TOKENIZER = vocabulary_tokenizer([chr(97 + i) for i in range(26)])
+TEXT = make_text(TOKENIZER, "plain", (TOKENIZER.eos_token_id,))
+NONE = np.zeros(0, np.int32)
+
+
+def completion(reward, source="reference", tokens=NONE, finished=True, text="abc"):
+    return Completion(text, np.asarray(tokens, np.int32), finished, source, reward, -3.0, -5.0 - abs(reward))
+
+
+def row(name, rewards, *, sources=None, extra=(), prompt="xyz", **options):
+    sources = sources or ["reference"] * len(rewards)
+    completions = tuple(completion(r, s, **options) for r, s in zip(rewards, sources, strict=True))
+    return Row(name, (Message("user", prompt),), "", completions, np.asarray(extra, np.float32))
+
+
+def rows(count=7, seed=0, ties=False):
+    """Rows of 4 to 7 reference completions, one dataset completion each, and up to two further rewards."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        n = int(rng.integers(4, 8))
+        rewards = rng.integers(0, 4, n + 1) / 3 if ties else rng.normal(size=n + 1)
+        rewards = rewards.astype(np.float32).tolist()
+        sources = ["reference"] * n
+        sources.insert(int(rng.integers(0, n + 1)), "dataset")
+        made.append(row(f"r{i}", rewards, sources=sources, extra=rng.normal(size=i % 3)))
+    return made
+
+
+def built(data, transform="identity", **view):
+    return build_examples(data, TEXT, View(**view), transforms.TRANSFORMS[transform])
+
+
+def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf", ties="upper"):
+    """name -> (quantile, share of ties), one completion at a time."""
+    found = {}
+    for r in data:
+        for i, c in enumerate(r.completions):
+            pool = [(j, x.reward) for j, x in enumerate(r.completions) if x.source == "reference"]
+            pool += [(None, float(x)) for x in r.reference_rewards]
+            pool = pool[:references] if references else pool
+            others = np.asarray([x for j, x in pool if not (exclude_own and j == i)], np.float32)
+            reward, n = np.float32(c.reward), len(others)
+            rank = (others < reward).sum() + (others == reward).sum() * {"upper": 1, "mid": 0.5}[ties]
+            if estimator == "midpoint":
+                quantile = (rank + 0.5) / (n + 1)
+            else:
+                low, high = {"none": (0, 1), "lower": (1 / n, 1), "both": (1 / n, 1 - 1 / n)}[transform.clamp]
+                quantile = np.clip(rank / n, low, high)
+            found[f"{r.id}/{i}"] = quantile, (others == reward).mean()
+    return found
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "transform, options",
+    [
+        ("identity", {}),
+        ("log", {"exclude_own": False}),
+        ("normal-icdf", {"references": 3}),
+        ("identity", {"ties": "mid", "references": 5, "exclude_own": False}),
+        ("normal-icdf", {"estimator": "midpoint", "ties": "mid"}),
+    ],
+)
+def test_quantiles_and_ties_equal_counting_by_hand(transform, options, tied):
+    data = rows(ties=tied)
+    table = built(data, transform, **options)
+    expected = by_hand(data, transforms.TRANSFORMS[transform], **options)
+    assert list(table.names) == list(expected)
+    got = np.stack([table.quantile_C, table.ties_C], 1)
+    np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6, atol=1e-7)
+
+
+def test_own_reward_is_dropped_only_from_ones_own_references():
+    """A completion of the data set is not among the references, not even where its reward equals one of theirs."""
+    data = [row("r", [1.0, 2.0, 2.0, 3.0], sources=["reference", "dataset", "reference", "reference"])]
+    table = built(data)
+    np.testing.assert_allclose(table.quantile_C, [0 / 2, 2 / 3, 1 / 2, 2 / 2])
+    np.testing.assert_allclose(built(data, exclude_own=False).quantile_C, [1 / 3, 2 / 3, 2 / 3, 3 / 3])
+
+
+def test_random_ties_lie_between_the_ranks_and_repeat_with_the_seed():
+    data = rows(ties=True)
+    low, high = (by_hand(data, transforms.identity, ties=t) for t in ("mid", "upper"))
+    high = np.asarray([q for q, _ in high.values()])
+    low = 2 * np.asarray([q for q, _ in low.values()]) - high
+    drawn = [built(data, ties="random", seed=s).quantile_C for s in (0, 0, 1)]
+    assert ((drawn[0] >= low - 1e-6) & (drawn[0] <= high + 1e-6)).all()
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+def test_reward_scale_is_each_prompts_spread_over_the_mean_spread():
+    data = rows()
+    spread = []
+    for r in data:
+        rewards = [c.reward for c in r.completions if c.source == "reference"] + r.reference_rewards.tolist()
+        spread.append(np.std(rewards, ddof=1))
+    table = built(data, "scaled-normal-icdf")
+    expected = [s / np.mean(spread) for s, r in zip(spread, data, strict=True) for _ in r.completions]
+    np.testing.assert_allclose(table.reward_scale_C, expected, rtol=1e-5)
+
+
+def test_equal_rewards_everywhere_have_no_scale():
+    with pytest.raises(ValueError, match="no scale"):
+        built([row("r", [0.5] * 4)], "scaled-normal-icdf")
+
+
+def test_singles_are_all_completions_alone_and_first_limits_them():
+    data = rows()
+    assert [len(u) for u in built(data).units] == [1] * sum(len(r.completions) for r in data)
+    table = built(data, first=2)
+    assert table.names == tuple(f"{r.id}/{i}" for r in data for i in range(2))
+    # They are still ranked against all references.
+    full = by_hand(data, transforms.identity)
+    np.testing.assert_allclose(table.quantile_C, [full[name][0] for name in table.names], rtol=1e-6)
+
+
+def test_best_and_worst_make_one_pair_the_better_first():
+    data = rows()
+    table = built(data, units="best_worst")
+    for r, (w, l) in zip(data, table.units, strict=True):
+        rewards = np.asarray([c.reward for c in r.completions])
+        assert (table.names[w], table.names[l]) == (f"{r.id}/{rewards.argmax()}", f"{r.id}/{rewards.argmin()}")
+    assert table.high_C.tolist() == [True, False] * len(data)
+    limited = built(data, units="best_worst", first=3)
+    assert all(int(name.split("/")[1]) < 3 for name in limited.names)
+
+
+def test_random_pairs_are_disjoint_ordered_and_repeat_with_the_seed():
+    data = rows(ties=True)
+    for r in data:
+        pairs = pick_units(r, View(units="random_pairs"), 0)
+        used = [i for pair in pairs for i in pair]
+        assert len(used) == len(set(used)) == len(r.completions) // 2 * 2
+        assert all(r.completions[w].reward >= r.completions[l].reward for w, l in pairs)
+    draws = [built(data, units="random_pairs", seed=s).names for s in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_rows_without_a_pair_are_counted():
+    table = build_examples([row("r", [1.0])], TEXT, View(units="best_worst"), None)
+    assert table.units == () and table.counts["rows without a pair"] == 1
+
+
+@pytest.mark.parametrize("ties", ["upper", "mid"])
+@pytest.mark.parametrize("estimator", ["ecdf", "midpoint"])
+@pytest.mark.parametrize("transform", ["identity", "normal-icdf"])
+def test_empirical_log_z_makes_the_references_of_each_prompt_average_to_one(transform, estimator, ties):
+    """Exactly, whatever the ties: sum over a prompt's references of exp(f(R_q) / beta - log Z) = n."""
+    beta = 0.3
+    rewards = [[c.reward for c in r.completions if c.source == "reference"] for r in rows(11, ties=True)]
+    data = [row(f"r{i}", own) for i, own in enumerate(rewards)]
+    view = View(estimator=estimator, ties=ties, partition="empirical")
+    chosen = transforms.TRANSFORMS[transform]
+    table = build_examples(data, TEXT, view, chosen, beta=lambda length_C: beta)
+    terms = np.exp(np.asarray(chosen.apply(table.quantile_C), float) / beta - table.log_z_C)
+    owners = np.asarray([name.split("/")[0] for name in table.names])
+    for owner in np.unique(owners):
+        own = owners == owner
+        assert terms[own].mean() == pytest.approx(1, rel=1e-5), (owner, terms[own])
+        assert np.ptp(table.log_z_C[own]) < 1e-5, table.log_z_C[own]
+
+
+@pytest.mark.parametrize("transform", ["identity", "scaled-normal-icdf"])
+@pytest.mark.parametrize("name", ["population", "finite_sample", "empirical"])
+def test_log_z_is_that_of_each_completions_own_beta_and_references(name, transform):
+    data = rows(ties=True)
+    chosen = transforms.TRANSFORMS[transform]
+    lengths = []
+
+    def beta(length_C):
+        lengths.append(length_C)
+        return 2.0 / length_C
+
+    for i, r in enumerate(data):
+        texts = [dataclasses.replace(c, text="abc" * (1 + (i + j) % 3)) for j, c in enumerate(r.completions)]
+        data[i] = dataclasses.replace(r, completions=tuple(texts))
+    table = build_examples(data, TEXT, View(partition=name, ties="mid"), chosen, beta=beta)
+    np.testing.assert_array_equal(lengths[0], table.lengths_C)
+    assert len(set(table.lengths_C.tolist())) == 3
+    for c, label in enumerate(table.names):
+        r, j = data[int(label.split("/")[0][1:])], int(label.split("/")[1])
+        others = [x.reward for k, x in enumerate(r.completions) if x.source == "reference" and k != j]
+        others = np.asarray([*others, *r.reference_rewards], np.float32)
+        assert table.references_C[c] == len(others)
+        scaled = transforms.scale_by(chosen, float(table.reward_scale_C[c]))
+        own = float(2.0 / table.lengths_C[c])
+        want = partition.log_z(name, scaled, own, r.completions[j].reward, others, ties="mid")
+        assert table.log_z_C[c] == pytest.approx(float(want), rel=1e-5), label
+
+
+def test_a_beta_without_a_partition_function_is_refused_unless_ranks_bound_it():
+    data = rows()
+    view, logit = View(), transforms.TRANSFORMS["logit"]
+    with pytest.raises(
+        ValueError, match="'logit' has no finite partition function at beta = 0.5: beta must be above 1"
+    ):
+        build_examples(data, TEXT, view, logit, beta=lambda length_C: 0.5)
+    bounded = build_examples(data, TEXT, view._replace(partition="finite_sample"), logit, beta=lambda length_C: 0.5)
+    assert np.isfinite(bounded.log_z_C).all()
+
+
+@pytest.mark.parametrize(
+    "selector, expected",
+    [("both", {(0.5, 0.5)}), ("chosen", {(1, 0)}), ("rejected", {(0, 1)}), ("random", {(1, 0), (0, 1)})],
+)
+def test_selectors_weigh_the_sides_of_a_pair_and_leave_singles_alone(selector, expected):
+    table = built(rows(31), units="best_worst", selector=selector)
+    assert {tuple(pair) for pair in table.weight_C.reshape(-1, 2).tolist()} == expected
+    assert (built(rows(), selector=selector).weight_C == 1).all()
+
+
+def test_a_pair_is_cut_to_one_prompt():
+    data = [row("r", [2.0, 1.0], tokens=[5, 6, 7])]
+    long = dataclasses.replace(data[0].completions[1], tokens=np.asarray([5, 6, 7, 8, 9], np.int32))
+    data = [dataclasses.replace(data[0], completions=(data[0].completions[0], long))]
+    view = {"units": "best_worst", "max_tokens": 8, "over_long": "truncate_prompt_left"}
+    whole, table = built(data, units="best_worst"), built(data, **view)
+    prompts = [t.tokens[start : start + n].tolist() for t in (whole, table) for start, n in zip_prompts(t)]
+    assert prompts[2] == prompts[3] and len(prompts[2]) == 3 < len(prompts[0]), prompts
+    assert table.counts["prompts cut"] == 2
+
+
+def zip_prompts(table):
+    return zip(table.starts_C, table.prompt_lengths_C, strict=True)
+
+
+def test_singles_are_high_above_one_half():
+    table = built(rows())
+    np.testing.assert_array_equal(table.high_C, table.quantile_C > 0.5)
+
+
+def test_tokens_are_prompt_then_completion_with_the_end_only_if_it_ended():
+    data = [row("r", [1.0], text="ab", finished=False), row("s", [1.0], text="ba"), row("t", [1.0], tokens=[9, 8, 7])]
+    table = build_examples(data, TEXT, View(), None)
+    bos, end = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
+    prompt = [bos, *TEXT.encode("xyz")]
+    a, b = TEXT.encode("ab")
+    bodies = [[a, b], [b, a, end], [9, 8, 7]]
+    for c, body in enumerate(bodies):
+        start, total = table.starts_C[c], table.prompt_lengths_C[c] + table.lengths_C[c]
+        assert table.tokens[start : start + total].tolist() == prompt + body
+        assert table.lengths_C[c] == len(body)
+    assert table.counts["cut by length limit"] == 1
+
+
+def test_what_is_too_long_is_dropped_with_its_pair_and_counted():
+    long = row("long", [1.0, 2.0, 3.0])
+    bodies = [[5] * 9, [5] * 2, [5] * 3]
+    long = dataclasses.replace(
+        long,
+        completions=tuple(
+            dataclasses.replace(c, tokens=np.asarray(t, np.int32))
+            for c, t in zip(long.completions, bodies, strict=True)
+        ),
+    )
+    # The prompt has 4 tokens, so the first completion makes 13.
+    singles = built([long], max_tokens=12)
+    assert singles.names == ("long/1", "long/2") and singles.counts["dropped: too long"] == 1
+    # Its reward still counts as a reference.
+    np.testing.assert_allclose(singles.quantile_C, [1 / 2, 1.0])
+    pair = built([long], max_tokens=12, units="best_worst")
+    assert pair.units == () and pair.counts["dropped: too long"] == 2 and len(pair.quantile_C) == 0
+
+
+def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
+    data = [row("r", [1.0, 2.0], tokens=[5] * 9), row("s", [1.0, 2.0], tokens=[5] * 12)]
+    table = built(data, max_tokens=12, over_long="truncate_prompt_left")
+    assert table.names == ("r/0", "r/1") and table.prompt_lengths_C.tolist() == [3, 3]
+    # What begins every sequence stays; the oldest words go.
+    assert table.tokens[:12].tolist() == [TEXT.tokenizer.bos_token_id, *TEXT.encode("yz"), *[5] * 9]
+    assert table.counts["prompts cut"] == 2 and table.counts["dropped: too long"] == 2
+
+
+def test_unit_lengths_and_sizes_add_up_over_pairs():
+    table = built(rows(), units="best_worst")
+    total = table.prompt_lengths_C + table.lengths_C
+    np.testing.assert_array_equal(table.unit_lengths(), [total[w] + total[l] for w, l in table.units])
+    assert (table.unit_sizes() == 2).all()
+
+
+def test_nothing_is_ranked_where_no_transform_asks_for_it():
+    table = build_examples([row("r", [float("nan")])], TEXT, View(), None)
+    assert np.isnan(table.quantile_C).all() and np.isnan(table.reward_C).all()
+
+
+@pytest.mark.parametrize(
+    "bad, transform, view, message",
+    [
+        (row("r", [1.0, 2.0], prompt=" \n"), "identity", {}, "'r': the prompt is empty"),
+        (row("r", []), "identity", {}, "'r': no completion"),
+        (row("r", [1.0, float("nan")]), "identity", {}, "completion 1: the reward is nan"),
+        (row("r", [1.0, float("inf")]), "identity", {}, "completion 1: the reward is inf"),
+        (row("r", [1.0], text=""), "identity", {}, "neither text nor tokens"),
+        (
+            row("r", [1.0]),
+            "normal-icdf",
+            {"exclude_own": False},
+            "n = 1 .*'normal-icdf' with .* at least 2",
+        ),
+        (row("r", [1.0, 2.0]), "normal-icdf", {}, "n = 1 .*'normal-icdf' with .* at least 2"),
+        (row("r", [1.0, 2.0, 3.0]), "scaled-normal-icdf", {"references": 1}, "n = 0 "),
+        (row("r", [1.0]), "identity", {}, "n = 0 .*'identity' with estimator 'ecdf' needs at least 1"),
+        (row("r", [1.0, 2.0], sources=["dataset"] * 2), "identity", {}, "n = 0 "),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_refused_in_one_line(bad, transform, view, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        built([*rows(2), bad], transform, **view)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_of_equal_reward_are_counted_and_dropped_where_only_better_and_worse_count():
+    data = [row("r", [1.0, 1.0]), row("s", [0.0, 2.0])]
+    kept = built(data, units="random_pairs")
+    assert kept.counts["pairs of equal reward"] == 1 and len(kept.units) == 2
+    dropped = built(data, units="random_pairs", tied_pairs=False)
+    assert dropped.counts["dropped: pairs of equal reward"] == 1 and len(dropped.units) == 1
+    assert dropped.names[dropped.units[0][0]] == "s/1"
+
+
+def test_where_references_are_not_needed_their_absence_is_not_refused():
+    data = [row("r", [1.0, 0.0], sources=("dataset", "dataset"))]
+    with pytest.raises(ValueError, match="n = 0"):
+        built(data)
+    table = build_examples(data, TEXT, View(units="best_worst"), transforms.identity, need_references=False)
+    assert np.isnan(table.quantile_C).all() and table.units == ((0, 1),) and table.high_C.tolist() == [True, False]

@@ -1,0 +1,84 @@
+"""Batches from a plan: what stands where, and that the iterator goes on where it was."""
+
+import numpy as np
+
+from qrpo_jax.data.loader import assemble, batches
+from tests.helpers import tiny
+
+TABLE = tiny.examples(23)
+PLAN = tiny.plan(TABLE, batch_units=5, epochs=2, seed=0)
+
+
+def test_every_completion_stands_whole_in_its_slot():
+    seen = []
+    for index in range(PLAN.steps):
+        batch = assemble(TABLE, PLAN, index)
+        for b, s in np.argwhere(batch.present_BxS):
+            c = batch.example_BxS[b, s]
+            seen.append(int(c))
+            here = batch.segments_BxL[b] == s + 1
+            prompt, length = TABLE.prompt_lengths_C[c], TABLE.lengths_C[c]
+            start = TABLE.starts_C[c]
+            assert np.ptp(np.flatnonzero(here)) + 1 == here.sum() == prompt + length
+            np.testing.assert_array_equal(batch.tokens_BxL[b, here], TABLE.tokens[start : start + prompt + length])
+            np.testing.assert_array_equal(batch.positions_BxL[b, here], np.arange(prompt + length))
+            np.testing.assert_array_equal(batch.targets_BxL[b, here], np.arange(prompt + length) >= prompt)
+            for name in ("weight", "reward", "quantile", "reward_scale", "reference_log_prob", "high", "ties"):
+                assert getattr(batch, f"{name}_BxS")[b, s] == getattr(TABLE, f"{name}_C")[c], name
+            assert batch.length_BxS[b, s] == length
+    assert sorted(seen) == sorted([*range(23)] * 2)
+
+
+def test_what_is_left_is_padding_without_targets_and_slots_without_weight():
+    for index in range(PLAN.steps):
+        batch = assemble(TABLE, PLAN, index)
+        pad, empty = batch.segments_BxL == 0, ~batch.present_BxS
+        assert not batch.targets_BxL[pad].any() and not batch.tokens_BxL[pad].any()
+        assert (batch.weight_BxS[empty] == 0).all() and (batch.example_BxS[empty] == -1).all()
+        assert all(np.isfinite(x[empty]).all() for x in batch if x.shape == empty.shape)
+        assert ((batch.quantile_BxS[empty] > 0) & (batch.quantile_BxS[empty] < 1)).all()
+        # The first token of a row is never a target: nothing in the row could have predicted it.
+        assert not batch.targets_BxL[:, 0].any()
+
+
+def test_share_of_padding_is_that_of_the_plan():
+    empty = np.mean([(assemble(TABLE, PLAN, i).segments_BxL == 0).mean() for i in range(PLAN.steps)])
+    assert abs(empty - PLAN.padding) < 1e-12
+
+
+def test_pairs_stand_in_neighbouring_slots_of_one_row_the_better_one_first():
+    table = tiny.examples(34, pairs=True)
+    plan = tiny.plan(table, batch_units=5, seed=1)
+    count = 0
+    for index in range(plan.steps):
+        batch = assemble(table, plan, index)
+        w, l = batch.example_BxS[:, 0::2], batch.example_BxS[:, 1::2]
+        here = w >= 0
+        np.testing.assert_array_equal(here, l >= 0)
+        np.testing.assert_array_equal(l[here], w[here] + 1)
+        assert (batch.reward_BxS[:, 0::2][here] >= batch.reward_BxS[:, 1::2][here]).all()
+        count += here.sum()
+    assert count == 17
+
+
+def equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_iterator_gives_the_batches_of_the_plan_in_order_and_ends():
+    got = list(batches(TABLE, PLAN))
+    assert len(got) == PLAN.steps
+    assert all(equal(batch, assemble(TABLE, PLAN, i)) for i, batch in enumerate(got))
+
+
+def test_a_restored_iterator_gives_the_batches_that_would_have_come():
+    for taken in (0, 1, 4, PLAN.steps - 1):
+        iterator = batches(TABLE, PLAN)
+        for _ in range(taken):
+            next(iterator)
+        state = iterator.get_state()
+        fresh = batches(TABLE, PLAN)
+        fresh.set_state(state)
+        rest, again = list(iterator), list(fresh)
+        assert len(rest) == len(again) == PLAN.steps - taken
+        assert all(map(equal, rest, again)), taken

@@ -1,0 +1,61 @@
+"""Models of tests/family_cases.py in this package: opened, decoded token by token, and turned back into tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.tensors import stored_tensors
+from qrpo_jax.model import decoder
+
+
+def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
+    settings = model_folder.check_folder(folder)
+    return settings, model_folder.load(folder, make_mesh(1, 1, 1, jax.devices()[:1]))
+
+
+def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameters) -> dict[str, np.ndarray]:
+    """A tree of the parameters' structure as the tensors of a folder."""
+    flat = nnx.traversals.flatten_mapping(parameters)
+
+    def rows(part: Any) -> np.ndarray:
+        return part.give(np.asarray(flat[part.path] if part.layer is None else flat[part.path][part.layer]))
+
+    return {
+        stored.name: np.concatenate([rows(part) for part in stored.parts])
+        for stored in stored_tensors(settings)
+        if stored.parts
+    }
+
+
+def decoded(
+    settings: decoder.DecoderSettings, parameters: decoder.Parameters, tokens_L: np.ndarray, prompt: int
+) -> np.ndarray:
+    """Logits [2, L - prompt, V] of a sequence whose tokens after the prompt pass through the cache, in two copies.
+
+    They share the batch with two completions of a longer prompt.
+    """
+    graph, steps = decoder.graph(settings), len(tokens_L) - prompt
+
+    @jax.jit
+    def forced(parameters: decoder.Parameters) -> jax.Array:
+        model = nnx.merge(graph, parameters)
+        within = np.broadcast_to(np.arange(prompt + 2), (2, prompt + 2))
+        lengths = jnp.asarray([prompt, prompt + 2])
+        prompts = np.stack([tokens_L[: prompt + 2]] * 2)
+        _, kept = model(prompts, (within < lengths[:, None]).astype(jnp.int32), within, keep_keys=True)
+        empty = jnp.zeros((settings.layers, 4, settings.kv_heads, settings.head_dim, steps))
+        cache = decoder.Cache(*kept, lengths, empty, empty, jnp.zeros((), jnp.int32))
+
+        def step(cache: decoder.Cache, token: jax.Array) -> Any:
+            hidden, cache = model.decode(jnp.full(4, token), cache)
+            return cache, model.logits(hidden)
+
+        return jax.lax.scan(step, cache, jnp.asarray(tokens_L[prompt:]))[1]
+
+    return np.moveaxis(np.asarray(forced(parameters)), 1, 0)[:2]

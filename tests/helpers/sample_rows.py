@@ -1,0 +1,30 @@
+"""Rows with everything that a row may hold."""
+
+import math
+
+import numpy as np
+
+from qrpo_jax.data import rows
+from qrpo_jax.data.rows import Completion, Message, Row
+
+
+def make_row(i: int, completions: int = 3) -> Row:
+    rng = np.random.default_rng(i)
+    return Row(
+        id=f"row-{i}",
+        messages=(Message("system", "Be brief."), Message("user", f"Frage {i}: wie heißt 東京?")),
+        payload='{"tests": []}' if i % 2 else "",
+        completions=tuple(
+            Completion(
+                text=f"answer {i}.{j} 🙂",
+                tokens=rng.integers(0, 128_000, rng.integers(1, 11), dtype=np.int32),
+                finished=bool(j % 2),
+                source=rows.SOURCES[j % 3],
+                reward=float(np.float32(rng.normal())),
+                log_prob=math.nan if j == 0 else -1.5,
+                reference_log_prob=-2.25,
+            )
+            for j in range(completions)
+        ),
+        reference_rewards=rng.normal(size=i % 3).astype(np.float32),
+    )

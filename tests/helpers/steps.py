@@ -1,0 +1,95 @@
+"""A step of the tiny policy on fourteen completions, and what two updates must agree on."""
+
+import functools
+
+import jax
+import numpy as np
+
+from qrpo_jax import losses, transforms
+from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
+from qrpo_jax.training.objectives import make_objective
+from qrpo_jax.training.optimizer import make_optimizer
+from qrpo_jax.training.state import initial_state, state_shardings
+from qrpo_jax.training.step import Precision, make_step
+from tests.helpers import tiny
+
+BETA = 0.3
+OPTIMIZER, _ = make_optimizer(
+    learning_rate=0.01,
+    schedule="cosine",
+    warmup_share=0.0,
+    steps=10,
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.1,
+    clip_norm=1.0,
+)
+OPTIONS = {
+    "qrpo": {"beta": BETA, "transform": "identity", "loss": "mse"},
+    "dpo": {"beta": BETA},
+    "sft": {},
+}
+# Eight rows of up to four completions, of uneven number, length and weight; two rows are empty.
+TABLE = tiny.examples(14, pairs=True)
+TABLE = TABLE._replace(weight_C=np.asarray([1, 1, 3, 3, 2, 2, 1, 1, 5, 5, 0, 0, 1, 1], np.float32))
+BATCH = tiny.batch(TABLE, row_multiple=8)
+
+
+def target(batch):
+    return losses.calibrated_target(batch.quantile_BxS, BETA, transforms.identity)
+
+
+@functools.cache
+def compiled(name="qrpo", microbatches=1, mesh_sizes=None):
+    objective = make_objective(name, **OPTIONS[name])
+    step = make_step(
+        tiny.GRAPH,
+        objective,
+        OPTIMIZER,
+        precision=Precision(vocab_chunk=7),
+        microbatches=microbatches,
+        calibrated_target=target if name == "qrpo" else None,
+    )
+    if mesh_sizes is None:
+        return jax.jit(step)
+    mesh = make_mesh(*mesh_sizes)
+    return jax.jit(step, out_shardings=(state_shardings(mesh, tiny.SETTINGS, OPTIMIZER), None))
+
+
+def update(batch=BATCH, name="qrpo", microbatches=1, mesh_sizes=None):
+    state = initial_state(tiny.parameters(), OPTIMIZER, seed=0)
+    if mesh_sizes is not None:
+        mesh = make_mesh(*mesh_sizes)
+        state = jax.device_put(state, state_shardings(mesh, tiny.SETTINGS, OPTIMIZER))
+        batch = place(batch, row_sharding(mesh))
+    new, metrics = compiled(name, microbatches, mesh_sizes)(state, batch)
+    return jax.device_get(new), jax.device_get(metrics)
+
+
+@functools.cache
+def plain(name="qrpo"):
+    return update(name=name)
+
+
+def assert_same_update(got, want, *, reordered=False):
+    """Loss, gradient norm, diagnostics and new parameters.
+
+    Adam divides by the gradient's size, so where a gradient is rounding and nothing else, its sign decides a whole
+    step of the learning rate; the moments, of which it is the first after one step, are what is compared there.
+    """
+    (state, metrics), (other, others) = got, want
+    names = set(metrics) - ({"losses_BxS"} | ({"padding"} if reordered else set()))
+    for name in names:
+        np.testing.assert_allclose(metrics[name], others[name], rtol=2e-5, atol=2e-5, err_msg=name)
+    tiny.assert_trees_close(state.optimizer, other.optimizer, rtol=2e-4, atol=2e-6)
+    moved = jax.tree.map(
+        lambda a, b, m: np.abs(a - b)[np.abs(m) > 1e-5].max(initial=0.0),
+        *(state.parameters, other.parameters, moments(other)),
+    )
+    assert tiny.largest(moved) < 2e-4, moved
+
+
+def moments(state):
+    """Adam's first moments: 0.1 times the clipped gradient after one step."""
+    found = [x.mu for x in jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
+    return found[0]

@@ -1,0 +1,108 @@
+"""A tiny policy and random completions that the tests of floors 1 to 3 share."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qrpo_jax import transforms
+from qrpo_jax.data.batch import Batch
+from qrpo_jax.data.examples import Examples
+from qrpo_jax.data.loader import assemble
+from qrpo_jax.data.packing import Plan, plan_batches
+from qrpo_jax.model import decoder
+
+# Twice a prime where a mesh splits by two, so that a transposed or wrongly split axis shows.
+SETTINGS = decoder.DecoderSettings(
+    vocab_size=46, d_model=26, layers=3, heads=6, kv_heads=2, head_dim=10, d_ff=34, max_positions=61
+)
+UNTIED = dataclasses.replace(SETTINGS, tie_embeddings=False)
+GRAPH = decoder.graph(SETTINGS)
+BETA = 0.3  # that the examples' log Z is of
+SPREAD = dict(embedding=0.4, head=0.4, q=0.2, k=0.2, v=0.2, o=0.1, gate=0.2, up=0.2, down=0.1)
+
+
+@functools.cache
+def parameters(settings: decoder.DecoderSettings = SETTINGS, seed: int = 0) -> decoder.Parameters:
+    """Random parameters whose logits spread over several nats, unlike those of a fresh model.
+
+    Drawn by NumPy, because compiling jax's generators takes longer than most tests.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = path[-1].key
+        if name == "scale":
+            return jnp.asarray(1 + 0.1 * rng.normal(size=leaf.shape), jnp.float32)
+        return jnp.asarray(SPREAD[name] * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, decoder.abstract_parameters(settings))
+
+
+def examples(count: int, *, pairs: bool = False, seed: int = 0, vocab: int = SETTINGS.vocab_size) -> Examples:
+    """Completions of uneven lengths with random tokens, rewards and reference log-probs."""
+    rng = np.random.default_rng(seed)
+    prompt_lengths, lengths = rng.integers(1, 6, count), rng.integers(1, 9, count)
+    total = prompt_lengths + lengths
+    reward = rng.normal(size=count).astype(np.float32)
+    if pairs:
+        reward = np.sort(reward.reshape(-1, 2))[:, ::-1].reshape(-1)
+    quantile = rng.integers(0, 8, count).astype(np.float32) / 7
+    return Examples(
+        tokens=rng.integers(1, vocab, total.sum()).astype(np.int32),
+        starts_C=np.cumsum([0, *total[:-1]]),
+        prompt_lengths_C=prompt_lengths.astype(np.int32),
+        lengths_C=lengths.astype(np.int32),
+        reward_C=reward,
+        quantile_C=quantile,
+        ties_C=rng.integers(0, 4, count).astype(np.float32) / 7,
+        references_C=np.full(count, 7, np.int32),
+        log_z_C=np.full(count, transforms.identity.log_z(BETA), np.float32),
+        reward_scale_C=rng.uniform(0.5, 2, count).astype(np.float32),
+        reference_log_prob_C=-rng.uniform(2, 20, count).astype(np.float32),
+        weight_C=np.ones(count, np.float32),
+        high_C=np.arange(count) % 2 == 0 if pairs else quantile > 0.5,
+        names=tuple(f"row-{i}/0" for i in range(count)),
+        units=tuple((i, i + 1) for i in range(0, count, 2)) if pairs else tuple((i,) for i in range(count)),
+        counts={},
+    )
+
+
+def plan(table: Examples, **changes: Any) -> Plan:
+    settings: dict[str, Any] = dict(batch_units=len(table.units), row_tokens=29, slots=4, row_multiple=1) | changes
+    return plan_batches(table.unit_lengths(), table.unit_sizes(), **settings)
+
+
+def batch(table: Examples, **changes: Any) -> Batch:
+    """All of `table` as one batch."""
+    return assemble(table, plan(table, **changes), 0)
+
+
+def one_by_one(table: Examples) -> list[Batch]:
+    """Every completion alone in a batch that is exactly as long as it is: nothing packed, nothing padded."""
+    batches = []
+    for c in range(len(table.names)):
+        total = int(table.prompt_lengths_C[c] + table.lengths_C[c])
+        alone = Plan((((0,),),), 1, total, 1, 0.0)
+        batches.append(assemble(table._replace(units=((c,),)), alone, 0))
+    return batches
+
+
+def assert_trees_close(first: Any, second: Any, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Leaf by leaf, with the path of the leaf that differs."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for (path, a), (_, b) in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree_util.tree_leaves_with_path(second), strict=True
+    ):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol, atol, err_msg=jax.tree_util.keystr(path))
+
+
+def assert_trees_equal(first: Any, second: Any) -> None:
+    assert_trees_close(first, second, rtol=0, atol=0)
+
+
+def largest(tree: Any) -> float:
+    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,341 @@
+"""config.json of every family: published layouts, absent keys, and what is refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qrpo_jax.hugging_face.config import hugging_face_config, read_settings
+from qrpo_jax.hugging_face.families import FAMILIES
+from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling
+from qrpo_jax.model.settings import DecoderSettings
+from tests.helpers import family_cases as cases
+from tests.helpers import tiny
+
+SIZES = {
+    "vocab_size": 37,
+    "hidden_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "intermediate_size": 53,
+    "max_position_embeddings": 8209,
+    "rms_norm_eps": 1e-4,
+}
+KINDS = {family.model_type: architecture for architecture, family in FAMILIES.items()}
+
+
+def config(kind: str, **changes: Any) -> dict[str, Any]:
+    """The least that a folder of this family must say. Some families' default number of kv_heads needs 32 heads."""
+    heads = {"num_attention_heads": 32, "hidden_size": 64} if FAMILIES[KINDS[kind]].kv_heads else {}
+    return {"architectures": [KINDS[kind]], "model_type": kind, **SIZES, **heads, **changes}
+
+
+def read(folder: Path, content: dict[str, Any]) -> DecoderSettings:
+    (folder / "config.json").write_text(json.dumps(content))
+    return read_settings(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_absent_keys_mean_what_they_mean_to_transformers(kind: str, tmp_path: Path) -> None:
+    """Its configuration class fills in what the file does not say; both say the same settings."""
+    transformers = pytest.importorskip("transformers")
+    least = config(kind)
+    filled = transformers.AutoConfig.for_model(**least).to_dict()
+    assert {"num_key_value_heads", "tie_word_embeddings"} <= filled.keys()
+    assert read(tmp_path, least) == read(tmp_path, filled)
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_settings_are_written_as_they_are_read(case: str, tmp_path: Path) -> None:
+    """By both layouts: the whole of what is written, and the part that readers before transformers 5 know."""
+    transformers = pytest.importorskip("transformers")
+    architecture = cases.CASES[case][0]
+    filled = {"model_type": FAMILIES[architecture].model_type, "architectures": [architecture]}
+    given = transformers.AutoConfig.for_model(**filled, **cases.config(case, cases.GOLDEN)).to_dict()
+    settings = read(tmp_path, given)
+    written = hugging_face_config(settings, "bfloat16")
+    assert read(tmp_path, written) == settings
+    assert read(tmp_path, {key: value for key, value in written.items() if key != "rope_parameters"}) == settings
+    # And transformers makes of it what it was, save for keys that save() adds and those that lost their meaning.
+    again = transformers.AutoConfig.for_model(**written).to_dict()
+    again["rope_parameters"].pop("type", None)
+    beside = {"dtype", "bos_token_id", "eos_token_id", "pad_token_id"}
+    beside |= {"max_window_layers", "no_rope_layer_interval"}  # layer_types and no_rope_layers go before them
+    differing = {key: (given[key], again[key]) for key in given if key in again and again[key] != given[key]}
+    assert differing.keys() <= beside, differing
+
+
+# What published folders say, sizes aside, in the layouts of their day.
+PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Llama 3.2": (
+        "llama",
+        {
+            "attention_bias": False,
+            "mlp_bias": False,
+            "pretraining_tp": 1,
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "tie_word_embeddings": True,
+        },
+        {"rope_theta": 5e5, "rope_scaling": RopeScaling(32.0, 1.0, 4.0, 8192), "tie_embeddings": True},
+    ),
+    "SmolLM 2": (
+        "llama",
+        {"is_llama_config": True, "rope_interleaved": False, "rope_scaling": None, "transformers.js_config": {"a": 1}},
+        {"rope_scaling": None, "tie_embeddings": False},
+    ),
+    "Mistral 7B v0.1": ("mistral", {"rope_theta": 10000.0, "sliding_window": 4096}, {"sliding_window": 4096}),
+    "Mistral 7B v0.3": ("mistral", {"rope_theta": 1e6, "sliding_window": None}, {"sliding_window": None}),
+    "Qwen 2.5": (
+        "qwen2",
+        {"use_mrope": False, "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21},
+        {"sliding_window": None, "qkv_bias": True, "output_bias": False},
+    ),
+    "Qwen 3": (
+        "qwen3",
+        {"head_dim": 16, "sliding_window": None, "use_sliding_window": False, "rope_scaling": None},
+        {"head_dim": 16, "qk_norm": "head", "qkv_bias": False},
+    ),
+    "Gemma 2": (
+        "gemma2",
+        {
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "cache_implementation": "hybrid",
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 144,
+            "sliding_window": 4096,
+            "sliding_window_size": 4096,
+        },
+        {"query_scalar": 144, "attention_cap": 50.0, "logit_cap": 30.0, "sliding_layers": (True, False) * 3},
+    ),
+    "Gemma 3": (
+        "gemma3_text",
+        {
+            "cache_implementation": "hybrid",
+            "rope_local_base_freq": 10000,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "rope_theta": 1000000,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+        },
+        {
+            "rope_theta": 1e6,
+            "local_rope_theta": 1e4,
+            "rope_scaling": LinearScaling(8.0),
+            "sliding_layers": (True,) * 5 + (False,),
+            "tie_embeddings": True,
+        },
+    ),
+    "OLMo 2": ("olmo2", {"rope_theta": 500000, "rope_scaling": None}, {"qk_norm": "projection", "pre_norm": False}),
+    "Phi-3 mini 4k": (
+        "phi3",
+        {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
+        {"sliding_window": 2047, "rope_scaling": None, "max_positions": 8209},
+    ),
+    "Phi-3 mini 128k": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 4096,
+            "rope_scaling": {"type": "su", "short_factor": [1, 1, 1.5, 2], "long_factor": [1, 2, 3, 4]},
+        },
+        {
+            "max_positions": 4096,
+            "rope_scaling": LongRope((1.0, 1.0, 1.5, 2.0), (1.0, 2.0, 3.0, 4.0), 4096, 8209),
+        },
+    ),
+    "SmolLM 3": (
+        "smollm3",
+        {
+            "no_rope_layers": [1, 1, 1, 0, 1, 1],
+            "no_rope_layer_interval": 4,
+            "layer_types": ["full_attention"] * 6,
+            "max_window_layers": 28,
+            "pretraining_tp": 2,
+            "rope_theta": 5e6,
+        },
+        {"rope_layers": (True, True, True, False, True, True), "sliding_window": None, "tie_embeddings": True},
+    ),
+    "Apertus": (
+        "apertus",
+        {
+            "hidden_dropout": 0.0,
+            "mlp_bias": False,
+            "post_norm": False,
+            "qk_norm": True,
+            "rope_scaling": {
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+                "type": "llama3",
+            },
+            "rope_theta": 12000000,
+        },
+        {"activation": "xielu", "rope_theta": 1.2e7, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 8192)},
+    ),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_layouts_are_read(model: str, tmp_path: Path) -> None:
+    kind, said, expected = PUBLISHED[model]
+    settings = read(tmp_path, config(kind, **said))
+    assert settings.family == KINDS[kind]
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert read(tmp_path, hugging_face_config(settings, "float32")) == settings
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        *[(kind, {"attention_dropout": 0.1}, "attention_dropout=0.1; supported: 0.0") for kind in KINDS],
+        *[(kind, {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}") for kind in KINDS],
+        *[(kind, {"rope_scaling": YARN}, "rope_type='yarn'; supported: 'default'") for kind in KINDS],
+        *[(kind, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'") for kind in KINDS],
+        *[(kind, {"logits_scaling": 8.0}, "logits_scaling=8.0, which is not supported") for kind in KINDS],
+        *[(kind, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5") for kind in KINDS if kind != "phi3"],
+        # Listing them one by one would take all memory before the weights are looked at.
+        *[(kind, {"num_hidden_layers": 10**15}, "num_hidden_layers=1000000000000000; it must be") for kind in KINDS],
+        *[
+            (kind, {"hidden_size": 10**15}, "hidden_size=1000000000000000; it must be at most 2147483647")
+            for kind in KINDS
+        ],
+        ("mistral", {"rms_norm_eps": 10**400}, "rms_norm_eps=1000"),
+        ("mistral", {"architectures": [["MistralForCausalLM"]]}, "architectures=[['MistralForCausalLM']]"),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0; it must be a positive int"),
+        ("mistral", {"layer_types": ["full_attention"] * 6}, "layer_types=["),
+        ("mistral", {"hidden_act": "gelu"}, "hidden_act='gelu'; supported: 'silu'"),
+        ("qwen2", {"use_mrope": True}, "use_mrope=True"),
+        ("qwen2", {"use_sliding_window": 1}, "use_sliding_window=1"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 6}, "and no sliding_window to go with them"),
+        ("qwen2", {"layer_types": ["full_attention"] * 5}, "it must be 6 times sliding_attention or full_attention"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 6}, "layer_types=['chunked_attention'"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers=-1"),
+        ("qwen2", {"attention_bias": True}, "attention_bias=True, which is not supported"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation='gelu'; supported: 'gelu_pytorch_tanh'"),
+        ("gemma2", {"hidden_act": "silu"}, "hidden_act='silu'"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0; it must be a positive int"),
+        ("gemma2", {"final_logit_softcapping": -30.0}, "final_logit_softcapping=-30.0"),
+        ("gemma2", {"sliding_window": None}, "and no sliding_window to go with them"),
+        ("gemma2", {"sliding_window_size": 512}, "sliding_window_size=512"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ("gemma2", {"sliding_window_pattern": 2}, "sliding_window_pattern=2, which is not supported"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0; supported: None"),
+        ("gemma3_text", {"_sliding_window_pattern": 3}, "_sliding_window_pattern=3, yet layers alternate otherwise"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 7.0}}, "rope_theta=7.0 in rope_parameters"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "rope_type='linear'; supported: 'default'",
+        ),
+        (
+            "gemma3_text",
+            {"rope_local_base_freq": 5.0, "rope_parameters": {"sliding_attention": {"rope_theta": 6.0}}},
+            "gives rope_theta twice",
+        ),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv=8.0"),
+        ("olmo2", {"sliding_window": 4096}, "sliding_window=4096"),
+        ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
+        ("phi3", {"partial_rotary_factor": 0.4}, "of which rotary embeddings turn 3"),
+        ("phi3", {"partial_rotary_factor": 1.5}, "of which rotary embeddings turn 12"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}},
+            "short_factor=[1.0]; it must be a list of 4 numbers",
+        ),
+        (
+            "phi3",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [1.0] * 4,
+                    "original_max_position_embeddings": 512,
+                }
+            },
+            "gives original_max_position_embeddings twice, as 512 and 4096",
+        ),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]; it must be 6 times 0 or 1"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2, 1, 1, 1]}, "no_rope_layers=[1, 0, 2"),
+        ("apertus", {"qk_norm": False}, "qk_norm=False"),
+        ("apertus", {"post_norm": True}, "post_norm=True"),
+        ("apertus", {"rope_theta": 5000.0}, "gives rope_theta twice, as 5000.0 and 12000000.0"),
+        ("qwen3", {"model_type": "qwen3_moe"}, "model_type='qwen3_moe'; supported: 'qwen3'"),
+    ],
+)
+def test_what_is_half_supported_is_refused_by_name(
+    kind: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, config(kind, **changes))
+    assert said in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_layer_types_go_before_the_pattern_that_transformers_writes_beside_them(tmp_path: Path) -> None:
+    """A Gemma 3 with layers of its own is saved with `_sliding_window_pattern`: 6 all the same."""
+    transformers = pytest.importorskip("transformers")
+    types = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "full_attention"]
+    sizes = {**SIZES, "num_hidden_layers": 5, "num_key_value_heads": 2, "head_dim": 6}
+    made = transformers.Gemma3TextConfig(**sizes, layer_types=types).to_dict()
+    assert made["_sliding_window_pattern"] == 6
+    settings = read(tmp_path, {**made, "architectures": ["Gemma3ForCausalLM"]})
+    assert settings.slides == (False, True, True, False, False)
+    assert read(tmp_path, hugging_face_config(settings, "float32")) == settings
+
+
+def test_architectures_that_are_not_there_are_refused_with_the_list(tmp_path: Path) -> None:
+    for other in ("GemmaForCausalLM", "Gemma3ForConditionalGeneration", "Olmo3ForCausalLM", "MixtralForCausalLM"):
+        with pytest.raises(ValueError) as caught:
+            read(tmp_path, {**config("llama"), "architectures": [other]})
+        for architecture in (other, *FAMILIES):
+            assert architecture in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm_offset": 1.0}, "a LlamaForCausalLM folder cannot say norm_offset=1.0, only 0.0"),
+        ({"sliding_window": 4}, "a LlamaForCausalLM folder cannot say sliding_window=4, only None"),
+        ({"logit_cap": 30.0}, "cannot say logit_cap=30.0"),
+        ({"qkv_bias": True}, "cannot say output_bias=False, only True"),
+        ({"family": "OlmoForCausalLM"}, "family is 'OlmoForCausalLM'; allowed: LlamaForCausalLM, "),
+    ],
+)
+def test_settings_that_a_family_cannot_say_are_not_exported(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        hugging_face_config(dataclasses.replace(tiny.SETTINGS, **changes), "float32")
+    assert said in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"activation": "relu"}, "activation is 'relu'"),
+        ({"qk_norm": "row"}, "qk_norm is 'row'"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"sliding_window": 4, "sliding_layers": (True,)}, "sliding_layers speaks of 1 layers, it has 3"),
+        ({"rope_layers": (True,) * 4}, "rope_layers speaks of 4 layers"),
+        ({"sliding_layers": (True, False, True)}, "sliding_layers is set without a sliding_window"),
+        ({"rotary_share": 0.5}, "head_dim is 10, of which rotary embeddings turn 5"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        dataclasses.replace(tiny.SETTINGS, **changes)
+    assert said in str(caught.value), str(caught.value)

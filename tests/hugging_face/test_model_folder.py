@@ -1,0 +1,557 @@
+"""Hugging Face folders: what is read is what was written, and what cannot be read is named."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from safetensors.numpy import load_file, save_file
+
+from qrpo_jax.data import text
+from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.hugging_face import config as model_config
+from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.job.job import Job, Policy, Shard
+from qrpo_jax.model import decoder, log_probs, rope
+from qrpo_jax.sampling import sampler
+from qrpo_jax.stages import export
+
+# Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
+TIED = decoder.DecoderSettings(
+    vocab_size=94, d_model=42, layers=3, heads=6, kv_heads=2, head_dim=10, d_ff=58, max_positions=61
+)
+LLAMA3 = dataclasses.replace(
+    TIED,
+    tie_embeddings=False,
+    norm_epsilon=3e-6,
+    rope_theta=5000.0,
+    rope_scaling=rope.RopeScaling(8.0, 1.0, 4.0, 13),
+)
+SETTINGS = {
+    "tied": TIED,
+    "untied": dataclasses.replace(TIED, tie_embeddings=False),
+    "llama3": LLAMA3,
+    "multi-head": dataclasses.replace(TIED, kv_heads=6, head_dim=14),
+}
+CHARACTERS = [chr(33 + i) for i in range(80)]
+
+
+@functools.cache
+def fresh(settings: decoder.DecoderSettings, seed: int) -> decoder.Parameters:
+    """Random parameters without the seconds that compiling their initialisation takes."""
+    rng = np.random.default_rng(seed)
+    shapes = decoder.abstract_parameters(settings)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_text() -> text.Text:
+    tokenizer = text.vocabulary_tokenizer(CHARACTERS)
+    return text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_text: text.Text) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model_folder.save(folder, TIED, fresh(TIED, 7), tokenizer_text)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.fixture
+def stories(fixtures: Path) -> Path:
+    if not (fixtures / "stories260K-hf").is_dir():
+        pytest.skip(f"no stories260K-hf in {fixtures}")
+    return fixtures / "stories260K-hf"
+
+
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def assert_identical(ours: decoder.Parameters, theirs: decoder.Parameters) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.shape == b.shape, (path, a.dtype, b.dtype, a.shape, b.shape)
+        assert a.tobytes() == b.tobytes(), f"{path}: max difference {np.abs(a - b).max()}"
+
+
+def logits(settings: decoder.DecoderSettings, parameters: decoder.Parameters, tokens_BxL: np.ndarray) -> np.ndarray:
+    @jax.jit
+    def forward(parameters: decoder.Parameters, tokens_BxL: jax.Array) -> jax.Array:
+        model = decoder.nnx.merge(decoder.graph(settings), parameters)
+        positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
+        hidden_BxLxD, _ = model(tokens_BxL, jnp.ones_like(tokens_BxL), positions_BxL)
+        return model.logits(hidden_BxLxD)
+
+    return np.asarray(forward(parameters, jnp.asarray(tokens_BxL)))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("max_shard_bytes", [model_folder.MAX_SHARD_BYTES, 20_011])
+def test_export_then_import_is_identity(
+    name: str, max_shard_bytes: int, tmp_path: Path, tokenizer_text: text.Text
+) -> None:
+    settings = SETTINGS[name]
+    parameters = fresh(settings, 3)
+    folder = tmp_path / "deep" / "model"
+    model_folder.save(folder, settings, parameters, tokenizer_text, max_shard_bytes=max_shard_bytes)
+    assert model_folder.check_folder(folder) == settings
+    assert_identical(model_folder.load(folder, one_device()), parameters)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert (files == ["model.safetensors"]) == (max_shard_bytes == model_folder.MAX_SHARD_BYTES), files
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_once_and_then_is_identity(dtype: str, tmp_path: Path, tokenizer_text: text.Text) -> None:
+    parameters = fresh(TIED, 5)
+    model_folder.save(tmp_path / "a", TIED, parameters, tokenizer_text, dtype=dtype)
+    once = model_folder.load(tmp_path / "a", one_device())
+    assert_identical(once, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), parameters))
+    model_folder.save(tmp_path / "b", TIED, once, tokenizer_text, dtype=dtype)
+    assert_identical(model_folder.load(tmp_path / "b", one_device()), once)
+    as_stored = model_folder.load(tmp_path / "b", one_device(), jnp.dtype(dtype))
+    assert_identical(as_stored, jax.tree.map(lambda x: x.astype(dtype), parameters))
+
+
+def test_matrices_are_stored_as_outputs_by_inputs(saved: Path) -> None:
+    """q of head h, unit k is row h·K + k, the layout `q_proj` has; o is its mirror image."""
+    parameters = fresh(TIED, 7)
+    stored = load_file(saved / "model.safetensors")
+    q, o = parameters["layers"]["attention"]["q"], parameters["layers"]["attention"]["o"]
+    for layer, head, unit in [(0, 0, 0), (2, 5, 9), (1, 3, 7)]:
+        row = head * TIED.head_dim + unit
+        at = f"model.layers.{layer}.self_attn"
+        np.testing.assert_array_equal(stored[f"{at}.q_proj.weight"][row], q[layer, :, head, unit])
+        np.testing.assert_array_equal(stored[f"{at}.o_proj.weight"][:, row], o[layer, head, unit])
+    assert stored["model.layers.1.mlp.down_proj.weight"].shape == (42, 58)
+
+
+def test_stories_import_export_import_is_identity(stories: Path, tmp_path: Path) -> None:
+    settings = model_folder.check_folder(stories)
+    parameters = model_folder.load(stories, one_device())
+    model_folder.save(tmp_path / "out", settings, parameters, text.open_text(stories, "plain"))
+    assert model_folder.check_folder(tmp_path / "out") == settings
+    assert_identical(model_folder.load(tmp_path / "out", one_device()), parameters)
+    before, after = load_file(stories / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].tobytes() == after[name].tobytes(), name
+    again = text.open_text(tmp_path / "out", "plain")
+    assert again.encode("Once upon a time") == text.open_text(stories, "plain").encode("Once upon a time")
+    assert again.end_tokens == (2,)
+
+
+def test_stories_reproduces_the_reference_greedy_text(stories: Path) -> None:
+    """200 greedy tokens after the beginning-of-sequence token alone."""
+    settings = model_folder.check_folder(stories)
+    opened = text.open_text(stories, "plain")
+    draw = jax.jit(
+        sampler.make_sampler(
+            decoder.graph(settings),
+            completions=1,
+            max_new_tokens=200,
+            temperature=0,
+            end_tokens=opened.end_tokens,
+        )
+    )
+    parameters = model_folder.load(stories, one_device())
+    keys = jax.random.split(jax.random.key(0), 1)
+    samples = draw(parameters, jnp.asarray([[opened.tokenizer.bos_token_id]]), jnp.asarray([1]), keys)
+    expected = (stories / "greedy_200_tokens.txt").read_text(encoding="utf-8")
+    assert int(samples.lengths_Pxn[0, 0]) == 200 and not bool(samples.finished_Pxn[0, 0])
+    # Nothing stands before this text, so the space that the tokenizer puts before every word is not part of it.
+    assert opened.decode(np.asarray(samples.tokens_PxnxT[0, 0]), finished=False).removeprefix(" ") == expected
+
+
+@pytest.mark.parametrize("name", ["tied", "llama3"])
+def test_cached_decoding_is_the_full_forward(name: str) -> None:
+    """Greedy tokens are the argmax of a full forward, and their log-probabilities are the scored ones."""
+    settings, parameters = SETTINGS[name], fresh(SETTINGS[name], 11)
+    graph = decoder.graph(settings)
+    width, new, lengths_P = 7, 23, np.asarray([5, 2, 7])
+    prompts_PxL = np.asarray(jax.random.randint(jax.random.key(2), (3, width), 0, settings.vocab_size))
+    draw = sampler.make_sampler(graph, completions=2, max_new_tokens=new, temperature=0, end_tokens=(94,))
+    keys = jax.random.split(jax.random.key(0), 3)
+    samples = jax.jit(draw)(parameters, jnp.asarray(prompts_PxL), jnp.asarray(lengths_P), keys)
+    rows_PxL = np.zeros((3, width + new), np.int32)
+    for row, prompt, length, tokens in zip(rows_PxL, prompts_PxL, lengths_P, samples.tokens_PxnxT[:, 1], strict=True):
+        row[: length + new] = [*prompt[:length], *tokens]
+    at_PxL = np.broadcast_to(np.arange(width + new), rows_PxL.shape)
+    own_PxL = (at_PxL >= lengths_P[:, None]) & (at_PxL < lengths_P[:, None] + new)
+    next_PxL = np.roll(logits(settings, parameters, rows_PxL).argmax(-1), 1, axis=1)
+    np.testing.assert_array_equal(next_PxL[own_PxL], rows_PxL[own_PxL])
+    segments_PxL = (at_PxL < lengths_P[:, None] + new).astype(np.int32)
+    scored_PxL = jax.jit(log_probs.row_log_probs, static_argnums=0)(
+        graph, parameters, rows_PxL, segments_PxL, at_PxL, own_PxL
+    )
+    np.testing.assert_allclose(samples.log_probs_Pxn[:, 1], scored_PxL.sum(-1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 2), (1, 2, 2), (2, 2, 2)])
+def test_sharded_is_one_device(sizes: tuple[int, int, int], saved: Path) -> None:
+    """A folder loaded onto a mesh holds the same parameters, spread out, and gives the same logits."""
+    count = int(np.prod(sizes))
+    if len(jax.devices()) < count:
+        pytest.skip(f"{len(jax.devices())} devices")
+    alone = model_folder.load(saved, one_device())
+    spread = model_folder.load(saved, make_mesh(*sizes, jax.devices()[:count]))
+    assert_identical(spread, alone)
+    q = spread["layers"]["attention"]["q"]
+    assert q.addressable_shards[0].data.shape == (3, 42 // sizes[1], 6 // sizes[2], 10)
+    tokens = np.asarray(jax.random.randint(jax.random.key(1), (2, 17), 0, TIED.vocab_size))
+    np.testing.assert_allclose(logits(TIED, spread, tokens), logits(TIED, alone, tokens), rtol=0, atol=2e-5)
+
+
+def test_rope_is_read_from_old_and_new_layouts(copy: Path) -> None:
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 13,
+    }
+    old = {"rope_theta": 5000.0, "rope_scaling": {"type": "llama3", **scaling}}
+    new = {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "llama3", **scaling}}
+    config = json.loads((copy / "config.json").read_text())
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        del config[key]
+    for layout in (old, new, {**old, **new}):
+        (copy / "config.json").write_text(json.dumps({**config, **layout}))
+        settings = model_config.read_settings(copy)
+        assert settings.rope_theta == 5000.0 and settings.rope_scaling == LLAMA3.rope_scaling, layout
+    (copy / "config.json").write_text(json.dumps(config))
+    assert model_config.read_settings(copy).rope_theta == 10_000.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures=['GPT2LMHeadModel']; supported: ['LlamaForCausalLM']"),
+        ({"architectures": None}, "architectures=None"),
+        ({"model_type": "mistral"}, "model_type='mistral'; supported: 'llama'"),
+        ({"attention_bias": 1}, "attention_bias=1; supported: True, False"),
+        ({"attention_bias": True}, "lack tensor model.layers.0.self_attn.k_proj.bias"),
+        ({"mlp_bias": None}, "mlp_bias=None; supported: True, False"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'; supported: 'silu'"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None}, "rope_type='yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}, "rope_type='linear'"),
+        ({"rope_scaling": {"rope_type": "llama3"}, "rope_parameters": None}, "does not say factor for rope type"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "sets factor for rope type default"),
+        ({"rope_parameters": {"rope_theta": 7.0}}, "gives rope_theta twice, as 10000.0 and 7.0"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1]"),
+        ({"rope_theta": -1, "rope_parameters": None}, "rope_theta=-1; it must be a positive float"),
+        ({"hidden_size": "42"}, "hidden_size='42'; it must be a positive int"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
+        ({"num_key_value_heads": 4}, "6 heads and 4 kv_heads"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes'"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier=12.0, which is not supported"),
+    ],
+)
+def test_settings_that_change_the_mathematics_are_refused_by_name(copy: Path, changes: dict, said: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    refused(copy, said)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "num_attention_heads", "rms_norm_eps"])
+def test_settings_without_a_size_are_refused(copy: Path, key: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config[key]
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(copy, f"does not say {key}")
+
+
+def edit(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def zeros(tensors: dict[str, np.ndarray], of: str, first: float, to: str, second: float) -> None:
+    """Two tensors that are equal and yet differ in the sign of a zero in their last row."""
+    tensors[to] = tensors[of].copy()
+    tensors[of][-1, -1], tensors[to][-1, -1] = first, second
+
+
+def index(weight_map: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "part.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return apply
+
+
+Q0 = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder), "does not exist"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
+        (pickle_only, "no weights in"),
+        (truncate, "model.safetensors is not a whole safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is not a whole safetensors file"),
+        (edit(lambda t: t.pop(Q0)), f"lack tensor {Q0} of shape [60, 42]"),
+        (edit(lambda t: [t.pop(name) for name in list(t)[3:]]), "more"),
+        (edit(lambda t: t.update({"model.layers.3.x": np.ones(2, np.float32)})), "model.layers.3.x of shape [2]"),
+        (edit(lambda t: t.update({Q0: t[Q0].T.copy()})), f"{Q0} in"),
+        (edit(lambda t: t.update({Q0: t[Q0].T.copy()})), "has shape [42, 60]; config.json asks for [60, 42]"),
+        (edit(lambda t: t.update({Q0: t[Q0].astype(np.int8)})), "is I8; allowed: F32, BF16, F16"),
+        (edit(lambda t: t.update({Q0: t[Q0].astype(np.float64)})), "is F64"),
+        (
+            edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2})),
+            "lm_head.weight differs from model.embed_tokens.weight",
+        ),
+        (
+            edit(lambda t: zeros(t, "model.embed_tokens.weight", 0.0, "lm_head.weight", -0.0)),
+            "lm_head.weight differs",
+        ),
+        (
+            edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].astype(np.float16)})),
+            "lm_head.weight differs",
+        ),
+        (index({Q0: "gone.safetensors"}), f"places tensor {Q0} in 'gone.safetensors'"),
+        (index({Q0: "../copy/part.safetensors"}), "there is no such file"),
+        (index({"nothing": "part.safetensors"}), "places tensor nothing in part.safetensors, which does not have it"),
+        (index([]), "no weight_map"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(copy: Path, spoil: Callable[[Path], object], said: str) -> None:
+    spoil(copy)
+    refused(copy, said)
+
+
+def refused(folder: Path, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        model_folder.check_folder(folder)
+    assert said in str(caught.value), str(caught.value)
+    assert str(folder) in str(caught.value) or "config.model" in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_follow_from_others_are_allowed(copy: Path) -> None:
+    """A tied head equal to the embedding and the rotary frequencies of old checkpoints change nothing."""
+    before = model_folder.load(copy, one_device())
+    edit(
+        lambda t: t.update(
+            {
+                "lm_head.weight": t["model.embed_tokens.weight"].copy(),
+                "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32),
+            }
+        )
+    )(copy)
+    assert_identical(model_folder.load(copy, one_device()), before)
+
+
+def test_tied_heads_are_compared_a_part_at_a_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the largest tensors of all; a difference in any part is found."""
+    parts = []
+
+    class File:
+        def __init__(self, path: Path, framework: str) -> None:
+            self.opened = real(path, framework)
+
+        def __enter__(self) -> "File":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def get_slice(self, name: str) -> object:
+            tensor = self.opened.get_slice(name)
+
+            class Slice:
+                def __getitem__(self, rows: slice) -> np.ndarray:
+                    parts.append((name, tensor[rows].size))
+                    return tensor[rows]
+
+            return Slice()
+
+    edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))(copy)
+    real = model_folder.safe_open
+    monkeypatch.setattr(model_folder, "safe_open", File)
+    monkeypatch.setattr(model_folder, "COMPARED_NUMBERS", 11 * TIED.d_model + 5)
+    model_folder.check_folder(copy)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        sizes = [size for found, size in parts if found == name]
+        assert max(sizes) == 11 * TIED.d_model and sum(sizes) == TIED.vocab_size * TIED.d_model, sizes
+    for row in (0, 10, 11, 93):
+
+        def change(tensors: dict[str, np.ndarray], row: int = row) -> None:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+            tensors["lm_head.weight"][row, 3] += 1e-3
+
+        edit(change)(copy)
+        refused(copy, "lm_head.weight differs")
+
+
+@pytest.mark.parametrize("vocab_size", [84, 91, 83])
+def test_models_may_have_more_embeddings_than_tokens_and_idle_special_tokens_more(
+    vocab_size: int, tmp_path: Path
+) -> None:
+    """As Qwen's and Phi's are padded, and as Gemma 3 1B has a token for images without an embedding."""
+    tokenizer = text.vocabulary_tokenizer(CHARACTERS[: 79 if vocab_size == 83 else 80])
+    if vocab_size == 83:
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+    settings = dataclasses.replace(TIED, vocab_size=vocab_size)
+    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    assert len(tokenizer) == 84
+    model_folder.save(tmp_path / "m", settings, fresh(settings, 7), words)
+    opened = text.open_text(tmp_path / "m", "chat")
+    model_folder.check_vocabulary(model_folder.check_folder(tmp_path / "m"), opened)
+    assert max(opened.encode("<image>")) < vocab_size
+
+
+@pytest.mark.parametrize("kind", ["plain token", "padding token", "token of the template"])
+def test_tokens_without_an_embedding_are_refused_if_anything_writes_them(kind: str) -> None:
+    tokenizer = text.vocabulary_tokenizer(CHARACTERS[:79])
+    tokenizer.add_tokens(["<new>"], special_tokens=kind != "plain token")
+    if kind == "padding token":
+        tokenizer.pad_token = "<new>"
+    if kind == "token of the template":
+        tokenizer.chat_template = "<new>" + text.CHAT_TEMPLATE
+    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    with pytest.raises(ValueError, match=r"84 tokens, the model 83 embeddings and so none for '<new>', token 83"):
+        model_folder.check_vocabulary(dataclasses.replace(TIED, vocab_size=83), words)
+
+
+@pytest.mark.parametrize("eos", ["</s>", ["</s>"], True, [2, -1], 2.5, {"a": 1}])
+def test_end_tokens_that_are_no_token_ids_are_refused(eos: object, copy: Path) -> None:
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(ValueError, match=r"generation_config.json sets eos_token_id=.*config.model.path") as caught:
+        text.open_text(copy, "chat")
+    assert "\n" not in str(caught.value)
+    (copy / "generation_config.json").write_text(json.dumps([eos]))
+    with pytest.raises(ValueError, match=r"generation_config.json holds a list"):
+        text.open_text(copy, "chat")
+
+
+def test_how_a_folder_says_it_is_sampled_from_goes_with_its_export(
+    copy: Path, tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes its defaults from there; tokens are those of the policy."""
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    before = {**said, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
+    (copy / "generation_config.json").write_text(json.dumps(before))
+    config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
+    graph = decoder.graph(TIED)
+    job = Job(config, tmp_path / "run", Shard(0, 1))
+    job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
+    monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
+    export.run(job)
+    written = json.loads((tmp_path / "run" / "export" / "model" / "generation_config.json").read_text())
+    assert written == {**said, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (copy / "generation_config.json").unlink()
+    assert model_folder.generation_settings(copy) == {}
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: text.Text) -> None:
+    parameters = fresh(TIED, 7)
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        model_folder.save(copy, TIED, parameters, tokenizer_text)
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before
+
+    broken = {**parameters, "norm": {"scale": parameters["norm"]["scale"].at[1].set(jnp.nan)}}
+    with pytest.raises(ValueError, match=r"model.norm.weight is not finite as float32"):
+        model_folder.save(tmp_path / "new", TIED, broken, tokenizer_text)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+    (tmp_path / "new").mkdir()
+    model_folder.save(tmp_path / "new", TIED, parameters, tokenizer_text)
+    assert_identical(model_folder.load(tmp_path / "new", one_device()), parameters)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "new"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(
+    tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the one rename nothing is at the folder's place, and what is renamed is complete."""
+    renamed = []
+
+    def rename(source: Path, target: Path) -> None:
+        assert not target.exists()
+        assert model_folder.check_folder(source) == TIED
+        assert (source / "tokenizer.json").is_file() and source.parent == target.parent
+        renamed.append(target)
+        source.rename(target)
+
+    monkeypatch.setattr(model_folder.os, "replace", rename)
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "left by a killed export").touch()
+    model_folder.save(tmp_path / "new", TIED, fresh(TIED, 7), tokenizer_text)
+    assert renamed == [tmp_path / "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert not (tmp_path / "new" / "left by a killed export").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "said"),
+    [
+        (TIED, "int8", "dtype is 'int8'; allowed: float32, bfloat16, float16"),
+        (dataclasses.replace(TIED, d_model=43), "float32", "d_model 43 is not a multiple of heads 6"),
+        (dataclasses.replace(TIED, vocab_size=83), "float32", "tokenizer has 84 tokens, the model 83"),
+    ],
+)
+def test_exports_that_could_not_be_loaded_are_refused(
+    settings: decoder.DecoderSettings, dtype: str, said: str, tmp_path: Path, tokenizer_text: text.Text
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        model_folder.save(tmp_path / "new", settings, {}, tokenizer_text, dtype=dtype)
+    assert said in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path, tokenizer_text: text.Text) -> None:
+    parameters = fresh(TIED, 0)
+    both = tokenizer_text._replace(end_tokens=(2, 5))
+    model_folder.save(tmp_path / "m", TIED, parameters, both, generation={"do_sample": True, "temperature": 0.7})
+    written = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    assert written == {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 5],
+        "pad_token_id": 0,
+        "do_sample": True,
+        "temperature": 0.7,
+    }
+    opened = text.open_text(tmp_path / "m", "chat")
+    assert opened.end_tokens == (2, 5)
+    said = "".join(CHARACTERS[3:19])
+    assert opened.encode(said) == tokenizer_text.encode(said) == list(range(7, 23))
+    assert opened.decode(np.asarray(opened.encode(said)), finished=False) == said
+    assert opened.tokenizer.chat_template == tokenizer_text.tokenizer.chat_template

@@ -1,0 +1,116 @@
+"""Several processes that work as one make what one process makes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file
+
+from qrpo_jax.data import row_files, rows
+from qrpo_jax.model import decoder
+from qrpo_jax.training import checkpoints
+from tests.helpers.jobs import ROOT, SMALL
+
+
+def run(workdir: Path, processes: int, *overrides: str) -> None:
+    """Runs a small job and waits for it; each process has one CPU device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}", *overrides]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"] if processes > 1 else []
+    started = []
+    for i in range(processes):
+        own = [*joined, f"--process={i}"] if joined else []
+        started.append(
+            subprocess.Popen(
+                [*command, *own], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    for process in started:
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-3000:]
+
+
+def parameters(folder: Path) -> dict[str, np.ndarray]:
+    settings = decoder.DecoderSettings(
+        vocab_size=json.loads((folder.parent / "export" / "model" / "config.json").read_text())["vocab_size"],
+        d_model=32,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        d_ff=61,
+        max_positions=512,
+    )
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = decoder.abstract_parameters(settings)
+    abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: where, shapes), jnp.float32)
+    loaded = checkpoints.load_parameters(folder / "parameters", abstract)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(loaded)}
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    run(tmp_path / "one", 1)
+    run(tmp_path / "two", 2)
+    # Sums over devices round differently, so parameters agree closely and not bit for bit.
+    one, two = (parameters(tmp_path / name / "sft") for name in ("one", "two"))
+    for name, array in one.items():
+        worst = float(np.abs(array - two[name]).max())
+        assert worst < 2e-3, f"{name} differs by {worst}"
+    ids = [[row.id for row in row_files.read(tmp_path / name / "score")] for name in ("one", "two")]
+    assert ids[0] == ids[1] and len(ids[0]) == 59
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    for side in ("reference", "policy"):
+        means = [r[side]["mean_reward"] for r in results]
+        assert abs(means[0] - means[1]) < 0.1, means
+
+
+@pytest.mark.slow
+def test_shards_made_apart_are_the_rows_of_one_run(tmp_path: Path) -> None:
+    run(tmp_path / "whole", 1, "--config.stages=('sft','sample','score')")
+    run(tmp_path / "shards", 1, "--config.stages=('sft',)")
+    (tmp_path / "shards" / "sft" / "settings.json").write_bytes(
+        (tmp_path / "whole" / "sft" / "settings.json").read_bytes()
+    )
+    for shard in ("2/3", "0/3", "1/3", "0/1"):
+        run(tmp_path / "shards", 1, "--config.stages=('sft','sample','score')", f"--shard={shard}")
+    whole, shards = (
+        [rows.encode(r) for r in row_files.read(tmp_path / name / "score")] for name in ("whole", "shards")
+    )
+    assert whole == shards
+
+
+@pytest.mark.slow
+def test_adapters_on_a_base_split_over_two_processes_are_those_of_one_process(tmp_path: Path) -> None:
+    lora = ["--config.lora.rank=3", "--config.train.reference=on_the_fly", "--config.export.adapter=merged"]
+    lora += ["--config.stages=('sft','sample','score','train','export')", "--config.sft.examples=97"]
+    run(tmp_path / "one", 1, *lora)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for stage in ("train", "export"):
+        shutil.rmtree(tmp_path / "two" / stage)
+    run(tmp_path / "two", 2, *lora, "--config.mesh.fsdp=2")
+    files = [load_file(tmp_path / name / "export" / "model" / "model.safetensors") for name in ("one", "two")]
+    names = [saved_names(tmp_path / name / "train") for name in ("one", "two")]
+    assert names[0] == names[1] and len(names[0]) == 2 * 7 and all("_adapter" in name for name in names[0]), names
+    for name, array in files[0].items():
+        worst = float(np.abs(array - files[1][name]).max())
+        assert worst < 2e-3, f"{name} differs by {worst}"
+
+
+def saved_names(stage: Path) -> set[str]:
+    """Paths of the parameters that a stage left, whatever mesh it ran on."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata((stage / "parameters").absolute()).item_metadata.tree
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(saved)}

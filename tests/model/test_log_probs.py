@@ -1,0 +1,127 @@
+"""Log-probabilities: chunked = full, packed = unpacked, and nothing but completions counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qrpo_jax.data.loader import assemble
+from qrpo_jax.data.packing import Plan
+from qrpo_jax.model import log_probs
+from qrpo_jax.training.step import Precision, completion_log_probs
+from tests.helpers import tiny
+
+TABLE = tiny.examples(11)
+
+
+@functools.cache
+def scorer(precision):
+    return jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))
+
+
+def scored(batch, **precision):
+    return np.asarray(scorer(Precision(**precision))(tiny.parameters(), batch))
+
+
+def spread_out():
+    """One completion a row."""
+    alone = tuple((u,) for u in range(11))
+    return assemble(TABLE, Plan((alone,), 11, 29, 4, 0.0), 0)
+
+
+@pytest.fixture(scope="module")
+def unpacked():
+    return scored(spread_out())[:, 0]
+
+
+@pytest.mark.parametrize("row_tokens, slots, row_multiple", [(29, 4, 11), (17, 2, 7)])
+def test_packing_does_not_change_a_completions_log_prob(unpacked, row_tokens, slots, row_multiple):
+    batch = tiny.batch(TABLE, row_tokens=row_tokens, slots=slots, row_multiple=row_multiple)
+    assert batch.present_BxS.sum(1).max() > 1
+    got = scored(batch)
+    np.testing.assert_allclose(got[batch.present_BxS], unpacked[batch.example_BxS[batch.present_BxS]], rtol=2e-5)
+    assert (got[~batch.present_BxS] == 0).all()
+
+
+def test_padding_does_not_change_a_completions_log_prob(unpacked):
+    """Against batches that are exactly as long as the completion and hold nothing else."""
+    for c, batch in enumerate(tiny.one_by_one(TABLE)[:3]):
+        np.testing.assert_allclose(scored(batch), [[unpacked[c]]], rtol=2e-5)
+
+
+def test_packing_does_not_change_the_gradient():
+    def total(parameters, batch):
+        weights = jnp.where(batch.example_BxS >= 0, 1.0 + batch.example_BxS % 5, 0.0)
+        return jnp.sum(weights * completion_log_probs(tiny.GRAPH, parameters, batch, Precision()))
+
+    gradient = jax.jit(jax.grad(total))
+    packed = gradient(tiny.parameters(), tiny.batch(TABLE, row_multiple=11))
+    apart = gradient(tiny.parameters(), spread_out())
+    tiny.assert_trees_close(packed, apart, rtol=1e-4, atol=1e-5 * tiny.largest(packed))
+
+
+def test_what_stands_in_padding_is_never_looked_at():
+    batch = tiny.batch(TABLE, row_multiple=11)
+    noise = np.random.default_rng(0).integers(0, 46, batch.tokens_BxL.shape)
+    tokens = np.where(batch.segments_BxL == 0, noise, batch.tokens_BxL).astype(np.int32)
+    np.testing.assert_array_equal(scored(batch), scored(batch._replace(tokens_BxL=tokens)))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 45, 46, 100])
+@pytest.mark.parametrize("temperature, cap", [(1.0, None), (0.6, None), (0.6, 3.0)])
+def test_vocabulary_in_chunks_equals_all_at_once(chunk, temperature, cap):
+    """Value and gradients, chunk dividing V = 46 or not; a soft cap comes before the temperature."""
+    rng = np.random.default_rng(3)
+    hidden, columns = rng.normal(size=(2, 3, 26)).astype(np.float32), rng.normal(size=(46, 26)).astype(np.float32)
+    targets = np.asarray([[0, 45, 22], [23, 5, 44]])
+    weights = rng.normal(size=(2, 3)).astype(np.float32)
+
+    def full(hidden, columns):
+        logits = hidden @ columns.T
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        each = jax.nn.log_softmax(logits / temperature)
+        return jnp.sum(weights * jnp.take_along_axis(each, targets[..., None], -1)[..., 0])
+
+    def chunked(hidden, columns):
+        options = dict(temperature=temperature, vocab_chunk=chunk, cap=cap)
+        each = log_probs.token_log_probs(hidden, columns, targets, **options)
+        return jnp.sum(weights * each)
+
+    got = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, columns)
+    want = jax.jit(jax.value_and_grad(full, (0, 1)))(hidden, columns)
+    tiny.assert_trees_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_chunks_change_no_completion():
+    batch = tiny.batch(TABLE, row_multiple=11)
+    np.testing.assert_allclose(scored(batch, vocab_chunk=7), scored(batch), rtol=2e-6, atol=2e-6)
+
+
+def test_next_token_probabilities_add_up_to_one():
+    """Over all 46 ways to end the same sequence, at a temperature."""
+    length = 5
+    tokens = np.tile(np.random.default_rng(4).integers(1, 46, length), (46, 1)).astype(np.int32)
+    tokens[:, -1] = np.arange(46)
+    shape = (46, length)
+    targets = np.broadcast_to(np.arange(length) == length - 1, shape)
+    positions = np.broadcast_to(np.arange(length), shape)
+    run = jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.7))
+    got = np.asarray(run(tiny.parameters(), tokens, np.ones(shape, np.int32), positions, targets))
+    assert (got[:, :-1] == 0).all()
+    assert abs(np.exp(got[:, -1]).sum() - 1) < 1e-5, np.exp(got[:, -1]).sum()
+
+
+def test_large_logits_stay_finite():
+    hidden = np.full((1, 1, 26), 40.0, np.float32)
+    columns = np.full((46, 26), 10.0, np.float32) * np.linspace(-1, 1, 46, dtype=np.float32)[:, None]
+    for chunk in (0, 7):
+        got = log_probs.token_log_probs(hidden, columns, np.asarray([[45]]), temperature=1.0, vocab_chunk=chunk)
+        np.testing.assert_allclose(got, 0.0, atol=1e-3)
+
+
+def test_sums_go_to_the_slot_of_their_segment():
+    values = np.asarray([[1.0, 2, 4, 8, 16, np.nan]], np.float32)
+    segments = np.asarray([[1, 1, 3, 3, 3, 0]])
+    np.testing.assert_array_equal(log_probs.sum_by_completion(values, segments, 5), [[3, 0, 28, 0, 0]])

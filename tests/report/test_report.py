@@ -1,0 +1,249 @@
+"""The report: what it shows, what it must not do with hostile text, and that it depends on nothing but the run."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from configs import default
+from qrpo_jax import transforms
+from qrpo_jax.data import row_files
+from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.job import accounting, manifest
+from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.report import forecast, run_plots
+from qrpo_jax.stages import evaluate, report
+from tests.helpers import tiny
+
+HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e</pre><img src=x onerror=alert(2)>"
+WITH_SFT = ("sft", "sample", "score", "reference", "train", "evaluate", "report")
+PROMPTS, COMPLETIONS, STEPS = 53, 7, 101
+
+
+def completion(text: str, reward: float, source: str) -> Completion:
+    tokens = np.arange(len(text) % 11 + 1, dtype=np.int32)
+    return Completion(text, tokens, bool(len(text) % 7), source, reward=reward, log_prob=-5.0, reference_log_prob=-5.0)
+
+
+def held_out(side: str, skill: float, scale: float = 1.0, shift: float = 0.0) -> list[Row]:
+    """Rows with rewards in tenths, higher for a higher skill; the first text attacks the page."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for prompt in range(PROMPTS):
+        ease = rng.beta(1.2, 1.2)
+        share = np.clip(ease + skill, 0, 1)
+        passed = np.round(rng.beta(0.2 + 3 * share, 0.2 + 3 * (1 - share), COMPLETIONS) * 10) / 10
+        texts = [HOSTILE if prompt == 0 and i == 0 else f"a * {i} + b\n" for i in range(COMPLETIONS)]
+        drawn = [completion(t, float(r * scale + shift), side) for t, r in zip(texts, passed, strict=True)]
+        message = Message("user", f"Write f(a, b):\nf(2,5)={prompt} & <b>")
+        rows.append(Row(f"eval-{prompt}", (message,), "", tuple(drawn), np.zeros(0, np.float32)))
+    return rows
+
+
+def metrics(calibrated: bool) -> list[dict[str, float]]:
+    rng = np.random.default_rng(5)
+    lines = []
+    for step in range(1, STEPS):
+        t = step / STEPS
+        line = {
+            "loss": 0.1 * math.exp(-2 * t) + 0.01 * rng.normal(),
+            "gradient_norm": math.exp(-3 * t + 0.2 * rng.normal()),
+            "quantile": 0.5 + 0.02 * rng.normal(),
+            "log_ratio_high": 0.8 * t + 0.1 * rng.normal(),
+            "log_ratio_low": -2.5 * t + 0.1 * rng.normal(),
+            "learning_rate": 1e-3 * min(step / 10, (1 + math.cos(math.pi * t)) / 2),
+            "tokens_per_second": math.nan if step == 1 else 12345.0,
+        }
+        if calibrated:
+            line["calibrated_target"] = -0.27 + 0.02 * rng.normal()
+        lines.append({"step": step, **line})
+    return lines
+
+
+def asked_of(job: Job) -> dict[str, Any] | None:
+    """What stage train puts on record."""
+    config = job.config.train
+    if config.objective != "qrpo":
+        return None
+    transform, table = transforms.parse(config.transform), tiny.examples(10)
+    beta_C = np.full(10, config.beta)
+    return forecast.figures(table, transform, beta_C, partition_name=config.partition, estimator="ecdf")
+
+
+def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str = "qrpo", **of_rewards: float) -> Job:
+    """A work directory as the stages before the report leave it, and its job."""
+    config: ConfigDict = default.get_config()
+    config.stages, config.train.objective = stages, objective
+    config.evaluate.completions = COMPLETIONS
+    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    sides = {side: held_out(side, skill, **of_rewards) for side, skill in (("reference", 0.0), ("policy", 0.35))}
+    for side, rows in sides.items():
+        row_files.write_unit(job.folder("evaluate") / side, 0, 1, rows)
+        row_files.finish(job.folder("evaluate") / side, 1)
+    results = evaluate.compare(sides["reference"], sides["policy"])
+    results["reference"] |= {"kl_to_policy_k1": 1.75, "kl_to_policy_k3": 1.5}
+    results["policy"] |= {"kl_to_reference_k1": 1.25, "kl_to_reference_k3": 1.125}
+    row_files.write_unit(job.folder("reference"), 0, 1, sides["reference"])
+    row_files.finish(job.folder("reference"), 1)
+    counts = {"rows": PROMPTS, "dropped: too long": 4321}
+    for stage in ("sft", "train"):
+        if stage in stages:
+            job.folder(stage).mkdir()
+            lines = [json.dumps(line) + "\n" for line in metrics(stage == "train" and objective == "qrpo")]
+            (job.folder(stage) / "metrics.jsonl").write_text("".join(lines))
+            manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625, "asked": asked_of(job)})
+    results |= {"settings": evaluate.summary(job), "optimum": evaluate.asked_for(job)}
+    manifest.write_json(workdir / "evaluate" / "results.json", results)
+    held = {"network": False, "filesystem": True, "memory": True}
+    manifest.complete(job.folder("score"), {"counts": {"completions: ok": 371}, "protections": held})
+    manifest.complete(job.folder("evaluate"), {"counts": {side: {"prompts": PROMPTS} for side in sides}})
+    job.folder("report").mkdir()
+    return job
+
+
+def page_of(job: Job) -> str:
+    report.run(job)
+    return (job.folder("report") / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return make_job(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def page(job: Job) -> str:
+    return page_of(job)
+
+
+def test_the_headline_figures_are_those_of_results_json(job: Job, page: str) -> None:
+    results: dict[str, Any] = json.loads((job.workdir / "evaluate" / "results.json").read_text())
+    gain = results["gain"]
+    assert gain["ci95"][0] > 0, gain
+    shown = [results[side]["mean_reward"] for side in ("reference", "policy")]
+    shown += [end for side in ("reference", "policy") for end in results[side]["ci95"]]
+    shown += [results["policy"]["mean_quantile"], results["optimum"]["expected_quantile"], 1.75, 1.5, 1.25, 1.125]
+    for figure in shown:
+        assert f"{figure:.3f}" in page, figure
+    assert f"+{gain['mean_reward']:.3f}" in page
+    assert "The interval lies above zero" in page
+
+
+def test_what_was_dropped_and_what_the_machine_could_not_forbid_is_said(page: str) -> None:
+    assert "dropped: too long" in page and "4,321" in page and "6.2%" in page
+    open_doors = page[page.index("could not keep that code from") : page.index("<h2>Settings")]
+    assert "connect to the network" in open_doors and "write files" not in open_doors
+
+
+def test_hostile_completions_are_shown_and_inert(page: str) -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;⟨U+001B⟩[2J⟨U+202E⟩&lt;/pre&gt;&lt;img" in page
+    for live in ("<script", "<img", "\x1b", "\u202e"):
+        assert live not in page, live
+    assert "f(2,5)=0 &amp; &lt;b&gt;" in page
+
+
+def test_the_page_fetches_nothing(page: str) -> None:
+    found = re.findall(r"https?://[^\s\"<]*|@import|url\((?!#)[^)]*\)|<link|<iframe|\ssrc=", page)
+    found = [f for f in found if f != " src="]  # in the hostile completion, escaped
+    assert not found, found
+    assert "default-src 'none'" in page
+
+
+def test_the_same_run_gives_the_same_bytes_wherever_it_lies(job: Job, page: str, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(job.workdir, tmp_path / "elsewhere")
+    assert page_of(Job(job.config, elsewhere, job.shard)) == page
+
+
+def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: Path) -> None:
+    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard)
+    for stage in ("sft", "train"):
+        path = moved.folder(stage) / "metrics.jsonl"
+        path.write_text(path.read_text().replace("12345.0", "77.0"))
+    slower = page_of(moved)
+    assert slower != page
+    timeless = [re.sub(r'<section id="speed">.*?</section>', "", p, flags=re.DOTALL) for p in (page, slower)]
+    assert timeless[0] == timeless[1]
+
+
+def test_ids_of_plots_are_unique_and_all_references_resolve(page: str) -> None:
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)), sorted(i for i in set(ids) if ids.count(i) > 1)[:5]
+    used = set(re.findall(r'(?:href="|url\()#([^")]*)', page))
+    assert used <= set(ids), used - set(ids)
+
+
+def test_a_run_without_sft_has_no_sft_plot(page: str, tmp_path: Path) -> None:
+    without = page_of(make_job(tmp_path, WITH_SFT[1:]))
+    assert "SFT loss" in page and "SFT loss" not in without
+
+
+def test_an_objective_without_a_known_optimum_claims_none(page: str, tmp_path: Path) -> None:
+    dpo = page_of(make_job(tmp_path, objective="dpo"))
+    for claim in ("What the optimum asks for", "optimum of identity", "At the optimum", "β log Z"):
+        assert claim in page and claim not in dpo, claim
+
+
+def test_full_reward_is_named_only_where_rewards_are_shares(page: str, tmp_path: Path) -> None:
+    raw = page_of(make_job(tmp_path, scale=37.0, shift=-11.0))
+    assert "full reward" in page and "full reward" not in raw
+    assert "−11.000" in raw  # a completion that passes nothing
+
+
+def test_an_interval_around_or_below_zero_is_not_called_a_gain() -> None:
+    results = {
+        side: {"mean_reward": 0.5, "prompts": 2, "completions": 4, "mean_quantile": 0.5} for side in report.SIDES
+    } | {"settings": {"temperature": 1.0}}
+    for ci95, words in (
+        ([-0.1, 0.1], "contains zero"),
+        ([-0.2, -0.1], "became worse"),
+        ([math.nan, math.nan], "too few prompts"),
+    ):
+        text = report.verdict(results | {"gain": {"mean_reward": 0.0, "ci95": ci95}})
+        assert words in text and "improved" not in text, text
+
+
+def test_the_references_own_ranks_are_flat_with_and_without_ties() -> None:
+    """Samples of the reference policy have density 1 in every bin, in expectation over all that could be drawn."""
+    rng = np.random.default_rng(0)
+    for levels in (2, 5, 10**9):
+        rewards = rng.integers(0, levels, (20011, 8)).astype(float)
+        density = report.rank_density(list(rewards[:, :7]), list(rewards[:, 7:]))
+        assert density.shape == (8,) and abs(density.mean() - 1) < 1e-9
+        assert np.abs(density - 1).max() < 0.06, (levels, density)
+
+
+def test_mean_of_the_shown_ranks_is_the_mid_rank_quantile() -> None:
+    """With n references: mean over the ranks' bins k / n equals mean of (below + tied / 2) / n."""
+    rng = np.random.default_rng(1)
+    references, samples = rng.integers(0, 4, (31, 7)).astype(float), rng.integers(1, 5, (31, 3)).astype(float)
+    density = report.rank_density(list(references), list(samples))
+    shown = float((density / 8 * np.arange(8) / 7).sum())
+    mid = np.mean([[evaluate._quantile(s, list(r)) for s in own] for r, own in zip(references, samples, strict=True)])
+    assert abs(shown - mid) < 1e-12, (shown, mid)
+
+
+def test_shares_of_tied_comparisons_leave_out_a_completion_itself() -> None:
+    def row(rewards: list[float]) -> Row:
+        drawn = tuple(completion("x", r, "reference") for r in rewards)
+        return Row("r", (Message("user", "p"),), "", drawn, np.zeros(0, np.float32))
+
+    found = accounting.tied_shares([row([0.1, 0.1, 0.3]), row([0.7, 0.7, 0.7])])
+    assert found == {"compared": 12, "tied": 8 / 12, "prompts": 2, "flat": 0.5}
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.1, 0.30000001, 1.0], [-3.25, 0.1, 17.0, 17.01], [2.0], [0.0, 1 / 3, 0.5]])
+def test_every_reward_falls_into_a_bin(values: list[float]) -> None:
+    edges = run_plots.bins(values)
+    counts, _ = np.histogram(values, edges)
+    assert counts.sum() == len(values) and len(edges) <= run_plots.MOST_BINS + 2, (edges, counts)
+
+
+def test_rewards_on_a_grid_lie_in_the_middle_of_their_bins() -> None:
+    edges = run_plots.bins([0.0, np.float32(0.1), 0.7, 1.0])
+    np.testing.assert_allclose((edges[1:] + edges[:-1]) / 2, np.arange(11) / 10, atol=1e-6)

@@ -1,0 +1,424 @@
+"""Reward models: the score is the published one, whatever shares the batch, and no folder or answer bends it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from safetensors.numpy import load_file, save_file
+
+from configs import default
+from qrpo_jax import pipeline
+from qrpo_jax.data import row_files
+from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.job import accounting, manifest
+from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.rewards import models
+from qrpo_jax.rewards.heads import GATE_TEXT, GatedObjectives, SingleLogit, read_reward_config
+from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
+from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
+from qrpo_jax.stages.score import EMPTIED, score_rows
+from tests.helpers import chats
+from tests.helpers import family_cases as cases
+from tests.helpers import reward_folders as folders
+
+GOLDENS = Path(__file__).resolve().parents[1] / "hugging_face" / "goldens"
+NONE = np.zeros(0, np.int32)
+TURNS = (
+    Message("system", "You are a helpful assistant."),
+    Message("user", "How are you?"),
+    Message("assistant", "Hello!"),
+    Message("user", "The answer is 42."),
+)
+
+
+def one_device() -> Any:
+    return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def row(*texts: str, messages: tuple[Message, ...] = TURNS, name: str = "r") -> Row:
+    completions = tuple(Completion(text, NONE, True, "reference") for text in texts)
+    return Row(name, messages, "", completions, np.zeros(0, np.float32))
+
+
+def scorer(folder: Path, mesh: Any = None, max_tokens: int = 0, batch_rows: int = 3) -> ModelScorer:
+    return ModelScorer(open_reward_model(folder, max_tokens), mesh or one_device(), batch_rows=batch_rows)
+
+
+@pytest.fixture(scope="module", params=["classifier", "armo"])
+def made(request: Any, tmp_path_factory: Any) -> Any:
+    """A folder and its tensors."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = folders.CLASSIFIER if request.param == "classifier" else folders.ARMO
+    return folder, folders.write(folder, config)
+
+
+ANSWERS = ("Hello! How are you?", "", "The answer is 42.\n\nThat is because 6 x 7 = 42.", "\n\n", "Grüße", "x " * 40)
+
+
+def by_hand(tensors: dict[str, np.ndarray], model: RewardModel, tokens_L: np.ndarray) -> float:
+    hidden_LxD = folders.llama_hidden(tensors, tokens_L)
+    if isinstance(model.head, SingleLogit):
+        return float(tensors["score.weight"][0] @ hidden_LxD[-1])
+    ids = model.text.tokenizer.convert_tokens_to_ids
+    # The end of turn of the last question: two turns before the end, if the answer's own is the first.
+    gate = np.flatnonzero(tokens_L == ids("<|eot_id|>"))[-2]
+    return folders.armo_score(tensors, hidden_LxD[-1], hidden_LxD[gate])
+
+
+def test_scores_are_those_computed_by_hand(made):
+    folder, tensors = made
+    ours = scorer(folder)
+    found = ours.score_rows([row(*ANSWERS), row("Hello!", messages=TURNS[1:2])])
+    expected = []
+    for messages, answer in [*((TURNS, answer) for answer in ANSWERS), (TURNS[1:2], "Hello!")]:
+        turns = [{"role": m.role, "content": m.content} for m in messages] + [{"role": "assistant", "content": answer}]
+        # As the models' cards do it, with the tokenizer of the folder.
+        tokens = ours.model.text.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        expected.append(by_hand(tensors, ours.model, np.asarray(tokens)))
+    assert np.ptp(expected) > 0.1, "scores too much alike to compare"
+    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
+    assert found.special_strings == 0
+
+
+@pytest.mark.parametrize("case", ["llama3", "qwen3", "gemma2", "phi3"])
+def test_a_classifier_of_any_family_scores_as_its_golden_logits(case, tmp_path):
+    """With a row of a golden's unembedding as head, a score is that token's golden logit."""
+    golden = json.loads((GOLDENS / f"{case}.json").read_text())
+    logits_LxV = np.load(GOLDENS / f"{case}.npz")["logits"]
+    config = golden["config"] | folders.ONE_LABEL
+    config["architectures"] = [config["architectures"][0].replace("CausalLM", "SequenceClassification")]
+    tensors = {name: cases.weight(case, name, tuple(shape)) for name, shape in golden["tensors"].items()}
+    head = tensors.pop("lm_head.weight", tensors["model.embed_tokens.weight"])
+    tensors["score.weight"] = head[11:12]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    settings, kind = read_reward_config(tmp_path)
+    assert kind == SingleLogit(0)
+    model = RewardModel(tmp_path, settings, kind, None, (), settings.max_positions)
+    tokens = cases.tokens(case, settings.vocab_size)[0]
+    lengths = (29, 3, 17, 28)
+    found = ModelScorer(model, one_device(), batch_rows=4).score(
+        [Conversation(tokens[:length], *kind.positions(tokens[:length], ())) for length in lengths]
+    )
+    cap = settings.logit_cap  # of logits over a vocabulary, not of scores
+    found = found if cap is None else cap * np.tanh(found / cap)
+    np.testing.assert_allclose(found, [logits_LxV[length - 1, 11] for length in lengths], rtol=0, atol=2e-5)
+
+
+def test_a_score_depends_neither_on_its_batch_nor_on_padding(made):
+    folder, _ = made
+    together = scorer(folder, batch_rows=5).score_rows([row(*ANSWERS)]).scores
+    alone = scorer(folder, batch_rows=1)
+    model = alone.model
+    for answer, score in zip(ANSWERS, together, strict=True):
+        assert abs(alone.score_rows([row(answer)]).scores[0] - score) < 1e-5
+    # Nothing padded at all.
+    tight = models.conversation(model, TURNS, ANSWERS[2], "here")
+    model = model._replace(max_tokens=len(tight.tokens))
+    exact = ModelScorer(model, one_device(), batch_rows=1).score([tight])[0]
+    assert models.width(len(tight.tokens), model.max_tokens) == len(tight.tokens)
+    assert abs(exact - together[2]) < 1e-5
+
+
+def test_eight_devices_score_as_one(made):
+    folder, _ = made
+    one = scorer(folder).score_rows([row(*ANSWERS)]).scores
+    eight = scorer(folder, make_mesh(2, 2, 2)).score_rows([row(*ANSWERS)]).scores
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_scores_are_close_and_not_the_same(tmp_path):
+    tensors = folders.write(tmp_path, folders.ARMO)
+    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, dtype=jax.numpy.bfloat16)
+    one = models.conversation(half.model, TURNS, ANSWERS[2], "here")
+    error = np.abs(half.score([one]) - by_hand(tensors, half.model, one.tokens))
+    assert 0 < error.max() < 0.1, error
+
+
+@pytest.mark.parametrize("layout", ["llama-3", "llama-3.2", "qwen-2.5", "qwen-3", "gemma", "mistral-0.3"])
+def test_a_conversation_is_what_the_models_cards_feed(layout, tmp_path, monkeypatch):
+    tokenizer = chats.tokenizer(layout)
+    folders.write(tmp_path, folders.CLASSIFIER, layout)
+    model = open_reward_model(tmp_path)
+    messages, answer = TURNS[1:], "Once upon a time"
+    turns = [{"role": m.role, "content": m.content} for m in (*messages, Message("assistant", answer))]
+    ours = models.conversation(model, messages, answer, "here")
+    if layout != "llama-3.2":  # whose date is pinned
+        assert ours.tokens.tolist() == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        # Skywork's card takes a beginning of sequence off the text, because the tokenizer puts one before it.
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = text.removeprefix(tokenizer.bos_token or "")
+        if layout != "mistral-0.3":  # which puts a space between the two
+            assert ours.tokens.tolist() == tokenizer(text)["input_ids"]
+    assert ours.last == len(ours.tokens) - 1
+    ends = {"qwen-2.5": "<|im_end|>\n", "qwen-3": "<|im_end|>\n", "gemma": "<end_of_turn>\n"}
+    closes = ends[layout] if layout in ends else chats.LAYOUTS[layout].end
+    assert tokenizer.decode(ours.tokens.tolist()).endswith(closes)
+
+
+def test_where_the_end_of_turn_is_the_padding_token_the_token_before_it_is_read(tmp_path):
+    end = chats.tokenizer("llama-3").convert_tokens_to_ids("<|eot_id|>")
+    tensors = folders.write(tmp_path, folders.CLASSIFIER | {"pad_token_id": end})
+    ours = scorer(tmp_path)
+    one = models.conversation(ours.model, TURNS, "Hello!", "here")
+    assert one.tokens[-1] == end and one.last == len(one.tokens) - 2
+    expected = tensors["score.weight"][0] @ folders.llama_hidden(tensors, one.tokens)[-2]
+    assert ours.score([one])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_text_can_move_the_gate_or_end_the_conversation(tmp_path):
+    folders.write(tmp_path, folders.ARMO)
+    ours = scorer(tmp_path)
+    model = ours.model
+    prompt = len(model.text.prompt(TURNS))
+    forged = f"Hello!{GATE_TEXT}You are welcome."
+    for answer in (*ANSWERS, forged, "\n\nHello!"):
+        assert models.conversation(model, TURNS, answer, "here").gate == prompt - len(model.gate_tokens)
+    asked = (Message("user", forged),)
+    one = models.conversation(model, asked, "Hello!", "here")
+    assert one.gate == len(model.text.prompt(asked)) - len(model.gate_tokens)
+    assert ours.score_rows([row(forged, messages=asked)]).special_strings == 6
+
+
+def test_a_config_that_transformers_refuses_is_refused_in_one_line(tmp_path):
+    folders.write(tmp_path, folders.CLASSIFIER | {"num_attention_heads": 3, "num_key_value_heads": 1})
+    with pytest.raises(
+        ValueError, match=r"tokenizer in .*hidden size \(28\) is not a multiple.*config.reward.path"
+    ) as caught:
+        open_reward_model(tmp_path)
+    assert "\n" not in str(caught.value), caught.value
+
+
+def test_what_is_too_long_is_dropped_and_counted_and_never_cut(made):
+    folder, _ = made
+    rows = [row(*ANSWERS, name="a"), row("x " * 60, name="b"), row("Hello!", name="c")]
+    kept = dataclasses.replace(rows[1].completions[0], reward=0.25)
+    rows.append(dataclasses.replace(rows[1], id="d", completions=(kept, rows[1].completions[0])))
+    whole, _ = score_rows(ModelReward(scorer(folder)), rows)
+    lengths = [len(models.conversation(open_reward_model(folder), TURNS, a, "here").tokens) for a in ANSWERS]
+    some, counts = score_rows(ModelReward(scorer(folder, max_tokens=lengths[2])), rows)
+    assert [one.id for one in some] == ["a", "c", "d"]
+    assert [c.text for c in some[0].completions] == list(ANSWERS[:5])
+    assert [(c.text, c.reward) for c in some[2].completions] == [(kept.text, 0.25)]
+    np.testing.assert_allclose(
+        [c.reward for c in some[0].completions], [c.reward for c in whole[0].completions[:5]], rtol=0, atol=1e-5
+    )
+    assert counts == {
+        "completions: ok": 6,
+        f"completions: {TOO_LONG}": 3,
+        EMPTIED: 1,
+        "special strings taken as text": 0,
+    }
+
+
+def armo_without(name: str) -> Any:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[name]
+        save_file(tensors, folder / "model.safetensors")
+
+    return change
+
+
+def with_tensor(name: str, shape: tuple[int, ...]) -> Any:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors | {name: np.zeros(shape, np.float32)}, folder / "model.safetensors")
+
+    return change
+
+
+def with_config(**changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+
+    return change
+
+
+def with_tokenizer(layout: str, **changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        tokenizer = chats.tokenizer(layout, **changes)
+        tokenizer.add_tokens(["\n\n\n\n"])  # the real ones have it too
+        tokenizer.save_pretrained(folder)
+        if "chat_template" in changes and not changes["chat_template"]:
+            (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+    return change
+
+
+UNTRIMMED = chats.LLAMA_3.replace(" | trim", "")
+END = 444
+
+
+@pytest.mark.parametrize(
+    "config, change, message",
+    [
+        (folders.CLASSIFIER, armo_without("score.weight"), r"lack tensor score.weight of shape \[1, 28\]"),
+        (folders.CLASSIFIER, with_config(id2label={"0": "a", "1": "b"}), "num_labels=2; supported: 1 .config.reward"),
+        (folders.CLASSIFIER, with_config(id2label="absent"), "num_labels=2; supported: 1"),
+        (folders.CLASSIFIER, with_config(num_labels=3), "num_labels=3; supported: 1"),
+        (
+            folders.CLASSIFIER,
+            with_config(architectures=["LlamaForCausalLM"]),
+            r"supported: .*WithGating.\]",
+        ),
+        (folders.CLASSIFIER, with_config(auto_map={"AutoModel": "x.Y"}), "auto_map=.*which is not supported"),
+        (folders.CLASSIFIER, with_config(pad_token_id="0"), "pad_token_id='0'; it must be a token id"),
+        (folders.CLASSIFIER, with_tensor("score.bias", (1,)), "has tensor score.bias of shape .*has no place for"),
+        (folders.CLASSIFIER, with_tensor("lm_head.weight", (622, 28)), "lm_head.weight .*has no place for"),
+        (folders.CLASSIFIER, with_tensor("score.weight", (2, 28)), r"has shape \[2, 28\]; config.json asks for \[1"),
+        (folders.CLASSIFIER, with_tokenizer("llama-3", chat_template=""), "no chat template.*config.reward.path"),
+        (folders.CLASSIFIER, with_tensor("model.embed_tokens.weight", (7, 28)), "embed_tokens.weight .*asks for"),
+        (folders.ARMO, armo_without("gating.layers.1.bias"), "lack tensor gating.layers.1.bias of shape"),
+        (folders.ARMO, armo_without("reward_transform_matrix"), "lack tensor reward_transform_matrix"),
+        (folders.ARMO, with_config(gating_n_hidden=2), "gating.layers.2.bias .* asks for"),
+        (folders.ARMO, with_config(num_objectives=18), "config.json asks for"),
+        (folders.ARMO, with_config(gating_n_hidden=10**9), "gating_n_hidden=1000000000; it must be at most 10000"),
+        (folders.ARMO, with_config(gating_temperature=0), "gating_temperature=0; it must be a positive float"),
+        (folders.ARMO, with_config(num_quantiles=19), "num_quantiles=19, which is not supported"),
+        (folders.ARMO, with_config(architectures=["LlamaForRewardModelWithGating31"]), "supported: .*WithGating'"),
+        (folders.ARMO, with_tokenizer("qwen-2.5"), "does not hold .*start_header_id.* by which ArmoRM finds"),
+        (folders.ARMO, with_tokenizer("tulu-3"), "does not hold"),
+        (folders.ARMO, with_tokenizer("llama-3", chat_template=UNTRIMMED), "by which ArmoRM finds"),
+        (folders.ARMO, with_config(pad_token_id=END), "it holds the padding token, 444"),
+    ],
+)
+def test_folders_that_deviate_are_refused_in_one_line(config, change, message, tmp_path):
+    folders.write(tmp_path, config)
+    assert open_reward_model(tmp_path).text.tokenizer.convert_tokens_to_ids("<|eot_id|>") == END
+    change(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_reward_model(tmp_path)
+    assert "\n" not in str(caught.value), caught.value
+    assert "config.model" not in str(caught.value), caught.value
+
+
+def test_more_tokens_than_the_model_was_made_for_are_refused(tmp_path):
+    folders.write(tmp_path, folders.CLASSIFIER)
+    assert open_reward_model(tmp_path).max_tokens == 211
+    with pytest.raises(ValueError, match="reward.max_tokens is 212, .* made for 211 positions"):
+        open_reward_model(tmp_path, 212)
+
+
+def test_code_of_the_folder_is_not_run(tmp_path):
+    folders.write(tmp_path, folders.ARMO)
+    trap = tmp_path / "ran"
+    (tmp_path / "modeling_custom.py").write_text(f"open({str(trap)!r}, 'w')\nraise SystemExit\n")
+    scored = scorer(tmp_path).score_rows([row("Hello!")])
+    assert np.isfinite(scored.scores[0]) and not trap.exists()
+    assert isinstance(open_reward_model(tmp_path).head, GatedObjectives)
+
+
+def job(tmp_path: Path, **overrides: Any) -> Job:
+    """A job on a small policy and a reward model, with prompts of a file; `section__key` overrides a key."""
+    policy, reward = tmp_path / "policy", tmp_path / "reward"
+    if not policy.exists():
+        folders.write(reward, folders.ARMO)
+        causal = folders.CLASSIFIER | {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+        tensors = folders.write(policy, folders.CLASSIFIER)
+        (policy / "config.json").write_text(json.dumps(causal))
+        save_file({k: v for k, v in tensors.items() if k != "score.weight"}, policy / "model.safetensors")
+        lines = [{"prompt": f"What is {i} times two?", "completions": [f"{2 * i}", f"It is {i}!"]} for i in range(7)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = default.get_config()
+    config.update(
+        {
+            "stages": ("sample", "score"),
+            "model": {"path": str(policy)},
+            "prompts": {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl"), "count": 0, "held_out": 2},
+            "reward": {"name": "model", "path": str(reward), "batch_rows": 5},
+            "sample": {"completions": 0},
+            "pack": {"max_tokens": 128, "row_tokens": 128},
+        }
+    )
+    config.prompts.update({"unit": 3, "max_tokens": 64})
+    for key, value in overrides.items():
+        section, _, name = key.partition("__")
+        if name:
+            config[section][name] = value
+        else:
+            config[section] = value
+    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1))
+
+
+def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
+    made = job(tmp_path, mesh__fsdp=2, mesh__tensor=2)
+    assert pipeline.run(made)
+    rows = list(row_files.read(made.folder("score")))
+    assert [(one.id, len(one.completions)) for one in rows] == [(f"line-{i}", 2) for i in range(1, 6)]
+    alone = scorer(tmp_path / "reward")
+    for one in rows:
+        np.testing.assert_allclose([c.reward for c in one.completions], alone.score_rows([one]).scores, atol=1e-5)
+    counts = manifest.read_manifest(made.folder("score"))["counts"]
+    assert counts["completions: ok"] == 10 and counts[f"completions: {TOO_LONG}"] == 0
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"reward__path": ""}, "reward 'model' needs a Hugging Face folder"),
+        ({"reward__name": "dialogue_share"}, "reward.path is set, but reward 'dialogue_share' reads no folder"),
+        ({"reward__path": "no/such"}, "model folder no/such does not exist .config.reward.path"),
+        ({"reward__max_tokens": 1000}, "reward.max_tokens is 1000"),
+        ({"reward__max_tokens": 5}, "all 5 prompts are longer than the 5 tokens that the reward model may read"),
+        ({"reward__max_tokens": -1}, "reward.max_tokens is -1; it must be at least 0"),
+        ({"reward__batch_rows": 0}, "reward.batch_rows is 0; it must be at least 1"),
+    ],
+)
+def test_a_job_with_a_reward_model_that_cannot_work_is_refused_before_it_begins(overrides, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        pipeline.run(job(tmp_path, **overrides))
+    assert "\n" not in str(caught.value) and "config.reward" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_reward_model_is_another_run(tmp_path):
+    before = pipeline.settings(job(tmp_path).config, "score")
+    assert {"reward.path config sha256", "reward.path weight bytes"} < set(before)
+    with_config(gating_temperature=11)(tmp_path / "reward")
+    after = pipeline.settings(job(tmp_path).config, "score")
+    assert [key for key in before if before[key] != after[key]] == ["reward.path config sha256"]
+
+
+def test_a_prompt_that_lost_all_completions_on_one_side_is_compared_on_neither(tmp_path):
+    made = job(tmp_path)
+    for side, kept in (("reference", "acd"), ("policy", "abc")):
+        rows = [row("Hello!", name=name) for name in kept]
+        row_files.write_unit(made.folder("evaluate") / side, 0, 2, rows)
+        row_files.write_unit(made.folder("evaluate") / side, 1, 2, [])  # a unit of which nothing is left
+        row_files.finish(made.folder("evaluate") / side, 2)
+    sides = {side: [one.id for one in rows] for side, rows in accounting.held_out(made).items()}
+    assert sides == {"reference": ["a", "c"], "policy": ["a", "c"]}
+
+
+@pytest.mark.slow
+def test_a_whole_job_trains_and_is_evaluated_by_a_reward_model(tmp_path):
+    made = job(
+        tmp_path,
+        stages=("sample", "score", "reference", "train", "evaluate", "report"),
+        sample__completions=4,
+        sample__max_new_tokens=16,
+        evaluate__completions=4,
+        evaluate__max_new_tokens=16,
+        reward__max_tokens=60,
+        train__batch_size=5,
+        log__tensorboard=False,
+    )
+    assert pipeline.run(made)
+    results = json.loads((made.workdir / "results.json").read_text())
+    scored = manifest.read_manifest(made.folder("score"))["counts"]
+    long = [scored[f"completions: {TOO_LONG}"], *(results[side]["not_scored"] for side in accounting.SIDES)]
+    assert 0 < sum(long) < 5 * 6 + 2 * 2 * 4, long
+    for side in ("reference", "policy"):
+        rows = list(row_files.read(made.folder("evaluate") / side))
+        assert all(np.isfinite(c.reward) for one in rows for c in one.completions)
+        dropped = results[side]["not_scored"]
+        assert dropped + sum(len(one.completions) for one in rows) == 2 * 4, results
+    assert (made.folder("report") / "report.html").is_file()

@@ -1,0 +1,169 @@
+"""Sampling: what is drawn, that it ends where it says, and that its log-probs are those that scoring gives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qrpo_jax.model import log_probs
+from qrpo_jax.sampling import sampler
+from tests.helpers import tiny
+
+LENGTHS = np.asarray([3, 7, 5], np.int32)
+PROMPTS = np.random.default_rng(5).integers(3, 46, (3, 7)).astype(np.int32)
+KEYS = jax.random.split(jax.random.key(0), 3)
+ENDS = (2, 11, 17, 23)
+
+
+GREEDY = {"temperature": 0, "end_tokens": (46,)}
+
+
+@functools.cache
+def compiled(**options):
+    settings = dict(completions=5, max_new_tokens=11, temperature=0.8, end_tokens=ENDS) | options
+    return jax.jit(sampler.make_sampler(tiny.GRAPH, **settings))
+
+
+def draw(prompts=PROMPTS, lengths=LENGTHS, keys=KEYS, **options):
+    return jax.device_get(compiled(**options)(tiny.parameters(), prompts, lengths, keys))
+
+
+@functools.cache
+def scorer(temperature):
+    return jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=temperature))
+
+
+def laid_out(samples):
+    """Prompts and completions as rows, one a row: tokens, segments, positions, targets."""
+    count, fan, width = samples.tokens_PxnxT.shape
+    rows = np.zeros((4, count * fan, 7 + width), np.int32)
+    for b in range(count * fan):
+        p, n = divmod(b, fan)
+        start, total = LENGTHS[p], LENGTHS[p] + samples.lengths_Pxn[p, n]
+        rows[0, b, :start] = PROMPTS[p, :start]
+        rows[0, b, start:total] = samples.tokens_PxnxT[p, n, : total - start]
+        rows[1, b, :total], rows[2, b, :total], rows[3, b, start:total] = 1, np.arange(total), 1
+    return rows[0], rows[1], rows[2], rows[3].astype(bool)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return draw()
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 7, "top_p": 0.9}, GREEDY])
+def test_sampled_log_probs_are_scored_log_probs(options):
+    """At the sampling temperature (greedy: at 1), whatever top-k and top-p cut away."""
+    samples = draw(**options)
+    temperature = 1.0 if options == GREEDY else 0.8
+    scored = np.asarray(scorer(temperature)(tiny.parameters(), *laid_out(samples))).sum(1)
+    np.testing.assert_allclose(samples.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=2e-5)
+
+
+def test_finished_means_the_last_counted_token_is_the_only_end_token(samples):
+    assert samples.finished_Pxn.any() and not samples.finished_Pxn.all(), "the seed must show both cases"
+    for p, n in np.ndindex(samples.finished_Pxn.shape):
+        tokens, length = samples.tokens_PxnxT[p, n], int(samples.lengths_Pxn[p, n])
+        ends = np.isin(tokens[:length], ENDS)
+        if samples.finished_Pxn[p, n]:
+            assert ends[-1] and ends.sum() == 1, (p, n, tokens)
+        else:
+            assert length == 11 and not ends.any(), (p, n, tokens)
+        assert (tokens[length:] == 0).all()
+
+
+def test_a_prompts_samples_do_not_depend_on_its_batch_or_padding(samples):
+    order = np.asarray([2, 0])
+    wider = np.zeros((2, 13), np.int32)
+    wider[:, :7] = PROMPTS[order]
+    wider[:, 7:] = 45  # what stands in padding is not looked at
+    other = draw(wider, LENGTHS[order], KEYS[order])
+    np.testing.assert_array_equal(other.tokens_PxnxT, samples.tokens_PxnxT[order])
+    np.testing.assert_allclose(other.log_probs_Pxn, samples.log_probs_Pxn[order], rtol=1e-5)
+
+
+def test_the_first_completions_do_not_depend_on_how_many_are_drawn(samples):
+    np.testing.assert_array_equal(draw(completions=2).tokens_PxnxT, samples.tokens_PxnxT[:, :2])
+
+
+def test_prompts_with_nothing_in_them_disturb_no_other(samples):
+    """Fill-up rows of a last batch have length 0."""
+    prompts, lengths = np.zeros((3, 7), np.int32), np.asarray([0, 7, 0], np.int32)
+    prompts[1] = PROMPTS[1]
+    got = draw(prompts, lengths, KEYS)
+    np.testing.assert_array_equal(got.tokens_PxnxT[1], samples.tokens_PxnxT[1])
+    assert np.isfinite(got.log_probs_Pxn).all()
+
+
+def test_other_keys_give_other_samples(samples):
+    other = draw(keys=jax.random.split(jax.random.key(1), 3))
+    assert (other.tokens_PxnxT != samples.tokens_PxnxT).any(-1).mean() > 0.8
+    assert len({tokens.tobytes() for tokens in samples.tokens_PxnxT[0]}) == 5
+
+
+def test_greedy_takes_the_argmax_of_the_full_forward():
+    samples = draw(**GREEDY)
+    tokens, segments, positions, targets = laid_out(samples)
+
+    def logits(parameters):
+        model = nnx.merge(tiny.GRAPH, parameters)
+        return model.logits(model(tokens, segments, positions)[0])
+
+    best = np.asarray(jax.jit(logits)(tiny.parameters())).argmax(-1)
+    np.testing.assert_array_equal(tokens[:, 1:][targets[:, 1:]], best[:, :-1][targets[:, 1:]])
+    assert (samples.tokens_PxnxT == samples.tokens_PxnxT[:, :1]).all()
+
+
+def test_top_k_of_one_is_greedy():
+    one, greedy = draw(top_k=1, end_tokens=(46,)), draw(**GREEDY)
+    np.testing.assert_array_equal(one.tokens_PxnxT, greedy.tokens_PxnxT)
+
+
+def logits_BxV():
+    return jnp.asarray(np.random.default_rng(6).normal(size=(5, 23)) * 2, jnp.float32)
+
+
+@pytest.mark.parametrize("k", [1, 4, 22, 23, 0])
+def test_top_k_keeps_the_k_largest(k):
+    x = np.asarray(logits_BxV())
+    got = np.asarray(sampler.truncate(logits_BxV(), k, 1.0))
+    kept = np.isfinite(got)
+    assert (kept.sum(1) == (k or 23)).all()
+    for row in range(5):
+        assert set(np.flatnonzero(kept[row])) == set(np.argsort(-x[row])[: k or 23])
+    np.testing.assert_array_equal(got[kept], x[kept])
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.999, 1.0])
+def test_top_p_keeps_the_smallest_set_of_that_mass(p):
+    probs = np.asarray(jax.nn.softmax(logits_BxV()))
+    kept = np.isfinite(np.asarray(sampler.truncate(logits_BxV(), 0, p)))
+    for row in range(5):
+        inside = np.sort(probs[row][kept[row]])
+        assert inside.sum() >= p - 1e-5 and (p == 1.0 or inside[1:].sum() < p), (row, inside.sum())
+        assert kept[row].all() or inside.min() >= probs[row][~kept[row]].max()
+
+
+def test_top_p_counts_mass_within_the_top_k():
+    kept = np.isfinite(np.asarray(sampler.truncate(jnp.log(jnp.asarray([[0.4, 0.3, 0.2, 0.1]])), 2, 0.55)))
+    # Of two tokens the first holds 4/7 > 0.55; without top-k it would hold 0.4.
+    assert kept.tolist() == [[True, False, False, False]]
+
+
+def test_frequencies_follow_the_tempered_distribution():
+    """First tokens of 4000 completions: within 5 standard errors of softmax(logits / temperature)."""
+    count, temperature = 4000, 0.5
+    samples = draw(PROMPTS[:1], LENGTHS[:1], KEYS[:1], completions=count, max_new_tokens=1, temperature=temperature)
+
+    def first(parameters):
+        model = nnx.merge(tiny.GRAPH, parameters)
+        hidden, _ = model(PROMPTS[:1, :3], np.ones((1, 3), np.int32), np.arange(3)[None])
+        return jax.nn.softmax(model.logits(hidden[0, -1]) / temperature)
+
+    probs = np.asarray(jax.jit(first)(tiny.parameters()))
+    share = np.bincount(samples.tokens_PxnxT.ravel(), minlength=46) / count
+    error = np.sqrt(probs * (1 - probs) / count) + 1 / count
+    assert (np.abs(share - probs) < 5 * error).all(), (np.abs(share - probs) / error).max()
