@@ -76,6 +76,15 @@ def axis_size(mesh: Mesh, logical: str) -> int:
     return int(np.prod([mesh.shape[n] for n in names], dtype=int))
 
 
+def round_up(count: int, multiple: int) -> int:
+    """The smallest multiple that is at least `count`.
+
+    >>> round_up(13, 8), round_up(16, 8)
+    (16, 16)
+    """
+    return -(-count // multiple) * multiple
+
+
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Puts host arrays, whole on every process, onto the mesh; each process uploads only its devices' part."""
 

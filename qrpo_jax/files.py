@@ -1,0 +1,77 @@
+"""Files and folders that appear whole or not at all, and checksums."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# A kill may leave a file or folder of this name behind. It never counts as written, and `sweep` removes it.
+TEMPORARY = ".tmp-"
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path next to `path`, which takes its place when the block ends without an error.
+
+    The folder is made if it is missing, the content is synchronised to disk before it is renamed, and the permissions
+    are those of any new file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new temporary folder next to `path`, which takes its place when the block ends without an error.
+
+    Raises:
+      FileExistsError: `path` is a file, or a folder that is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not empty")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    sweep(path.parent, path.name)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Removes what killed writers left in `folder`, of one file name or of any. Nobody may be writing there."""
+    for leftover in folder.glob(f"{TEMPORARY}{name}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
