@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.job import manifest
 from qrpo_jax.job.checks import check
 from qrpo_jax.job.job import Job
@@ -54,7 +55,7 @@ def settings(config: Any, stage: str) -> dict[str, Any]:
     sections = {name: config[name].to_dict() for s in upto for name in SECTIONS[s]}
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
     flat = {key: value for key, value in flat.items() if key not in MACHINE}
-    if "prompts" in sections and config.prompts.source == "jsonl":
+    if "prompts" in sections and SOURCES[config.prompts.source].listed:
         flat["prompts.path sha256"] = manifest.sha256(Path(config.prompts.path))
     for section in ("model", "reward"):
         if section in sections and config[section].path:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax import losses, partition, quantiles, transforms
-from qrpo_jax.data import examples, prompts
+from qrpo_jax.data import examples
+from qrpo_jax.data.sources import SOURCES, listed
+from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.devices.mesh import parameter_shardings
+from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job.job import DTYPES, Job
+from qrpo_jax.job.prompts import check_beginnings, check_source, open_sources
 from qrpo_jax.model import decoder
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.rewards import MODEL, TESTS, find_function, read_tests
@@ -54,6 +58,7 @@ def check(job: Job) -> None:
         raise ValueError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
+    check_source(config)
     check_lora(config)
     policy = job.policy  # opens tokenizer and model folder, reading headers only
     check_prompts(job)
@@ -67,8 +72,11 @@ def check(job: Job) -> None:
             )
         elif config.reward.name != TESTS:
             find_function(config.reward.name)
-        elif config.prompts.source == "model":
-            raise ValueError("reward 'tests' needs prompts with tests, not prompts from the model (config.reward.name)")
+        elif not SOURCES[config.prompts.source].tests:
+            raise UserError(
+                f"reward 'tests' needs prompts with tests, which prompts from {config.prompts.source!r} lack "
+                "(config.reward.name)"
+            )
     if "export" in stages:
         model_folder.check_export(policy.settings, policy.text, config.export.dtype)
     if "train" in stages:
@@ -120,7 +128,7 @@ def check_stages(stages: tuple[str, ...]) -> None:
 def check_choices(config: Any) -> None:
     choice("model.compute_dtype", config.model.compute_dtype, tuple(DTYPES))
     choice("model.parameter_dtype", config.model.parameter_dtype, tuple(DTYPES))
-    choice("prompts.source", config.prompts.source, prompts.SOURCES)
+    choice("prompts.source", config.prompts.source, tuple(SOURCES))
     choice("pack.over_long", config.pack.over_long, ("drop", "truncate_prompt_left"))
     choice("select.units", config.select.units, examples.VIEWS)
     choice("select.estimator", config.select.estimator, tuple(quantiles.ESTIMATORS))
@@ -156,7 +164,7 @@ def check_numbers(config: Any) -> None:
     if config.seed < 0:
         raise ValueError(f"seed is {config.seed}; it must be at least 0 (config.seed)")
     at_least = {
-        "prompts.count": 0 if config.prompts.source == "jsonl" else 1,
+        "prompts.count": 0 if SOURCES[config.prompts.source].listed else 1,
         "prompts.held_out": 2 if "evaluate" in config.stages else 0,
         "model.vocab_chunk": 0,
         "prompts.unit": 1,
@@ -209,49 +217,32 @@ def check_numbers(config: Any) -> None:
 
 
 def check_prompts(job: Job) -> None:
-    config = job.config
-    if config.prompts.source == "jsonl":
+    kind = SOURCES[job.config.prompts.source]
+    if kind.sampled:
+        check_beginnings(job)
+    if kind.listed:
         check_rows(job)
-    elif config.sample.completions == 0:
-        raise ValueError(f"sample.completions is 0, but prompts from {config.prompts.source!r} bring no completions")
-    if config.prompts.source == "model" and "sft" in config.stages:
-        raise ValueError("prompts from the model bring nothing to learn from: remove 'sft' from config.stages")
-    if config.prompts.source == "model" and job.policy.text.tokenizer.bos_token_id is None:
-        raise ValueError("prompts from the model start at its BOS token, and its tokenizer has none")
-    if not config.model.path and config.prompts.source != "programs":
-        raise ValueError("a model made from nothing knows only the words of 'programs' (config.prompts.source)")
 
 
 def check_rows(job: Job) -> None:
-    """Refuses rows of a JSON-lines file that a later stage could not use."""
-    config = job.config
-    rows = prompts.read_jsonl(Path(config.prompts.path))
-    kept, held_out = prompts.split_rows(rows, config.prompts.held_out, config.prompts.count)
-    if config.sample.completions == 0 or "sft" in config.stages:
-        empty = [row.id for row in kept if not row.completions]
-        if empty:
-            raise ValueError(
-                f"row {empty[0]!r} has no completion ({len(empty)} have none); give it some in "
-                f"{config.prompts.path}, or sample them: config.sample.completions"
-            )
-    for part, name in ((kept, "to train on"), (held_out, "held out")):
-        lengths = [len(job.policy.text.prompt(row.messages, f"row {row.id!r}")) for row in part]
-        fits = sum(length <= config.prompts.max_tokens for length in lengths)
-        if part and not fits:
-            raise ValueError(
-                f"all {len(part)} prompts {name} are longer than {config.prompts.max_tokens} tokens; "
-                "raise config.prompts.max_tokens"
-            )
-    stages = set(config.stages)
+    """Refuses listed rows that a later stage could not use."""
+    config, text, stages = job.config, job.policy.text, set(job.config.stages)
+    sources = open_sources(job)
+    train, held_out = all_rows(sources["train"]), all_rows(sources["eval"])
+    sampled = config.sample.completions
+    keys = {"max_tokens": "prompts.max_tokens", "completions": "sample.completions", "template": "model.template"}
+    with located("prompts.path", **keys):
+        if sampled == 0 or "sft" in stages:
+            listed.check_completions(train)
+        listed.check_lengths(train, text, config.prompts.max_tokens, "to train on")
+        listed.check_lengths(held_out, text, config.prompts.max_tokens, "held out")
     if config.reward.name == TESTS and stages & {"score", "evaluate"}:
-        for row in rows:
+        for row in train + held_out:
             read_tests(row)
-    scored = all(math.isfinite(c.reward) for row in kept for c in row.completions)
-    if "train" in stages and "score" not in stages and not (scored and config.sample.completions == 0):
-        raise ValueError("some completions have no reward: put 'score' before 'train' in config.stages")
+    if "train" in stages and "score" not in stages and (sampled or not listed.all_scored(train)):
+        raise UserError("some completions have no reward: put 'score' before 'train' in config.stages")
     if "train" in stages and config.train.objective == "qrpo":
-        for row in kept:
-            sampled = config.sample.completions
+        for row in train:
             references = sampled + len(row.reference_rewards)
             references = min(references, config.select.references) if config.select.references else references
             check_count(references - int(config.select.exclude_own and sampled > 0), config, row.id)
@@ -264,10 +255,10 @@ def check_reward_model(job: Job) -> None:
         raise ValueError("reward 'model' needs a Hugging Face folder of a reward model (config.reward.path)")
     model = models.open_reward_model(Path(config.reward.path), config.reward.max_tokens)
     models.check_mesh(model, job.local_mesh)
-    if config.prompts.source == "jsonl":
-        rows = prompts.read_jsonl(Path(config.prompts.path))
-        for part in prompts.split_rows(rows, config.prompts.held_out, config.prompts.count):
-            models.check_prompts(model, part)
+    if SOURCES[config.prompts.source].listed:
+        sources = open_sources(job)
+        for split in ("train", "eval"):
+            models.check_prompts(model, all_rows(sources[split]))
 
 
 def check_count(references: int, config: Any, row: str | None = None) -> None:
@@ -335,8 +326,8 @@ def check_train(config: Any) -> None:
         raise ValueError(
             "select.first is 1; pairs need two completions a row (config.select.first, config.select.units)"
         )
-    if config.prompts.source == "jsonl":
-        return
+    if SOURCES[config.prompts.source].listed:
+        return  # `check_rows` looks at each row
     if "score" not in config.stages:
         raise ValueError("sampled completions have no reward: put 'score' before 'train' in config.stages")
     if select.units != "singles" and config.sample.completions < 2:

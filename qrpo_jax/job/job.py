@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax.data import programs
+from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.text import Text, make_text, open_text, vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.hugging_face import model_folder, weights
@@ -84,7 +84,9 @@ class Job:
             text = open_text(folder, model.template)
             model_folder.check_vocabulary(settings, text)
         else:
-            tokenizer = vocabulary_tokenizer(programs.vocabulary())
+            vocabulary = SOURCES[self.config.prompts.source].vocabulary
+            assert vocabulary is not None, "checked before anything runs"
+            tokenizer = vocabulary_tokenizer(vocabulary())
             shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
             settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
             text = make_text(tokenizer, model.template, (tokenizer.eos_token_id,))

@@ -12,10 +12,9 @@ from qrpo_jax.data.examples import View, build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import plan_rows
 from qrpo_jax.data.rows import Row
-from qrpo_jax.devices.mesh import axis_size, place, row_sharding
+from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.job.job import Job, before
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.job.prompts import padded
 from qrpo_jax.job.units import Counts, run_units
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.step import completion_log_probs
@@ -62,7 +61,7 @@ def make_log_probs(job: Job, source: str = "reference", temperature: float | Non
         precision = precision._replace(temperature=temperature)
     graph = job.graph(source)
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
-    batch_rows = padded(job.config.reference.batch_rows, axis_size(mesh, "rows"))
+    batch_rows = round_up(job.config.reference.batch_rows, axis_size(mesh, "rows"))
     jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, precision))
 
     def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:

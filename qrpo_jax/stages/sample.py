@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from qrpo_jax.data.rows import Completion, Row
-from qrpo_jax.devices.mesh import axis_size, place, row_sharding
+from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import Prompts, padded, prompt_keys, with_raw_keys
+from qrpo_jax.job.prompts import open_prompts
 from qrpo_jax.job.units import Counts, run_units
 from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
 
 WIDTH = 16  # prompts are padded to a multiple of this, so that few widths need compiling
@@ -23,11 +24,11 @@ Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts
 def run(job: Job) -> dict[str, Any] | None:
     config = job.config.sample
     parameters = job.reference_parameters(job.local_mesh)
-    prompts = Prompts(job, "train")
+    prompts = open_prompts(job, "train", parameters)
     complete = make_completer(job, config, source="reference", purpose="sample")
 
     def work(unit: int) -> tuple[list[Row], Counts]:
-        return complete(parameters, prompts.rows(unit, parameters), list(prompts.indices(unit)))
+        return complete(parameters, prompts.rows(unit), list(prompts.indices(unit)))
 
     counts = run_units(job, job.folder("sample"), prompts.units, work, title="sample")
     return None if counts is None else {"units": prompts.units, "counts": counts}
@@ -52,7 +53,7 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
         dtype=job.dtype,
     )
     jitted = jax.jit(with_raw_keys(sampler))
-    unit = padded(job.config.prompts.unit, axis_size(mesh, "rows"))
+    unit = round_up(job.config.prompts.unit, axis_size(mesh, "rows"))
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
         prompts = [text.prompt(row.messages, f"row {row.id!r}") for row in rows]
@@ -64,7 +65,7 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
         rows, prompts, indices = [rows[i] for i in fits], [prompts[i] for i in fits], [indices[i] for i in fits]
         if config.completions == 0 or not rows:
             return rows, counts
-        width = padded(max(len(prompt) for prompt in prompts), WIDTH)
+        width = round_up(max(len(prompt) for prompt in prompts), WIDTH)
         tokens_PxL, lengths_P = np.zeros((unit, width), np.int32), np.ones(unit, np.int32)
         for i, prompt in enumerate(prompts):
             tokens_PxL[i, : len(prompt)], lengths_P[i] = prompt, len(prompt)
