@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import UserError
 from qrpo_jax.files import sha256
@@ -69,7 +70,7 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
     machine_keys = {key for stage in stages for key in stage.machine_keys}
     flat = {key: value for key, value in flat.items() if key not in machine_keys}
-    if "prompts" in sections and config.prompts.path:
+    if "prompts" in sections and SOURCES[config.prompts.source].listed:
         flat["prompts.path sha256"] = sha256(Path(config.prompts.path))
     for section in ("model", "reward"):
         if section in sections and config[section].path:

@@ -12,9 +12,9 @@ from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import prompt_keys, with_raw_keys
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
 
 WIDTH = 16  # prompts are padded to a multiple of this, so that few widths need compiling

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax.data import programs
+from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.text import Text, make_text, open_text, vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
@@ -92,7 +92,7 @@ class Job:
     def policy(self) -> Policy:
         model = self.config.model
         with located("model.path" if model.path else "model", template="model.template"):
-            settings, text = _open_model(model) if model.path else _new_model(model)
+            settings, text = _open_model(model) if model.path else _new_model(model, self.config.prompts.source)
         graph, adapters = decoder.graph(settings), self.config.lora
         if adapters.rank == 0:
             return Policy(settings, graph, text, None, graph)
@@ -180,9 +180,11 @@ def _open_model(model: Any) -> tuple[DecoderSettings, Text]:
     return settings, text
 
 
-def _new_model(model: Any) -> tuple[DecoderSettings, Text]:
-    """Settings and tokenizer of a model that is trained from scratch on the programs."""
-    tokenizer = vocabulary_tokenizer(programs.vocabulary())
+def _new_model(model: Any, source: str) -> tuple[DecoderSettings, Text]:
+    """Settings and tokenizer of a model that is trained from scratch, with the words of its prompts."""
+    vocabulary = SOURCES[source].vocabulary
+    assert vocabulary is not None, "check_source refuses a source without a vocabulary"
+    tokenizer = vocabulary_tokenizer(vocabulary())
     shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
     settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
     return settings, make_text(tokenizer, model.template, (tokenizer.eos_token_id,))

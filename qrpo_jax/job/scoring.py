@@ -5,12 +5,15 @@ import math
 from pathlib import Path
 
 from qrpo_jax.data.rows import Row, check_scored
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.units import Counts
 from qrpo_jax.rewards import models
-from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
+from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function, read_tests
 from qrpo_jax.rewards.sandbox.pool import Limits
 
 ROWS_DROPPED = "rows dropped: no completion left"
@@ -41,6 +44,31 @@ def check_reward(job: Job) -> None:
     elif config.name != TESTS:
         with located("reward.name"):
             find_function(config.name)
+    elif not SOURCES[job.config.prompts.source].tests:
+        raise UserError(
+            f"reward 'tests' needs prompts with tests, which prompts from {job.config.prompts.source!r} lack "
+            "(config.reward.name)"
+        )
+    if SOURCES[job.config.prompts.source].listed:
+        check_listed(job)
+
+
+def check_listed(job: Job) -> None:
+    """Refuses listed rows that the reward cannot score: without tests, or that its chat template refuses.
+
+    Raises:
+      UserError: naming the row and the key.
+    """
+    config, sources = job.config.reward, open_sources(job)
+    for split in ("train", "eval"):
+        rows = all_rows(sources[split])
+        if config.name == TESTS:
+            with located("reward.name", "prompts.path"):
+                for row in rows:
+                    read_tests(row)
+        elif config.name == MODEL:
+            with located("reward.path", max_tokens="reward.max_tokens"):
+                models.check_prompts(models.open_reward_model(Path(config.path), config.max_tokens), rows)
 
 
 def open_reward(job: Job) -> Reward | ModelReward:

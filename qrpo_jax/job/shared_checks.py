@@ -7,7 +7,7 @@ from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import check_prompts
+from qrpo_jax.job.prompts import check_prompts, check_source
 from qrpo_jax.model import decoder
 
 
@@ -19,6 +19,7 @@ def check(job: Job) -> None:
     """
     config = job.config
     check_least(config, {"seed": 0})
+    check_source(config)
     check_model(job)
     check_prompts(job)
     check_packing(job)

@@ -11,7 +11,7 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.job.accounting import SIDES, held_out
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest, write_json
-from qrpo_jax.job.prompts import Prompts
+from qrpo_jax.job.prompts import open_prompts
 from qrpo_jax.job.units import Counts, add_counts, run_units
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.stages.reference import LogProbs, make_log_probs
@@ -25,7 +25,7 @@ def run(job: Job) -> dict[str, Any] | None:
     folder = job.folder("evaluate")
     reference = job.reference_parameters(job.local_mesh)
     parameters = {"reference": reference, "policy": job.policy_parameters(job.local_mesh, reference)}
-    prompts = Prompts(job, "eval")
+    prompts = open_prompts(job, "eval", reference)
     config = job.config.evaluate
     # KL is about the distributions that were sampled from, and greedy or cut ones have no log-ratio to average.
     whole = config.temperature > 0 and config.top_k == 0 and config.top_p == 1
@@ -37,9 +37,7 @@ def run(job: Job) -> dict[str, Any] | None:
             complete = make_completer(job, job.config.evaluate, source=side, purpose=f"evaluate {side}")
 
             def work(unit: int, side: str = side, complete: Callable = complete) -> tuple[list[Row], Counts]:
-                rows, sampled = complete(
-                    parameters[side], prompts.rows(unit, parameters["reference"]), list(prompts.indices(unit))
-                )
+                rows, sampled = complete(parameters[side], prompts.rows(unit), list(prompts.indices(unit)))
                 rows, scored = score_rows(reward, drawn_only(rows, side))
                 return rows, add_counts([sampled, scored])
 

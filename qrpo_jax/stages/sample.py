@@ -5,18 +5,18 @@ from typing import Any
 from qrpo_jax.data.rows import Row
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import Prompts
+from qrpo_jax.job.prompts import open_prompts
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import Counts, run_units
 
 
 def run(job: Job) -> dict[str, Any] | None:
     parameters = job.reference_parameters(job.local_mesh)
-    prompts = Prompts(job, "train")
+    prompts = open_prompts(job, "train", parameters)
     complete = make_completer(job, job.config.sample, side="reference", purpose="sample")
 
     def work(unit: int) -> tuple[list[Row], Counts]:
-        return complete(parameters, prompts.rows(unit, parameters), list(prompts.indices(unit)))
+        return complete(parameters, prompts.rows(unit), list(prompts.indices(unit)))
 
     counts = run_units(job, job.folder("sample"), prompts.units, work, title="sample")
     return None if counts is None else {"units": prompts.units, "counts": counts}

@@ -10,10 +10,14 @@ from qrpo_jax import losses, partition, quantiles, transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, build_examples
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources.listed import all_scored
+from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.views import VIEWS, View
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import check_optimization, train
 from qrpo_jax.report import forecast
@@ -245,6 +249,45 @@ def check_units(job: Job) -> None:
         raise UserError(
             "select.first is 1; pairs need two completions a row (config.select.first, config.select.units)"
         )
+
+
+def check_references(job: Job) -> None:
+    """Refuses prompts without rewards, or with too few references for the transform and estimator."""
+    config, select, sampled = job.config, job.config.select, job.config.sample.completions
+    ranked, scored = OBJECTIVES[config.train.objective].ranked, "score" in config.stages
+    if not SOURCES[config.prompts.source].listed:
+        if not scored:
+            raise UserError("sampled completions have no reward: put 'score' before 'train' in config.stages")
+        if select.units != "singles" and sampled < 2:
+            raise UserError(
+                "sample.completions is below 2; pairs need two completions a row (config.sample.completions)"
+            )
+        if ranked:
+            check_count(job, sampled, excluded=select.exclude_own)
+        return
+    rows = all_rows(open_sources(job)["train"])
+    if not scored and (sampled or not all_scored(rows)):
+        raise UserError("some completions have no reward: put 'score' before 'train' in config.stages")
+    for row in rows if ranked else ():
+        own = select.exclude_own and sampled > 0
+        check_count(job, sampled + len(row.reference_rewards), excluded=own, where=f"row {row.id!r}: ")
+
+
+def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:
+    """Refuses too few references of a prompt; one is `excluded` where completions are not ranked among themselves."""
+    config, most = job.config, job.config.select.reference_count
+    count = (min(references, most) if most else references) - excluded
+    with located(
+        "sample.completions",
+        "select.reference_count",
+        "select.exclude_own",
+        "select.estimator",
+        "train.transform",
+    ):
+        try:
+            quantiles.check_references(count, transforms.parse(config.train.transform), config.select.estimator)
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
 
 
 STAGE = Stage(

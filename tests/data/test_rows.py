@@ -120,7 +120,7 @@ def test_tfds_opens_a_finished_directory_without_tensorflow(tmp_path: Path) -> N
         "builder = tfds.builder_from_directory(sys.argv[1])\n"
         "print(len(builder.as_data_source('test')))\n"
         "print(*[e['id'].decode() for e in builder.as_data_source('train')])\n"
-        "from qrpo_jax import row_files\n"
+        "from qrpo_jax.data import row_files\n"
         "print(*[row.id for row in row_files.read(sys.argv[1])])\n"
         "heavy = {'tensorflow', 'jax', 'torch', 'pandas', 'grain'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -339,12 +339,6 @@ def test_check_scored_names_the_completion(reward: float) -> None:
     references = np.array([0.5, reward], np.float32)
     with pytest.raises(ValueError, match=f"row 'row-8', reference reward 1: .* {reward}"):
         rows.check_scored(dataclasses.replace(make_row(8), reference_rewards=references))
-
-
-def test_missing_counts_every_nan() -> None:
-    assert rows.missing([make_row(0), make_row(1)]) == (0, 2, 0)
-    unscored = replace_completion(make_row(0), 2, reward=math.nan, reference_log_prob=math.nan)
-    assert rows.missing([unscored, make_row(1)]) == (1, 2, 1)
 
 
 @pytest.mark.parametrize(
