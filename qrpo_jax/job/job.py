@@ -19,10 +19,11 @@ from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.model import decoder, lora
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training import checkpoints
-from qrpo_jax.training.step import Precision
+from qrpo_jax.training.step import LogProbSettings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -95,12 +96,12 @@ class Job:
         return Policy(settings, graph, text, adapted, decoder.graph(settings, adapted))
 
     @property
-    def dtype(self) -> Any:
-        return DTYPES[self.config.model.compute_dtype]
+    def compute(self) -> Compute:
+        """How every stage computes the decoder."""
+        return Compute(DTYPES[self.config.model.compute_dtype], self.config.model.remat)
 
-    def precision(self) -> Precision:
-        model = self.config.model
-        return Precision(self.config.reference.temperature, model.vocab_chunk, self.dtype, model.remat)
+    def precision(self) -> LogProbSettings:
+        return LogProbSettings(self.config.reference.temperature, self.config.model.vocab_chunk, self.compute)
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""

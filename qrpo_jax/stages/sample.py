@@ -49,7 +49,7 @@ def make_completer(job: Job, config: Any, *, source: str, purpose: str) -> Compl
         end_tokens=text.end_tokens,
         top_k=config.top_k,
         top_p=config.top_p,
-        dtype=job.dtype,
+        compute=job.compute,
     )
     jitted = jax.jit(with_raw_keys(sampler))
     unit = padded(job.config.prompts.unit, axis_size(mesh, "rows"))
