@@ -21,11 +21,12 @@ from qrpo_jax.errors import located
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.job.stage import Stages
-from qrpo_jax.model import decoder, lora
+from qrpo_jax.model import attention, decoder, lora
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training import checkpoints
-from qrpo_jax.training.step import Precision
+from qrpo_jax.training.step import LogProbSettings
 
 
 class Policy(NamedTuple):
@@ -101,14 +102,16 @@ class Job:
         return Policy(settings, graph, text, adapted, decoder.graph(settings, adapted))
 
     @property
-    def dtype(self) -> Any:
-        """The type of matrix products."""
-        return FLOATS[self.config.model.compute_dtype]
-
-    def precision(self) -> Precision:
-        """How the log-probs of policy and reference are computed."""
+    def compute(self) -> Compute:
+        """How every stage computes the decoder."""
         model = self.config.model
-        return Precision(self.config.log_probs.temperature, model.vocab_chunk, self.dtype, model.remat)
+        with located(attention="model.attention"):
+            return Compute(FLOATS[model.compute_dtype], model.remat, attention.choose(model.attention))
+
+    @property
+    def log_prob_settings(self) -> LogProbSettings:
+        """How the log-probs of policy and reference are computed."""
+        return LogProbSettings(self.config.log_probs.temperature, self.config.model.vocab_chunk, self.compute)
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""

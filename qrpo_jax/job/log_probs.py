@@ -25,13 +25,13 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
       side: whose parameters they are, "reference" or "policy".
       temperature: of the distribution; that of training by default.
     """
-    pack, text, mesh, precision = job.config.pack, job.policy.text, job.local_mesh, job.precision()
+    pack, text, mesh, settings = job.config.pack, job.policy.text, job.local_mesh, job.log_prob_settings
     if temperature is not None:
-        precision = precision._replace(temperature=temperature)
+        settings = settings._replace(temperature=temperature)
     graph = job.graph(side)
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
     batch_rows = round_up(job.config.log_probs.batch_rows, axis_size(mesh, "rows"))
-    jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, precision))
+    jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings))
 
     def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:
         examples = build_examples(rows, text, view, transform=None)

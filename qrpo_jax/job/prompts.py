@@ -104,7 +104,7 @@ class Beginnings:
             max_new_tokens=job.config.prompts.beginning_tokens,
             temperature=1.0,
             end_tokens=job.policy.text.end_tokens,
-            dtype=job.dtype,
+            compute=job.compute,
         )
         return jax.jit(with_raw_keys(sampler))
 

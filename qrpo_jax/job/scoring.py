@@ -76,7 +76,7 @@ def open_reward(job: Job) -> Reward | ModelReward:
     config = job.config.reward
     if config.name == MODEL:
         model = models.open_reward_model(Path(config.path), config.max_tokens)
-        return ModelReward(models.ModelScorer(model, job.local_mesh, batch_rows=config.batch_rows, dtype=job.dtype))
+        return ModelReward(models.ModelScorer(model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute))
     limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
     return Reward(config.name, limits=limits, workers=config.workers)
 

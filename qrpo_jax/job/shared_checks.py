@@ -38,6 +38,7 @@ def check_model(job: Job) -> None:
         raise UserError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.lora.rank and "train" not in config.stages:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
+    assert job.compute  # refuses an unknown attention backend
     settings = job.policy.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):

@@ -21,7 +21,7 @@ from qrpo_jax.training.fit import Pace, fit
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.objectives import Objective
 from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.step import Precision, make_step
+from qrpo_jax.training.step import LogProbSettings, make_step
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
     section: Any,
     examples: Examples,
     objective: Objective,
-    precision: Precision,
+    precision: LogProbSettings,
     start: Callable[[], Parameters],
     *,
     lora: Lora | None = None,

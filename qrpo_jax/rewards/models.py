@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,11 @@ from jax.sharding import Mesh
 from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.data.text import Text, open_text
 from qrpo_jax.devices.mesh import axis_size, parameter_shardings, place, replicated, row_sharding
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.weights import load_weights, read_headers, read_tensors
 from qrpo_jax.model import decoder
+from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.settings import DecoderSettings
 from qrpo_jax.rewards.heads import GATE_TEXT, Head, Tensors, read_reward_config
 
@@ -140,19 +142,19 @@ def batch_scores(
     lengths_B: Array,
     last_B: Array,
     gate_B: Array,
-    dtype: Any = jnp.float32,
+    compute: Compute = DEFAULT,
 ) -> Array:
     """Scores [B] float32 of conversations with padding behind them.
 
     Args:
       lengths_B: tokens of each; what stands behind them does not matter.
       last_B, gate_B: which hidden states the head reads.
-      dtype: compute type of the decoder's matrix products.
+      compute: how the decoder is computed.
     """
     model = nnx.merge(graph, parameters.decoder)
     positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
     segments_BxL = (positions_BxL < lengths_B[:, None]).astype(jnp.int32)
-    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, dtype=dtype)
+    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, compute=compute)
     rows_B = jnp.arange(len(tokens_BxL))
     return head.scores(parameters.head, hidden_BxLxD[rows_B, last_B], hidden_BxLxD[rows_B, gate_B])
 
@@ -162,23 +164,23 @@ class ModelScorer:
 
     Args:
       batch_rows: conversations a forward pass; more where the mesh splits rows further.
-      dtype: of the decoder's parameters and matrix products.
+      compute: how the decoder is computed; its parameters have the same type.
 
     Raises:
       ValueError: a dimension that the mesh cannot split.
     """
 
-    def __init__(self, model: RewardModel, mesh: Mesh, *, batch_rows: int, dtype: Any = jnp.float32) -> None:
+    def __init__(self, model: RewardModel, mesh: Mesh, *, batch_rows: int, compute: Compute = DEFAULT) -> None:
         self.model, self._mesh = model, mesh
         ways = axis_size(mesh, "rows")
         self._batch_rows = -(-batch_rows // ways) * ways
         with named_as_reward():
             headers = read_headers(model.folder)
         head = read_tensors(headers, model.head.tensors(model.settings.d_model))
-        body = load_weights(headers, model.settings, mesh, dtype)
+        body = load_weights(headers, model.settings, mesh, compute.dtype)
         self._parameters = RewardParameters(body, place(head, replicated(mesh)))
         graph = decoder.graph(model.settings)
-        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, dtype=dtype))
+        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, compute=compute))
 
     def score(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Scores of conversations, float32 in their order.
@@ -246,7 +248,7 @@ def check_mesh(model: RewardModel, mesh: Mesh) -> None:
     try:
         parameter_shardings(mesh, decoder.logical_axes(model.settings), shapes)
     except ValueError as error:
-        raise ValueError(f"the reward model's {error}") from None
+        raise UserError(f"the reward model's {error}", about="mesh") from None
 
 
 def width(length: int, most: int) -> int:

@@ -67,7 +67,7 @@ def run(job: Job) -> dict[str, Any]:
         config,
         examples,
         objective(job),
-        job.precision(),
+        job.log_prob_settings,
         (lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
         lora=lora,
         frozen=job.reference_parameters(job.mesh) if lora else None,

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from qrpo_jax.data.batch import Batch
+from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
 from qrpo_jax.model.lora import join
@@ -18,21 +19,26 @@ from qrpo_jax.training.optimizer import apply_updates, wide
 from qrpo_jax.training.state import State
 
 
-class Precision(NamedTuple):
-    """How log-probabilities are computed; the same for policy and reference, or their ratio would drift."""
+class LogProbSettings(NamedTuple):
+    """How log-probabilities are computed; the same for policy and reference, or their ratio would drift.
+
+    Attributes:
+      temperature: divides the logits.
+      vocab_chunk: tokens of the vocabulary a chunk; 0 is all of them in one.
+      compute: how the decoder is computed.
+    """
 
     temperature: float = 1.0
     vocab_chunk: int = 0
-    dtype: Any = jnp.float32
-    remat: bool = False
+    compute: Compute = DEFAULT
 
 
 # Diagnostics of one batch as (sum, count) pairs: they add up over microbatches as the loss does.
 Sums = dict[str, tuple[Array, Array]]
 
 
-def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, precision: Precision) -> Array:
-    """log π(y|x) of every completion of the batch, float32 [B, S]; prompts excluded, empty slots 0."""
+def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> Array:
+    """log π(y|x) of every completion of the batch, float32 [B, S]; 0 in empty slots. Prompt tokens do not count."""
     log_probs_BxL = row_log_probs(
         graph,
         parameters,
@@ -40,7 +46,9 @@ def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Bat
         batch.segments_BxL,
         batch.positions_BxL,
         batch.targets_BxL,
-        **precision._asdict(),
+        temperature=settings.temperature,
+        vocab_chunk=settings.vocab_chunk,
+        compute=settings.compute,
     )
     return sum_by_completion(log_probs_BxL, batch.segments_BxL, batch.present_BxS.shape[1])
 
@@ -92,7 +100,7 @@ def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    precision: Precision,
+    precision: LogProbSettings,
     microbatches: int = 1,
     calibrated_target: Callable[[Batch], Array] | None = None,
     reference: nnx.GraphDef | None = None,

@@ -12,6 +12,7 @@ from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tensors import stored_tensors
 from qrpo_jax.model import decoder
+from qrpo_jax.model.cache import Cache, start_cache
 
 
 def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
@@ -48,11 +49,10 @@ def decoded(
         within = np.broadcast_to(np.arange(prompt + 2), (2, prompt + 2))
         lengths = jnp.asarray([prompt, prompt + 2])
         prompts = np.stack([tokens_L[: prompt + 2]] * 2)
-        _, kept = model(prompts, (within < lengths[:, None]).astype(jnp.int32), within, keep_keys=True)
-        empty = jnp.zeros((settings.layers, 4, settings.kv_heads, settings.head_dim, steps))
-        cache = decoder.Cache(*kept, lengths, empty, empty, jnp.zeros((), jnp.int32))
+        _, (k, v) = model(prompts, (within < lengths[:, None]).astype(jnp.int32), within, keep_keys=True)
+        cache = start_cache(k, v, lengths, completions=2, max_new_tokens=steps)
 
-        def step(cache: decoder.Cache, token: jax.Array) -> Any:
+        def step(cache: Cache, token: jax.Array) -> Any:
             hidden, cache = model.decode(jnp.full(4, token), cache)
             return cache, model.logits(hidden)
 

@@ -10,7 +10,7 @@ from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import make_optimizer
 from qrpo_jax.training.state import initial_state, state_shardings
-from qrpo_jax.training.step import Precision, make_step
+from qrpo_jax.training.step import LogProbSettings, make_step
 from tests.helpers import tiny
 
 BETA = 0.3
@@ -46,7 +46,7 @@ def compiled(name="qrpo", microbatches=1, mesh_sizes=None):
         tiny.GRAPH,
         objective,
         OPTIMIZER,
-        precision=Precision(vocab_chunk=7),
+        precision=LogProbSettings(vocab_chunk=7),
         microbatches=microbatches,
         calibrated_target=target if name == "qrpo" else None,
     )

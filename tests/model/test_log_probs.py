@@ -10,19 +10,19 @@ import pytest
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.model import log_probs
-from qrpo_jax.training.step import Precision, completion_log_probs
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs
 from tests.helpers import tiny
 
 TABLE = tiny.examples(11)
 
 
 @functools.cache
-def scorer(precision):
-    return jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))
+def scorer(settings):
+    return jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, settings))
 
 
-def scored(batch, **precision):
-    return np.asarray(scorer(Precision(**precision))(tiny.parameters(), batch))
+def scored(batch, **settings):
+    return np.asarray(scorer(LogProbSettings(**settings))(tiny.parameters(), batch))
 
 
 def spread_out():
@@ -54,7 +54,7 @@ def test_padding_does_not_change_a_completions_log_prob(unpacked):
 def test_packing_does_not_change_the_gradient():
     def total(parameters, batch):
         weights = jnp.where(batch.example_BxS >= 0, 1.0 + batch.example_BxS % 5, 0.0)
-        return jnp.sum(weights * completion_log_probs(tiny.GRAPH, parameters, batch, Precision()))
+        return jnp.sum(weights * completion_log_probs(tiny.GRAPH, parameters, batch, LogProbSettings()))
 
     gradient = jax.jit(jax.grad(total))
     packed = gradient(tiny.parameters(), tiny.batch(TABLE, row_multiple=11))

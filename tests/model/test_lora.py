@@ -22,6 +22,7 @@ from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.lora_targets import make_lora, modules
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.model import decoder
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.lora import join, merge
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.sampling.sampler import make_sampler
@@ -31,7 +32,7 @@ from qrpo_jax.training.fit import Pace, fit
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import make_optimizer
 from qrpo_jax.training.state import abstract_state, initial_state, state_shardings
-from qrpo_jax.training.step import Precision, completion_log_probs, make_step
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import steps, tiny
 from tests.helpers.jobs import refused
 
@@ -57,7 +58,9 @@ def filled(settings=tiny.SETTINGS, lora=LORA, seed=0):
 
 @functools.cache
 def scorer(graph=GRAPH, dtype=jnp.float32):
-    return jax.jit(lambda p, b: completion_log_probs(graph, p, b, Precision(vocab_chunk=7, dtype=dtype)))
+    return jax.jit(
+        lambda p, b: completion_log_probs(graph, p, b, LogProbSettings(vocab_chunk=7, compute=Compute(dtype)))
+    )
 
 
 @functools.cache
@@ -71,7 +74,7 @@ def compiled(microbatches=1, mesh_sizes=None, on_the_fly=False):
         GRAPH,
         OBJECTIVE,
         steps.OPTIMIZER,
-        precision=Precision(vocab_chunk=7),
+        precision=LogProbSettings(vocab_chunk=7),
         microbatches=microbatches,
         reference=tiny.GRAPH if on_the_fly else None,
     )
@@ -187,7 +190,7 @@ def test_no_gradient_of_the_bases_size_is_computed(remat):
     matrices |= {shape[::-1] for shape in matrices}
 
     def shapes(graph, parameters, frozen):
-        step = make_step(graph, OBJECTIVE, steps.OPTIMIZER, precision=Precision(remat=remat))
+        step = make_step(graph, OBJECTIVE, steps.OPTIMIZER, precision=LogProbSettings(compute=Compute(remat=remat)))
         program = jax.make_jaxpr(step)(initial_state(parameters, steps.OPTIMIZER, 0), BATCH, frozen)
         return set(products(program.jaxpr))
 
@@ -272,7 +275,7 @@ def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(
     optimizer, schedule = make_optimizer(
         learning_rate=0.05, schedule="linear", warmup_share=0, steps=steps, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1
     )
-    step = make_step(GRAPH, OBJECTIVE, optimizer, precision=Precision(), reference=tiny.GRAPH)
+    step = make_step(GRAPH, OBJECTIVE, optimizer, precision=LogProbSettings(), reference=tiny.GRAPH)
     real = fit_module.place
 
     def run(directory, stop_at=None):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data.batch import Batch
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import make_optimizer, stochastically_rounded
 from qrpo_jax.training.state import initial_state
-from qrpo_jax.training.step import Precision, completion_log_probs, make_step
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import tiny
 
 OPTIMIZER, _ = make_optimizer(
@@ -18,7 +19,7 @@ OPTIMIZER, _ = make_optimizer(
 KINDS = [(p, c) for p in ("float32", "bfloat16") for c in ("float32", "bfloat16")]
 
 
-def stored(parameters, batch: Batch, precision: Precision) -> np.ndarray:
+def stored(parameters, batch: Batch, precision: LogProbSettings) -> np.ndarray:
     """As the reference stage computes them."""
     return np.asarray(jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))(parameters, batch))
 
@@ -36,7 +37,7 @@ def by_example(values_BxS: np.ndarray, batch: Batch) -> np.ndarray:
 def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(parameter, compute) -> None:
     """In the step itself, gradient and all, against log-probs that a jitted forward pass stored."""
     table = tiny.examples(14, pairs=True)
-    batch, parameters, precision = tiny.batch(table), cast(parameter), Precision(dtype=compute)
+    batch, parameters, precision = tiny.batch(table), cast(parameter), LogProbSettings(compute=Compute(compute))
     batch = batch._replace(reference_log_prob_BxS=stored(parameters, batch, precision))
     # With equal rewards REBEL's loss is the squared difference of two log-ratios, and nothing else.
     batch = batch._replace(reward_BxS=np.zeros_like(batch.reward_BxS))
@@ -51,7 +52,7 @@ def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(para
 @pytest.mark.parametrize("parameter, compute", KINDS)
 def test_packing_otherwise_moves_log_ratios_by_rounding_only(parameter, compute) -> None:
     """The reference stage packs other rows than training does: products of other shapes may round differently."""
-    table, parameters, precision = tiny.examples(14), cast(parameter), Precision(dtype=compute)
+    table, parameters, precision = tiny.examples(14), cast(parameter), LogProbSettings(compute=Compute(compute))
     packed, loose = tiny.batch(table), tiny.batch(table, row_tokens=43, slots=6)
     drift = by_example(stored(parameters, packed, precision), packed) - by_example(
         stored(parameters, loose, precision), loose
@@ -64,11 +65,13 @@ def test_packing_otherwise_moves_log_ratios_by_rounding_only(parameter, compute)
 def test_log_probs_are_float32_and_near_those_of_float64(compute, bound) -> None:
     table = tiny.examples(14)
     batch = tiny.batch(table)
-    found = stored(tiny.parameters(), batch, Precision(dtype=compute))
+    found = stored(tiny.parameters(), batch, LogProbSettings(compute=Compute(compute)))
     assert found.dtype == np.float32
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tiny.parameters())
-        exact = np.asarray(completion_log_probs(tiny.GRAPH, wide, batch, Precision(dtype=jnp.float64)), np.float64)
+        exact = np.asarray(
+            completion_log_probs(tiny.GRAPH, wide, batch, LogProbSettings(compute=Compute(jnp.float64))), np.float64
+        )
     error = np.abs(found - exact)[batch.present_BxS].max()
     assert error < bound, error
 
@@ -77,7 +80,7 @@ def test_log_probs_are_float32_and_near_those_of_float64(compute, bound) -> None
 def test_a_step_keeps_the_type_of_the_parameters_and_a_float32_loss(parameter) -> None:
     batch = tiny.batch(tiny.examples(14))
     objective = make_objective("qrpo", beta=tiny.BETA, transform="identity", loss="mse")
-    step = make_step(tiny.GRAPH, objective, OPTIMIZER, precision=Precision(dtype="bfloat16"))
+    step = make_step(tiny.GRAPH, objective, OPTIMIZER, precision=LogProbSettings(compute=Compute("bfloat16")))
     new, metrics = jax.jit(step)(initial_state(cast(parameter), OPTIMIZER, 0), batch)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(new.parameters)} == {parameter}
     assert metrics["loss"].dtype == metrics["losses_BxS"].dtype == jnp.float32
@@ -114,7 +117,7 @@ def test_small_updates_of_bfloat16_parameters_add_up_as_those_of_float32_do() ->
     moved = {}
     for dtype in ("float32", "bfloat16"):
         start = jax.tree.map(lambda x, dtype=dtype: x.astype("bfloat16").astype(dtype), tiny.parameters())
-        step = jax.jit(make_step(tiny.GRAPH, objective, optimizer, precision=Precision()))
+        step = jax.jit(make_step(tiny.GRAPH, objective, optimizer, precision=LogProbSettings()))
         state = initial_state(start, optimizer, 0)
         assert {str(x.dtype) for x in jax.tree.leaves(state.optimizer) if x.ndim} == {"float32"}
         for _ in range(30):

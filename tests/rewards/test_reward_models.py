@@ -18,6 +18,7 @@ from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.heads import GATE_TEXT, GatedObjectives, SingleLogit, read_reward_config
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
@@ -135,7 +136,7 @@ def test_eight_devices_score_as_one(made):
 
 def test_bfloat16_scores_are_close_and_not_the_same(tmp_path):
     tensors = folders.write(tmp_path, folders.ARMO)
-    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, dtype=jax.numpy.bfloat16)
+    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, compute=Compute(jax.numpy.bfloat16))
     one = models.conversation(half.model, TURNS, ANSWERS[2], "here")
     error = np.abs(half.score([one]) - by_hand(tensors, half.model, one.tokens))
     assert 0 < error.max() < 0.1, error

@@ -15,7 +15,7 @@ from qrpo_jax.training.metrics import MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import make_optimizer
 from qrpo_jax.training.state import abstract_state
-from qrpo_jax.training.step import Precision, make_step
+from qrpo_jax.training.step import LogProbSettings, make_step
 from tests.helpers import tiny
 
 TABLE = tiny.examples(23)
@@ -24,7 +24,10 @@ OPTIMIZER, SCHEDULE = make_optimizer(
     learning_rate=0.01, schedule="cosine", warmup_share=0.3, steps=STEPS, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1
 )
 STEP = make_step(
-    tiny.GRAPH, make_objective("qrpo", beta=0.3, transform="identity", loss="mse"), OPTIMIZER, precision=Precision()
+    tiny.GRAPH,
+    make_objective("qrpo", beta=0.3, transform="identity", loss="mse"),
+    OPTIMIZER,
+    precision=LogProbSettings(),
 )
 
 

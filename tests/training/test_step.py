@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.step import Precision, completion_log_probs
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs
 from tests.helpers import tiny
 from tests.helpers.steps import BATCH, BETA, TABLE, assert_same_update, moments, plain, target, update
 
@@ -44,7 +44,7 @@ def test_packing_and_padding_rows_change_nothing():
 
 
 def test_loss_is_the_weighted_mean_over_the_completions_of_the_whole_batch():
-    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision()))(tiny.parameters(), BATCH)
+    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings()))(tiny.parameters(), BATCH)
     weight = (BATCH.weight_BxS * BATCH.present_BxS).astype(np.float64)
     residual = np.asarray(target(BATCH)) - BETA * (np.asarray(each, np.float64) - BATCH.reference_log_prob_BxS)
     metrics = plain()[1]
@@ -55,7 +55,7 @@ def test_loss_is_the_weighted_mean_over_the_completions_of_the_whole_batch():
 
 def test_diagnostics_are_means_over_the_completions_present():
     metrics, here, high = plain()[1], BATCH.present_BxS, BATCH.high_BxS
-    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision()))(tiny.parameters(), BATCH)
+    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings()))(tiny.parameters(), BATCH)
     ratio = np.asarray(each) - BATCH.reference_log_prob_BxS
     for name, expected in {
         "reward": BATCH.reward_BxS[here].mean(),
@@ -74,7 +74,7 @@ def test_diagnostics_are_means_over_the_completions_present():
 
 def test_before_the_first_update_qrpos_loss_is_the_mean_squared_target():
     """Policy and reference are the same model on the same code path, so every log-ratio is 0."""
-    run = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision(vocab_chunk=7)))
+    run = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings(vocab_chunk=7)))
     batch = BATCH._replace(reference_log_prob_BxS=np.asarray(run(tiny.parameters(), BATCH)))
     _, metrics = update(batch)
     weight = batch.weight_BxS * batch.present_BxS
