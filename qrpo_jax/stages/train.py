@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
         calibrated_target=target if is_qrpo else None,
         on_first=on_first if is_qrpo else None,
     )
-    return made | {"asked": told}
+    return made | {"forecast": told}
 
 
 REFERENCES = ("stored", "on_the_fly")
