@@ -26,7 +26,7 @@ PREVENTS = {
 
 
 def held_out(job: Job) -> dict[str, Iterator[Row]]:
-    """Evaluated rows of both sides in the same order; prompts without a scored completion on either side are left out."""
+    """Evaluated rows of both sides in the same order, without the prompts that lost all completions on one side."""
     folder = job.folder("evaluate")
     shared = set.intersection(*({row.id for row in row_files.read(folder / side)} for side in SIDES))
     return {side: (row for row in row_files.read(folder / side) if row.id in shared) for side in SIDES}

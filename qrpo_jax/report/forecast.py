@@ -135,7 +135,7 @@ def baseline_lines(examples: Examples, objective: str) -> list[str]:
     comparisons = reference_comparisons(examples)
     pairs = examples.counts["pairs of equal reward"]
     return [
-        f"optimum: no forecast, because {objective} uses no quantiles and its optimum depends on the rewards themselves",
+        f"optimum: no forecast, because {objective} uses no quantiles: its optimum depends on the rewards",
         f"{tied_share(comparisons):.1%} of {comparisons.compared_C.sum():,} comparisons with references are ties; "
         f"{pairs} pairs have equal rewards",
         f"{objective} needs no log Z, so the number of references does not change its targets",
@@ -210,7 +210,5 @@ def warnings(forecast: dict[str, Any], transform: Transform) -> list[str]:
             f"f has a standard deviation of {spread:.3g}: use partition 'finite_sample' or estimator 'midpoint'"
         )
     if forecast["tied"] > MANY_TIES:
-        messages.append(
-            "WARNING: more than half of the comparisons are ties, so the targets of a prompt's completions differ little"
-        )
+        messages.append("WARNING: more than half of the comparisons are ties, so targets differ little within a prompt")
     return messages
