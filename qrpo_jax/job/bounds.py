@@ -13,9 +13,9 @@ def value_at(config: Any, key: str) -> Any:
     return config[section][name] if section else config[name]
 
 
-def refuse(key: str, message: str) -> UserError:
-    """The error of one config key."""
-    error = UserError(f"{key} is {message}")
+def refuse(key: str, message: str, verb: str = "is") -> UserError:
+    """The error of one config key, "KEY is MESSAGE"; of a list, "KEY has MESSAGE"."""
+    error = UserError(f"{key} {verb} {message}")
     error.keys = (key,)
     return error
 
