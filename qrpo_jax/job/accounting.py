@@ -9,7 +9,7 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation import ties
 from qrpo_jax.evaluation.compare import SIDES
-from qrpo_jax.job.job import Job, before
+from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.training.metrics import read_metrics
 
@@ -58,10 +58,9 @@ def paddings(job: Job) -> dict[str, float]:
 
 def comparisons(job: Job) -> dict[str, float]:
     """How well the training rewards rank completions: shares of ties and of flat prompts; empty without such rows."""
-    source = before(job.config.stages, "train", ("sample", "score", "reference"))
-    if source is None:
+    if "train" not in job.config.stages:
         return {}
-    return tied_shares(row_files.read(job.folder(source)))
+    return tied_shares(row_files.read(job.folder(job.rows_before("train"))))
 
 
 def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
