@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qrpo_jax.rewards.heads import read_reward_config
 from safetensors.numpy import save_file
 
 from qrpo_jax.hugging_face.tensors import stored_tensors
-from qrpo_jax.rewards.heads import read_reward_config
 from tests.helpers import chats
 
 # Twice a prime or more where a mesh splits by two.

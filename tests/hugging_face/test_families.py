@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import Text, make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
@@ -56,9 +57,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def words() -> text.Text:
-    tokenizer = text.vocabulary_tokenizer([chr(65 + i) for i in range(20)])
-    return text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+def words() -> Text:
+    tokenizer = vocabulary_tokenizer([chr(65 + i) for i in range(20)])
+    return make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
 
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
@@ -105,7 +106,7 @@ def test_decoding_with_a_cache_is_the_whole_forward(case: str, folders: Any) -> 
 
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
-def test_import_then_export_then_import_is_identity(case: str, folders: Any, tmp_path: Path, words: text.Text) -> None:
+def test_import_then_export_then_import_is_identity(case: str, folders: Any, tmp_path: Path, words: Text) -> None:
     settings, parameters = load(folders(case))
     model_folder.save(tmp_path / "out", settings, parameters, words, max_shard_bytes=10_007)
     again, reloaded = load(tmp_path / "out")

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
 from tests.helpers import family_cases as cases
@@ -105,8 +106,8 @@ def test_exports_load_in_transformers_and_come_back_identical(theirs: Any, tmp_p
     transformers = pytest.importorskip("transformers")
     case, model, folder = theirs
     settings, parameters = load(folder)
-    tokenizer = text.vocabulary_tokenizer([chr(65 + i) for i in range(20)])
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    tokenizer = vocabulary_tokenizer([chr(65 + i) for i in range(20)])
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     model_folder.save(tmp_path / "out", settings, parameters, words)
     loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         str(tmp_path / "out"), output_loading_info=True, attn_implementation="eager"

@@ -14,11 +14,13 @@ import pytest
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import load_file, save_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import Text, make_text
+from qrpo_jax.data.vocabulary import CHAT_TEMPLATE, vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import config as model_config
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job.job import Job, Policy, Shard
+from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.model import decoder, log_probs, rope
 from qrpo_jax.sampling import sampler
 from qrpo_jax.stages import export
@@ -52,13 +54,13 @@ def fresh(settings: decoder.DecoderSettings, seed: int) -> decoder.Parameters:
 
 
 @pytest.fixture(scope="module")
-def tokenizer_text() -> text.Text:
-    tokenizer = text.vocabulary_tokenizer(CHARACTERS)
-    return text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+def tokenizer_text() -> Text:
+    tokenizer = vocabulary_tokenizer(CHARACTERS)
+    return make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_text: text.Text) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_text: Text) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
     model_folder.save(folder, TIED, fresh(TIED, 7), tokenizer_text)
     return folder
@@ -102,7 +104,7 @@ def logits(settings: decoder.DecoderSettings, parameters: decoder.Parameters, to
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("max_shard_bytes", [model_folder.MAX_SHARD_BYTES, 20_011])
 def test_export_then_import_is_identity(
-    name: str, max_shard_bytes: int, tmp_path: Path, tokenizer_text: text.Text
+    name: str, max_shard_bytes: int, tmp_path: Path, tokenizer_text: Text
 ) -> None:
     settings = SETTINGS[name]
     parameters = fresh(settings, 3)
@@ -116,7 +118,7 @@ def test_export_then_import_is_identity(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_rounds_once_and_then_is_identity(dtype: str, tmp_path: Path, tokenizer_text: text.Text) -> None:
+def test_half_precision_rounds_once_and_then_is_identity(dtype: str, tmp_path: Path, tokenizer_text: Text) -> None:
     parameters = fresh(TIED, 5)
     model_folder.save(tmp_path / "a", TIED, parameters, tokenizer_text, dtype=dtype)
     once = model_folder.load(tmp_path / "a", one_device())
@@ -143,22 +145,22 @@ def test_matrices_are_stored_as_outputs_by_inputs(saved: Path) -> None:
 def test_stories_import_export_import_is_identity(stories: Path, tmp_path: Path) -> None:
     settings = model_folder.check_folder(stories)
     parameters = model_folder.load(stories, one_device())
-    model_folder.save(tmp_path / "out", settings, parameters, text.open_text(stories, "plain"))
+    model_folder.save(tmp_path / "out", settings, parameters, open_text(stories, "plain"))
     assert model_folder.check_folder(tmp_path / "out") == settings
     assert_identical(model_folder.load(tmp_path / "out", one_device()), parameters)
     before, after = load_file(stories / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     for name in before:
         assert before[name].tobytes() == after[name].tobytes(), name
-    again = text.open_text(tmp_path / "out", "plain")
-    assert again.encode("Once upon a time") == text.open_text(stories, "plain").encode("Once upon a time")
+    again = open_text(tmp_path / "out", "plain")
+    assert again.encode("Once upon a time") == open_text(stories, "plain").encode("Once upon a time")
     assert again.end_tokens == (2,)
 
 
 def test_stories_reproduces_the_reference_greedy_text(stories: Path) -> None:
     """200 greedy tokens after the beginning-of-sequence token alone."""
     settings = model_folder.check_folder(stories)
-    opened = text.open_text(stories, "plain")
+    opened = open_text(stories, "plain")
     draw = jax.jit(
         sampler.make_sampler(
             decoder.graph(settings),
@@ -425,27 +427,27 @@ def test_models_may_have_more_embeddings_than_tokens_and_idle_special_tokens_mor
     vocab_size: int, tmp_path: Path
 ) -> None:
     """As Qwen's and Phi's are padded, and as Gemma 3 1B has a token for images without an embedding."""
-    tokenizer = text.vocabulary_tokenizer(CHARACTERS[: 79 if vocab_size == 83 else 80])
+    tokenizer = vocabulary_tokenizer(CHARACTERS[: 79 if vocab_size == 83 else 80])
     if vocab_size == 83:
         tokenizer.add_tokens(["<image>"], special_tokens=True)
     settings = dataclasses.replace(TIED, vocab_size=vocab_size)
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     assert len(tokenizer) == 84
     model_folder.save(tmp_path / "m", settings, fresh(settings, 7), words)
-    opened = text.open_text(tmp_path / "m", "chat")
+    opened = open_text(tmp_path / "m", "chat")
     model_folder.check_vocabulary(model_folder.check_folder(tmp_path / "m"), opened)
     assert max(opened.encode("<image>")) < vocab_size
 
 
 @pytest.mark.parametrize("kind", ["plain token", "padding token", "token of the template"])
 def test_tokens_without_an_embedding_are_refused_if_anything_writes_them(kind: str) -> None:
-    tokenizer = text.vocabulary_tokenizer(CHARACTERS[:79])
+    tokenizer = vocabulary_tokenizer(CHARACTERS[:79])
     tokenizer.add_tokens(["<new>"], special_tokens=kind != "plain token")
     if kind == "padding token":
         tokenizer.pad_token = "<new>"
     if kind == "token of the template":
-        tokenizer.chat_template = "<new>" + text.CHAT_TEMPLATE
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+        tokenizer.chat_template = "<new>" + CHAT_TEMPLATE
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     with pytest.raises(ValueError, match=r"84 tokens, the model 83 embeddings and so none for '<new>', token 83"):
         model_folder.check_vocabulary(dataclasses.replace(TIED, vocab_size=83), words)
 
@@ -454,15 +456,15 @@ def test_tokens_without_an_embedding_are_refused_if_anything_writes_them(kind: s
 def test_end_tokens_that_are_no_token_ids_are_refused(eos: object, copy: Path) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     with pytest.raises(ValueError, match=r"generation_config.json sets eos_token_id=.*config.model.path") as caught:
-        text.open_text(copy, "chat")
+        open_text(copy, "chat")
     assert "\n" not in str(caught.value)
     (copy / "generation_config.json").write_text(json.dumps([eos]))
     with pytest.raises(ValueError, match=r"generation_config.json holds a list"):
-        text.open_text(copy, "chat")
+        open_text(copy, "chat")
 
 
 def test_how_a_folder_says_it_is_sampled_from_goes_with_its_export(
-    copy: Path, tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+    copy: Path, tmp_path: Path, tokenizer_text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM takes its defaults from there; tokens are those of the policy."""
     said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
@@ -480,7 +482,7 @@ def test_how_a_folder_says_it_is_sampled_from_goes_with_its_export(
     assert model_folder.generation_settings(copy) == {}
 
 
-def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: text.Text) -> None:
+def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: Text) -> None:
     parameters = fresh(TIED, 7)
     before = {path: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(ValueError, match="exists and is not empty"):
@@ -499,7 +501,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: P
 
 
 def test_a_folder_appears_whole_or_not_at_all(
-    tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer_text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to the one rename nothing is at the folder's place, and what is renamed is complete."""
     renamed = []
@@ -529,7 +531,7 @@ def test_a_folder_appears_whole_or_not_at_all(
     ],
 )
 def test_exports_that_could_not_be_loaded_are_refused(
-    settings: decoder.DecoderSettings, dtype: str, said: str, tmp_path: Path, tokenizer_text: text.Text
+    settings: decoder.DecoderSettings, dtype: str, said: str, tmp_path: Path, tokenizer_text: Text
 ) -> None:
     with pytest.raises(ValueError) as caught:
         model_folder.save(tmp_path / "new", settings, {}, tokenizer_text, dtype=dtype)
@@ -537,7 +539,7 @@ def test_exports_that_could_not_be_loaded_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path, tokenizer_text: text.Text) -> None:
+def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path, tokenizer_text: Text) -> None:
     parameters = fresh(TIED, 0)
     both = tokenizer_text._replace(end_tokens=(2, 5))
     model_folder.save(tmp_path / "m", TIED, parameters, both, generation={"do_sample": True, "temperature": 0.7})
@@ -549,7 +551,7 @@ def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path
         "do_sample": True,
         "temperature": 0.7,
     }
-    opened = text.open_text(tmp_path / "m", "chat")
+    opened = open_text(tmp_path / "m", "chat")
     assert opened.end_tokens == (2, 5)
     said = "".join(CHARACTERS[3:19])
     assert opened.encode(said) == tokenizer_text.encode(said) == list(range(7, 23))

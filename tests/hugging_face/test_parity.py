@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.data.rows import Message
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.model import decoder, log_probs, rope
 
 pytestmark = pytest.mark.parity
@@ -169,7 +171,7 @@ def test_exported_stories_load_in_transformers(fixtures: Path, tmp_path: Path) -
         pytest.skip(f"no stories260K-hf in {fixtures}")
     settings = model_folder.check_folder(stories)
     parameters = model_folder.load(stories, one_device())
-    model_folder.save(tmp_path / "out", settings, parameters, text.open_text(stories, "plain"))
+    model_folder.save(tmp_path / "out", settings, parameters, open_text(stories, "plain"))
     tokens_BxL = random_tokens(settings.vocab_size, 2, 251)
     before = their_logits(load_theirs(stories), tokens_BxL)
     after = their_logits(load_theirs(tmp_path / "out"), tokens_BxL)
@@ -200,8 +202,8 @@ def test_a_model_from_nothing_loads_in_transformers(name: str, max_shard_bytes: 
     rng = np.random.default_rng(1)
     shapes = decoder.abstract_parameters(settings)
     parameters = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
-    tokenizer = text.vocabulary_tokenizer(vocabulary)
-    ours = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    tokenizer = vocabulary_tokenizer(vocabulary)
+    ours = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     model_folder.save(tmp_path / "m", settings, parameters, ours, max_shard_bytes=max_shard_bytes)
 
     model = load_theirs(tmp_path / "m")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrpo_jax.data.text import make_text, vocabulary_tokenizer
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.tensors import stored_tensors
@@ -97,7 +98,7 @@ def test_an_export_from_a_mesh_is_the_one_from_a_device_bit_for_bit(folder, tmp_
 
 
 @pytest.mark.parametrize(
-    "stored, dtype, told",
+    "stored, dtype, line",
     [
         ("float32", jnp.float32, "float32 as stored"),
         ("bfloat16", jnp.bfloat16, "bfloat16 as stored"),
@@ -106,18 +107,18 @@ def test_an_export_from_a_mesh_is_the_one_from_a_device_bit_for_bit(folder, tmp_
         ("float16", jnp.bfloat16, "float16 -> bfloat16, rounded"),
     ],
 )
-def test_what_an_import_does_to_numbers_is_said(stored, dtype, told, tmp_path) -> None:
+def test_a_line_says_how_an_import_changes_numbers(stored, dtype, line, tmp_path) -> None:
     model_folder.save(tmp_path / "m", SETTINGS, tiny.parameters(SETTINGS), TEXT, dtype=stored)
     headers = weights.read_headers(tmp_path / "m")
-    assert weights.conversions(headers, dtype) == f"{len(headers)} tensors {told}"
+    assert weights.conversions(headers, dtype) == f"{len(headers)} tensors {line}"
     loaded = weights.load_weights(headers, SETTINGS, make_mesh(1, 1, 1, jax.devices()[:1]), dtype)
     want = jax.tree.map(lambda x: np.asarray(x.astype(stored).astype(dtype), np.float32), tiny.parameters(SETTINGS))
     tiny.assert_trees_equal(jax.tree.map(lambda x: np.asarray(x, np.float32), loaded), want)
 
 
-def test_tensors_that_are_no_parameters_are_not_spoken_of(folder) -> None:
+def test_that_line_ignores_tensors_that_are_not_parameters(folder) -> None:
     """Old folders hold rotary frequencies, of whatever type."""
     odd = weights.Header(folder, (5,), "F64")
     headers = weights.read_headers(folder)
-    told = weights.conversions({**headers, "model.layers.0.self_attn.rotary_emb.inv_freq": odd}, jnp.float32)
-    assert told == weights.conversions(headers, jnp.float32) == f"{len(headers)} tensors float32 as stored"
+    line = weights.conversions({**headers, "model.layers.0.self_attn.rotary_emb.inv_freq": odd}, jnp.float32)
+    assert line == weights.conversions(headers, jnp.float32) == f"{len(headers)} tensors float32 as stored"

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
+from qrpo_jax.rewards.heads import GATE_TEXT, GatedObjectives, SingleLogit, read_reward_config
 from safetensors.numpy import load_file, save_file
 
 from configs import default
@@ -19,7 +20,6 @@ from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.rewards import models
-from qrpo_jax.rewards.heads import GATE_TEXT, GatedObjectives, SingleLogit, read_reward_config
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
 from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
 from qrpo_jax.stages.score import EMPTIED, score_rows

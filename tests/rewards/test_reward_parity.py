@@ -11,7 +11,6 @@ import pytest
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.rewards import models
-from qrpo_jax.rewards.heads import CLASSIFIERS, GATE_TEXT, read_reward_config
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
