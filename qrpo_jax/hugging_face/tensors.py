@@ -85,12 +85,14 @@ def _stored(
     weight: Weight, path: ParameterPath, layer: int | None, shapes: Mapping[ParameterPath, tuple[int, ...]]
 ) -> Stored:
     """The stored tensor that begins with a parameter, or with one layer of it."""
-    parts, start, width = [], 0, ()
+    parts: list[Part] = []
+    columns: tuple[int, ...] = ()
+    start = 0
     for sibling in [(*path[:-1], name) for name in weight.fused] or [path]:
         shape = shapes[sibling] if layer is None else shapes[sibling][1:]
         inputs = weight.inputs
         stored = (math.prod(shape[inputs:]), *([math.prod(shape[:inputs])] if inputs else []))
         stored = shape if inputs is None else stored
         parts.append(Part(sibling, layer, slice(start, start + stored[0]), inputs, shape))
-        start, width = start + stored[0], stored[1:]
-    return Stored(weight.name.format(layer), (start, *width), tuple(parts))
+        start, columns = start + stored[0], stored[1:]
+    return Stored(weight.name.format(layer), (start, *columns), tuple(parts))

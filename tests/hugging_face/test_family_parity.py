@@ -21,7 +21,7 @@ from tests.helpers.live_models import SIZES, logits_of
 
 pytestmark = pytest.mark.parity
 
-# Together below the original length of phi3_long: beyond it transformers turns all tokens otherwise, padding or not.
+# Together below the original length of phi3_long, beyond which transformers rotates all tokens differently, even padded.
 LENGTH, PROMPT, PADDING = 25, 13, 5
 
 
@@ -128,7 +128,7 @@ def test_exports_load_in_transformers_and_come_back_identical(theirs: Any, tmp_p
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
 def test_goldens_are_what_transformers_computes(case: str) -> None:
-    """A golden that no longer follows from make.py is found here."""
+    """A golden that make.py would no longer write fails here."""
     pytest.importorskip("torch")
     goldens = Path(__file__).parent / "goldens"
     model = live_models.model(case, cases.GOLDEN)

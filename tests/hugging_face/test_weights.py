@@ -1,4 +1,4 @@
-"""Weights between disk and mesh: what is read, how often, and what becomes of its numbers."""
+"""Weights between disk and mesh: which numbers are read, how often, and how they change."""
 
 import dataclasses
 from collections import Counter
@@ -29,10 +29,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Recorder:
-    """safe_open, counting which elements of which tensor are asked for."""
+    """safe_open, counting the elements that are read of each tensor."""
 
     def __init__(self) -> None:
-        self.asked: Counter = Counter()
+        self.reads: Counter = Counter()
         self.elements: Counter = Counter()
 
     def __call__(self, path, framework):
@@ -43,10 +43,10 @@ class Recorder:
                 self.name, self.real = name, opened.get_slice(name)
 
             def __getitem__(self, index):
-                found = self.real[index]
-                recorder.asked[self.name, str(index)] += 1
-                recorder.elements[self.name] += found.size
-                return found
+                values = self.real[index]
+                recorder.reads[self.name, str(index)] += 1
+                recorder.elements[self.name] += values.size
+                return values
 
         class File:
             def __enter__(self):
@@ -71,7 +71,7 @@ def test_every_number_is_read_once_however_many_devices_want_it(sizes, folder, m
     monkeypatch.setattr(weights, "safe_open", recorder)
     mesh = make_mesh(*sizes, jax.devices()[: int(np.prod(sizes))])
     loaded = weights.load_weights(headers, SETTINGS, mesh)
-    assert max(recorder.asked.values()) == 1, recorder.asked.most_common(3)
+    assert max(recorder.reads.values()) == 1, recorder.reads.most_common(3)
     expected = {stored.name: int(np.prod(stored.shape)) for stored in stored_tensors(SETTINGS)}
     assert recorder.elements == expected
     tiny.assert_trees_equal(jax.tree.map(np.asarray, loaded), jax.tree.map(np.asarray, tiny.parameters(SETTINGS)))
@@ -81,10 +81,10 @@ def test_a_split_tensor_is_read_in_its_devices_slices(folder, monkeypatch) -> No
     headers, recorder = weights.read_headers(folder), Recorder()
     monkeypatch.setattr(weights, "safe_open", recorder)
     weights.load_weights(headers, SETTINGS, make_mesh(1, 2, 2, jax.devices()[:4]))
-    asked = [index for name, index in recorder.asked if name == "model.layers.1.self_attn.q_proj.weight"]
+    indices = [index for name, index in recorder.reads if name == "model.layers.1.self_attn.q_proj.weight"]
     rows, columns = SETTINGS.heads * SETTINGS.head_dim, SETTINGS.d_model
     half = [(0, rows // 2), (rows // 2, rows)], [(0, columns // 2), (columns // 2, columns)]
-    assert sorted(asked) == sorted(f"({slice(*r)}, {slice(*c, 1)})" for r in half[0] for c in half[1])
+    assert sorted(indices) == sorted(f"({slice(*r)}, {slice(*c, 1)})" for r in half[0] for c in half[1])
 
 
 def test_an_export_from_a_mesh_is_the_one_from_a_device_bit_for_bit(folder, tmp_path) -> None:
