@@ -13,13 +13,15 @@ from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
 from qrpo_jax.data.sources import SOURCES
-from qrpo_jax.data.text import Text, make_text, open_text, vocabulary_tokenizer
+from qrpo_jax.data.text import Text, make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.lora_targets import make_lora
+from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.stage import Stages
 from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import Compute

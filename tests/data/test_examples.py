@@ -8,7 +8,8 @@ import pytest
 from qrpo_jax import partition, transforms
 from qrpo_jax.data.examples import View, build_examples, pick_units
 from qrpo_jax.data.rows import Completion, Message, Row
-from qrpo_jax.data.text import make_text, vocabulary_tokenizer
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 
 TOKENIZER = vocabulary_tokenizer([chr(97 + i) for i in range(26)])
 TEXT = make_text(TOKENIZER, "plain", (TOKENIZER.eos_token_id,))

@@ -25,7 +25,7 @@ def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameter
     flat = nnx.traversals.flatten_mapping(parameters)
 
     def rows(part: Any) -> np.ndarray:
-        return part.give(np.asarray(flat[part.path] if part.layer is None else flat[part.path][part.layer]))
+        return part.to_stored(np.asarray(flat[part.path] if part.layer is None else flat[part.path][part.layer]))
 
     return {
         stored.name: np.concatenate([rows(part) for part in stored.parts])

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
 from qrpo_jax.model.compute import Compute
@@ -21,7 +22,7 @@ from tests.helpers.live_models import SIZES, logits_of
 
 pytestmark = pytest.mark.parity
 
-# Together below the original length of phi3_long: beyond it transformers turns all tokens otherwise, padding or not.
+# Together below the original length of phi3_long, beyond which transformers rotates all tokens differently, even padded.
 LENGTH, PROMPT, PADDING = 25, 13, 5
 
 
@@ -108,8 +109,8 @@ def test_exports_load_in_transformers_and_come_back_identical(theirs: Any, tmp_p
     transformers = pytest.importorskip("transformers")
     case, model, folder = theirs
     settings, parameters = load(folder)
-    tokenizer = text.vocabulary_tokenizer([chr(65 + i) for i in range(20)])
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    tokenizer = vocabulary_tokenizer([chr(65 + i) for i in range(20)])
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     model_folder.save(tmp_path / "out", settings, parameters, words)
     loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         str(tmp_path / "out"), output_loading_info=True, attn_implementation="eager"
@@ -130,7 +131,7 @@ def test_exports_load_in_transformers_and_come_back_identical(theirs: Any, tmp_p
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
 def test_goldens_are_what_transformers_computes(case: str) -> None:
-    """A golden that no longer follows from make.py is found here."""
+    """A golden that make.py would no longer write fails here."""
     pytest.importorskip("torch")
     goldens = Path(__file__).parent / "goldens"
     model = live_models.model(case, cases.GOLDEN)
