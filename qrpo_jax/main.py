@@ -21,7 +21,7 @@ from ml_collections import FrozenConfigDict, config_flags
 
 from qrpo_jax import pipeline
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.training.fit import NonFiniteLossError
+from qrpo_jax.training.logbook import NonFiniteLossError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything it makes; run again to go on.")

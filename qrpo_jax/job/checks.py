@@ -11,13 +11,13 @@ from qrpo_jax.data import examples, prompts
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job.job import DTYPES, Job
+from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.model import decoder
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.rewards import MODEL, TESTS, find_function, read_tests
 from qrpo_jax.stages import compare_transforms, export
 from qrpo_jax.stages.train import REFERENCES, objective
 from qrpo_jax.training.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
-from qrpo_jax.training.optimizer import make_optimizer
 
 NEEDS = {
     "sft": (),
@@ -201,9 +201,7 @@ def check_numbers(config: Any) -> None:
         for name in ("weight_decay", "clip_norm", "learning_rate"):
             between(f"{section}.{name}", config[section][name], 0, math.inf)
     for section in ("sft", "train"):
-        optimization = config[section]
-        names = ("learning_rate", "schedule", "warmup_share", "b1", "b2", "weight_decay", "clip_norm")
-        make_optimizer(steps=1, **{name: optimization[name] for name in names})
+        configured_optimizer(config, section, steps=1)
     if config.pack.slots % 2:
         raise ValueError(f"pack.slots is {config.pack.slots}; pairs need an even number (config.pack.slots)")
 

@@ -11,7 +11,7 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, View, build_examples
 from qrpo_jax.job.job import Job, before
-from qrpo_jax.job.trainer import train
+from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.report import forecast
 from qrpo_jax.training.objectives import PAIRWISE, REFERENCE_FREE, Length, Objective, make_objective
 
@@ -58,21 +58,17 @@ def run(job: Job) -> dict[str, Any]:
             f"{float((expected * weight).sum() / weight.sum()):.6f}"
         )
 
-    made = train(
-        job,
-        "train",
-        config,
+    training = Training(
         examples,
         objective(job),
         job.precision(),
-        (lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
-        lora=lora,
+        start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
         frozen=job.reference_parameters(job.mesh) if lora else None,
         reference_on_the_fly=config.reference == "on_the_fly",
         calibrated_target=target if is_qrpo else None,
         on_first=on_first if is_qrpo else None,
     )
-    return made | {"asked": told}
+    return train(job, "train", training) | {"asked": told}
 
 
 REFERENCES = ("stored", "on_the_fly")
