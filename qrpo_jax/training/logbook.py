@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -62,7 +61,7 @@ class Logbook:
     ) -> None:
         self._writer, self._checkpoints = writer, checkpoints
         self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
-        self._learning_rates = jax.device_get(schedule(jnp.arange(steps)))
+        self._schedule = schedule
         self._pending: Record | None = None
         self._clock = Clock()
         done, silent = checkpoints.latest or 0, not processes.is_first()
@@ -105,8 +104,8 @@ class Logbook:
             self._on_first(batch, values)
         self._clock.tokens += int((batch.segments_BxL > 0).sum())
         if step % self._every == 0 or step in (1, self._steps):
-            rate = float(self._learning_rates[step - 1])
-            self._writer.write(step, values | {"learning_rate": rate} | self._clock.lap())
+            rate = {"learning_rate": learning_rate(self._schedule, step)}
+            self._writer.write(step, values | rate | self._clock.lap())
             self._bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
         self._bar.update()
 
@@ -121,6 +120,13 @@ def scalars(metrics: dict[str, Array]) -> dict[str, float]:
     """The scalar metrics of a step on the host."""
     values = jax.device_get({name: value for name, value in metrics.items() if name != LOSSES})
     return {name: float(value) for name, value in values.items()}
+
+
+def learning_rate(schedule: optax.Schedule, step: int) -> float:
+    """The learning rate that a step, counted from 1, was made with."""
+    # The schedule computes with Python's numbers. Uploading them is meant, so a transfer guard lets them pass.
+    with jax.transfer_guard_host_to_device("allow"):
+        return float(jax.device_get(schedule(step - 1)))
 
 
 def offending_rows(record: Record, names: tuple[str, ...], most: int = 8) -> str:

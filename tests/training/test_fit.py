@@ -134,7 +134,7 @@ def explicit_transfers():
         yield lambda n: stack.enter_context(jax.transfer_guard("disallow")) if n == 1 else None
 
 
-def test_no_step_transfers_anything_but_its_batch_and_its_metrics(tmp_path, monkeypatch):
+def test_no_step_transfers_anything_but_its_batch_and_what_is_logged(tmp_path, monkeypatch):
     """From the first batch on, through checkpoints, and after a resume.
 
     On a CPU the guard sees uploads alone, so conversions of an array to numbers of Python are refused as well.
