@@ -25,7 +25,7 @@ from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.stages import STAGES
-from qrpo_jax.training.fit import NonFiniteLossError
+from qrpo_jax.training.logbook import NonFiniteLossError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes an interrupted run.")

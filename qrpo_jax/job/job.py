@@ -28,6 +28,7 @@ from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training import checkpoints
+from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
 
 
@@ -146,10 +147,9 @@ class Job:
     def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
         """Parameters that a finished stage left behind; of `train` with LoRA the adapters alone."""
         adapted = self.policy.lora if stage == "train" else None
-        shapes = decoder.abstract_parameters(self.policy.settings, adapted)
         dtype = FLOATS[self.config.model.parameter_dtype] if adapted is None else jnp.float32
-        abstract = checkpoints.abstract_like(shapes, self._shardings(mesh, adapted), dtype)
-        return checkpoints.load_parameters(self.folder(stage) / "parameters", abstract)
+        layout = parameter_layout(mesh, self.policy.settings, dtype, adapted)
+        return checkpoints.load_parameters(self.folder(stage) / "parameters", layout)
 
     def reference_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of the reference policy: those that SFT left, or the imported model."""

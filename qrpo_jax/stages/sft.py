@@ -8,19 +8,19 @@ from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.stage import Stage
-from qrpo_jax.job.trainer import check_optimization, train
+from qrpo_jax.job.trainer import Training, check_optimization, train
 from qrpo_jax.training.objectives import make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
-    config, pack = job.config, job.config.pack
+    pack = job.config.pack
     # Only the first completion is imitated; of a pair it is the chosen one.
     view = View(first=1, max_tokens=pack.max_tokens, over_long=pack.over_long)
     examples = build_examples(all_rows(open_sources(job)["sft"]), job.policy.text, view, transform=None)
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
-    return train(job, "sft", config.sft, examples, make_objective("sft"), settings, start)
+    return train(job, "sft", Training(examples, make_objective("sft"), settings, start))
 
 
 def check(job: Job) -> None:

@@ -19,7 +19,7 @@ from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.stage import Stage
-from qrpo_jax.job.trainer import check_optimization, train
+from qrpo_jax.job.trainer import Training, check_optimization, train
 from qrpo_jax.report import forecast
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, make_objective
 
@@ -61,21 +61,17 @@ def run(job: Job) -> dict[str, Any]:
             f"{float((expected * weight).sum() / weight.sum()):.6f}"
         )
 
-    result = train(
-        job,
-        "train",
-        config,
+    training = Training(
         examples,
         objective(job),
         job.log_prob_settings,
-        (lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
-        lora=lora,
+        start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
         frozen=job.reference_parameters(job.mesh) if lora else None,
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
         calibrated_target=target if ranked else None,
         on_first=on_first if ranked else None,
     )
-    return result | {"forecast": figures}
+    return train(job, "train", training) | {"forecast": figures}
 
 
 def read_examples(job: Job, transform: transforms.Transform) -> Examples:

@@ -7,9 +7,9 @@ import pytest
 from qrpo_jax.devices.mesh import axis_size, make_mesh, parameter_shardings, place, replicated, row_sharding
 from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.state import abstract_state, state_shardings
+from qrpo_jax.training.state import Trainable, parameter_layout, state_shardings
 from tests.helpers import tiny
+from tests.helpers.steps import OPTIMIZER
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,11 @@ def test_a_dimension_that_does_not_split_is_refused():
 
 
 def test_optimizer_moments_lie_with_their_parameters():
-    optimizer, _ = make_optimizer(
-        learning_rate=1.0, schedule="cosine", warmup_share=0.5, steps=4, b1=0.9, b2=0.9, weight_decay=0.1, clip_norm=1
-    )
-    mesh = make_mesh(2, 2, 2)
-    shardings = state_shardings(mesh, tiny.SETTINGS, optimizer)
+    layout = parameter_layout(make_mesh(2, 2, 2), tiny.SETTINGS)
+    shardings = state_shardings(layout, OPTIMIZER)
     adam = [x for x in jax.tree.leaves(shardings.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
     assert len(adam) == 1 and adam[0].mu == adam[0].nu == shardings.parameters
-    abstract = abstract_state(mesh, tiny.SETTINGS, optimizer)
+    abstract = Trainable(layout, OPTIMIZER, tiny.parameters, seed=0).abstract()
     assert abstract.parameters["embedding"].sharding == shardings.parameters["embedding"]
     assert jax.tree.structure(abstract) == jax.tree.structure(jax.tree.map(lambda x: x, shardings))
 

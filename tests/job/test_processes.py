@@ -55,7 +55,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     )
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = decoder.abstract_parameters(settings)
-    abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: where, shapes), jnp.float32)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=where), shapes)
     loaded = checkpoints.load_parameters(folder / "parameters", abstract)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(loaded)}
 

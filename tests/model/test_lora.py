@@ -30,14 +30,14 @@ from qrpo_jax.model.lora import join, merge
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.sampling.sampler import make_sampler
 from qrpo_jax.stages import export
-from qrpo_jax.training import fit as fit_module
-from qrpo_jax.training.fit import Pace, fit
+from qrpo_jax.training.fit import fit
 from qrpo_jax.training.objectives import make_objective
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.state import abstract_state, initial_state, state_shardings
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import steps, tiny
 from tests.helpers.jobs import refused
+from tests.helpers.runs import Killed, books, killing, trainable
 
 LORA = make_lora(tiny.SETTINGS, rank=3, alpha=5, targets=".*_proj")
 GRAPH = decoder.graph(tiny.SETTINGS, LORA)
@@ -87,7 +87,7 @@ def compiled(microbatches=1, mesh_sizes=None, on_the_fly=False):
 
 
 def shardings(mesh):
-    return state_shardings(mesh, tiny.SETTINGS, steps.OPTIMIZER, LORA)
+    return state_shardings(parameter_layout(mesh, tiny.SETTINGS, lora=LORA), steps.OPTIMIZER)
 
 
 def update(adapters, batch=BATCH, microbatches=1, mesh_sizes=None, on_the_fly=False):
@@ -250,7 +250,7 @@ def test_adapters_are_split_with_their_matrices():
 def test_the_state_is_three_times_the_adapters_and_no_more():
     """Adapters and two moments: the base is in neither optimizer nor checkpoint, whatever its size."""
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    state = abstract_state(mesh, tiny.SETTINGS, steps.OPTIMIZER, lora=LORA)
+    state = trainable(steps.OPTIMIZER, mesh, fresh, LORA).abstract()
     count = decoder.parameter_count(tiny.SETTINGS, LORA)
     # r (inputs + outputs) of q, k, v, o, gate, up, down in 3 layers.
     assert count == 3 * 3 * ((26 + 60) + 2 * (26 + 20) + (60 + 26) + 3 * (26 + 34)), count
@@ -260,60 +260,29 @@ def test_the_state_is_three_times_the_adapters_and_no_more():
 
 
 def test_weight_decay_pulls_adapters_towards_the_base():
-    optimizer, _ = make_optimizer(
-        learning_rate=0.1, schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0
-    )
+    options = Optimization(0.1, schedule="constant", warmup_share=0.0, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0)
+    optimizer, _ = make_optimizer(options, steps=1)
     adapters = {"layers": {"mlp": {"down_adapter": filled()["layers"]["mlp"]["down_adapter"]}}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, adapters), optimizer.init(adapters), adapters)
     for leaf in jax.tree.leaves(jax.tree.map(lambda u, p: u / p, updates, adapters)):
         np.testing.assert_allclose(leaf, -0.05, rtol=1e-5)
 
 
-class Killed(BaseException):
-    """Ends a run as a signal would."""
-
-
-def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(tmp_path):
     table, steps = tiny.examples(17), 4
-    optimizer, schedule = make_optimizer(
-        learning_rate=0.05, schedule="linear", warmup_share=0, steps=steps, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1
-    )
+    options = Optimization(0.05, schedule="linear", warmup_share=0, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1)
+    optimizer, schedule = make_optimizer(options, steps)
     step = make_step(GRAPH, OBJECTIVE, optimizer, precision=LogProbSettings(), reference=tiny.GRAPH)
-    real = fit_module.place
+    what = trainable(optimizer, make_mesh(1, 1, 1, jax.devices()[:1]), fresh, LORA)
 
-    def run(directory, stop_at=None):
-        calls = []
-
-        def stopping(*arguments):
-            calls.append(0)
-            if len(calls) == stop_at:
-                raise Killed
-            return real(*arguments)
-
-        monkeypatch.setattr(fit_module, "place", stopping)
-        plan = tiny.plan(table, batch_units=5, epochs=2, seed=0)
-        return fit(
-            step,
-            optimizer,
-            tiny.SETTINGS,
-            make_mesh(1, 1, 1, jax.devices()[:1]),
-            loader.batches(table, plan),
-            steps=steps,
-            start=lambda: jax.tree.map(jnp.copy, fresh()),
-            seed=0,
-            pace=Pace(log_every=1, checkpoint_every=2),
-            directory=directory,
-            names=table.names,
-            schedule=schedule,
-            title="test",
-            tensorboard=False,
-            lora=LORA,
-            frozen=tiny.parameters(),
-        )
+    def run(directory, kill_at=0):
+        batches = killing(loader.batches(table, tiny.plan(table, batch_units=5, epochs=2, seed=0)), kill_at)
+        with books(directory, steps=steps, names=table.names, schedule=schedule) as writing:
+            return fit(step, what, batches, frozen=tiny.parameters(), **writing)
 
     undisturbed = jax.device_get(run(tmp_path / "a"))
     with pytest.raises(Killed):
-        run(tmp_path / "b", stop_at=4)
+        run(tmp_path / "b", kill_at=4)
     tiny.assert_trees_equal(jax.device_get(run(tmp_path / "b")), undisturbed)
     assert tiny.largest(jax.tree.map(lambda a, b: a - b, undisturbed, jax.device_get(fresh()))) > 0.01
     with ocp.StandardCheckpointer() as checkpointer:

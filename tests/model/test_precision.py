@@ -8,14 +8,15 @@ import pytest
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.objectives import make_objective
-from qrpo_jax.training.optimizer import make_optimizer, stochastically_rounded
+from qrpo_jax.training.optimizer import Optimization, make_optimizer, stochastically_rounded
 from qrpo_jax.training.state import initial_state
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import tiny
 
-OPTIMIZER, _ = make_optimizer(
-    learning_rate=1e-3, schedule="constant", warmup_share=0.0, steps=3, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=0.0
+OPTIMIZATION = Optimization(
+    learning_rate=1e-3, schedule="constant", warmup_share=0.0, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=0.0
 )
+OPTIMIZER, _ = make_optimizer(OPTIMIZATION, steps=3)
 KINDS = [(p, c) for p in ("float32", "bfloat16") for c in ("float32", "bfloat16")]
 
 
@@ -102,16 +103,7 @@ def test_rounding_by_chance_is_right_on_average_and_keeps_what_needs_none() -> N
 
 def test_small_updates_of_bfloat16_parameters_add_up_as_those_of_float32_do() -> None:
     """A step of 1e-4 is far below the last digit of most weights; 30 steps move them as they should."""
-    optimizer, _ = make_optimizer(
-        learning_rate=1e-4,
-        schedule="constant",
-        warmup_share=0.0,
-        steps=30,
-        b1=0.9,
-        b2=0.99,
-        weight_decay=0.0,
-        clip_norm=0.0,
-    )
+    optimizer, _ = make_optimizer(OPTIMIZATION._replace(learning_rate=1e-4), steps=30)
     batch = tiny.batch(tiny.examples(14))
     objective = make_objective("qrpo", beta=tiny.BETA, transform="identity", loss="mse")
     moved = {}
