@@ -14,8 +14,8 @@ from qrpo_jax.job.accounting import held_out
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.log_probs import make_log_probs
+from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.prompts import Prompts, open_prompts
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
 from qrpo_jax.job.stage import Stage

@@ -9,8 +9,8 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
 from qrpo_jax.job import accounting
-from qrpo_jax.job.job import Job
 from qrpo_jax.job.bounds import check_least
+from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.report import run_page
