@@ -474,7 +474,7 @@ def test_an_export_keeps_the_sampling_settings_of_its_base(
     (copy / "generation_config.json").write_text(json.dumps(before))
     config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
     graph = decoder.graph(TIED)
-    job = Job(config, tmp_path / "run", Shard(0, 1))
+    job = Job(config, tmp_path / "run", Shard(0, 1), STAGES)
     job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
     monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
     export.run(job)

@@ -94,7 +94,7 @@ def test_shards_made_apart_are_the_rows_of_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_adapters_on_a_base_split_over_two_processes_are_those_of_one_process(tmp_path: Path) -> None:
-    lora = ["--config.lora.rank=3", "--config.train.reference=on_the_fly", "--config.export.adapter=merged"]
+    lora = ["--config.lora.rank=3", "--config.train.reference_log_probs=on_the_fly", "--config.export.adapter=merged"]
     lora += ["--config.stages=('sft','sample','score','train','export')", "--config.sft.examples=97"]
     run(tmp_path / "one", 1, *lora)
     shutil.copytree(tmp_path / "one", tmp_path / "two")

@@ -24,6 +24,7 @@ from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.lora_targets import make_lora, modules
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.stages import STAGES
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.lora import join, merge
@@ -326,7 +327,7 @@ def tuned(folder, workdir, stages, **train):
     config.lora.update({"rank": 2, "alpha": 6.0, "targets": "self_attn.*|down_proj"})
     config.log.tensorboard = False
     config.export.adapter = "peft"
-    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
     job.__dict__["mesh"] = make_mesh(1, 1, 1, jax.devices()[:1])  # programs for one device compile faster
     return job
 
@@ -377,7 +378,7 @@ def test_a_job_with_stored_log_probs_trains_the_same_adapters(finished, tmp_path
 def test_another_lora_is_another_run(finished, tmp_path):
     job, _ = finished
     with pytest.raises(ValueError, match=r"lora\.rank: 2 -> 3"):
-        pipeline.run(Job(FrozenConfigDict(job.config.to_dict() | changed(job, rank=3)), job.workdir, Shard(0, 1)))
+        pipeline.run(Job(FrozenConfigDict(job.config.to_dict() | changed(job, rank=3)), job.workdir, Shard(0, 1), STAGES))
 
 
 def changed(job, **lora):
@@ -438,12 +439,12 @@ def test_what_cannot_be_adapted_is_refused(change, message):
         ({"lora__rank": -1}, "lora.rank is -1; it must be at least 1, or 0 for none"),
         ({"lora__rank": 2, "lora__targets": "nothing"}, "matches no module"),
         ({"lora__rank": 2, "stages": ("sft", "sample")}, "only stage 'train' has adapters"),
-        ({"train__reference": "later"}, "train.reference is 'later'; allowed: stored, on_the_fly"),
-        ({"train__reference": "on_the_fly"}, "'on_the_fly' needs LoRA"),
-        ({"train__reference": "on_the_fly", "lora__rank": 2}, "no use for what stage 'reference' stores"),
+        ({"train__reference_log_probs": "later"}, "train.reference_log_probs is 'later'; allowed: stored, on_the_fly"),
+        ({"train__reference_log_probs": "on_the_fly"}, "'on_the_fly' needs LoRA"),
+        ({"train__reference_log_probs": "on_the_fly", "lora__rank": 2}, "no use for what stage 'reference' stores"),
         (
             {
-                "train__reference": "on_the_fly",
+                "train__reference_log_probs": "on_the_fly",
                 "train__objective": "simpo",
                 "lora__rank": 2,
                 "stages": ("sft", "sample", "score", "train"),
@@ -453,7 +454,7 @@ def test_what_cannot_be_adapted_is_refused(change, message):
         ({"export__adapter": "gguf"}, "export.adapter is 'gguf'; allowed: merged, peft"),
         ({"export__adapter": "peft"}, "'peft' needs LoRA"),
         ({"export__adapter": "peft", "lora__rank": 2}, "needs a base that is a model folder"),
-        ({"stages": ("sft", "sample", "score", "train"), "lora__rank": 2}, "train.reference='on_the_fly'"),
+        ({"stages": ("sft", "sample", "score", "train"), "lora__rank": 2}, "train.reference_log_probs='on_the_fly'"),
     ],
 )
 def test_a_config_without_a_place_for_lora_is_refused(tmp_path, overrides, message):

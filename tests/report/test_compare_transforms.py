@@ -18,6 +18,7 @@ from scipy.stats import norm
 from configs import optimum as config_file
 from qrpo_jax import optimum, partition, pipeline, transforms
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.stages import STAGES
 from qrpo_jax.report import svg, transform_figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,7 @@ COUNTS = (1, 7)
 def make_job(workdir: Path, **overrides: object) -> Job:
     config = config_file.get_config()
     config.compare_transforms.update({"transforms": NAMES, "betas": BETAS, "references": COUNTS} | overrides)
-    return Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.evaluation.compare import SIDES, compare
 from qrpo_jax.job import manifest
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.stages import STAGES
 from qrpo_jax.report import forecast, run_page, run_plots
 from qrpo_jax.stages import evaluate, report
 from tests.helpers import tiny
@@ -82,7 +83,7 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     config: ConfigDict = default.get_config()
     config.stages, config.train.objective = stages, objective
     config.evaluate.completions = COMPLETIONS
-    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
     sides = {side: held_out(side, skill, **of_rewards) for side, skill in (("reference", 0.0), ("policy", 0.35))}
     for side, rows in sides.items():
         row_files.write_unit(job.folder("evaluate") / side, 0, 1, rows)
@@ -158,11 +159,11 @@ def test_the_page_fetches_nothing(page: str) -> None:
 
 def test_the_same_run_gives_the_same_bytes_wherever_it_lies(job: Job, page: str, tmp_path: Path) -> None:
     elsewhere = shutil.copytree(job.workdir, tmp_path / "elsewhere")
-    assert page_of(Job(job.config, elsewhere, job.shard)) == page
+    assert page_of(Job(job.config, elsewhere, job.shard, STAGES)) == page
 
 
 def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: Path) -> None:
-    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard)
+    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard, STAGES)
     for stage in ("sft", "train"):
         path = moved.folder(stage) / "metrics.jsonl"
         path.write_text(path.read_text().replace("12345.0", "77.0"))

@@ -20,6 +20,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.stages import STAGES
 from qrpo_jax.job.scoring import ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
@@ -346,7 +347,7 @@ def job(tmp_path: Path, **overrides: Any) -> Job:
             config[section][name] = value
         else:
             config[section] = value
-    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1))
+    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
 
 
 def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
@@ -381,10 +382,10 @@ def test_a_job_with_a_reward_model_that_cannot_work_is_refused_before_it_begins(
 
 
 def test_another_reward_model_is_another_run(tmp_path):
-    before = pipeline.settings(job(tmp_path).config, "score")
+    before = pipeline.settings(job(tmp_path), "score")
     assert {"reward.path config sha256", "reward.path weight bytes"} < set(before)
     with_config(gating_temperature=11)(tmp_path / "reward")
-    after = pipeline.settings(job(tmp_path).config, "score")
+    after = pipeline.settings(job(tmp_path), "score")
     assert [key for key in before if before[key] != after[key]] == ["reward.path config sha256"]
 
 
