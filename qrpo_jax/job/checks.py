@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax import losses, partition, quantiles, transforms
-from qrpo_jax.data import examples, prompts
+from qrpo_jax.data import prompts, views
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job.job import DTYPES, Job
@@ -16,7 +16,7 @@ from qrpo_jax.rewards import models
 from qrpo_jax.rewards.rewards import MODEL, TESTS, find_function, read_tests
 from qrpo_jax.stages import compare_transforms, export
 from qrpo_jax.stages.train import REFERENCES, objective
-from qrpo_jax.training.objectives import OBJECTIVES, PAIRWISE, REFERENCE_FREE
+from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import make_optimizer
 
 NEEDS = {
@@ -121,11 +121,11 @@ def check_choices(config: Any) -> None:
     choice("model.compute_dtype", config.model.compute_dtype, tuple(DTYPES))
     choice("model.parameter_dtype", config.model.parameter_dtype, tuple(DTYPES))
     choice("prompts.source", config.prompts.source, prompts.SOURCES)
-    choice("pack.over_long", config.pack.over_long, ("drop", "truncate_prompt_left"))
-    choice("select.units", config.select.units, examples.VIEWS)
+    choice("pack.over_long", config.pack.over_long, views.OVER_LONG)
+    choice("select.units", config.select.units, views.VIEWS)
     choice("select.estimator", config.select.estimator, tuple(quantiles.ESTIMATORS))
     choice("select.ties", config.select.ties, quantiles.TIES)
-    choice("select.selector", config.select.selector, examples.SELECTORS)
+    choice("select.selector", config.select.selector, tuple(losses.SELECTORS))
     choice("train.objective", config.train.objective, tuple(OBJECTIVES))
     choice("train.loss", config.train.loss, tuple(losses.REGRESSION))
     choice("train.partition", config.train.partition, partition.PARTITIONS)
@@ -140,7 +140,7 @@ def check_transform(train: Any) -> None:
         transform = transforms.parse(train.transform)
     except ValueError as error:
         raise ValueError(f"{error} (config.train.transform)") from None
-    if train.objective != "qrpo" or train.partition != "population":
+    if not OBJECTIVES[train.objective].ranked or train.partition != "population":
         return
     # A completion of one token has the largest β.
     largest = min(train.beta, train.beta_cap or math.inf) if train.length_normalised else train.beta
@@ -249,7 +249,7 @@ def check_rows(job: Job) -> None:
     scored = all(math.isfinite(c.reward) for row in kept for c in row.completions)
     if "train" in stages and "score" not in stages and not (scored and config.sample.completions == 0):
         raise ValueError("some completions have no reward: put 'score' before 'train' in config.stages")
-    if "train" in stages and config.train.objective == "qrpo":
+    if "train" in stages and OBJECTIVES[config.train.objective].ranked:
         for row in kept:
             sampled = config.sample.completions
             references = sampled + len(row.reference_rewards)
@@ -308,7 +308,7 @@ def check_lora(config: Any) -> None:
                 "train.reference 'on_the_fly' has no use for what stage 'reference' stores: remove the stage from "
                 "config.stages, or set config.train.reference='stored'"
             )
-        if config.train.objective in REFERENCE_FREE:
+        if not OBJECTIVES[config.train.objective].needs_reference:
             raise ValueError(
                 f"objective {config.train.objective!r} uses no log π_ref: set config.train.reference='stored'"
             )
@@ -316,7 +316,7 @@ def check_lora(config: Any) -> None:
 
 def check_train(config: Any) -> None:
     train, select, pack = config.train, config.select, config.pack
-    if train.objective in PAIRWISE and select.units == "singles":
+    if OBJECTIVES[train.objective].pairwise and select.units == "singles":
         raise ValueError(
             f"objective {train.objective!r} compares two completions; set config.select.units to best_worst or "
             "random_pairs, or use an objective for single ones (qrpo, sft)"
@@ -326,7 +326,8 @@ def check_train(config: Any) -> None:
             f"pack.row_tokens is {pack.row_tokens}; pairs of up to {pack.max_tokens} tokens each need at least "
             f"{2 * pack.max_tokens} (config.pack.row_tokens)"
         )
-    if train.objective not in REFERENCE_FREE and train.reference == "stored" and "reference" not in config.stages:
+    needs_reference = OBJECTIVES[train.objective].needs_reference
+    if needs_reference and train.reference == "stored" and "reference" not in config.stages:
         raise ValueError(
             f"objective {train.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages, or with "
             "LoRA set config.train.reference='on_the_fly'"
@@ -341,7 +342,7 @@ def check_train(config: Any) -> None:
         raise ValueError("sampled completions have no reward: put 'score' before 'train' in config.stages")
     if select.units != "singles" and config.sample.completions < 2:
         raise ValueError("sample.completions is below 2; pairs need two completions a row (config.sample.completions)")
-    if train.objective == "qrpo":
+    if OBJECTIVES[train.objective].ranked:
         references = config.sample.completions
         references = min(references, select.references) if select.references else references
         check_count(references - int(select.exclude_own), config)

@@ -19,7 +19,7 @@ from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import save_parameters
 from qrpo_jax.training.fit import Pace, fit
 from qrpo_jax.training.metrics import read_metrics
-from qrpo_jax.training.objectives import Objective
+from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import make_optimizer
 from qrpo_jax.training.step import Precision, make_step
 
@@ -29,7 +29,7 @@ def train(
     stage: str,
     section: Any,
     examples: Examples,
-    objective: Objective,
+    objective: LossFunction,
     precision: Precision,
     start: Callable[[], Parameters],
     *,

@@ -35,8 +35,9 @@ def figures(
       tied (share of comparisons), comparisons, references (least, mean, most), gap (log Z_n - log Z), gap_in_f (β
       times it), spread (std of f over the data), partition, estimator.
     """
-    count_C = examples.references_C
-    f_C = np.asarray(transforms.scale_by(transform, examples.reward_scale_C).apply(examples.quantile_C), float)
+    c = examples.completions_C
+    count_C = c.references
+    f_C = np.asarray(transforms.scale_by(transform, c.reward_scale).apply(c.quantile), float)
     tied, compared = ties(examples)
     made: dict[str, Any] = {
         "beta": [float(x) for x in (beta_C.min(), np.median(beta_C), beta_C.max())],
@@ -91,8 +92,9 @@ def _losing_share(beta_P: jax.Array, transform: Transform) -> jax.Array:
 
 def ties(examples: Examples) -> tuple[float, int]:
     """Share of the comparisons of a completion with its references that are ties, and how many there are."""
-    compared = int(examples.references_C.sum())
-    return float(np.nansum(examples.ties_C.astype(float) * examples.references_C) / max(compared, 1)), compared
+    ties_C, references_C = examples.completions_C.ties, examples.completions_C.references
+    compared = int(references_C.sum())
+    return float(np.nansum(ties_C.astype(float) * references_C) / max(compared, 1)), compared
 
 
 def baseline_lines(examples: Examples, objective: str) -> list[str]:

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from qrpo_jax.data import row_files
-from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import plan_rows
 from qrpo_jax.data.rows import Row
+from qrpo_jax.data.views import View
 from qrpo_jax.devices.mesh import axis_size, place, row_sharding
 from qrpo_jax.job.job import Job, before
 from qrpo_jax.job.manifest import read_manifest

@@ -19,17 +19,12 @@ from qrpo_jax.job.manifest import flatten
 from qrpo_jax.report import run_plots
 from qrpo_jax.report.page import PAGE, number, render
 from qrpo_jax.training.metrics import read_metrics
+from qrpo_jax.training.objectives import OBJECTIVES
 
 SHOWN_COMPLETIONS = 4  # of each side, an example
 MOST_RANKS = 21
 
-LOSS_UNITS = {
-    "qrpo": "{} error of f(R_q) − β log Z",
-    "dpo": "nats a pair",
-    "rebel": "squared error of reward differences / β",
-    "simpo": "nats a pair",
-    "sft": "nats a token",
-}
+REGRESSIONS = {"mse": "squared", "mae": "absolute"}
 
 
 class Plot(NamedTuple):
@@ -173,7 +168,7 @@ def training_plots(job: Job, results: dict[str, Any]) -> list[Plot]:
     made: list[tuple[str, str]] = []
     if "train" in curves:
         steps = column("train", "step")
-        unit = LOSS_UNITS[config.objective].format({"mse": "squared", "mae": "absolute"}[config.loss])
+        unit = OBJECTIVES[config.objective].unit.format(loss=REGRESSIONS[config.loss])
         ratios = [column("train", f"log_ratio_{side}") for side in ("high", "low")]
         if known("log_ratio_high", "log_ratio_low"):
             made.append((run_plots.log_ratios(steps, *ratios), log_ratio_caption(results)))

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.data import prompts
-from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.rows import Row
+from qrpo_jax.data.views import View
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.trainer import train
 from qrpo_jax.training.objectives import make_objective

@@ -9,11 +9,12 @@ from jax import Array
 from qrpo_jax import losses, transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.examples import Examples, View, build_examples
+from qrpo_jax.data.examples import Examples, build_examples
+from qrpo_jax.data.views import View
 from qrpo_jax.job.job import Job, before
 from qrpo_jax.job.trainer import train
 from qrpo_jax.report import forecast
-from qrpo_jax.training.objectives import PAIRWISE, REFERENCE_FREE, Length, Objective, make_objective
+from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -21,37 +22,37 @@ def run(job: Job) -> dict[str, Any]:
     source = before(job.config.stages, "train", ("sample", "score", "reference"))
     assert source is not None, "checked before anything ran"
     rows = row_files.read(job.folder(source))
-    is_qrpo = config.objective == "qrpo"
+    ranked = OBJECTIVES[config.objective].ranked
     # Baselines do not use quantiles: theirs are shown where there are references, and need no clamp.
-    transform = transforms.parse(config.transform) if is_qrpo else transforms.identity
+    transform = transforms.parse(config.transform) if ranked else transforms.identity
     examples = build_examples(
         rows,
         job.policy.text,
         view(job),
         transform,
-        beta=(lambda length_C: length(job).beta(config.beta, length_C)) if is_qrpo else None,
-        need_references=is_qrpo,
+        beta=(lambda length_C: length(job).beta(config.beta, length_C)) if ranked else None,
+        need_references=ranked,
     )
     if config.reference == "stored":
         check_reference(examples, config.objective)
     told = tell(job, examples, transform) if examples.units else None
 
-    if is_qrpo and job.config.sample.completions and job.config.sample.temperature != job.config.reference.temperature:
+    if ranked and job.config.sample.completions and job.config.sample.temperature != job.config.reference.temperature:
         job.say(
             f"train: WARNING: references were sampled at temperature {job.config.sample.temperature:g}, log-probs are "
             f"taken at {job.config.reference.temperature:g}; quantiles and log-ratios are then about different policies"
         )
 
     def target(batch: Batch) -> Array:
-        scaled = transforms.get(config.transform, reward_scale=batch.reward_scale_BxS)
-        beta = length(job).beta(config.beta, batch.length_BxS)
-        return losses.calibrated_target(batch.quantile_BxS, beta, scaled, log_z=batch.log_z_BxS)
+        c = batch.completions_BxS
+        beta = length(job).beta(config.beta, c.length)
+        return losses.calibrated_target(c.quantile, beta, transforms.scale_by(transform, c.reward_scale), log_z=c.log_z)
 
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
         # Policy and reference are the same model on the same code path, so before the first update every
         # log-ratio is 0 up to rounding and QRPO's loss is the mean of the regressed targets.
-        expected = length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.length_BxS)
-        weight = batch.weight_BxS * batch.present_BxS
+        expected = length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.completions_BxS.length)
+        weight = batch.completions_BxS.weight * batch.present_BxS
         job.say(
             f"train: before the first update the mean log-ratio is {metrics['log_ratio_high']:.1e} (high) and "
             f"{metrics['log_ratio_low']:.1e} (low); loss {metrics['loss']:.6f}, of the targets alone "
@@ -69,8 +70,8 @@ def run(job: Job) -> dict[str, Any]:
         lora=lora,
         frozen=job.reference_parameters(job.mesh) if lora else None,
         reference_on_the_fly=config.reference == "on_the_fly",
-        calibrated_target=target if is_qrpo else None,
-        on_first=on_first if is_qrpo else None,
+        calibrated_target=target if ranked else None,
+        on_first=on_first if ranked else None,
     )
     return made | {"asked": told}
 
@@ -81,11 +82,12 @@ REFERENCES = ("stored", "on_the_fly")
 def tell(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:
     """Says what the settings ask for on these examples, and returns it for the record, where an optimum is known."""
     config = job.config.train
-    if config.objective != "qrpo":
+    if not OBJECTIVES[config.objective].ranked:
         for line in forecast.baseline_lines(examples, config.objective):
             job.say(f"train: {line}")
         return None
-    beta_C = np.broadcast_to(length(job).beta(config.beta, examples.lengths_C), examples.lengths_C.shape)
+    length_C = examples.completions_C.length
+    beta_C = np.broadcast_to(length(job).beta(config.beta, length_C), length_C.shape)
     # A scaled transform is shown for the prompt of average spread.
     figures = forecast.figures(
         examples, transform, beta_C, partition_name=config.partition, estimator=job.config.select.estimator
@@ -102,7 +104,7 @@ def length(job: Job) -> Length:
 
 
 def view(job: Job) -> View:
-    select, pack = job.config.select, job.config.pack
+    select, pack, objective = job.config.select, job.config.pack, OBJECTIVES[job.config.train.objective]
     return View(
         units=select.units,
         first=select.first,
@@ -111,25 +113,19 @@ def view(job: Job) -> View:
         estimator=select.estimator,
         ties=select.ties,
         partition=job.config.train.partition,
-        selector=select.selector if job.config.train.objective not in PAIRWISE else "both",
-        tied_pairs=job.config.train.objective not in ("dpo", "simpo"),
+        selector="both" if objective.pairwise else select.selector,
+        tied_pairs=not objective.drops_ties,
         max_tokens=pack.max_tokens,
         over_long=pack.over_long,
         seed=job.config.seed,
     )
 
 
-def objective(job: Job) -> Objective:
+def objective(job: Job) -> LossFunction:
     """The config's objective with the options it takes."""
     config = job.config.train
-    options = {
-        "qrpo": {"beta": config.beta, "transform": config.transform, "loss": config.loss},
-        "dpo": {"beta": config.beta},
-        "rebel": {"beta": config.beta},
-        "simpo": {"beta": config.beta, "gamma_beta_ratio": config.gamma_beta_ratio},
-        "sft": {},
-    }
-    return make_objective(config.objective, length(job), **options.get(config.objective, {}))
+    options = {option: config[option] for option in OBJECTIVES[config.objective].options}
+    return make_objective(config.objective, length(job), **options)
 
 
 def check_reference(examples: Examples, objective: str) -> None:
@@ -138,9 +134,9 @@ def check_reference(examples: Examples, objective: str) -> None:
     Raises:
       ValueError: naming the first such completion.
     """
-    if objective in REFERENCE_FREE:
+    if not OBJECTIVES[objective].needs_reference:
         return
-    missing = np.flatnonzero(~np.isfinite(examples.reference_log_prob_C))
+    missing = np.flatnonzero(~np.isfinite(examples.completions_C.reference_log_prob))
     if len(missing):
         raise ValueError(
             f"completion {examples.names[missing[0]]} has no reference log-prob ({len(missing)} have none); "

@@ -96,7 +96,7 @@ def update(adapters, batch=BATCH, microbatches=1, mesh_sizes=None, on_the_fly=Fa
 
 @functools.cache
 def plain():
-    return update(filled(), BATCH._replace(reference_log_prob_BxS=reference()))
+    return update(filled(), BATCH.with_numbers(reference_log_prob=reference()))
 
 
 def paths(tree):
@@ -113,11 +113,11 @@ def test_at_the_start_log_probs_are_those_of_the_base_bit_for_bit(dtype):
 
 def test_at_the_start_the_loss_is_that_of_the_targets_alone():
     """The reference on the fly is the base, and the policy equals it."""
-    metrics = update(fresh(), BATCH._replace(reference_log_prob_BxS=np.full_like(reference(), np.nan)), 1, None, True)[
+    metrics = update(fresh(), BATCH.with_numbers(reference_log_prob=np.full_like(reference(), np.nan)), 1, None, True)[
         1
     ]
-    weight = BATCH.weight_BxS * BATCH.present_BxS
-    target = losses.calibrated_target(BATCH.quantile_BxS, tiny.BETA, transforms.identity)
+    weight = BATCH.completions_BxS.weight * BATCH.present_BxS
+    target = losses.calibrated_target(BATCH.completions_BxS.quantile, tiny.BETA, transforms.identity)
     expected = (weight * np.asarray(target) ** 2).sum() / weight.sum()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
     assert abs(metrics["log_ratio_high"]) < 1e-5 and abs(metrics["log_ratio_low"]) < 1e-5, metrics
@@ -209,13 +209,13 @@ def test_a_step_moves_every_adapter_and_nothing_else():
 
 
 def test_at_the_start_gradients_reach_b_alone_for_a_is_multiplied_by_nothing():
-    new, _ = update(fresh(), BATCH._replace(reference_log_prob_BxS=reference()))
+    new, _ = update(fresh(), BATCH.with_numbers(reference_log_prob=reference()))
     for path, leaf in nnx.traversals.flatten_mapping(steps.moments(new)).items():
         assert (np.abs(leaf).max() > 1e-7) == (path[-1] == "b"), path
 
 
 def test_log_probs_on_the_fly_are_those_stored():
-    got = update(filled(), BATCH._replace(reference_log_prob_BxS=np.full_like(reference(), np.nan)), 1, None, True)
+    got = update(filled(), BATCH.with_numbers(reference_log_prob=np.full_like(reference(), np.nan)), 1, None, True)
     steps.assert_same_update(got, plain())
     np.testing.assert_allclose(got[1]["loss"], plain()[1]["loss"], rtol=1e-6)
 
