@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from qrpo_jax.data.rows import Completion, Row
+from qrpo_jax.data.text import Text
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.bounds import check_least, check_range
@@ -104,10 +105,10 @@ def _padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, 
     return tokens_PxL, lengths_P
 
 
-def _completions(samples: Samples, prompt: int, text: Any, side: str) -> list[Completion]:
+def _completions(samples: Samples, prompt: int, text: Text, side: str) -> list[Completion]:
     completions = []
     for c in range(samples.tokens_PxnxT.shape[1]):
-        tokens = samples.tokens_PxnxT[prompt, c, : samples.lengths_Pxn[prompt, c]].astype(np.int32)
+        tokens = np.asarray(samples.tokens_PxnxT[prompt, c, : samples.lengths_Pxn[prompt, c]], np.int32)
         finished, log_prob = bool(samples.finished_Pxn[prompt, c]), float(samples.log_probs_Pxn[prompt, c])
         completions.append(Completion(text.decode(tokens, finished), tokens, finished, side, log_prob=log_prob))
     return completions

@@ -1,5 +1,6 @@
 """A job: one config in one work directory, on the devices of this process or of all processes together."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ class Policy(NamedTuple):
     trained_graph: nnx.GraphDef
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
     """This process's share of work that splits into units: it owns unit u if u mod parts = index."""
 
     index: int

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import plan_rows
 from qrpo_jax.data.rows import Row
+from qrpo_jax.data.views import View
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.units import Counts

@@ -24,7 +24,7 @@ from qrpo_jax.training.checkpoints import Checkpoints, save_parameters
 from qrpo_jax.training.fit import fit
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.metrics import MetricsWriter, read_metrics
-from qrpo_jax.training.objectives import Objective
+from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import Trainable, parameter_layout
 from qrpo_jax.training.step import LogProbSettings, make_step
@@ -41,7 +41,7 @@ class Training(NamedTuple):
     """
 
     examples: Examples
-    objective: Objective
+    objective: LossFunction
     log_probs: LogProbSettings
     start: Callable[[], Parameters]
     frozen: Parameters | None = None

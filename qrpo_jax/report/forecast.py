@@ -40,8 +40,9 @@ def figures(
       infinite: kl, expected_quantile, effective_best_of_n, losing_share (share of reference completions that lose
       probability), gap (log Z_n − log Z), gap_in_f (β times the gap).
     """
-    count_C = examples.references_C
-    f_C = np.asarray(transforms.scale_by(transform, examples.reward_scale_C).apply(examples.quantile_C), float)
+    c = examples.completions_C
+    count_C = c.references
+    f_C = np.asarray(transforms.scale_by(transform, c.reward_scale).apply(c.quantile), float)
     comparisons = reference_comparisons(examples)
     data: dict[str, Any] = {
         "beta": [float(x) for x in (beta_C.min(), np.median(beta_C), beta_C.max())],
@@ -61,7 +62,8 @@ def figures(
 
 def reference_comparisons(examples: Examples) -> Comparisons:
     """Comparisons of each completion with the references that it is ranked against."""
-    return Comparisons(examples.ties_C.astype(float) * examples.references_C, examples.references_C)
+    c = examples.completions_C
+    return Comparisons(c.ties.astype(float) * c.references, c.references)
 
 
 class Betas(NamedTuple):

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.sources.source import all_rows
+from qrpo_jax.data.views import View
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_sources

@@ -25,12 +25,12 @@ OPTIONS = {
 }
 # Eight rows of up to four completions, of uneven number, length and weight; two rows are empty.
 TABLE = tiny.examples(14, pairs=True)
-TABLE = TABLE._replace(weight_C=np.asarray([1, 1, 3, 3, 2, 2, 1, 1, 5, 5, 0, 0, 1, 1], np.float32))
+TABLE = tiny.with_numbers(TABLE, weight=np.asarray([1, 1, 3, 3, 2, 2, 1, 1, 5, 5, 0, 0, 1, 1], np.float32))
 BATCH = tiny.batch(TABLE, row_multiple=8)
 
 
 def target(batch):
-    return losses.calibrated_target(batch.quantile_BxS, BETA, transforms.identity)
+    return losses.calibrated_target(batch.completions_BxS.quantile, BETA, transforms.identity)
 
 
 @functools.cache

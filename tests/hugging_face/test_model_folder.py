@@ -25,7 +25,7 @@ from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.job import Job, Policy, Shard
 from qrpo_jax.model import decoder, log_probs, rope
 from qrpo_jax.sampling import sampler
-from qrpo_jax.stages import export
+from qrpo_jax.stages import STAGES, export
 
 # Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
 TIED = decoder.DecoderSettings(

@@ -26,7 +26,10 @@ from tests.helpers.jobs import ROOT, job, refused
         ({"train__beta": 0.0}, r"beta is 0.0; it must be finite, above 0 \(config.train.beta\)"),
         ({"train__beta": -0.1}, "beta is -0.1; it must be finite, above 0"),
         ({"train__beta": float("nan")}, "beta is nan; it must be finite"),
-        ({"train__transform": "normal-icdf", "select__reference_count": 1, "select__exclude_own": False}, "n = 1 reference"),
+        (
+            {"train__transform": "normal-icdf", "select__reference_count": 1, "select__exclude_own": False},
+            "n = 1 reference",
+        ),
         ({"train__transform": "normal-icdf", "sample__completions": 2}, "n = 1 reference"),
         ({"sample__completions": 1}, "n = 0 reference"),
         ({"sample__completions": 0}, "bring no completions"),

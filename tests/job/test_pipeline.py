@@ -156,7 +156,9 @@ def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(tmp_path: Path, kin
     if kind == "user":
         assert done.stderr == "error: the data is empty\n"
     else:
-        assert "Traceback" in done.stderr and done.stderr.rstrip().splitlines()[-1].startswith("ValueError"), done.stderr
+        assert "Traceback" in done.stderr and done.stderr.rstrip().splitlines()[-1].startswith("ValueError"), (
+            done.stderr
+        )
 
 
 class Compilations:

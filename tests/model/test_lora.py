@@ -24,13 +24,12 @@ from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.lora_targets import make_lora, modules
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.stages import STAGES
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.lora import join, merge
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.sampling.sampler import make_sampler
-from qrpo_jax.stages import export
+from qrpo_jax.stages import STAGES, export
 from qrpo_jax.training.fit import fit
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
@@ -103,7 +102,7 @@ def update(adapters, batch=BATCH, microbatches=1, mesh_sizes=None, on_the_fly=Fa
 
 @functools.cache
 def plain():
-    return update(filled(), BATCH._replace(reference_log_prob_BxS=reference()))
+    return update(filled(), BATCH.with_numbers(reference_log_prob=reference()))
 
 
 def paths(tree):
@@ -120,11 +119,11 @@ def test_at_the_start_log_probs_are_those_of_the_base_bit_for_bit(dtype):
 
 def test_at_the_start_the_loss_is_that_of_the_targets_alone():
     """The reference on the fly is the base, and the policy equals it."""
-    metrics = update(fresh(), BATCH._replace(reference_log_prob_BxS=np.full_like(reference(), np.nan)), 1, None, True)[
+    metrics = update(fresh(), BATCH.with_numbers(reference_log_prob=np.full_like(reference(), np.nan)), 1, None, True)[
         1
     ]
-    weight = BATCH.weight_BxS * BATCH.present_BxS
-    target = losses.calibrated_target(BATCH.quantile_BxS, tiny.BETA, transforms.identity)
+    weight = BATCH.completions_BxS.weight * BATCH.present_BxS
+    target = losses.calibrated_target(BATCH.completions_BxS.quantile, tiny.BETA, transforms.identity)
     expected = (weight * np.asarray(target) ** 2).sum() / weight.sum()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
     assert abs(metrics["log_ratio_high"]) < 1e-5 and abs(metrics["log_ratio_low"]) < 1e-5, metrics
@@ -216,13 +215,13 @@ def test_a_step_moves_every_adapter_and_nothing_else():
 
 
 def test_at_the_start_gradients_reach_b_alone_for_a_is_multiplied_by_nothing():
-    new, _ = update(fresh(), BATCH._replace(reference_log_prob_BxS=reference()))
+    new, _ = update(fresh(), BATCH.with_numbers(reference_log_prob=reference()))
     for path, leaf in nnx.traversals.flatten_mapping(steps.moments(new)).items():
         assert (np.abs(leaf).max() > 1e-7) == (path[-1] == "b"), path
 
 
 def test_log_probs_on_the_fly_are_those_stored():
-    got = update(filled(), BATCH._replace(reference_log_prob_BxS=np.full_like(reference(), np.nan)), 1, None, True)
+    got = update(filled(), BATCH.with_numbers(reference_log_prob=np.full_like(reference(), np.nan)), 1, None, True)
     steps.assert_same_update(got, plain())
     np.testing.assert_allclose(got[1]["loss"], plain()[1]["loss"], rtol=1e-6)
 
@@ -378,7 +377,9 @@ def test_a_job_with_stored_log_probs_trains_the_same_adapters(finished, tmp_path
 def test_another_lora_is_another_run(finished, tmp_path):
     job, _ = finished
     with pytest.raises(ValueError, match=r"lora\.rank: 2 -> 3"):
-        pipeline.run(Job(FrozenConfigDict(job.config.to_dict() | changed(job, rank=3)), job.workdir, Shard(0, 1), STAGES))
+        pipeline.run(
+            Job(FrozenConfigDict(job.config.to_dict() | changed(job, rank=3)), job.workdir, Shard(0, 1), STAGES)
+        )
 
 
 def changed(job, **lora):

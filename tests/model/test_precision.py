@@ -39,9 +39,9 @@ def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(para
     """In the step itself, gradient and all, against log-probs that a jitted forward pass stored."""
     table = tiny.examples(14, pairs=True)
     batch, parameters, precision = tiny.batch(table), cast(parameter), LogProbSettings(compute=Compute(compute))
-    batch = batch._replace(reference_log_prob_BxS=stored(parameters, batch, precision))
+    batch = batch.with_numbers(reference_log_prob=stored(parameters, batch, precision))
     # With equal rewards REBEL's loss is the squared difference of two log-ratios, and nothing else.
-    batch = batch._replace(reward_BxS=np.zeros_like(batch.reward_BxS))
+    batch = batch.with_numbers(reward=np.zeros_like(batch.completions_BxS.reward))
     step = make_step(tiny.GRAPH, make_objective("rebel", beta=1.0), OPTIMIZER, precision=precision)
     _, metrics = jax.jit(step)(initial_state(parameters, OPTIMIZER, 0), batch)
     found = {name: float(metrics[name]) for name in ("log_ratio_high", "log_ratio_low", "loss")}

@@ -18,8 +18,8 @@ from scipy.stats import norm
 from configs import optimum as config_file
 from qrpo_jax import optimum, partition, pipeline, transforms
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.stages import STAGES
 from qrpo_jax.report import svg, transform_figures
+from qrpo_jax.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("identity", "normal-icdf", "logit")

@@ -11,8 +11,8 @@ from tests.helpers import tiny
 
 def figures(transform="identity", beta=0.3, n=7, partition_name="population", estimator="ecdf", tied=0.1):
     table = tiny.examples(30)
-    table = table._replace(
-        references_C=np.broadcast_to(np.asarray(n, np.int32), (30,)), ties_C=np.full(30, tied, np.float32)
+    table = tiny.with_numbers(
+        table, references=np.broadcast_to(np.asarray(n, np.int32), (30,)), ties=np.full(30, tied, np.float32)
     )
     chosen = transforms.parse(transform)
     beta_C = np.broadcast_to(np.asarray(beta, np.float32), 30)

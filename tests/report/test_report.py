@@ -18,9 +18,8 @@ from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.evaluation.compare import SIDES, compare
 from qrpo_jax.job import manifest
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.stages import STAGES
 from qrpo_jax.report import forecast, run_page, run_plots
-from qrpo_jax.stages import evaluate, report
+from qrpo_jax.stages import STAGES, evaluate, report
 from tests.helpers import tiny
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e</pre><img src=x onerror=alert(2)>"

@@ -20,13 +20,13 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.stages import STAGES
 from qrpo_jax.job.scoring import ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
 from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
+from qrpo_jax.stages import STAGES
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
 from tests.helpers import reward_folders as folders

@@ -84,7 +84,9 @@ def test_every_step_is_logged_with_the_figures_of_its_own_batch(undisturbed):
     assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
     for i, line in enumerate(lines):
         batch = loader.assemble(TABLE, plan(), i)
-        assert line["reward"] == pytest.approx(batch.reward_BxS[batch.present_BxS].mean(), rel=1e-4, abs=1e-6)
+        assert line["reward"] == pytest.approx(
+            batch.completions_BxS.reward[batch.present_BxS].mean(), rel=1e-4, abs=1e-6
+        )
         assert line["learning_rate"] == pytest.approx(float(SCHEDULE(i)))
     needed = {"loss", "gradient_norm", "quantile", "log_ratio_high", "log_ratio_low", "tied_comparisons", "padding"}
     assert needed <= set(lines[0])
@@ -93,12 +95,12 @@ def test_every_step_is_logged_with_the_figures_of_its_own_batch(undisturbed):
 def test_a_loss_that_is_not_finite_stops_and_names_step_rows_and_last_good_checkpoint(tmp_path):
     fourth = loader.assemble(TABLE, plan(), 3)
     bad = int(fourth.example_BxS[fourth.present_BxS][2])
-    reference = TABLE.reference_log_prob_C.copy()
+    reference = TABLE.completions_C.reference_log_prob.copy()
     reference[bad] = np.nan
     first = loader.assemble(TABLE, plan(), 0)
     assert bad not in first.example_BxS
     with pytest.raises(NonFiniteLossError) as caught:
-        run(tmp_path, table=TABLE._replace(reference_log_prob_C=reference), save_every=3)
+        run(tmp_path, table=tiny.with_numbers(TABLE, reference_log_prob=reference), save_every=3)
     message = str(caught.value)
     assert message.startswith("step 4: loss nan") and "\n" not in message
     assert f"row-{bad}/0" in message and message.count("row-") == 1
@@ -159,7 +161,7 @@ def test_an_array_of_the_host_given_to_the_step_is_an_implicit_transfer(tmp_path
     """Without this the test above would show nothing."""
 
     def step(state, batch, frozen):
-        return STEP(state, batch._replace(weight_BxS=batch.weight_BxS * frozen["weight"]))
+        return STEP(state, batch.with_numbers(weight=batch.completions_BxS.weight * frozen["weight"]))
 
     with (
         pytest.raises(Exception, match="Disallowed host-to-device transfer"),
