@@ -1,4 +1,4 @@
-"""The device mesh: sizes, and where each array lies."""
+"""The device mesh: sizes, and how each array is split over it."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from tests.helpers.steps import OPTIMIZER
     "sizes, shape",
     [((-1, 1, 1), (8, 1, 1)), ((1, -1, 2), (1, 4, 2)), ((2, 2, -1), (2, 2, 2)), ((4, 2, 1), (4, 2, 1))],
 )
-def test_one_size_takes_what_is_left(sizes, shape):
+def test_a_size_of_minus_one_uses_all_devices(sizes, shape):
     assert make_mesh(*sizes).devices.shape == shape
 
 
@@ -49,7 +49,7 @@ def test_a_dimension_that_does_not_split_is_refused():
         )
 
 
-def test_optimizer_moments_lie_with_their_parameters():
+def test_optimizer_moments_are_split_like_their_parameters():
     layout = parameter_layout(make_mesh(2, 2, 2), tiny.SETTINGS)
     shardings = state_shardings(layout, OPTIMIZER)
     adam = [x for x in jax.tree.leaves(shardings.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]

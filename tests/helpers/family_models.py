@@ -1,4 +1,4 @@
-"""Models of tests/family_cases.py in this package: opened, decoded token by token, and turned back into tensors."""
+"""The models of `family_cases` in this package: loading, decoding token by token, and conversion to stored tensors."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
 
 
 def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameters) -> dict[str, np.ndarray]:
-    """A tree of the parameters' structure as the tensors of a folder."""
+    """The tensors of a model folder, made from a tree with the structure of the parameters."""
     flat = nnx.traversals.flatten_mapping(parameters)
 
     def rows(part: Any) -> np.ndarray:
@@ -37,9 +37,9 @@ def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameter
 def decoded(
     settings: decoder.DecoderSettings, parameters: decoder.Parameters, tokens_L: np.ndarray, prompt: int
 ) -> np.ndarray:
-    """Logits [2, L - prompt, V] of a sequence whose tokens after the prompt pass through the cache, in two copies.
+    """Logits [2, L - prompt, V] of two copies of a sequence; the tokens after the prompt pass through the cache.
 
-    They share the batch with two completions of a longer prompt.
+    The batch also has two completions of a longer prompt.
     """
     graph, steps = decoder.graph(settings), len(tokens_L) - prompt
 

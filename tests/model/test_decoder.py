@@ -1,4 +1,4 @@
-"""The decoder: what each position may depend on, and that it computes what Llama is defined to compute."""
+"""The decoder: which tokens each position depends on, and that it computes a Llama as defined."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def test_forward_is_llama_written_as_loops(hidden):
     np.testing.assert_allclose(hidden[1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_segments_are_sequences_of_their_own(hidden):
+def test_packed_segments_are_independent_sequences(hidden):
     for columns in (slice(0, 5), slice(5, 11)):
         expected = plain_llama(tiny.SETTINGS, tiny.parameters(), TOKENS[0, columns])
         np.testing.assert_allclose(hidden[0, columns], expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Log-probabilities: chunked = full, packed = unpacked, and nothing but completions counts."""
+"""Log-probabilities: chunked = full, packed = unpacked, and only completions count."""
 
 import functools
 
@@ -46,7 +46,7 @@ def test_packing_does_not_change_a_completions_log_prob(unpacked, row_tokens, sl
 
 
 def test_padding_does_not_change_a_completions_log_prob(unpacked):
-    """Against batches that are exactly as long as the completion and hold nothing else."""
+    """Compared with batches of one completion, exactly as long as it is."""
     for c, batch in enumerate(tiny.one_by_one(TABLE)[:3]):
         np.testing.assert_allclose(scored(batch), [[unpacked[c]]], rtol=2e-5)
 
@@ -62,7 +62,7 @@ def test_packing_does_not_change_the_gradient():
     tiny.assert_trees_close(packed, apart, rtol=1e-4, atol=1e-5 * tiny.largest(packed))
 
 
-def test_what_stands_in_padding_is_never_looked_at():
+def test_tokens_in_padding_change_nothing():
     batch = tiny.batch(TABLE, row_multiple=11)
     noise = np.random.default_rng(0).integers(0, 46, batch.tokens_BxL.shape)
     tokens = np.where(batch.segments_BxL == 0, noise, batch.tokens_BxL).astype(np.int32)

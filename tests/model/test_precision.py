@@ -1,4 +1,4 @@
-"""Precision: what is kept in float32, and how far policy and reference may drift apart before the first update."""
+"""Precision: which values stay float32, and how far policy and reference may differ before the first update."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ KINDS = [(p, c) for p in ("float32", "bfloat16") for c in ("float32", "bfloat16"
 
 
 def stored(parameters, batch: Batch, precision: LogProbSettings) -> np.ndarray:
-    """As the reference stage computes them."""
+    """Log-probs as the reference stage computes them."""
     return np.asarray(jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))(parameters, batch))
 
 
@@ -36,7 +36,7 @@ def by_example(values_BxS: np.ndarray, batch: Batch) -> np.ndarray:
 
 @pytest.mark.parametrize("parameter, compute", KINDS)
 def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(parameter, compute) -> None:
-    """In the step itself, gradient and all, against log-probs that a jitted forward pass stored."""
+    """Of the training step, whose program includes the gradient, against those of a jitted forward pass."""
     table = tiny.examples(14, pairs=True)
     batch, parameters, precision = tiny.batch(table), cast(parameter), LogProbSettings(compute=Compute(compute))
     batch = batch.with_numbers(reference_log_prob=stored(parameters, batch, precision))
@@ -44,15 +44,15 @@ def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(para
     batch = batch.with_numbers(reward=np.zeros_like(batch.completions_BxS.reward))
     step = make_step(tiny.GRAPH, make_objective("rebel", beta=1.0), OPTIMIZER, precision=precision)
     _, metrics = jax.jit(step)(initial_state(parameters, OPTIMIZER, 0), batch)
-    found = {name: float(metrics[name]) for name in ("log_ratio_high", "log_ratio_low", "loss")}
-    assert found == {"log_ratio_high": 0.0, "log_ratio_low": 0.0, "loss": 0.0}, found
+    zeros = {name: float(metrics[name]) for name in ("log_ratio_high", "log_ratio_low", "loss")}
+    assert zeros == {"log_ratio_high": 0.0, "log_ratio_low": 0.0, "loss": 0.0}, zeros
     assert float(jnp.abs(metrics["losses_BxS"]).max()) == 0.0
 
 
 # Nats a completion of up to 8 tokens whose logits spread over several nats; measured: 5e-6 and 1e-2.
 @pytest.mark.parametrize("parameter, compute", KINDS)
-def test_packing_otherwise_moves_log_ratios_by_rounding_only(parameter, compute) -> None:
-    """The reference stage packs other rows than training does: products of other shapes may round differently."""
+def test_packing_in_another_way_moves_log_ratios_by_rounding_only(parameter, compute) -> None:
+    """The reference stage packs rows in another way than training, and products of other shapes round differently."""
     table, parameters, precision = tiny.examples(14), cast(parameter), LogProbSettings(compute=Compute(compute))
     packed, loose = tiny.batch(table), tiny.batch(table, row_tokens=43, slots=6)
     drift = by_example(stored(parameters, packed, precision), packed) - by_example(
@@ -66,14 +66,14 @@ def test_packing_otherwise_moves_log_ratios_by_rounding_only(parameter, compute)
 def test_log_probs_are_float32_and_near_those_of_float64(compute, bound) -> None:
     table = tiny.examples(14)
     batch = tiny.batch(table)
-    found = stored(tiny.parameters(), batch, LogProbSettings(compute=Compute(compute)))
-    assert found.dtype == np.float32
+    log_probs_BxS = stored(tiny.parameters(), batch, LogProbSettings(compute=Compute(compute)))
+    assert log_probs_BxS.dtype == np.float32
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tiny.parameters())
         exact = np.asarray(
             completion_log_probs(tiny.GRAPH, wide, batch, LogProbSettings(compute=Compute(jnp.float64))), np.float64
         )
-    error = np.abs(found - exact)[batch.present_BxS].max()
+    error = np.abs(log_probs_BxS - exact)[batch.present_BxS].max()
     assert error < bound, error
 
 
@@ -87,7 +87,7 @@ def test_a_step_keeps_the_type_of_the_parameters_and_a_float32_loss(parameter) -
     assert metrics["loss"].dtype == metrics["losses_BxS"].dtype == jnp.float32
 
 
-def test_rounding_by_chance_is_right_on_average_and_keeps_what_needs_none() -> None:
+def test_stochastic_rounding_is_right_on_average_and_keeps_representable_values() -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=211) * 10.0 ** rng.integers(-6, 6, 211), jnp.float32)
     drawn = jax.vmap(lambda key: stochastically_rounded(x, key))(jax.random.split(jax.random.key(1), 4001))

@@ -16,7 +16,8 @@ class Backend(Protocol):
     """Causal softmax attention with grouped key-value heads, for rows that pack several sequences.
 
     No argument has L x L elements: a backend derives from segments, positions and window which keys a query sees
-    (`rules.visible` is the definition), so it can skip what is hidden and need not store a score matrix.
+    (`rules.visible` is the definition), so it can skip what is hidden and need not store a score matrix. Arrays may be
+    sharded over rows and heads: a backend that the compiler cannot partition by itself has to do it.
     """
 
     def __call__(
@@ -38,7 +39,7 @@ class Backend(Protocol):
           q_BxLxHxK: queries; rotary embeddings are already applied to queries and keys.
           k_BxLxGxK, v_BxLxGxK: keys and values; H is a multiple of G, and query head h reads kv-head h // (H / G).
           segments_BxL: int32, the sequence of the row that a token belongs to, from 1; 0 is padding. A query sees
-            keys of its own segment only. A segment's tokens are adjacent and in order; padding may follow anywhere.
+            keys of its own segment only. A segment's tokens are adjacent and in order; padding may be anywhere between.
           positions_BxL: int32, position within the segment, from 0. A query sees keys up to its own position.
           window: how many tokens back a query sees, its own included; None is no limit. It is a traced int32 scalar
             where layers differ, and then the largest int32 for a layer without a limit.

@@ -19,7 +19,7 @@ def attend_cached(
     cap: float | None = None,
     window: Array | int | None = None,
 ) -> Array:
-    """Attention [B, H, K] of one new token a completion: to its prompt, which n = B/P completions share, and to itself.
+    """Attention [B, H, K] of each completion's new token: to the prompt, which n = B/P share, and to its past.
 
     Prompt and completion share one softmax without being joined in memory. Slots are the last axis of keys and values,
     so that the inner loop reads adjacent memory.
