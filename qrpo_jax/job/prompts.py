@@ -39,12 +39,12 @@ class Prompts(NamedTuple):
         return self.source.rows(self.indices(unit))
 
 
-def open_prompts(job: Job, split: str, reference: Parameters, sources: Sources = SOURCES) -> Prompts:
-    """The prompts of a split, ready for a stage that samples.
+def open_prompts(job: Job, split: str, reference: Parameters | None = None, sources: Sources = SOURCES) -> Prompts:
+    """The prompts of a split in units.
 
     Args:
       split: "train" or "eval".
-      reference: parameters of the reference policy, which prompts may be sampled from.
+      reference: parameters of the reference policy, for prompts that are sampled from it.
 
     Raises:
       UserError: from the source.
@@ -56,7 +56,7 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
     """The source of each split: "train", "eval" and, with demonstrations, "sft".
 
     Args:
-      reference: as in `open_prompts`; a source of listed or generated rows needs none.
+      reference: as in `open_prompts`.
 
     Raises:
       UserError: from the source.
