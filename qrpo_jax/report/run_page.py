@@ -86,7 +86,7 @@ def verdict(results: dict[str, Any]) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         conclusion = "There are too few prompts for an interval."
     elif low > 0:
-        conclusion = "The interval lies above zero: the policy improved, by more than chance explains."
+        conclusion = "The interval lies above zero: the policy improved by more than chance explains."
     elif high < 0:
         conclusion = "The interval lies below zero: the policy became worse."
     else:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from qrpo_jax.report.svg import HIGH, INK, LOW, POLICY, REFERENCE, render
+from qrpo_jax.report.svg import HIGH, INK, LOW, POLICY, REFERENCE, legend_below, render
 
 SMOOTHED_FROM = 60  # points; a curve of fewer has no moving average
 MARKED_BELOW = 25  # points; a curve of fewer has a mark at each
@@ -57,7 +57,7 @@ def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[floa
         _curve(axes, steps, high, HIGH, label="high-reward completions")
         _curve(axes, steps, low, LOW, label="low-reward completions", linestyle="--")
         axes.set_ylabel("log π − log π_ref (nats)")
-        axes.legend()
+        legend_below(axes)
         _steps(axes)
 
     return render("log-ratios", "Log-ratio of high- and low-reward completions", draw)

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.style
 from markupsafe import escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 5.2, 3.1  # inches; a page scales plots to its columns
@@ -112,3 +113,11 @@ def inline(svg: str, label: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"font(-family)?: ([^;\"]*?)('DejaVu Sans'[^;\"]*)", r"font\1: \2system-ui, sans-serif", svg)
     return re.sub("|".join(COLOURS), lambda match: COLOURS[match[0]], svg).strip()
+
+
+def legend_below(axes: Axes) -> None:
+    """Draws the legend below the plot, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(len(label) for label in labels)
+    columns = max(1, min(4, 66 // (longest + 6), len(labels)))
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

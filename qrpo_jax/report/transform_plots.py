@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from qrpo_jax.report.svg import DASHES, HIGH, INK, LOW, POLICY, RAMP, REFERENCE, SERIES, render
+from qrpo_jax.report.svg import DASHES, HIGH, INK, LOW, POLICY, RAMP, REFERENCE, SERIES, legend_below, render
 
 LEAST_DENSITY = 1e-3  # where logarithmic density axes begin
 LEAST_DISTANCE = 1e-5  # distance to quantile 1 at which logarithmic quantile axes end
@@ -57,7 +57,7 @@ def sharpening(curves: Mapping[float, Curve]) -> str:
         axes.set(xlim=(0, 1), yscale="log", ylim=(LEAST_DENSITY, 2 * tallest), ylabel="density (reference = 1)")
         axes.set_xlabel("quantile of the reward under the reference")
         _plain_log(axes)
-        _legend(axes)
+        legend_below(axes)
 
     return render("figure-5-betas", "The optimum of identity for decreasing β", draw)
 
@@ -85,7 +85,7 @@ def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], po
         below.set_xlim(0, 1.05 * points[0].max())
         _plain_log(below)
         below.set_xlabel("KL from the reference (nats)")
-        _legend(above)
+        legend_below(above)
 
     return render("frontier", "Quantile by KL", draw, panels=2, height=4.4)
 
@@ -110,7 +110,7 @@ def densities(name: str, curves: Mapping[float, Curve]) -> str:
         axes.set_xlabel("quantile of the reward under the reference")
         axes.set_ylabel("density (reference = 1)")
         _plain_log(axes)
-        _legend(axes)
+        legend_below(axes)
 
     return render(f"densities {name}", f"{_plain(name)}: density of the quantile", draw)
 
@@ -140,7 +140,7 @@ def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[An
         axes.set_ylabel("density")
         axes.set_xlim(reference[0][0], reference[0][-1])
         axes.set_ylim(bottom=0)
-        _legend(axes)
+        legend_below(axes)
 
     return render(f"rewards {name}", title, draw)
 
@@ -172,7 +172,7 @@ def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[floa
             axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         panels[-1].set_xlabel("references n")
-        _legend(panels[0])
+        legend_below(panels[0])
 
     return render(f"gaps {name}", f"{_plain(name)}: log Zₙ − log Z (nats)", draw, panels=len(curves), height=3.4)
 
@@ -216,11 +216,3 @@ def _plain(text: str) -> str:
 def _plain_log(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _legend(axes: Axes) -> None:
-    """Below the plot, in as many columns as the labels leave room for."""
-    handles, labels = axes.get_legend_handles_labels()
-    longest = max(len(label) for label in labels)
-    columns = max(1, min(4, 66 // (longest + 6), len(labels)))
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
