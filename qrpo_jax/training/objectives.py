@@ -175,7 +175,7 @@ OBJECTIVES = {
     ),
     "dpo": Objective(
         dpo,
-        "nats a pair",
+        "nats per pair",
         ("beta",),
         pairwise=True,
         drops_ties=True,
@@ -192,13 +192,13 @@ OBJECTIVES = {
     ),
     "simpo": Objective(
         simpo,
-        "nats a pair",
+        "nats per pair",
         ("beta", "gamma_beta_ratio"),
         pairwise=True,
         needs_reference=False,
         drops_ties=True,
     ),
-    "sft": Objective(sft, "nats a token", needs_reference=False, length_divisible=True),
+    "sft": Objective(sft, "nats per token", needs_reference=False, length_divisible=True),
 }
 
 
