@@ -217,23 +217,16 @@ def _positive(beta: float) -> float:
     return beta
 
 
-def _transform(name: str) -> Transform:
-    try:
-        return transforms.parse(name)
-    except ValueError as error:
-        raise UserError(str(error), about="transform") from None
-
-
 def _regression(loss: str) -> str:
     if loss not in losses.REGRESSION:
         raise UserError(f"loss is {loss!r}; allowed: {', '.join(losses.REGRESSION)}", about="loss")
     return loss
 
 
-# From an option's value in a config to the argument of the loss.
+# For each option the function from its value in a config to the argument of the loss.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "beta": _positive,
-    "transform": _transform,
+    "transform": transforms.parse,
     "loss": _regression,
     "gamma_beta_ratio": float,
 }
