@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jax import Array
+from jax.lax import broadcast_to_rank
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
@@ -55,7 +56,8 @@ def log_mean_exp(values: Any, weights: Any, inverse_beta: ArrayLike, halves: Any
 
     x = jnp.asarray(inverse_beta)[..., None] * 1.0
     weights, halves, centred, below, log_weights = (
-        jnp.asarray(a).astype(x.dtype) for a in (weights, halves, centred, below, log_weights)
+        broadcast_to_rank(jnp.asarray(a).astype(x.dtype), x.ndim)
+        for a in (weights, halves, centred, below, log_weights)
     )
     mean, top = (jnp.asarray(a).astype(x.dtype) for a in (mean, top))
     return _log_mean_exp(x, weights, halves, centred, below, log_weights, mean, top)
@@ -72,7 +74,7 @@ def _log_mean_exp(
     mean: Array,
     top: Array,
 ) -> Array:
-    """x [..., 1]; mean and top [], the others [N]: differences are taken, everything has the dtype of the result."""
+    """x [..., 1]; mean and top []; the others [..., N]. Differences are taken; all have the dtype of the result."""
     small = jnp.max(x * (centred + halves) + log_weights, axis=-1, keepdims=True) <= _SMALL
     # Each branch sees only exponents it is made for: an overflow in the one not taken would make the gradient NaN.
     y, h = jnp.where(small, x * centred, 0), jnp.where(small, x * halves, 0)

@@ -91,14 +91,14 @@ def attend_cached(
     past = jnp.einsum("PnGRK,PGKL->PnGRL", q_PxnxGxRxK, prompt_k_PxGxKxL, preferred_element_type=f32) * scale
     own = jnp.einsum("BGRK,BGKT->BGRT", q_BxGxRxK, k_BxGxKxT, preferred_element_type=f32) * scale
     past, own = soft_cap(past, cap), soft_cap(own, cap)
-    in_prompt_PxL = jnp.arange(width) < prompt_lengths_P[:, None]
+    in_prompt_PxL = jnp.arange(width)[None] < prompt_lengths_P[:, None]
     in_own_T = jnp.arange(own.shape[-1]) < filled
     if window is not None:
         # The token stands at prompt length + filled - 1; own slot t at prompt length + t.
-        in_prompt_PxL &= jnp.arange(width) > (prompt_lengths_P[:, None] + filled - 1) - window
+        in_prompt_PxL &= jnp.arange(width)[None] > (prompt_lengths_P[:, None] + filled - 1) - window
         in_own_T &= jnp.arange(own.shape[-1]) > filled - 1 - window
     past = jnp.where(in_prompt_PxL[:, None, None, None, :], past, -jnp.inf)
-    own = jnp.where(in_own_T, own, -jnp.inf)
+    own = jnp.where(in_own_T[None, None, None], own, -jnp.inf)
     high = jnp.maximum(past.max(-1).reshape(own.shape[:-1]), own.max(-1))[..., None]
     past = jnp.exp(past - high.reshape(*past.shape[:-1], 1))
     own = jnp.exp(own - high)
@@ -117,7 +117,7 @@ def rotate(x_BxLxHxK: Array, positions_BxL: Array, inverse_frequencies: Array, s
       inverse_frequencies: [R/2], the first R of the K dimensions are rotated and the others left as they are.
       scale: what the rotated dimensions are multiplied with.
     """
-    angles = positions_BxL[..., None].astype(jnp.float32) * inverse_frequencies
+    angles = positions_BxL[..., None].astype(jnp.float32) * inverse_frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     if scale != 1.0:
         cos, sin = cos * scale, sin * scale
