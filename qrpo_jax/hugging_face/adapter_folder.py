@@ -1,21 +1,19 @@
 """Adapters as a folder that `peft` loads on top of their base: adapter_config.json and adapter_model.safetensors."""
 
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
+from qrpo_jax import files
+from qrpo_jax.devices.dtypes import FLOATS
+from qrpo_jax.errors import UserError
+from qrpo_jax.hugging_face.json_values import write_json
 from qrpo_jax.hugging_face.lora_targets import Module, modules
+from qrpo_jax.hugging_face.new_folders import check_new, write_tensors
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.lora import SUFFIX
 from qrpo_jax.model.settings import DecoderSettings, Lora
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 def save(
@@ -23,36 +21,27 @@ def save(
 ) -> None:
     """Writes the folder; like a model folder it appears complete or not at all.
 
-    A module that is stored fused has several adapters of rank r here, and in PEFT one of rank r times their number
-    whose B is block diagonal: `rank_pattern` and `alpha_pattern` say so, and the product is the same.
+    A fused module has several adapters of rank r here. In PEFT it has one adapter of rank r times their number, whose B
+    is block diagonal: `rank_pattern` and `alpha_pattern` say so, and the product is the same.
 
     Args:
       base: name or folder of the model that the adapters belong to, for `base_model_name_or_path`.
       dtype: "float32", "bfloat16" or "float16".
 
     Raises:
-      ValueError: the folder exists and is not empty, an unknown dtype, or an adapter that is not finite in it.
+      UserError: the folder exists and is not empty, an unknown dtype, or an adapter that is not finite in it.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)} (config.export.dtype)")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; remove it or choose another folder to export to")
+    if dtype not in FLOATS:
+        raise UserError(f"dtype is {dtype!r}; allowed: {', '.join(FLOATS)}", about="dtype")
+    check_new(folder)
     adapted = [module for module in modules(settings) if module.matrices[0][1] in lora.matrices]
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
-    try:
-        partial.mkdir(parents=True)
-        config = json.dumps(adapter_config(lora, adapted, base), indent=2, sort_keys=True)
-        (partial / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
-        tensors = _tensors(settings, adapted, adapters, dtype)
-        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with files.whole_folder(folder) as partial:
+        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base))
+        write_tensors(partial / "adapter_model.safetensors", _tensors(settings, adapted, adapters, dtype))
 
 
 def adapter_config(lora: Lora, adapted: list[Module], base: str) -> dict[str, Any]:
-    """The keys of PEFT's LoraConfig that say what is computed; what it does not find takes its defaults."""
+    """The keys of PEFT's LoraConfig that change the computation; PEFT takes its defaults for all others."""
     names = {module: module.name.rpartition(".")[2] for module in adapted}
     fused = {names[module]: len(module.matrices) for module in adapted if len(module.matrices) > 1}
     return {
@@ -92,9 +81,9 @@ def _tensors(
             highs = [x[layer].reshape(x.shape[1], -1).T for x in b]
             name = f"base_model.model.model.layers.{layer}.{module.name}"
             for side, array in (("lora_A", np.concatenate(lows)), ("lora_B", _block_diagonal(highs))):
-                tensor = np.asarray(array.astype(DTYPES[dtype]), order="C")
+                tensor = np.asarray(array.astype(FLOATS[dtype]), order="C")
                 if not np.isfinite(tensor).all():
-                    raise ValueError(f"adapter {name}.{side} is not finite as {dtype}; nothing was exported")
+                    raise UserError(f"adapter {name}.{side} is not finite as {dtype}; nothing was exported")
                 tensors[f"{name}.{side}.weight"] = tensor
     return tensors
 

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.families import FAMILIES, Family, Option
 from qrpo_jax.hugging_face.json_values import LARGEST, flag, number, read_json, unsupported
-from qrpo_jax.hugging_face.rope_config import FULL, ROPE_TOP, SLIDING, read_rope, written_rope
+from qrpo_jax.hugging_face.rope_config import read_rope, read_rope_layers, rope_keys, written_rope
+from qrpo_jax.hugging_face.window_config import read_windows, window_keys, written_windows
 from qrpo_jax.model.settings import DecoderSettings
 
-# Keys of config.json that say nothing about what the network computes. Any key not named here or in `families` is
-# refused: ignoring one that matters would give a model that is subtly another one.
+# Keys of config.json that say nothing about what the network computes. Any key that is neither here nor known to the
+# family is refused: to ignore a key that matters would give a subtly different model.
 _METADATA = """
 _commit_hash _from_model_config _name_or_path architectures model_type transformers_version dtype torch_dtype
 initializer_range use_cache is_decoder return_dict output_attentions output_hidden_states output_scores
@@ -35,19 +37,11 @@ SIZES = {
     "d_ff": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
+NEEDED = frozenset({*SIZES.values(), "rms_norm_eps", "tie_word_embeddings"})
 
-# Layers and their tensors are listed one by one before the weights are looked at, so a config.json that is not to be
-# trusted must not ask for any number of them.
+# Layers and their tensors are listed one by one before the weights are read, so an untrusted config.json must not
+# be able to ask for any number of them.
 MAX_LAYERS = 10_000
-
-WINDOW_KEYS = {
-    "none": (),
-    "all": ("sliding_window",),
-    "late": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
-    "unroped": ("sliding_window", "use_sliding_window", "layer_types"),
-    "alternate": ("sliding_window", "layer_types"),
-}
-PATTERN_KEYS = ("sliding_window_pattern", "_sliding_window_pattern")
 
 
 def read_settings(folder: Path) -> DecoderSettings:
@@ -56,83 +50,74 @@ def read_settings(folder: Path) -> DecoderSettings:
     A key that is absent means what it means to transformers.
 
     Raises:
-      ValueError: the folder or file is missing or malformed, the architecture is not in `FAMILIES`, or a
-        setting would change what is computed and is not supported.
+      UserError: the folder or file is missing or malformed, the architecture is not in `FAMILIES`, or a
+        setting would change the computation and is not supported.
     """
-    if not folder.is_dir():
-        raise ValueError(f"model folder {folder} does not exist (config.model.path)")
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     return settings_of(folder, config, architecture(folder, config, FAMILIES))
 
 
-def settings_of(
-    folder: Path, config: Mapping[str, Any], name: str, heads_own: frozenset[str] = frozenset()
-) -> DecoderSettings:
-    """Settings of the decoder in a `config.json`, which is of the family called `name`.
-
-    Args:
-      heads_own: keys that whoever asks reads by itself, because they are about what stands on the decoder.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`.
 
     Raises:
-      ValueError: see `read_settings`.
+      UserError: the folder or file is missing or malformed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"model folder {folder} does not exist", about="path")
+    return read_json(folder / "config.json")
+
+
+def architecture(folder: Path, config: Mapping[str, Any], allowed: Iterable[str]) -> str:
+    """The one architecture that a `config.json` names.
+
+    Raises:
+      UserError: it names none or several, or one that is not `allowed`.
+    """
+    named = {"architectures": None, **config}["architectures"]
+    allowed = tuple(allowed)
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in allowed:
+        raise unsupported(folder, "architectures", named, tuple([name] for name in allowed))
+    return named[0]
+
+
+def settings_of(
+    folder: Path, config: Mapping[str, Any], name: str, head_keys: frozenset[str] = frozenset()
+) -> DecoderSettings:
+    """Settings of the decoder in a `config.json` of the family called `name`.
+
+    Args:
+      head_keys: further keys that are allowed, because they belong to a head that the caller reads itself.
+
+    Raises:
+      UserError: see `read_settings`.
     """
     family = FAMILIES[name]
-    assumed = {key: allowed[0] for key, allowed in family.supported.items()}
-    assumed |= {key: option.default for key, option in family.options.items()}
-    assumed |= {"model_type": family.model_type, "tie_word_embeddings": family.tied}
-    assumed |= {"num_key_value_heads": family.kv_heads, "head_dim": family.head_dim}
-    given = {**assumed, **config}
-
-    if given["model_type"] != family.model_type:
-        raise unsupported(folder, "model_type", given["model_type"], (family.model_type,))
-    for key, allowed in family.supported.items():
-        if given[key] not in allowed:
-            raise unsupported(folder, key, given[key], allowed)
-    needed = {*SIZES.values(), "rms_norm_eps", "tie_word_embeddings"}
-    known = heads_own | needed | METADATA | family.metadata | set(family.supported) | set(family.options)
-    known |= {"rope_parameters", "rope_scaling", *ROPE_TOP, *WINDOW_KEYS[family.windows]}
-    known |= {"sliding_window_size"} if family.windows == "alternate" else set()
-    known |= {"rope_local_base_freq", *PATTERN_KEYS} if family.local_theta is not None else set()
-    known |= {"no_rope_layers", "no_rope_layer_interval"} if family.unroped else set()
-    known |= {"original_max_position_embeddings"} if "longrope" in family.ropes else set()
-    unknown = sorted(set(config) - known)
-    if unknown:
-        raise ValueError(f"{folder}/config.json sets {unknown[0]}={config[unknown[0]]!r}, which is not supported")
-    missing = sorted(needed - set(given))
-    if missing:
-        raise ValueError(f"{folder}/config.json does not say {missing[0]}")
-
-    if given["num_key_value_heads"] is None:
-        given["num_key_value_heads"] = given["num_attention_heads"]
-    if given["head_dim"] is None and family.head_dim is None:
-        d_model = number(folder, "hidden_size", given["hidden_size"], int)
-        given["head_dim"] = d_model // number(folder, "num_attention_heads", given["num_attention_heads"], int)
-    most = {"layers": MAX_LAYERS}
-    sizes = {
-        ours: number(folder, theirs, given[theirs], int, most.get(ours, LARGEST)) for ours, theirs in SIZES.items()
-    }
-    fields: dict[str, Any] = {**sizes, "family": name, **family.fixed}
-    fields["norm_epsilon"] = number(folder, "rms_norm_eps", given["rms_norm_eps"], float)
-    fields["tie_embeddings"] = flag(folder, "tie_word_embeddings", given["tie_word_embeddings"])
-    for key, option in family.options.items():
-        fields |= dict.fromkeys(option.fields, _option(folder, key, given[key], option))
+    values = {**_defaults(family), **config}
+    _check_keys(folder, family, config, values, head_keys)
+    sizes = _sizes(folder, family, values)
+    fields: dict[str, Any] = {**sizes, "family": name, **family.fixed, **_constants(folder, family, values)}
     if family.unroped:
-        fields["rope_layers"] = _roped(folder, config, sizes["layers"])
-    fields |= _windows(folder, family, config, fields)
+        fields["rope_layers"] = read_rope_layers(folder, config, sizes["layers"])
+    rope_layers = fields["rope_layers"] if family.unroped else None
+    fields |= read_windows(folder, family, config, sizes["layers"], rope_layers)
     fields |= read_rope(folder, family, config, sizes)
-    return DecoderSettings(**fields)
+    try:
+        return DecoderSettings(**fields)
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json: {error}", about="path") from None
 
 
 def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]:
     """config.json, with rope and dtype also under the names that readers older than transformers 5 know.
 
     Raises:
-      ValueError: the settings' family has no way to say one of them.
+      UserError: a config.json of the settings' family cannot express one of them.
     """
     if settings.family not in FAMILIES:
-        raise ValueError(f"model family is {settings.family!r}; allowed: {', '.join(FAMILIES)} (config.model)")
+        raise UserError(f"model family is {settings.family!r}; allowed: {', '.join(FAMILIES)}", about="settings")
     family = FAMILIES[settings.family]
-    rope, top = written_rope(settings, family)
+    rope, beside = written_rope(settings, family)
     config = {
         "architectures": [settings.family],
         "model_type": family.model_type,
@@ -141,114 +126,71 @@ def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]
         "tie_word_embeddings": settings.tie_embeddings,
         **{key: family.supported[key][0] for key in ("hidden_act", "hidden_activation") if key in family.supported},
         **{key: getattr(settings, option.fields[0]) for key, option in family.options.items()},
-        **_written_windows(settings, family),
+        **written_windows(settings, family),
         "rope_parameters": rope,
-        **top,
+        **beside,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    if family.unroped:
-        config["no_rope_layers"] = [int(turned) for turned in settings.rope_layers or (True,) * settings.layers]
-    said = settings_of(Path(f"the {settings.family} folder"), config, settings.family)
+    read_back = settings_of(Path(f"the {settings.family} folder"), config, settings.family)
     for field in dataclasses.fields(settings):
-        given, back = getattr(settings, field.name), getattr(said, field.name)
-        if given != back:
-            raise ValueError(
-                f"a {settings.family} folder cannot say {field.name}={given!r}, only {back!r} (config.model)"
+        value, written = getattr(settings, field.name), getattr(read_back, field.name)
+        if value != written:
+            raise UserError(
+                f"a {settings.family} folder cannot say {field.name}={value!r}, only {written!r}", about="settings"
             )
     return config
 
 
-def _roped(folder: Path, config: Mapping[str, Any], layers: int) -> tuple[bool, ...] | None:
-    given = {"no_rope_layers": None, "no_rope_layer_interval": 4, **config}
-    listed = given["no_rope_layers"]
-    if listed is None:
-        interval = number(folder, "no_rope_layer_interval", given["no_rope_layer_interval"], int)
-        listed = [int((i + 1) % interval != 0) for i in range(layers)]
-    if not isinstance(listed, list) or len(listed) < layers or any(one not in (0, 1) for one in listed):
-        raise ValueError(f"{folder}/config.json sets no_rope_layers={listed!r}; it must be {layers} times 0 or 1")
-    roped = tuple(bool(one) for one in listed[:layers])
-    return None if all(roped) else roped
+def _defaults(family: Family) -> dict[str, Any]:
+    """What transformers assumes for absent keys, windows and positions aside."""
+    defaults = {key: allowed[0] for key, allowed in family.supported.items()}
+    defaults |= {key: option.default for key, option in family.options.items()}
+    defaults |= {"model_type": family.model_type, "tie_word_embeddings": family.tied}
+    return defaults | {"num_key_value_heads": family.kv_heads, "head_dim": family.head_dim}
 
 
-def _windows(folder: Path, family: Family, config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings `sliding_window` and `sliding_layers`."""
-    if family.windows == "none":
-        return {}
-    layers = fields["layers"]
-    given = {"sliding_window": family.window, "use_sliding_window": False, "layer_types": None, **config}
-    used = family.windows in ("all", "alternate")
-    used = used or flag(folder, "use_sliding_window", given["use_sliding_window"])
-    window = given["sliding_window"] if used else None
-    window = None if window is None else number(folder, "sliding_window", window, int)
-    if {"sliding_window_size": window, **config}["sliding_window_size"] != window:
-        raise unsupported(folder, "sliding_window_size", config["sliding_window_size"], (window,))
-    if family.windows == "all":
-        return {"sliding_window": window}
-    if family.windows == "late":
-        late = {"max_window_layers": 28, **config}["max_window_layers"]
-        if not isinstance(late, int) or late < 0:
-            raise ValueError(f"{folder}/config.json sets max_window_layers={late!r}; it must be an int from 0")
-        types = [SLIDING if window is not None and i >= late else FULL for i in range(layers)]
-    elif family.windows == "unroped":
-        roped = fields["rope_layers"] or (True,) * layers
-        types = [FULL if window is None or turned else SLIDING for turned in roped]
-    else:
-        pattern = {PATTERN_KEYS[0]: family.pattern, **config}[PATTERN_KEYS[0]]
-        types = _alternate(number(folder, PATTERN_KEYS[0], pattern, int), layers)
-    hint = {PATTERN_KEYS[1]: None, **config}[PATTERN_KEYS[1]]
-    if given["layer_types"] is not None:
-        types, hint = given["layer_types"], None  # transformers writes the hint beside them, whatever they are
-    if not isinstance(types, list) or len(types) != layers or any(one not in (SLIDING, FULL) for one in types):
-        raise ValueError(
-            f"{folder}/config.json sets layer_types={types!r}; it must be {layers} times {SLIDING} or {FULL}"
-        )
-    if hint is not None and _alternate(number(folder, PATTERN_KEYS[1], hint, int), layers) != types:
-        raise ValueError(f"{folder}/config.json sets {PATTERN_KEYS[1]}={hint!r}, yet layers alternate otherwise")
-    slides = tuple(one == SLIDING for one in types)
-    if any(slides) and window is None:
-        raise ValueError(f"{folder}/config.json has layers of type {SLIDING} and no sliding_window to go with them")
-    if not any(slides):
-        return {}
-    return {"sliding_window": window, "sliding_layers": None if all(slides) else slides}
+def _check_keys(
+    folder: Path, family: Family, config: Mapping[str, Any], values: Mapping[str, Any], head_keys: frozenset[str]
+) -> None:
+    """Refuses values that are not supported, keys that are not known, and needed keys that are absent."""
+    if values["model_type"] != family.model_type:
+        raise unsupported(folder, "model_type", values["model_type"], (family.model_type,))
+    for key, allowed in family.supported.items():
+        if values[key] not in allowed:
+            raise unsupported(folder, key, values[key], allowed)
+    known = head_keys | NEEDED | METADATA | family.metadata | set(family.supported) | set(family.options)
+    unknown = sorted(set(config) - known - rope_keys(family) - window_keys(family))
+    if unknown:
+        key = unknown[0]
+        raise UserError(f"{folder}/config.json sets {key}={config[key]!r}, which is not supported", about="path")
+    missing = sorted(NEEDED - set(values))
+    if missing:
+        raise UserError(f"{folder}/config.json does not say {missing[0]}", about="path")
 
 
-def _written_windows(settings: DecoderSettings, family: Family) -> dict[str, Any]:
-    window, slides = settings.sliding_window, settings.slides
-    late = settings.layers
-    while late and slides[late - 1]:
-        late -= 1
-    written = {
-        "sliding_window": window,
-        "use_sliding_window": window is not None,
-        "max_window_layers": late,
-        "layer_types": [SLIDING if slide else FULL for slide in slides],
+def _sizes(folder: Path, family: Family, values: Mapping[str, Any]) -> dict[str, int]:
+    values = dict(values)
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    if values["head_dim"] is None and family.head_dim is None:
+        d_model = number(folder, "hidden_size", values["hidden_size"], int)
+        values["head_dim"] = d_model // number(folder, "num_attention_heads", values["num_attention_heads"], int)
+    largest = {"layers": MAX_LAYERS}
+    return {
+        ours: number(folder, theirs, values[theirs], int, largest.get(ours, LARGEST)) for ours, theirs in SIZES.items()
     }
-    if family.windows == "alternate" and window is None:
-        written["sliding_window"] = family.window  # transformers wants one even where no layer slides
-    found = {key: written[key] for key in WINDOW_KEYS[family.windows]}
-    if family.local_theta is not None:
-        tried = (family.pattern, *range(1, settings.layers + 2))
-        same = [n for n in tried if _alternate(n, settings.layers) == written["layer_types"]]
-        found |= {PATTERN_KEYS[0]: same[0]} if same else {}
-    return found
 
 
-def _alternate(pattern: int, layers: int) -> list[str]:
-    return [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
-
-
-def architecture(folder: Path, config: Mapping[str, Any], allowed: Iterable[str]) -> str:
-    """The one architecture that a `config.json` names.
-
-    Raises:
-      ValueError: it names none or several, or one that is not `allowed`.
-    """
-    named = {"architectures": None, **config}["architectures"]
-    allowed = tuple(allowed)
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in allowed:
-        raise unsupported(folder, "architectures", named, tuple([name] for name in allowed))
-    return named[0]
+def _constants(folder: Path, family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The norms' epsilon, whether embeddings are tied, and the family's options, such as biases and caps."""
+    fields = {
+        "norm_epsilon": number(folder, "rms_norm_eps", values["rms_norm_eps"], float),
+        "tie_embeddings": flag(folder, "tie_word_embeddings", values["tie_word_embeddings"]),
+    }
+    for key, option in family.options.items():
+        fields |= dict.fromkeys(option.fields, _option(folder, key, values[key], option))
+    return fields
 
 
 def _option(folder: Path, key: str, value: Any, option: Option) -> Any:

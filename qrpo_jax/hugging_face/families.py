@@ -1,4 +1,4 @@
-"""Model families: what each is, which keys of its Hugging Face `config.json` say so, and how its weights are stored."""
+"""Model families: the settings of each, the keys of its Hugging Face `config.json`, and how its weights are stored."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,10 +9,13 @@ ParameterPath = tuple[str, ...]
 
 
 class Weight(NamedTuple):
-    """How a parameter is stored: its name ({} is the layer), and how many of its axes are summed over.
+    """How a parameter is stored.
 
-    A matrix is stored as [outputs, inputs], the transpose of ours, and a vector flat; `inputs` None means stored as
-    it is. Where one stored tensor holds several parameters, `fused` names all of them from its first row to its last.
+    Attributes:
+      name: of the stored tensor; {} is the layer.
+      inputs: number of the parameter's axes that are summed over. A matrix is stored as [outputs, inputs], the
+        transpose of the parameter, and a vector flat. None: stored with the parameter's own axes.
+      fused: where one stored tensor holds several parameters, all of their names, from its first row to its last.
     """
 
     name: str
@@ -21,7 +24,14 @@ class Weight(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A key of config.json that settings follow: which, of what type, and its value where the key is absent."""
+    """A key of config.json that sets settings.
+
+    Attributes:
+      fields: the settings.
+      kind: bool, int or float.
+      default: the value where the key is absent.
+      nullable: whether null is allowed.
+    """
 
     fields: tuple[str, ...]
     kind: type
@@ -33,17 +43,25 @@ class Family(NamedTuple):
     """One architecture.
 
     Attributes:
-      fixed: settings that all its members share.
-      options: keys that settings follow.
+      weights: how each parameter is stored.
       supported: keys that change the computation and may only have these values, the first where absent.
-      kv_heads, head_dim: where config.json does not say; None for as many as heads, and for d_model / heads.
+      options: keys that set settings.
+      fixed: settings that all models of the family share.
+      kv_heads, head_dim: defaults of config.json; None for as many as heads, and for d_model / heads.
+      tied: default of `tie_word_embeddings`.
       ropes: supported kinds of rotary embedding.
-      rope_default: what is assumed where config.json has neither `rope_parameters` nor `rope_scaling`.
+      rope_theta: default base.
+      rope_default: assumed where config.json has neither `rope_parameters` nor `rope_scaling`.
       windows: which layers slide: "none", "all", "late" (from max_window_layers on), "unroped", or all but every
         `pattern`-th ("alternate").
+      window: default size.
+      local_theta: default base of sliding layers, where they have their own.
+      unroped: some layers do not know positions.
+      partial_rotary: heads may be rotated in part.
+      even_split: transformers refuses a d_model that is no multiple of heads.
       metadata: keys that change nothing in this family.
-      constants: stored tensors that are no parameters, and their value.
-      pad_token: what pads where config.json does not say.
+      constants: stored tensors that are not parameters, and their value.
+      pad_token: default of `pad_token_id`.
     """
 
     model_type: str
@@ -63,7 +81,7 @@ class Family(NamedTuple):
     local_theta: float | None = None
     unroped: bool = False
     partial_rotary: bool = False
-    even_split: bool = False  # transformers refuses a d_model that is no multiple of heads
+    even_split: bool = False
     metadata: frozenset[str] = frozenset()
     constants: Mapping[str, float] = {}
     pad_token: int | None = None
@@ -187,7 +205,7 @@ FAMILIES = {
     "Gemma3ForCausalLM": Family(
         model_type="gemma3_text",
         options=_GEMMA_OPTIONS | {"final_logit_softcapping": Option(("logit_cap",), float, None, nullable=True)},
-        # transformers reads this cap of Gemma 3 and then does not apply it, so what a value would mean is open.
+        # transformers reads this cap of Gemma 3 and then does not apply it, so the meaning of a value is unclear.
         supported=_GEMMA_SUPPORTED | {"attn_logit_softcapping": (None,)},
         fixed=_GEMMA_FIXED | {"qk_norm": "head"},
         pattern=6,
@@ -221,7 +239,7 @@ FAMILIES = {
         ropes=("default", "longrope"),
         windows="all",
         partial_rotary=True,
-        # The code that it names is never run; transformers has the model itself.
+        # The code that it names is never run.
         metadata=frozenset({"auto_map"}),
         pad_token=32_000,
     ),

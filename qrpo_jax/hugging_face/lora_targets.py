@@ -2,11 +2,12 @@
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 
-from qrpo_jax.hugging_face.families import FAMILIES
+from qrpo_jax.errors import UserError
+from qrpo_jax.hugging_face.families import FAMILIES, ParameterPath, Weight
 from qrpo_jax.model.decoder import abstract_parameters
 from qrpo_jax.model.settings import DecoderSettings, Lora
 
@@ -14,8 +15,9 @@ from qrpo_jax.model.settings import DecoderSettings, Lora
 class Module(NamedTuple):
     """A linear map of every layer.
 
-    name: as Hugging Face and PEFT call it, within its layer: "self_attn.q_proj".
-    matrices: ours that lie in it, from its first row to its last; several where a family stores them fused.
+    Attributes:
+      name: as Hugging Face and PEFT call it, within its layer: "self_attn.q_proj".
+      matrices: our matrices in it, from its first row to its last; several where a family stores them fused.
     """
 
     name: str
@@ -23,7 +25,7 @@ class Module(NamedTuple):
 
 
 def modules(settings: DecoderSettings) -> tuple[Module, ...]:
-    """All that can be adapted."""
+    """All linear maps that can have adapters."""
     return tuple(_modules(settings).values())
 
 
@@ -32,56 +34,53 @@ def make_lora(settings: DecoderSettings, *, rank: int, alpha: float, targets: st
 
     Args:
       rank, alpha: an adapter adds x A B · alpha / rank, and A has `rank` columns. In a module that is stored fused
-        (Phi-3's qkv_proj) each matrix has an adapter of its own.
+        (Phi-3's qkv_proj) each matrix has its own adapter.
       targets: a regular expression for Hugging Face's name of a module within its layer, or for the last parts of
         that name: "q_proj|v_proj", "self_attn.*", ".*_proj". All layers are adapted alike.
 
     Raises:
-      ValueError: rank or alpha not positive, a pattern that is malformed, matches nothing, or names what has no
+      UserError: rank or alpha not positive, a pattern that is malformed, matches nothing, or names modules without
         adapters (embeddings, norms, activations).
     """
     if rank < 1:
-        raise ValueError(f"lora.rank is {rank}; an adapter needs at least 1 (config.lora.rank)")
+        raise UserError(f"rank is {rank}; an adapter needs at least 1", about="rank")
     if not (0 < alpha < math.inf):
-        raise ValueError(f"lora.alpha is {alpha}; it must be finite, above 0 (config.lora.alpha)")
+        raise UserError(f"alpha is {alpha}; it must be finite, above 0", about="alpha")
     try:
         pattern = re.compile(rf"(.*\.)?({targets})")
     except re.error as error:
-        raise ValueError(
-            f"lora.targets is {targets!r}, which is no regular expression: {error} (config.lora.targets)"
-        ) from None
-    known = _modules(settings)
-    allowed = ", ".join(known)
-    others = [name for name in _names(settings) if name not in known and pattern.fullmatch(name)]
+        raise UserError(f"targets is {targets!r}, which is no regular expression: {error}", about="targets") from None
+    linear = _modules(settings)
+    allowed = ", ".join(linear)
+    others = [name for name in _weights_by_module(settings) if name not in linear and pattern.fullmatch(name)]
     if others:
-        raise ValueError(
-            f"lora.targets {targets!r} names {others[0]}, which has no adapters; allowed: {allowed} "
-            "(config.lora.targets)"
+        raise UserError(
+            f"targets {targets!r} names {others[0]}, which has no adapters; allowed: {allowed}", about="targets"
         )
-    chosen = [matrix for name, module in known.items() if pattern.fullmatch(name) for _, matrix in module.matrices]
+    chosen = [matrix for name, module in linear.items() if pattern.fullmatch(name) for _, matrix in module.matrices]
     if not chosen:
-        raise ValueError(
-            f"lora.targets {targets!r} matches no module of {settings.family}; it must match one or more of "
-            f"{allowed}, from its start or from a dot on (config.lora.targets)"
+        raise UserError(
+            f"targets {targets!r} matches no module of {settings.family}; it must match one or more of "
+            f"{allowed}, from its start or from a dot on",
+            about="targets",
         )
     return Lora(rank, float(alpha), tuple(chosen))
 
 
-def _names(settings: DecoderSettings) -> dict[str, list[Any]]:
-    """Hugging Face's name of every module, without its layer, and the paths of our parameters that lie in it."""
-    family = FAMILIES[settings.family]
-    found: dict[str, list[Any]] = {}
+def _weights_by_module(settings: DecoderSettings) -> dict[str, list[tuple[ParameterPath, Weight]]]:
+    """For Hugging Face's name of every module, without its layer, the parameters that lie in it."""
+    weights: dict[str, list[tuple[ParameterPath, Weight]]] = {}
     present = nnx.traversals.flatten_mapping(abstract_parameters(settings))
-    for path, weight in family.weights.items():
+    for path, weight in FAMILIES[settings.family].weights.items():
         if path in present:
             name = weight.name.rpartition(".")[0].removeprefix("model.").removeprefix("layers.{}.")
-            found.setdefault(name, []).append((path, weight))
-    return found
+            weights.setdefault(name, []).append((path, weight))
+    return weights
 
 
 def _modules(settings: DecoderSettings) -> dict[str, Module]:
     matrices = {
-        name: tuple((path[1], path[2]) for path, weight in held if path[0] == "layers" and weight.inputs)
-        for name, held in _names(settings).items()
+        name: tuple((path[1], path[2]) for path, weight in weights if path[0] == "layers" and weight.inputs)
+        for name, weights in _weights_by_module(settings).items()
     }
-    return {name: Module(name, held) for name, held in matrices.items() if held}
+    return {name: Module(name, parts) for name, parts in matrices.items() if parts}

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.families import Family
-from qrpo_jax.hugging_face.json_values import number, unsupported
+from qrpo_jax.hugging_face.json_values import number, setting_error, unsupported
+from qrpo_jax.hugging_face.window_config import FULL, SLIDING
 from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling, Scaling
 from qrpo_jax.model.settings import DecoderSettings
 
@@ -27,151 +29,218 @@ ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
 }
 ROPE_TOP = ("rope_theta", "partial_rotary_factor")
-SLIDING, FULL = "sliding_attention", "full_attention"
+ORIGINAL = "original_max_position_embeddings"
+
+
+class Rotation(NamedTuple):
+    """How one kind of layer embeds positions: base, stretching, and the share of dimensions that is rotated."""
+
+    theta: float
+    scaling: Scaling | None
+    share: float
+
+
+def rope_keys(family: Family) -> set[str]:
+    """The keys of config.json that are about the positions of this family."""
+    keys = {"rope_parameters", "rope_scaling", *ROPE_TOP}
+    keys |= {"rope_local_base_freq"} if family.local_theta is not None else set()
+    keys |= {"no_rope_layers", "no_rope_layer_interval"} if family.unroped else set()
+    return keys | ({ORIGINAL} if "longrope" in family.ropes else set())
 
 
 def read_rope(folder: Path, family: Family, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The settings that say how positions are embedded.
+    """The settings that say how positions are embedded, `rope_layers` aside.
+
+    Args:
+      sizes: settings `head_dim` and `max_positions`.
 
     Raises:
-      ValueError: an unknown kind, a key that this kind does not have, or two keys that contradict each other.
+      UserError: an unknown kind, a key that this kind does not have, or two keys that contradict each other.
     """
-    sources: dict[str, dict[str, Any]] = {}
-    for name in ("rope_parameters", "rope_scaling"):
-        given = {name: None, **config}[name]
-        if not isinstance(given, dict | None):
-            raise unsupported(folder, name, given, (None, *({"rope_type": kind} for kind in family.ropes)))
-        # Phi-3 folders of the first days call their kind "su".
-        su = "longrope" in family.ropes
-        sources[name] = {
-            key: "longrope" if su and key in ("type", "rope_type") and value == "su" else value
-            for key, value in (given or {}).items()
-        }
+    sources = _sources(folder, family, config)
     top = {key: config[key] for key in ROPE_TOP if key in config}
-    if not any(sources.values()):
-        sources["rope_parameters"] = dict(family.rope_default)
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if family.local_theta is not None:
-        local = _local(folder, family.local_theta, config, sources["rope_parameters"], sizes)
-        found["local_rope_theta"], sources["rope_parameters"] = local
+        local_theta, everywhere = _local(folder, family.local_theta, config, sources["rope_parameters"], sizes)
+        fields["local_rope_theta"], sources["rope_parameters"] = local_theta, everywhere
     merged = _merged(folder, sources, top)
     if "longrope" in family.ropes and {"rope_type": None, **merged}["rope_type"] == "longrope":
-        original = "original_max_position_embeddings"
-        # transformers lets the key outside win, and where it is absent its default.
-        merged = _merged(folder, {**sources, original: {original: {original: 4096, **config}[original]}}, top)
-    merged = {"rope_theta": family.rope_theta, **merged}
-    found["rope_theta"], found["rope_scaling"], share = _turns(folder, merged, family.ropes, sizes)
+        # transformers prefers the key outside `rope_parameters`, and where it is absent its default.
+        merged = _merged(folder, {**sources, ORIGINAL: {ORIGINAL: {ORIGINAL: 4096, **config}[ORIGINAL]}}, top)
+    theta, scaling, share = _rotation(folder, {"rope_theta": family.rope_theta, **merged}, family.ropes, sizes)
+    fields |= {"rope_theta": theta, "rope_scaling": scaling}
     if family.partial_rotary:
-        found["rotary_share"] = share
+        fields["rotary_share"] = share
     elif share != 1.0:
         raise unsupported(folder, "partial_rotary_factor", share, (1.0,))
-    if isinstance(found["rope_scaling"], LongRope):
-        found["max_positions"] = min(sizes["max_positions"], found["rope_scaling"].original_max_positions)
-    return found
+    if isinstance(scaling, LongRope):
+        fields["max_positions"] = min(sizes["max_positions"], scaling.original_max_positions)
+    return fields
 
 
-def _local(
-    folder: Path, theta: float, config: Mapping[str, Any], nested: Mapping[str, Any], sizes: Mapping[str, int]
-) -> tuple[float, dict[str, Any]]:
-    """The base of sliding layers, and what `rope_parameters` says about the others."""
-    parts: dict[str, dict[str, Any]] = {SLIDING: {}, FULL: {}}
-    for key, value in nested.items():
-        if key not in parts or not isinstance(value, dict | None):
-            raise ValueError(
-                f"{folder}/config.json sets {key}={value!r} in rope_parameters; "
-                f"supported: one object for {SLIDING} and one for {FULL}"
-            )
-        parts[key] = dict(value or {})
-    top = {"rope_theta": config["rope_local_base_freq"]} if "rope_local_base_freq" in config else {}
-    merged = {"rope_theta": theta, **_merged(folder, {"rope_parameters": parts[SLIDING]}, top)}
-    local_theta, _, share = _turns(folder, merged, ("default",), sizes)
-    if share != 1.0:
-        raise unsupported(folder, "partial_rotary_factor", share, (1.0,))
-    return local_theta, parts[FULL]
+def read_rope_layers(folder: Path, config: Mapping[str, Any], layers: int) -> tuple[bool, ...] | None:
+    """The setting `rope_layers` of a family in which not all layers know positions.
 
-
-def _merged(folder: Path, sources: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> dict[str, Any]:
-    """One dictionary of what several places say, which must agree."""
-    merged: dict[str, Any] = {}
-    for source, given in sources.items():
-        for key, value in [*top.items(), *given.items()]:
-            key = "rope_type" if key == "type" else key
-            if key in merged and merged[key] != value:
-                raise ValueError(f"{folder}/config.json gives {key} twice, as {merged[key]!r} and {value!r} ({source})")
-            merged[key] = value
-    return merged
-
-
-def _turns(
-    folder: Path, merged: Mapping[str, Any], allowed: tuple[str, ...], sizes: Mapping[str, int]
-) -> tuple[float, Scaling | None, float]:
-    """Base, scaling and rotated share of one kind of layer."""
-    merged = {"rope_type": "default", "partial_rotary_factor": None, **merged}
-    kind, share = merged["rope_type"], merged["partial_rotary_factor"]
-    share = 1.0 if share is None else number(folder, "partial_rotary_factor", share, float)
-    if kind not in allowed:
-        raise unsupported(folder, "rope_type", kind, allowed)
-    needed, may = ROPE_KEYS[kind]
-    unknown = sorted(merged.keys() - {"rope_type", *ROPE_TOP} - needed - may)
-    if unknown:
-        raise ValueError(f"{folder}/config.json sets {unknown[0]} for rope type {kind}, which is not supported")
-    missing = sorted(needed - merged.keys())
-    if missing:
-        raise ValueError(f"{folder}/config.json does not say {missing[0]} for rope type {kind}")
-    theta = number(folder, "rope_theta", merged["rope_theta"], float)
-    absent = {key for key in may if {key: None, **merged}[key] is None}
-    numbers = {
-        key: number(folder, key, merged[key], int if key.startswith("original") else float)
-        for key in (needed | may) - absent - {"short_factor", "long_factor"}
-    }
-    if kind == "default":
-        return theta, None, share
-    if kind == "linear":
-        return theta, LinearScaling(numbers["factor"]), share
-    if kind == "longrope":
-        stretches = {}
-        for key in ("short_factor", "long_factor"):
-            listed, count = merged[key], int(sizes["head_dim"] * share) // 2
-            if not isinstance(listed, list) or len(listed) != count:
-                raise ValueError(f"{folder}/config.json sets {key}={listed!r}; it must be a list of {count} numbers")
-            stretches[key] = tuple(number(folder, key, one, float) for one in listed)
-        original = numbers.pop("original_max_position_embeddings")
-        lists = (stretches["short_factor"], stretches["long_factor"])
-        return theta, LongRope(*lists, original, sizes["max_positions"], **numbers), share
-    scaling = RopeScaling(**{ours: numbers[theirs] for ours, theirs in LLAMA3.items()})
-    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
-        raise ValueError(f"{folder}/config.json: high_freq_factor must be above low_freq_factor, given {merged}")
-    return theta, scaling, share
+    Raises:
+      UserError: a malformed value.
+    """
+    values = {"no_rope_layers": None, "no_rope_layer_interval": 4, **config}
+    flags = values["no_rope_layers"]
+    if flags is None:
+        interval = number(folder, "no_rope_layer_interval", values["no_rope_layer_interval"], int)
+        flags = [int((i + 1) % interval != 0) for i in range(layers)]
+    if not isinstance(flags, list) or len(flags) < layers or any(one not in (0, 1) for one in flags):
+        raise setting_error(folder, "no_rope_layers", flags, f"it must be {layers} times 0 or 1")
+    roped = tuple(bool(one) for one in flags[:layers])
+    return None if all(roped) else roped
 
 
 def written_rope(settings: DecoderSettings, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
     """`rope_parameters`, and further keys beside it."""
     scaling, theta = settings.rope_scaling, settings.rope_theta
     rope: dict[str, Any] = {"rope_type": "default"}
-    top: dict[str, Any] = {"rope_theta": theta}
-    old = None
+    top: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None}
     if isinstance(scaling, RopeScaling):
         rope = {"rope_type": "llama3", **{theirs: getattr(scaling, ours) for ours, theirs in LLAMA3.items()}}
     elif isinstance(scaling, LinearScaling):
         rope = {"rope_type": "linear", "factor": scaling.factor}
-    elif isinstance(scaling, LongRope):
-        explicit = {"factor": scaling.factor, "attention_factor": scaling.attention_factor}
-        rope = {
-            "rope_type": "longrope",
-            "short_factor": list(scaling.short_factors),
-            "long_factor": list(scaling.long_factors),
-            **{key: value for key, value in explicit.items() if value is not None},
-        }
-        # Older readers know this kind by the key `type`, and want the original length outside.
-        old = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
-        rope["original_max_position_embeddings"] = scaling.original_max_positions
-        top["original_max_position_embeddings"] = scaling.original_max_positions
-        top["max_position_embeddings"] = scaling.extended_positions
-    top["rope_scaling"] = None if scaling is None else old or rope
+    if isinstance(scaling, LongRope):
+        rope, beside = _written_longrope(scaling)
+        top |= beside
+    elif scaling is not None:
+        top["rope_scaling"] = rope
     rope = {**rope, "rope_theta": theta}
+    if family.unroped:
+        flags = settings.rope_layers or (True,) * settings.layers
+        top["no_rope_layers"] = [int(roped) for roped in flags]
     if family.partial_rotary:
         rope["partial_rotary_factor"] = top["partial_rotary_factor"] = settings.rotary_share
     if settings.local_rope_theta is not None:
         rope = {FULL: rope, SLIDING: {"rope_type": "default", "rope_theta": settings.local_rope_theta}}
         top["rope_local_base_freq"] = settings.local_rope_theta
     return rope, top
+
+
+def _written_longrope(scaling: LongRope) -> tuple[dict[str, Any], dict[str, Any]]:
+    explicit = {"factor": scaling.factor, "attention_factor": scaling.attention_factor}
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": list(scaling.short_factors),
+        "long_factor": list(scaling.long_factors),
+        **{key: value for key, value in explicit.items() if value is not None},
+    }
+    beside = {
+        ORIGINAL: scaling.original_max_positions,
+        "max_position_embeddings": scaling.extended_positions,
+        # Older readers know this kind by the key `type`, and want the original length outside.
+        "rope_scaling": {"type" if key == "rope_type" else key: value for key, value in rope.items()},
+    }
+    return rope | {ORIGINAL: scaling.original_max_positions}, beside
+
+
+def _sources(folder: Path, family: Family, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The objects `rope_parameters` and `rope_scaling`, or the family's default where neither says anything."""
+    sources: dict[str, dict[str, Any]] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        value = {name: None, **config}[name]
+        if not isinstance(value, dict | None):
+            raise unsupported(folder, name, value, (None, *({"rope_type": kind} for kind in family.ropes)))
+        # The first Phi-3 folders call their kind "su".
+        su = "longrope" in family.ropes
+        sources[name] = {
+            key: "longrope" if su and key in ("type", "rope_type") and entry == "su" else entry
+            for key, entry in (value or {}).items()
+        }
+    if not any(sources.values()):
+        sources["rope_parameters"] = dict(family.rope_default)
+    return sources
+
+
+def _local(
+    folder: Path, theta: float, config: Mapping[str, Any], nested: Mapping[str, Any], sizes: Mapping[str, int]
+) -> tuple[float, dict[str, Any]]:
+    """The base of sliding layers, and what `rope_parameters` says about the other layers."""
+    parts: dict[str, dict[str, Any]] = {SLIDING: {}, FULL: {}}
+    for key, value in nested.items():
+        if key not in parts or not isinstance(value, dict | None):
+            raise UserError(
+                f"{folder}/config.json sets {key}={value!r} in rope_parameters; "
+                f"supported: one object for {SLIDING} and one for {FULL}",
+                about="path",
+            )
+        parts[key] = dict(value or {})
+    top = {"rope_theta": config["rope_local_base_freq"]} if "rope_local_base_freq" in config else {}
+    merged = {"rope_theta": theta, **_merged(folder, {"rope_parameters": parts[SLIDING]}, top)}
+    local = _rotation(folder, merged, ("default",), sizes)
+    if local.share != 1.0:
+        raise unsupported(folder, "partial_rotary_factor", local.share, (1.0,))
+    return local.theta, parts[FULL]
+
+
+def _merged(folder: Path, sources: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> dict[str, Any]:
+    """One dictionary of several objects, which must agree with each other and with the keys outside them."""
+    merged: dict[str, Any] = {}
+    for source, content in sources.items():
+        for key, value in [*top.items(), *content.items()]:
+            key = "rope_type" if key == "type" else key
+            if key in merged and merged[key] != value:
+                raise UserError(
+                    f"{folder}/config.json gives {key} twice, as {merged[key]!r} and {value!r} ({source})", about="path"
+                )
+            merged[key] = value
+    return merged
+
+
+def _rotation(folder: Path, merged: Mapping[str, Any], allowed: tuple[str, ...], sizes: Mapping[str, int]) -> Rotation:
+    merged = {"rope_type": "default", "partial_rotary_factor": None, **merged}
+    kind, share = merged["rope_type"], merged["partial_rotary_factor"]
+    share = 1.0 if share is None else number(folder, "partial_rotary_factor", share, float)
+    if kind not in allowed:
+        raise unsupported(folder, "rope_type", kind, allowed)
+    needed, optional = ROPE_KEYS[kind]
+    unknown = sorted(merged.keys() - {"rope_type", *ROPE_TOP} - needed - optional)
+    if unknown:
+        raise UserError(
+            f"{folder}/config.json sets {unknown[0]} for rope type {kind}, which is not supported", about="path"
+        )
+    missing = sorted(needed - merged.keys())
+    if missing:
+        raise UserError(f"{folder}/config.json does not say {missing[0]} for rope type {kind}", about="path")
+    theta = number(folder, "rope_theta", merged["rope_theta"], float)
+    absent = {key for key in optional if {key: None, **merged}[key] is None}
+    numbers = {
+        key: number(folder, key, merged[key], int if key.startswith("original") else float)
+        for key in (needed | optional) - absent - {"short_factor", "long_factor"}
+    }
+    return Rotation(theta, _scaling(folder, kind, merged, numbers, share, sizes), share)
+
+
+def _scaling(
+    folder: Path,
+    kind: str,
+    merged: Mapping[str, Any],
+    numbers: dict[str, Any],
+    share: float,
+    sizes: Mapping[str, int],
+) -> Scaling | None:
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearScaling(numbers["factor"])
+    if kind == "longrope":
+        count = int(sizes["head_dim"] * share) // 2
+        short, long = (_factors(folder, key, merged[key], count) for key in ("short_factor", "long_factor"))
+        original = numbers.pop(ORIGINAL)
+        return LongRope(short, long, original, sizes["max_positions"], **numbers)
+    scaling = RopeScaling(**{ours: numbers[theirs] for ours, theirs in LLAMA3.items()})
+    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
+        raise UserError(
+            f"{folder}/config.json: high_freq_factor must be above low_freq_factor, given {merged}", about="path"
+        )
+    return scaling
+
+
+def _factors(folder: Path, key: str, value: Any, count: int) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) != count:
+        raise setting_error(folder, key, value, f"it must be a list of {count} numbers")
+    return tuple(number(folder, key, one, float) for one in value)

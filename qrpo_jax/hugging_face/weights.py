@@ -1,7 +1,7 @@
-"""Weights in safetensors files, streamed from disk to the mesh: no host ever holds more than a tensor or two.
+"""Weights in safetensors files, streamed from disk to the mesh: a host holds a tensor or two at a time.
 
-A tensor goes from file to devices as it is stored, each process reading only the rows and columns that its own devices
-keep. It is turned, cast and put into its place among the stacked layers there.
+A tensor goes from file to devices as it is stored, and each process reads only the rows and columns that its own
+devices keep. The devices transpose and cast it and put it into its place among the stacked layers.
 """
 
 import functools
@@ -18,17 +18,17 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 
+from qrpo_jax.devices.dtypes import SAFETENSORS
 from qrpo_jax.devices.mesh import parameter_shardings
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.json_values import read_json
-from qrpo_jax.hugging_face.tensors import Part, Stored, stored_tensors, turned
+from qrpo_jax.hugging_face.tensors import Part, Stored, from_stored, stored_tensors
 from qrpo_jax.model.decoder import Parameters, abstract_parameters, logical_axes
 from qrpo_jax.model.settings import DecoderSettings
 
-DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
-
 
 class Header(NamedTuple):
-    """What a safetensors file says about one tensor before any of its data is read."""
+    """One tensor of a safetensors file, before any of its data is read."""
 
     file: Path
     shape: tuple[int, ...]
@@ -36,74 +36,86 @@ class Header(NamedTuple):
 
 
 def read_headers(folder: Path) -> dict[str, Header]:
-    """Header of every stored tensor; like transformers, one whole file goes before an index of several.
+    """Header of every stored tensor; like transformers, a single whole file is preferred to an index of several.
 
     Raises:
-      ValueError: there are no weights, or file and index contradict each other.
+      UserError: there are no weights, or file and index contradict each other.
     """
-    files, weight_map = [folder / "model.safetensors"], {}
-    index = folder / "model.safetensors.index.json"
-    if not files[0].is_file():
-        if not index.is_file():
-            raise ValueError(
-                f"no weights in {folder}: neither model.safetensors nor {index.name}; "
-                "pickled *.bin files are not read (config.model.path)"
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return _file_headers([whole])
+    if not index.is_file():
+        raise UserError(
+            f"no weights in {folder}: neither model.safetensors nor {index.name}; pickled *.bin files are not read",
+            about="path",
+        )
+    weight_map = _read_index(folder, index)
+    headers = _file_headers([folder / file for file in sorted(set(weight_map.values()))])
+    for name, file in weight_map.items():
+        if name not in headers or headers[name].file.name != file:
+            raise UserError(f"{index} places tensor {name} in {file}, which does not have it", about="path")
+    return headers
+
+
+def _read_index(folder: Path, index: Path) -> dict[str, str]:
+    """The file of every tensor, by an index whose files are all in the folder."""
+    content = {"weight_map": None, **read_json(index)}
+    if not isinstance(content["weight_map"], dict) or not content["weight_map"]:
+        raise UserError(f"{index} has no weight_map of tensor names to files", about="path")
+    for name, file in content["weight_map"].items():
+        if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
+            raise UserError(
+                f"{index} places tensor {name} in {file!r}, and there is no such file in {folder}", about="path"
             )
-        content = read_json(index)
-        if not isinstance(content.setdefault("weight_map", None), dict) or not content["weight_map"]:
-            raise ValueError(f"{index} has no weight_map of tensor names to files")
-        weight_map = content["weight_map"]
-        for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
-                raise ValueError(f"{index} places tensor {name} in {file!r}, and there is no such file in {folder}")
-        files = [folder / file for file in sorted(set(weight_map.values()))]
+    return content["weight_map"]
+
+
+def _file_headers(paths: Iterable[Path]) -> dict[str, Header]:
     headers: dict[str, Header] = {}
-    for path in files:
+    for path in paths:
         try:
             with safe_open(path, "numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     if name in headers:
-                        raise ValueError(f"tensor {name} is in two files, {headers[name].file} and {path}")
+                        raise UserError(f"tensor {name} is in two files, {headers[name].file} and {path}", about="path")
                     part = opened.get_slice(name)
                     headers[name] = Header(path, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-    for name, file in weight_map.items():
-        if name not in headers or headers[name].file.name != file:
-            raise ValueError(f"{index} places tensor {name} in {file}, which does not have it")
+            raise UserError(f"{path} is not a whole safetensors file ({error})", about="path") from error
     return headers
 
 
 def read_tensors(headers: Mapping[str, Header], names: Iterable[str]) -> dict[str, np.ndarray]:
     """Small tensors by name, whole on this host and in float32."""
-    found = {}
+    tensors = {}
     for name in names:
         with safe_open(headers[name].file, "numpy") as opened:
-            found[name] = opened.get_tensor(name).astype(np.float32)
-    return found
+            tensors[name] = opened.get_tensor(name).astype(np.float32)
+    return tensors
 
 
 def conversions(headers: Mapping[str, Header], dtype: Any) -> str:
-    """What importing these tensors as `dtype` does to their numbers, in one line; others are never parameters."""
+    """One line on how importing these tensors as `dtype` changes their numbers; ignores types no parameter has."""
     target = jnp.dtype(dtype)
-    told = []
-    for stored, count in sorted(Counter(header.dtype for header in headers.values() if header.dtype in DTYPES).items()):
-        name = jnp.dtype(DTYPES[stored]).name
+    counts = Counter(header.dtype for header in headers.values() if header.dtype in SAFETENSORS)
+    parts = []
+    for stored, count in sorted(counts.items()):
+        name = jnp.dtype(SAFETENSORS[stored]).name
         exact = name == target.name or target == jnp.float32
-        how = "as stored" if name == target.name else f"-> {target.name}" + ("" if exact else ", rounded")
-        told.append(f"{count} tensors {name} {how}")
-    return ", ".join(told)
+        change = "as stored" if name == target.name else f"-> {target.name}" + ("" if exact else ", rounded")
+        parts.append(f"{count} tensors {name} {change}")
+    return ", ".join(parts)
 
 
 def load_weights(
     headers: Mapping[str, Header], settings: DecoderSettings, mesh: Mesh, dtype: Any = jnp.float32
 ) -> Parameters:
-    """Parameters on the mesh, from files whose headers were found to fit the settings.
+    """Parameters on the mesh, from files whose headers fit the settings.
 
-    Beyond what the devices keep, a host holds the slices of one stored tensor that its devices are to have.
+    Beside the parameters themselves, a host holds its devices' slices of one stored tensor.
 
     Raises:
-      ValueError: a dimension that the mesh cannot split.
+      UserError: a dimension that the mesh cannot split.
     """
     shapes = nnx.traversals.flatten_mapping(abstract_parameters(settings))
     axes = logical_axes(settings)
@@ -114,31 +126,31 @@ def load_weights(
             path, target = part.path, shardings[part.path]
             piece = _read(headers[stored.name], stored, part, _stored_sharding(part, target))
             if part.layer is None:
-                placed[path] = _turned(target)(piece, part.inputs, part.shape, dtype)
+                placed[path] = _cast(target)(piece, part.inputs, part.shape, dtype)
             else:
                 stacked = placed[path] if path in placed else _empty(target)(shapes[path].shape, dtype)
                 placed[path] = _layered(target)(stacked, piece, part.layer, part.inputs, part.shape)
-            # Reading goes on only when this is done, or tensors read ahead would pile up on the host.
+            # The next tensor is read only after this one is placed; otherwise tensors would pile up on the host.
             jax.block_until_ready(placed[path])
     return nnx.traversals.unflatten_mapping(placed)
 
 
 def _stored_sharding(part: Part, target: NamedSharding) -> NamedSharding:
-    """How a part lies on the mesh as it is stored, so that turning it moves no data between devices."""
+    """How a part lies on the mesh as it is stored, so that transposing it moves no data between devices."""
     spec = [*target.spec, *[None] * (len(part.shape) + (part.layer is not None) - len(target.spec))]
     spec = spec[part.layer is not None :]
     if part.inputs is None:
         return NamedSharding(target.mesh, PartitionSpec(*spec))
     inputs, outputs = spec[: part.inputs], spec[part.inputs :]
-    # A flat axis is split as the first of those that it is made of, if the others are whole.
+    # A flat axis is split like the first of the axes that it combines, if the others are whole.
     stored = [group[0] if not any(group[1:]) else None for group in (outputs, inputs) if group]
     return NamedSharding(target.mesh, PartitionSpec(*stored))
 
 
 def _read(header: Header, stored: Stored, part: Part, sharding: NamedSharding) -> Array:
-    """The part as it is stored, in its stored type; each process reads what its devices keep, and that once."""
+    """The part as it is stored, in its stored type; each process reads what its devices keep, once."""
     shape = (part.rows.stop - part.rows.start, *stored.shape[1:])
-    found: dict[str, np.ndarray] = {}
+    slices: dict[str, np.ndarray] = {}
     # A file is closed after each tensor: its pages would stay in memory as long as it is mapped.
     with safe_open(header.file, "numpy") as opened:
         tensor = opened.get_slice(stored.name)
@@ -148,31 +160,31 @@ def _read(header: Header, stored: Stored, part: Part, sharding: NamedSharding) -
             whole = [slice(*s.indices(size)) for s, size in zip(index, shape, strict=True)]
             whole[0] = slice(whole[0].start + part.rows.start, whole[0].stop + part.rows.start)
             key = str(whole)
-            if key not in found:
-                found[key] = np.ascontiguousarray(tensor[tuple(whole)])
-            return found[key]
+            if key not in slices:
+                slices[key] = np.ascontiguousarray(tensor[tuple(whole)])
+            return slices[key]
 
         return jax.make_array_from_callback(shape, sharding, rows)
 
 
-# Compiled once for a sharding and shape, whatever the number of layers.
+# Each is compiled once for a sharding and shape, whatever the number of layers.
 @functools.lru_cache(maxsize=256)
 def _empty(target: NamedSharding) -> Any:
     return jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=target)
 
 
 @functools.lru_cache(maxsize=256)
-def _turned(target: NamedSharding) -> Any:
-    def turn(piece: Array, inputs: int | None, shape: tuple[int, ...], dtype: Any) -> Array:
-        return turned(piece, inputs, shape).astype(dtype)
+def _cast(target: NamedSharding) -> Any:
+    def cast(piece: Array, inputs: int | None, shape: tuple[int, ...], dtype: Any) -> Array:
+        return from_stored(piece, inputs, shape).astype(dtype)
 
-    return jax.jit(turn, static_argnums=(1, 2, 3), out_shardings=target)
+    return jax.jit(cast, static_argnums=(1, 2, 3), out_shardings=target)
 
 
 @functools.lru_cache(maxsize=256)
 def _layered(target: NamedSharding) -> Any:
     def put(stacked: Array, piece: Array, layer: Array, inputs: int | None, shape: tuple[int, ...]) -> Array:
-        own = turned(piece, inputs, shape).astype(stacked.dtype)
-        return jax.lax.dynamic_update_index_in_dim(stacked, own, layer, 0)
+        value = from_stored(piece, inputs, shape).astype(stacked.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
 
     return jax.jit(put, static_argnums=(3, 4), donate_argnums=0, out_shardings=target)

@@ -1,20 +1,19 @@
 """Reward models: a decoder with a head, a tokenizer and a chat template, from a Hugging Face folder.
 
-A row's messages and a completion's text, as the assistant's turn, are one conversation, laid out by the reward model's
-own chat template from its first token to its last, as the published models' cards do it; nothing adds a second
-beginning of sequence, which Skywork's card takes off again. A completion that was cut off is closed as any other.
+A row's messages and a completion's text, as the assistant's answer, are one conversation. The reward model's own chat
+template lays it out from its first token to its last, as the cards of the published models do. Nothing adds a second
+beginning of sequence; Skywork's card removes it again. A completion that was cut off is closed like any other.
 Conversations of more than `max_tokens` tokens get no score; nothing is ever cut.
 
-A score does not depend on what it is computed with: each conversation is a row of its own, padded behind its end.
-Batches of another shape are summed in another order, which in float32 is below 1e-5 of the scores' size.
+A score does not depend on what shares its batch: each conversation is a row of its own, with padding behind its end.
+Batches of another shape are summed in another order, which in float32 changes scores by less than 1e-5 of their size.
 """
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +22,38 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
+from qrpo_jax.data.chat import ChatText, chat_text
 from qrpo_jax.data.rows import Message, Row
-from qrpo_jax.data.text import Text, open_text
-from qrpo_jax.devices.mesh import axis_size, parameter_shardings, place, replicated, row_sharding
+from qrpo_jax.devices.mesh import axis_size, parameter_shardings, place, replicated, round_up, row_sharding
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.reward_config import read_reward_config
+from qrpo_jax.hugging_face.tokenizer import open_tokenizer
 from qrpo_jax.hugging_face.weights import load_weights, read_headers, read_tensors
 from qrpo_jax.model import decoder
+from qrpo_jax.model.compute import DEFAULT, Compute
+from qrpo_jax.model.heads import GATE_TEXT, Head, Tensors
 from qrpo_jax.model.settings import DecoderSettings
-from qrpo_jax.rewards.heads import GATE_TEXT, Head, Tensors, read_reward_config
 
 SHORTEST = 32  # tokens of the narrowest batch
-TRIED = Message("user", "A question?")  # what a folder's template is tried with
+QUESTION = Message("user", "A question?")  # a folder's template is tried with this
 ANSWER = "An answer."
-LEADS = ("", "\n", "\n\n", " \n")  # that could merge with what is before an answer
+LEADS = ("", "\n", "\n\n", " \n")  # an answer that begins with these could merge with the text before it
 
 
 class RewardModel(NamedTuple):
-    """What a folder says about a reward model, without its weights."""
+    """A reward model without its weights.
+
+    Attributes:
+      gate_tokens: by these the head finds the end of the prompt; empty if it has no gate.
+      max_tokens: longest conversation that gets a score.
+    """
 
     folder: Path
     settings: DecoderSettings
     head: Head
-    text: Text
-    gate_tokens: tuple[int, ...]  # by which the head finds the end of the prompt; empty if it does not ask
+    text: ChatText
+    gate_tokens: tuple[int, ...]
     max_tokens: int
 
 
@@ -53,17 +61,19 @@ class Conversation(NamedTuple):
     """A prompt and an answer as a reward model reads them."""
 
     tokens: np.ndarray  # int32 [L]
-    last: int  # which hidden state is scored
-    gate: int  # which one the gate reads
+    last: int  # position of the hidden state that is scored
+    gate: int  # position of the hidden state that the gate reads
 
 
 class RewardParameters(NamedTuple):
+    """The weights of a reward model on a mesh."""
+
     decoder: decoder.Parameters
     head: Tensors
 
 
 class Scored(NamedTuple):
-    """Scores of conversations, None where one is too long, and how many strings that look special were plain text."""
+    """Scores of conversations, None where one is too long, and the number of special strings taken as plain text."""
 
     scores: list[float | None]
     special_strings: int
@@ -76,60 +86,59 @@ def open_reward_model(folder: Path, max_tokens: int = 0) -> RewardModel:
       max_tokens: longest conversation; 0 for as many as the model was made for.
 
     Raises:
-      ValueError: not a reward model that is known here, weights that are not those of its config.json, no chat
-        template, one that does not end prompts as the head needs it, or more tokens than it was made for.
+      UserError: not a supported reward model, weights that do not fit its config.json, no chat template, one that does
+        not end prompts as the head needs it, or more tokens than the model was made for.
     """
-    with named_as_reward():
-        settings, head = read_reward_config(folder)
-        model_folder.check_weights(folder, settings, head.tensors(settings.d_model))
-        text = open_text(folder, "chat")
-        gate_tokens = head.gate_tokens(functools.partial(text.tokenizer.encode, add_special_tokens=False))
-        if max_tokens > settings.max_positions:
-            raise ValueError(
-                f"reward.max_tokens is {max_tokens}, the model in {folder} was made for {settings.max_positions} "
-                "positions; lower config.reward.max_tokens, or 0 for as many"
-            )
-        model = RewardModel(folder, settings, head, text, gate_tokens, max_tokens or settings.max_positions)
-        where = f"the chat template in {folder} (config.model.path)"
-        # Whatever an answer begins with or spells, the head must find its places, or one answer could stop a run.
-        spelled = text.tokenizer.decode([*gate_tokens, *[head.pad_token] * (head.pad_token is not None)])
-        answers = [*(lead + ANSWER for lead in LEADS), spelled]
-        tried = [conversation(model, [TRIED], answer, where) for answer in answers]
-        end = len(text.prompt([TRIED], where)) - len(gate_tokens)
-        if gate_tokens and any(one.gate != end for one in tried):
-            raise ValueError(f"{where} does not end a prompt as ArmoRM's does, with {json.dumps(GATE_TEXT)}")
+    settings, head = read_reward_config(folder)
+    model_folder.check_weights(folder, settings, head.tensors(settings.d_model))
+    tokenizer, end_tokens = open_tokenizer(folder)
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template; a reward model needs one", about="path")
+    text = chat_text(tokenizer, end_tokens)
+    gate_tokens = head.gate_tokens(functools.partial(tokenizer.encode, add_special_tokens=False))
+    if max_tokens > settings.max_positions:
+        raise UserError(
+            f"max_tokens is {max_tokens}, the model in {folder} was made for {settings.max_positions} "
+            "positions; lower it, or set it to 0 for as many",
+            about="max_tokens",
+        )
+    model = RewardModel(folder, settings, head, text, gate_tokens, max_tokens or settings.max_positions)
+    _check_template(model)
     return model
 
 
-@contextmanager
-def named_as_reward() -> Iterator[None]:
-    """Folders are read by code that names the policy's keys in its errors; here they are the reward's."""
-    try:
-        yield
-    except ValueError as error:
-        told = str(error).replace("config.model.path", "config.reward.path")
-        told = told.replace("; change them, or the layout (config.model.template)", " (config.reward.path)")
-        told = told.replace("set config.model.template='plain'", "a reward model needs one (config.reward.path)")
-        raise ValueError(told) from error
+def _check_template(model: RewardModel) -> None:
+    """Refuses a template in which some answer could keep the head from finding its places, and so stop a run."""
+    where, pad_token = f"the chat template in {model.folder}", model.head.pad_token
+    spelled = model.text.tokenizer.decode([*model.gate_tokens, *[pad_token] * (pad_token is not None)])
+    answers = [*(lead + ANSWER for lead in LEADS), spelled]
+    trials = [conversation(model, [QUESTION], answer, where) for answer in answers]
+    gate = len(model.text.prompt([QUESTION], where)) - len(model.gate_tokens)
+    if model.gate_tokens and any(trial.gate != gate for trial in trials):
+        raise UserError(f"{where} does not end a prompt as ArmoRM's does, with {json.dumps(GATE_TEXT)}", about="path")
 
 
 def conversation(model: RewardModel, messages: Sequence[Message], answer: str, where: str) -> Conversation:
     """A conversation in the reward model's layout, however long.
 
+    Args:
+      where: what an error names, such as "row 'ID'".
+
     Raises:
-      ValueError: the chat template refuses the messages, the head does not find its places, or a token that the
-        model has no embedding for.
+      UserError: the chat template refuses the messages, the head does not find its places, or a token without an
+        embedding in the model.
     """
     tokens_L = model.text.whole(messages, answer, where)
     if int(tokens_L.max()) >= model.settings.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{where}: the tokenizer gives token {int(tokens_L.max())}, the reward model knows "
-            f"{model.settings.vocab_size} (config.model.path)"
+            f"{model.settings.vocab_size}",
+            about="path",
         )
     try:
         return Conversation(tokens_L, *model.head.positions(tokens_L, model.gate_tokens))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error} (config.model.path)") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", about="path") from None
 
 
 def batch_scores(
@@ -140,19 +149,19 @@ def batch_scores(
     lengths_B: Array,
     last_B: Array,
     gate_B: Array,
-    dtype: Any = jnp.float32,
+    compute: Compute = DEFAULT,
 ) -> Array:
     """Scores [B] float32 of conversations with padding behind them.
 
     Args:
-      lengths_B: tokens of each; what stands behind them does not matter.
-      last_B, gate_B: which hidden states the head reads.
-      dtype: compute type of the decoder's matrix products.
+      lengths_B: tokens of each; whatever follows them does not matter.
+      last_B, gate_B: positions of the hidden states that the head reads.
+      compute: how the decoder is computed.
     """
     model = nnx.merge(graph, parameters.decoder)
     positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
     segments_BxL = (positions_BxL < lengths_B[:, None]).astype(jnp.int32)
-    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, dtype=dtype)
+    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, compute=compute)
     rows_B = jnp.arange(len(tokens_BxL))
     return head.scores(parameters.head, hidden_BxLxD[rows_B, last_B], hidden_BxLxD[rows_B, gate_B])
 
@@ -162,61 +171,61 @@ class ModelScorer:
 
     Args:
       batch_rows: conversations a forward pass; more where the mesh splits rows further.
-      dtype: of the decoder's parameters and matrix products.
+      compute: how the decoder is computed; its parameters have the same type.
 
     Raises:
-      ValueError: a dimension that the mesh cannot split.
+      UserError: a dimension that the mesh cannot split.
     """
 
-    def __init__(self, model: RewardModel, mesh: Mesh, *, batch_rows: int, dtype: Any = jnp.float32) -> None:
+    def __init__(self, model: RewardModel, mesh: Mesh, *, batch_rows: int, compute: Compute = DEFAULT) -> None:
         self.model, self._mesh = model, mesh
-        ways = axis_size(mesh, "rows")
-        self._batch_rows = -(-batch_rows // ways) * ways
-        with named_as_reward():
-            headers = read_headers(model.folder)
+        self._batch_rows = round_up(batch_rows, axis_size(mesh, "rows"))
+        headers = read_headers(model.folder)
         head = read_tensors(headers, model.head.tensors(model.settings.d_model))
-        body = load_weights(headers, model.settings, mesh, dtype)
+        body = load_weights(headers, model.settings, mesh, compute.dtype)
         self._parameters = RewardParameters(body, place(head, replicated(mesh)))
         graph = decoder.graph(model.settings)
-        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, dtype=dtype))
+        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, compute=compute))
 
     def score(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Scores of conversations, float32 in their order.
 
-        Those of like lengths share a batch, so little is padded, and widths are few, so little is compiled.
+        Conversations of similar length share a batch, which saves padding. Batches have few widths, which saves
+        compilations.
         """
         scores = np.zeros(len(conversations), np.float32)
         order = sorted(range(len(conversations)), key=lambda i: (len(conversations[i].tokens), i))
         for start in range(0, len(order), self._batch_rows):
-            chosen = order[start : start + self._batch_rows]
-            picked = [conversations[i] for i in chosen]
-            tokens_BxL = np.zeros((self._batch_rows, width(len(picked[-1].tokens), self.model.max_tokens)), np.int32)
-            numbers_3xB = np.zeros((3, self._batch_rows), np.int32)
-            for row, one in enumerate(picked):
-                tokens_BxL[row, : len(one.tokens)] = one.tokens
-                numbers_3xB[:, row] = len(one.tokens), one.last, one.gate
-            batch = place((tokens_BxL, *numbers_3xB), row_sharding(self._mesh))
-            scores[chosen] = np.asarray(self._scores(self._parameters, *batch))[: len(chosen)]
+            indices = order[start : start + self._batch_rows]
+            scores[indices] = self._score_batch([conversations[i] for i in indices])
         return scores
+
+    def _score_batch(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Scores of one batch, whose last conversation is the longest."""
+        columns = width(len(conversations[-1].tokens), self.model.max_tokens)
+        tokens_BxL = np.zeros((self._batch_rows, columns), np.int32)
+        lengths_B, last_B, gate_B = np.zeros((3, self._batch_rows), np.int32)
+        for i, one in enumerate(conversations):
+            tokens_BxL[i, : len(one.tokens)] = one.tokens
+            lengths_B[i], last_B[i], gate_B[i] = len(one.tokens), one.last, one.gate
+        batch = place((tokens_BxL, lengths_B, last_B, gate_B), row_sharding(self._mesh))
+        return np.asarray(self._scores(self._parameters, *batch))[: len(conversations)]
 
     def score_rows(self, rows: Sequence[Row]) -> Scored:
         """Scores of all completions of `rows`, one after the other.
 
         Raises:
-          ValueError: see `conversation`.
+          UserError: see `conversation`.
         """
-        model, special, found = self.model, 0, []
-        with named_as_reward():
-            for row in rows:
-                if row.completions:
-                    special += sum(model.text.special_strings(m.content, m.role) for m in row.messages)
-                for i, completion in enumerate(row.completions):
-                    special += model.text.special_strings(completion.text, "assistant")
-                    where = f"row {row.id!r}, completion {i}"
-                    found.append(conversation(model, row.messages, completion.text, where))
-        fits = [i for i, one in enumerate(found) if len(one.tokens) <= model.max_tokens]
-        scores: list[float | None] = [None] * len(found)
-        for i, value in zip(fits, self.score([found[i] for i in fits]).tolist(), strict=True):
+        special = sum(_special_strings(self.model.text, row) for row in rows)
+        conversations = [
+            conversation(self.model, row.messages, completion.text, f"row {row.id!r}, completion {i}")
+            for row in rows
+            for i, completion in enumerate(row.completions)
+        ]
+        fits = [i for i, one in enumerate(conversations) if len(one.tokens) <= self.model.max_tokens]
+        scores: list[float | None] = [None] * len(conversations)
+        for i, value in zip(fits, self.score([conversations[i] for i in fits]).tolist(), strict=True):
             scores[i] = value
         return Scored(scores, special)
 
@@ -225,14 +234,14 @@ def check_prompts(model: RewardModel, rows: Sequence[Row]) -> None:
     """Refuses rows whose messages the reward model's chat template refuses, and prompts that are all too long for it.
 
     Raises:
-      ValueError: see `conversation`.
+      UserError: see `conversation`; or all prompts are too long.
     """
-    with named_as_reward():
-        lengths = [len(conversation(model, row.messages, ANSWER, f"row {row.id!r}").tokens) for row in rows]
+    lengths = [len(conversation(model, row.messages, ANSWER, f"row {row.id!r}").tokens) for row in rows]
     if lengths and min(lengths) > model.max_tokens:
-        raise ValueError(
+        raise UserError(
             f"all {len(lengths)} prompts are longer than the {model.max_tokens} tokens that the reward model may read; "
-            "raise config.reward.max_tokens"
+            "raise max_tokens",
+            about="max_tokens",
         )
 
 
@@ -240,17 +249,27 @@ def check_mesh(model: RewardModel, mesh: Mesh) -> None:
     """Refuses a mesh that cannot split the model.
 
     Raises:
-      ValueError: a dimension that is no multiple of its mesh axis.
+      UserError: a dimension that is no multiple of its mesh axis.
     """
     shapes = decoder.abstract_parameters(model.settings)
     try:
         parameter_shardings(mesh, decoder.logical_axes(model.settings), shapes)
-    except ValueError as error:
-        raise ValueError(f"the reward model's {error}") from None
+    except UserError as error:
+        raise UserError(f"the reward model's {error.message}", about=error.about) from None
 
 
-def width(length: int, most: int) -> int:
-    """Tokens of a batch whose longest conversation has `length`: SHORTEST doubled, with one step between, to `most`.
+def _special_strings(text: ChatText, row: Row) -> int:
+    """Number of strings in a row's messages and completions that look special; none where there are no completions."""
+    if not row.completions:
+        return 0
+    prompt = sum(text.special_strings(message.content, message.role) for message in row.messages)
+    return prompt + sum(text.special_strings(completion.text, "assistant") for completion in row.completions)
+
+
+def width(length: int, largest: int) -> int:
+    """Tokens of a batch whose longest conversation has `length`.
+
+    Widths are SHORTEST times powers of two, with one step between any two of them, up to `largest`.
 
     >>> [width(length, 300) for length in (1, 33, 49, 250)]
     [32, 48, 64, 256]
@@ -260,4 +279,4 @@ def width(length: int, most: int) -> int:
     size = SHORTEST
     while size < length and size * 3 // 2 < length:
         size *= 2
-    return min(size if size >= length else size * 3 // 2, most)
+    return min(size if size >= length else size * 3 // 2, largest)

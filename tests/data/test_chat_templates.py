@@ -1,4 +1,4 @@
-"""Chat templates in their documented formats: what the policy reads and what it is trained on."""
+"""Chat templates in their documented formats: the tokens of prompts and of completions."""
 
 import functools
 import json
@@ -13,14 +13,18 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from qrpo_jax import transforms
-from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import plan_batches
 from qrpo_jax.data.rows import Completion, Message, Row
-from qrpo_jax.data.text import make_text, open_text
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.views import View
+from qrpo_jax.errors import UserError
+from qrpo_jax.hugging_face.tokenizer import open_text
 from tests.helpers import chats
 
 PINNED = "26 Jul 2024"
+VIEW = View(max_tokens=2048, over_long="drop")
 NONE = np.zeros(0, np.int32)
 EVERY = pytest.mark.parametrize("name", chats.LAYOUTS)
 FRAGMENTS = [
@@ -57,15 +61,20 @@ def end_of(name):
 
 
 def applied(name, messages, **options):
-    turns = [{"role": m.role, "content": m.content} for m in messages]
+    conversation = [{"role": m.role, "content": m.content} for m in messages]
     tokenizer = opened(name).tokenizer
-    return tokenizer.apply_chat_template(turns, date_string=PINNED, return_dict=False, **options)
+    return tokenizer.apply_chat_template(conversation, date_string=PINNED, return_dict=False, **options)
 
 
 def keeps_its_prompt(name, messages, answer):
-    """Whether the text of a whole conversation goes on where the text of its prompt ends."""
+    """Whether the text of a whole conversation begins with the text of its prompt."""
     whole = applied(name, [*messages, Message("assistant", answer)], tokenize=False)
     return whole.startswith(applied(name, messages, add_generation_prompt=True, tokenize=False))
+
+
+def joined(text, messages, answer):
+    """Tokens of a prompt and of the finished completion behind it."""
+    return np.concatenate([text.prompt(messages), text.completion(answer)])
 
 
 def user(content):
@@ -77,10 +86,10 @@ contents = st.lists(st.sampled_from(FRAGMENTS), max_size=7).map("".join)
 
 @st.composite
 def conversations(draw, system):
-    turns = [Message("system", draw(contents))] if system and draw(st.booleans()) else []
+    messages = [Message("system", draw(contents))] if system and draw(st.booleans()) else []
     for _ in range(draw(st.integers(0, 2))):
-        turns += [Message("user", draw(contents)), Message("assistant", draw(contents))]
-    return [*turns, Message("user", draw(contents))]
+        messages += [Message("user", draw(contents)), Message("assistant", draw(contents))]
+    return [*messages, Message("user", draw(contents))]
 
 
 @EVERY
@@ -90,32 +99,29 @@ def test_prompt_and_completion_are_the_templates_own_conversation(name, data):
     text, end = opened(name), end_of(name)
     messages, answer = data.draw(conversations(chats.LAYOUTS[name].system)), data.draw(contents)
     assume(not any(text.special_strings(t) for t in [answer, *(m.content for m in messages)]))
-    if name.startswith(
-        "mistral-0.3"
-    ):  # its system message belongs to the last turn if that is a user's, and is lost if not
+    if name.startswith("mistral-0.3"):
+        # Its system message is put before the last message if that is a user's, and lost if not.
         assert messages[0].role == "user" or not keeps_its_prompt(name, messages, answer)
         messages = messages[messages[0].role == "system" :]
     assert keeps_its_prompt(name, messages, answer)
     prompt = applied(name, messages, add_generation_prompt=True)
     whole = applied(name, [*messages, Message("assistant", answer)])
     whole = whole[: len(whole) - whole[::-1].index(end)]
-    tokens, mask = text.conversation(messages, answer)
+    tokens = joined(text, messages, answer)
 
     assert text.prompt(messages).tolist() == prompt
-    assert tokens.dtype == np.int32 and mask.dtype == bool and mask.shape == tokens.shape
-    assert tokens[~mask].tolist() == prompt and not mask[: len(prompt)].any()
-    assert tokens[mask].tolist() == text.completion(answer).tolist() and tokens[-1] == end and mask[-1]
+    assert tokens.dtype == np.int32 and tokens[-1] == end
     assert text.tokenizer.decode(tokens) == text.tokenizer.decode(whole), (messages, answer)
     if whole[: len(prompt)] == prompt:
         assert tokens.tolist() == whole, text.tokenizer.convert_ids_to_tokens(tokens)
     else:
-        # The template's whole text merges the line break before an answer with those that the answer begins with.
-        # A policy that has read the prompt cannot write that token any more.
+        # The template's whole text merges the line break before an answer with line breaks at the answer's start.
+        # A policy that has read the prompt can no longer write that token.
         assert answer[:1].isspace(), (messages, answer)
     bos = text.tokenizer.bos_token_id
     if "bos_token" in chats.LAYOUTS[name].template:
-        turns = sum(m.role == "user" for m in messages) if name == "llama-2" else 1  # Llama 2 begins every turn anew
-        assert tokens[0] == bos and (tokens == bos).sum() == turns
+        beginnings = sum(m.role == "user" for m in messages) if name == "llama-2" else 1  # one before every question
+        assert tokens[0] == bos and (tokens == bos).sum() == beginnings
     else:
         assert text.tokenizer.decode(tokens[:1]) == "<|im_start|>"
 
@@ -128,17 +134,17 @@ def test_completions_end_only_where_they_ended_and_survive_the_way_back(name, an
     assume(not text.special_strings(answer))
     done, cut = text.completion(answer), text.completion(answer, finished=False)
     assert done[-1] == end_of(name) and not np.isin(cut, text.end_tokens).any()
-    if not text.turn.close:
+    if not text.frame.close:
         assert done[:-1].tolist() == cut.tolist()
     for tokens, finished in ((done, True), (cut, False)):
-        said = text.decode(tokens, finished)
+        decoded = text.decode(tokens, finished)
         treated = {"qwen-3": answer.lstrip("\n")}.get(name, answer.strip())  # by templates that strip at all
-        assert said in (answer, treated), (said, answer)
-        assert text.completion(said, finished).tolist() == tokens.tolist(), (said, answer)
+        assert decoded in (answer, treated), (decoded, answer)
+        assert text.completion(decoded, finished).tolist() == tokens.tolist(), (decoded, answer)
 
 
-def test_most_answers_do_not_merge_with_what_is_before_them():
-    """So that the law above is not about exceptions: these are the template's tokens in every layout."""
+def test_ordinary_answers_do_not_merge_with_the_prompt():
+    """The exception in the first law is rare: these are the template's tokens in every layout."""
     for name in chats.LAYOUTS:
         for answer in ("fine", " fine", "Grüße, 你好 🙂", "a\n\n", "42 "):
             prompt = applied(name, user("dog"), add_generation_prompt=True)
@@ -146,7 +152,7 @@ def test_most_answers_do_not_merge_with_what_is_before_them():
             assert whole[: len(prompt)] == prompt, (name, answer)
 
 
-def test_a_prompt_that_ends_in_a_space_of_its_own_does_not_shift_the_answer():
+def test_a_prompt_that_ends_in_a_space_does_not_shift_the_answer():
     """Some templates end a prompt with a space, which sentence pieces merge with the first word of the answer."""
     template = (
         "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST] ' }}"
@@ -154,13 +160,13 @@ def test_a_prompt_that_ends_in_a_space_of_its_own_does_not_shift_the_answer():
     )
     tokenizer = chats.tokenizer("mistral-0.2", chat_template=template)
     text = make_text(tokenizer, "chat", (2,))
-    tokens, mask = text.conversation(user("why?"), "because")
-    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
-    whole = tokenizer.apply_chat_template(turns, return_dict=False)
-    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    tokens = joined(text, user("why?"), "because")
+    conversation = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+    whole = tokenizer.apply_chat_template(conversation, return_dict=False)
+    prompt = tokenizer.apply_chat_template(conversation[:1], add_generation_prompt=True, return_dict=False)
     assert whole[: len(prompt)] != prompt  # "▁because" and "▁", "because"
-    assert tokens[~mask].tolist() == prompt and tokenizer.decode(tokens) == tokenizer.decode(whole)
-    assert text.decode(tokens[mask], True) == "because"
+    assert tokens[: len(prompt)].tolist() == prompt and tokenizer.decode(tokens) == tokenizer.decode(whole)
+    assert text.decode(tokens[len(prompt) :], True) == "because"
 
 
 FORMATS = {
@@ -196,13 +202,15 @@ def test_conversations_have_the_documented_format(name):
     before, after = FORMATS[name].split("@")
     assert text.prompt(messages).tolist() == text.tokenizer.encode(before, add_special_tokens=False)
     whole = text.tokenizer.encode(before + after, add_special_tokens=False)
-    assert text.conversation(messages, "Because.").tokens.tolist() == whole
+    assert joined(text, messages, "Because.").tolist() == whole
 
 
-def test_qwen_has_a_system_message_of_its_own():
+def test_qwen_has_its_own_system_message():
     text = opened("qwen-2.5")
-    said = text.tokenizer.decode(text.prompt(user("Hi")))
-    assert said.startswith("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<")
+    prompt = text.tokenizer.decode(text.prompt(user("Hi")))
+    assert prompt.startswith(
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<"
+    )
 
 
 def test_thoughts_keep_their_tokens_in_answers_and_are_plain_text_in_questions():
@@ -227,30 +235,30 @@ def test_nobody_can_forge_a_special_token(name):
     def special(tokens):
         return [t for t in tokens.tolist() if t in ids]
 
-    turns = [Message("user", "dog"), Message("assistant", "fine"), Message("user", "dog")]
+    messages = [Message("user", "dog"), Message("assistant", "fine"), Message("user", "dog")]
     if layout.system:
-        turns.insert(0, Message("system", "dog"))
-    honest, answer = text.prompt(turns), text.completion("fine")
+        messages.insert(0, Message("system", "dog"))
+    honest, answer = text.prompt(messages), text.completion("fine")
     for string in layout.special:
         evil = f" said {string}\n{string}the{string}{string[:2]}{string}{string[2:]}. "
         assert text.special_strings(evil) == text.special_strings(evil, "assistant") == 4
-        forged = text.prompt([Message(m.role, evil) for m in turns])
+        forged = text.prompt([Message(m.role, evil) for m in messages])
         assert special(forged) == special(honest), (string, text.tokenizer.decode(forged))
         body = text.completion(evil)
         assert special(body) == special(answer), (string, text.tokenizer.decode(body))
         kept = text.decode(body, True).replace(" ", "")
         assert kept.strip() == evil.replace(" ", "").strip(), (kept, evil)
-        assert text.decode(forged, False).replace(" ", "").count(evil.strip().replace(" ", "")) == len(turns)
+        assert text.decode(forged, False).replace(" ", "").count(evil.strip().replace(" ", "")) == len(messages)
 
 
 def test_special_strings_are_counted_where_text_is_encoded():
     text = opened("llama-3")
-    said = Completion("a<|eot_id|>b", NONE, True, "dataset", 1.0)
+    listed = Completion("a<|eot_id|>b", NONE, True, "dataset", 1.0)
     sampled = Completion("a<|eot_id|>b", np.asarray([5, 6], np.int32), True, "reference", 1.0)
-    row = Row("r", (Message("user", "<|eot_id|><|eot_id|>"),), "", (said, sampled), np.zeros(3, np.float32))
-    table = build_examples([row], text, View(), transforms.TRANSFORMS["identity"])
+    row = Row("r", (Message("user", "<|eot_id|><|eot_id|>"),), "", (listed, sampled), np.zeros(3, np.float32))
+    table = build_examples([row], text, VIEW, transforms.TRANSFORMS["identity"])
     assert table.counts["special strings taken as text"] == 3
-    assert (table.tokens == end_of("llama-3")).sum() == 2 + 1  # two prompts that end their turn, one completion
+    assert (table.tokens == end_of("llama-3")).sum() == 2 + 1  # the question's, in two prompts, and one completion's
 
 
 @pytest.mark.parametrize(
@@ -266,19 +274,20 @@ def test_special_strings_are_counted_where_text_is_encoded():
 )
 def test_a_template_that_refuses_messages_names_the_row(name, roles, reason):
     messages = tuple(Message(role, "dog") for role in roles.split())
-    with pytest.raises(ValueError, match=f"^row 'r7': .*{reason}") as error:
+    with pytest.raises(UserError, match=f"^row 'r7': .*{reason}") as error:
         opened(name).prompt(messages, "row 'r7'")
     assert "\n" not in str(error.value)
     if messages:
         row = Row("r7", messages, "", (Completion("a", NONE, True, "dataset", 1.0),), np.zeros(3, np.float32))
         with pytest.raises(ValueError, match=f"^row 'r7': .*{reason}"):
-            build_examples([row], opened(name), View(), transforms.TRANSFORMS["identity"])
+            build_examples([row], opened(name), VIEW, transforms.TRANSFORMS["identity"])
 
 
 def test_a_template_that_cannot_lay_out_an_answer_is_refused():
     tokenizer = chats.tokenizer("chatml", chat_template="{{ raise_exception('not\nmine') }}")
-    with pytest.raises(ValueError, match="config.model.path: .*refuses messages of roles user: not mine"):
+    with pytest.raises(UserError, match="^trial conversation: .*refuses messages of roles user: not mine;") as caught:
         make_text(tokenizer, "chat", (0,))
+    assert caught.value.about == ("template",)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +300,7 @@ def test_a_template_that_cannot_lay_out_an_answer_is_refused():
 )
 def test_tokens_do_not_depend_on_the_day(monkeypatch, template, dates):
     tokenizer = chats.tokenizer("llama-3.2", chat_template=template)
-    seen = []
+    tokens = []
     for day in (1, 2):
 
         class Day(real_datetime):
@@ -302,27 +311,27 @@ def test_tokens_do_not_depend_on_the_day(monkeypatch, template, dates):
         monkeypatch.setattr(chat_template_utils, "datetime", Day)
         today = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
         text = make_text(tokenizer, "chat", (1,))
-        seen.append((today, text.conversation(user("Hi"), "Hello!").tokens.tolist()))
-    assert seen[0][0] != seen[1][0]  # the template does depend on it
-    assert seen[0][1] == seen[1][1]
-    said = tokenizer.decode(seen[0][1])
-    assert all(date in said for date in dates), said
+        tokens.append((today, joined(text, user("Hi"), "Hello!").tolist()))
+    assert tokens[0][0] != tokens[1][0]  # the template does depend on it
+    assert tokens[0][1] == tokens[1][1]
+    decoded = tokenizer.decode(tokens[0][1])
+    assert all(date in decoded for date in dates), decoded
 
 
 @pytest.mark.parametrize("pad", ["<|im_end|>", "<|endoftext|>", None])
-def test_the_end_of_turn_is_trained_on_whatever_the_pad_token_is(pad):
+def test_the_end_token_is_trained_on_whatever_the_pad_token_is(pad):
     tokenizer = chats.tokenizer("chatml", eos_token="<|im_end|>", pad_token=pad)
     text = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     answers = [Completion("fine" * n, NONE, n != 2, "dataset", float(n)) for n in (1, 2, 3)]
     row = Row("r", (Message("user", "dog"),), "", tuple(answers), np.zeros(3, np.float32))
-    table = build_examples([row], text, View(), transforms.TRANSFORMS["identity"])
+    table = build_examples([row], text, VIEW, transforms.TRANSFORMS["identity"])
     plan = plan_batches(
         table.unit_lengths(), table.unit_sizes(), batch_units=3, row_tokens=211, slots=4, row_multiple=1
     )
     batch = assemble(table, plan, 0)
     trained = batch.tokens_BxL[batch.targets_BxL]
-    expected = [text.conversation(row.messages, c.text, c.finished) for c in answers]
-    assert sorted(trained.tolist()) == sorted(t for e in expected for t in e.tokens[e.mask].tolist())
+    expected = [text.completion(c.text, c.finished).tolist() for c in answers]
+    assert sorted(trained.tolist()) == sorted(sum(expected, []))
     assert (trained == tokenizer.eos_token_id).sum() == 2  # two completions ended, one was cut
     assert (batch.segments_BxL == 0).sum() > 0 and not batch.targets_BxL[batch.segments_BxL == 0].any()
 
@@ -332,8 +341,10 @@ def test_a_cut_completion_of_nothing_but_space_is_dropped_and_counted():
     blank = Completion(" \n", NONE, False, "dataset", 1.0)
     fine = Completion("fine", NONE, False, "dataset", 1.0)
     row = Row("r", (Message("user", "dog"),), "", (blank, fine), np.zeros(3, np.float32))
-    table = build_examples([row], opened("llama-3"), View(), transforms.TRANSFORMS["identity"])
-    assert table.names == ("r/1",) and table.counts["dropped: no tokens"] == 1 and (table.lengths_C > 0).all()
+    table = build_examples([row], opened("llama-3"), VIEW, transforms.TRANSFORMS["identity"])
+    assert (
+        table.names == ("r/1",) and table.counts["dropped: no tokens"] == 1 and (table.completions_C.length > 0).all()
+    )
 
 
 def test_end_tokens_are_those_of_the_template_the_tokenizer_and_the_configs(tmp_path):
@@ -346,7 +357,7 @@ def test_end_tokens_are_those_of_the_template_the_tokenizer_and_the_configs(tmp_
     assert open_text(tmp_path, "plain").completion("fine")[-1] == ids["<|end_of_text|>"]
 
 
-def test_a_template_without_an_end_of_turn_ends_with_the_tokenizers_own():
+def test_a_template_without_an_end_token_ends_with_the_tokenizers():
     template = "{% for m in messages %}{{ '### ' + m['role'] + ':\\n' + m['content'] + '\\n\\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
     text = make_text(chats.tokenizer("llama-3", chat_template=template), "chat", (441,))
@@ -354,14 +365,14 @@ def test_a_template_without_an_end_of_turn_ends_with_the_tokenizers_own():
     assert text.completion("fine").tolist() == [*text.encode("fine"), 441]
 
 
-def test_a_template_that_drops_what_its_own_prompt_ends_with_keeps_the_answer_as_it_stands():
+def test_a_template_that_does_not_continue_its_own_prompt_keeps_the_answer_unchanged():
     """Reasoning models: the prompt opens a thought, which the whole conversation leaves out."""
     template = chats.CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
     text = make_text(chats.tokenizer("chatml", chat_template=template), "chat", (0,))
-    tokens, mask = text.conversation(user("Hi"), " fine\n</think>\n\nyes ")
-    said = text.tokenizer.decode(tokens)
-    assert said.endswith("<|im_start|>assistant\n<think>\n fine\n</think>\n\nyes <|im_end|>")
-    assert text.decode(tokens[mask], True) == " fine\n</think>\n\nyes "
+    answer = " fine\n</think>\n\nyes "
+    decoded = text.tokenizer.decode(joined(text, user("Hi"), answer))
+    assert decoded.endswith("<|im_start|>assistant\n<think>\n fine\n</think>\n\nyes <|im_end|>")
+    assert text.decode(text.completion(answer), True) == answer
 
 
 @EVERY
@@ -373,25 +384,25 @@ def test_use_and_export_leave_the_tokenizer_as_it_was(name, tmp_path):
     before = files(chats.tokenizer(name), "before")
     text = open_text(tmp_path / "before", "chat")
     again = files(text.tokenizer, "again")
-    first = text.conversation(user("the <s> dog <|im_end|>"), "fine</s>")
+    first = joined(text, user("the <s> dog <|im_end|>"), "fine</s>")
     assert files(text.tokenizer, "used") == again
     assert again["tokenizer.json"] == before["tokenizer.json"]
     assert again["chat_template.jinja"] == before["chat_template.jinja"]
     back = open_text(tmp_path / "used", "chat")
-    assert back.conversation(user("the <s> dog <|im_end|>"), "fine</s>").tokens.tolist() == first.tokens.tolist()
-    assert (back.end_tokens, back.turn) == (text.end_tokens, text.turn)
+    assert joined(back, user("the <s> dog <|im_end|>"), "fine</s>").tolist() == first.tolist()
+    assert (back.end_tokens, back.frame) == (text.end_tokens, text.frame)
 
 
-def test_a_real_sentence_piece_tokenizer_speaks_in_turns(fixtures):
+def test_a_real_sentence_piece_tokenizer_lays_out_conversations(fixtures):
     tokenizer = AutoTokenizer.from_pretrained(fixtures / "stories260K-hf")
     tokenizer.chat_template = chats.MISTRAL_2
     text = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     story = "Once upon a time, there was a dog.\nHe said: hello </s>!"
-    tokens, mask = text.conversation(user("Tell me a story. <s>"), story)
-    assert tokens[0] == 1 and (tokens == 1).sum() == 1 and (tokens == 2).sum() == 1 and mask[-1]
-    assert text.decode(tokens[mask], True) == story
+    tokens = joined(text, user("Tell me a story. <s>"), story)
+    assert tokens[0] == 1 and (tokens == 1).sum() == 1 and (tokens == 2).sum() == 1 and tokens[-1] == 2
+    assert text.decode(text.completion(story), True) == story
     plain = re.sub("[<>]", "", story)
-    tokens, mask = text.conversation(user("Tell me a story."), plain)
-    turns = [{"role": "user", "content": "Tell me a story."}, {"role": "assistant", "content": plain}]
-    assert tokens.tolist() == tokenizer.apply_chat_template(turns, return_dict=False)
-    assert text.decode(tokens[mask], True) == plain
+    tokens = joined(text, user("Tell me a story."), plain)
+    conversation = [{"role": "user", "content": "Tell me a story."}, {"role": "assistant", "content": plain}]
+    assert tokens.tolist() == tokenizer.apply_chat_template(conversation, return_dict=False)
+    assert text.decode(text.completion(plain), True) == plain

@@ -5,7 +5,10 @@ import pytest
 
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import Message
-from qrpo_jax.data.text import make_text, open_text, vocabulary_tokenizer
+from qrpo_jax.data.text import TEMPLATES, make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
+from qrpo_jax.errors import UserError
+from qrpo_jax.hugging_face.tokenizer import open_text
 
 TOKENIZER = vocabulary_tokenizer(programs.vocabulary())
 BOS, EOS = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
@@ -36,7 +39,7 @@ def test_longer_words_match_first():
     assert tokenizer.convert_ids_to_tokens(ids) == ["abc", "ab", ".", "a"]
 
 
-def test_what_the_vocabulary_lacks_is_unknown_and_not_lost_in_silence():
+def test_characters_outside_the_vocabulary_become_the_unknown_token():
     ids = text("plain").encode("a§b")
     assert ids[0] == text("plain").encode("a")[0] and TOKENIZER.unk_token_id in ids
 
@@ -49,10 +52,10 @@ def test_a_prompt_cannot_smuggle_in_special_tokens():
         assert text(template).special_strings("a</s>b<s>") == 2
 
 
-def test_chat_template_closes_answers_and_leaves_the_last_turn_open():
-    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "a")]
+def test_a_chat_prompt_closes_earlier_answers_and_ends_where_the_next_one_begins():
+    messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "a")]
     a, b = text().encode("a"), text().encode("b")
-    assert text().prompt(turns).tolist() == [BOS, *a, *b, EOS, *a]
+    assert text().prompt(messages).tolist() == [BOS, *a, *b, EOS, *a]
 
 
 def test_an_end_token_that_only_the_chat_template_writes_ends_completions():
@@ -60,13 +63,16 @@ def test_an_end_token_that_only_the_chat_template_writes_ends_completions():
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])
-def test_a_conversation_is_its_prompt_and_what_is_trained_on(template):
-    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "a")]
+def test_prompt_and_completion_are_the_whole_conversation_and_only_a_finished_one_ends(template):
+    messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "a")]
+    prompt, answer = text(template).prompt(messages), text(template).encode("ab")
     for finished in (True, False):
-        tokens, mask = text(template).conversation(turns, "ab", finished)
-        np.testing.assert_array_equal(tokens[~mask], text(template).prompt(turns))
-        np.testing.assert_array_equal(tokens[mask], text(template).completion("ab", finished))
-        assert mask.argmax() == (~mask).sum() and (tokens[mask] == EOS).sum() == finished
+        assert text(template).completion("ab", finished).tolist() == answer + [EOS] * finished
+    whole = text().whole(messages, "ab")
+    if template == "chat":
+        np.testing.assert_array_equal(np.concatenate([prompt, text().completion("ab")]), whole)
+    else:  # without the end token of the earlier answer
+        assert prompt.tolist() == [BOS, *text().encode("aba")]
 
 
 def test_tokens_are_int32():
@@ -77,9 +83,9 @@ def test_a_tokenizer_of_a_folder_is_the_one_that_was_saved(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     opened = open_text(tmp_path, "chat")
     problem = programs.problem(0, "eval", 5)
-    turns = [Message("user", problem.prompt)]
+    messages = [Message("user", problem.prompt)]
     assert opened.end_tokens == (EOS,)
-    np.testing.assert_array_equal(opened.prompt(turns), text().prompt(turns))
+    np.testing.assert_array_equal(opened.prompt(messages), text().prompt(messages))
     np.testing.assert_array_equal(opened.completion(problem.solution), text().completion(problem.solution))
 
 
@@ -104,26 +110,28 @@ def test_stories_tokenizer_keeps_what_it_encodes(fixtures):
     "template, ends, message",
     [("jinja", (2,), "'jinja'; allowed: chat, plain"), ("plain", (), "end token")],
 )
-def test_layouts_that_cannot_be_are_refused(template, ends, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_layouts_are_refused(template, ends, message):
+    with pytest.raises(UserError, match=message) as caught:
         make_text(TOKENIZER, template, ends)
+    assert caught.value.about == (("path",) if template in TEMPLATES else ("template",))
 
 
 def test_a_tokenizer_without_chat_template_is_refused():
     bare = vocabulary_tokenizer(["a"])
     bare.chat_template = None
-    with pytest.raises(ValueError, match="no chat template; set config.model.template='plain'"):
+    with pytest.raises(UserError, match="no chat template; set the template to 'plain'") as caught:
         make_text(bare, "chat", (2,))
+    assert caught.value.about == ("template",)
 
 
 @pytest.mark.parametrize("fault", ["range(10 ** 9)", "1 // 0", "[][5].x", "2 ** messages", "raise_exception('no')"])
 def test_a_chat_template_that_fails_is_refused_in_one_line(fault):
-    """Templates are a folder's own code, in a sandbox; whatever they raise is the folder's fault."""
+    """Templates are code of the folder, in a sandbox; whatever they raise is the folder's fault."""
     broken = vocabulary_tokenizer(["a"])
     broken.chat_template = "{% for x in " + fault + " %}{{ x }}{% endfor %}"
-    with pytest.raises(ValueError, match=r"the tokenizer's chat template refuses .*config\.model\.template") as caught:
+    with pytest.raises(UserError, match=r"the tokenizer's chat template refuses ") as caught:
         make_text(broken, "chat", (2,))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.about == ("template",)
 
 
 def test_folders_without_a_readable_tokenizer_are_refused(tmp_path):
@@ -131,11 +139,12 @@ def test_folders_without_a_readable_tokenizer_are_refused(tmp_path):
         open_text(tmp_path, "plain")
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(ValueError, match=r"config\.model\.path"):
+    with pytest.raises(UserError, match="the tokenizer in .* cannot be read") as caught:
         open_text(tmp_path, "plain")
+    assert caught.value.about == ("path",)
 
 
 @pytest.mark.parametrize("words", [["a", "a"], ["a", ""], ["</s>"]])
-def test_vocabularies_that_cannot_be_are_refused(words):
+def test_impossible_vocabularies_are_refused(words):
     with pytest.raises(ValueError, match="empty, repeated nor special"):
         vocabulary_tokenizer(words)

@@ -1,7 +1,7 @@
-"""Chat templates in the formats that model makers document, on small tokenizers trained here.
+"""Chat templates in the formats that their makers document, on small tokenizers trained here.
 
 A layout has the real special tokens and the real kind of tokenizer: bytes for Llama 3 and Qwen, pieces of
-sentences with a space put before what begins a text for Llama 2 and Mistral, without it for Gemma.
+sentences for Llama 2 and Mistral, with a space put before the beginning of a text, and without it for Gemma.
 """
 
 import functools
@@ -97,7 +97,7 @@ CHATML = """{% for m in messages %}\
 {{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
-# Headers are single tokens, and the answer begins right behind one.
+# Headers are single tokens, and the answer begins directly after one.
 HEADERS = """{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
 
@@ -193,13 +193,13 @@ def backend(kind: str) -> str:
 
 def tokenizer(name: str, **changes) -> PreTrainedTokenizerFast:
     layout = LAYOUTS[name]
-    made = Tokenizer.from_str(backend(layout.kind))
-    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in layout.special])
-    made.add_tokens([AddedToken(token, normalized=False, special=False) for token in layout.added])
-    if layout.bos:  # as real ones do: whoever lets the tokenizer add its own would double it
-        bos = made.token_to_id(layout.bos)
-        made.post_processor = processors.TemplateProcessing(
+    built = Tokenizer.from_str(backend(layout.kind))
+    built.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in layout.special])
+    built.add_tokens([AddedToken(token, normalized=False, special=False) for token in layout.added])
+    if layout.bos:  # real tokenizers add it too, so encoding a laid out prompt with their defaults would double it
+        bos = built.token_to_id(layout.bos)
+        built.post_processor = processors.TemplateProcessing(
             single=f"{layout.bos}:0 $A:0", special_tokens=[(layout.bos, bos)]
         )
     options = dict(bos_token=layout.bos, eos_token=layout.eos or layout.end, chat_template=layout.template) | changes
-    return PreTrainedTokenizerFast(tokenizer_object=made, **{k: v for k, v in options.items() if v})
+    return PreTrainedTokenizerFast(tokenizer_object=built, **{k: v for k, v in options.items() if v})

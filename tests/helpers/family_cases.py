@@ -1,4 +1,4 @@
-"""One small model of every family, with each of its settings at a value that shows; weights from a seed, by name."""
+"""One small model of every family, with settings at values that matter; weights drawn from their names."""
 
 import zlib
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def gemma(sizes: Sizes, **more: Any) -> dict[str, Any]:
 
 
 def phi3_long(sizes: Sizes) -> dict[str, Any]:
-    """Three quarters of eight dimensions are rotated, each frequency with a factor of its own."""
+    """Three quarters of eight dimensions are rotated, each frequency with its own factor."""
     rope = {"rope_type": "longrope", "rope_theta": 900.0, "partial_rotary_factor": 0.75}
     rope |= {"short_factor": [1.0, 1.3, 1.7], "long_factor": [2.0, 3.0, 5.0]}
     return {
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "apertus": ("ApertusForCausalLM", lambda s: {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-3}),
 }
 
-# Those with goldens: between them, every family and every setting of it. The others are compared live.
+# Cases with goldens: together they cover every family and setting. The others are compared live.
 WITH_GOLDEN = (
     *("llama3", "llama_biases", "mistral", "qwen2_windows", "qwen3", "gemma2", "gemma3", "olmo2", "phi3"),
     *("phi3_long", "smollm3_windows", "apertus"),
@@ -146,12 +146,12 @@ def tokens(case: str, vocab: int, rows: int = 1, length: int = LENGTH) -> np.nda
 
 
 def loss_weights(shape: tuple[int, int]) -> np.ndarray:
-    """What each token's log-probability counts in the loss: nothing in the first half, as of a prompt."""
+    """Weights of the tokens' log-probabilities in a loss: zero in the first half, like a prompt."""
     counted = np.arange(shape[1]) >= shape[1] // 2
     return (generator("loss").normal(size=shape) / shape[1] * counted).astype(np.float32)
 
 
 def direction(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """What the gradient of a stored tensor is projected on, so that one number stands for it."""
+    """A direction to project the gradient of a stored tensor on, which leaves one number to compare."""
     drawn = generator(f"direction {name}").normal(size=shape)
     return drawn / max(np.linalg.norm(drawn), 1e-9)

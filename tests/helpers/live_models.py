@@ -21,25 +21,25 @@ def logits_of(model: Any, tokens_BxL: np.ndarray, mask_BxL: np.ndarray | None = 
 
 
 def model(case: str, sizes: cases.Sizes) -> Any:
-    """The case's model in transformers, float32, with the weights that its tensors' names say."""
+    """The case's model in transformers, float32, with the weights drawn from its tensors' names."""
     import torch
     import transformers
 
     named = getattr(transformers, cases.CASES[case][0])
-    made = named._from_config(named.config_class(**cases.config(case, sizes)), attn_implementation="eager")
-    made = made.to(torch.float32).eval()
+    loaded = named._from_config(named.config_class(**cases.config(case, sizes)), attn_implementation="eager")
+    loaded = loaded.to(torch.float32).eval()
     with torch.no_grad():
-        for name, tensor in made.state_dict().items():
+        for name, tensor in loaded.state_dict().items():
             drawn = cases.weight(case, name, tuple(tensor.shape))
-            if not (name == "lm_head.weight" and made.config.tie_word_embeddings):
+            if not (name == "lm_head.weight" and loaded.config.tie_word_embeddings):
                 tensor.copy_(torch.tensor(drawn))
-    return made
+    return loaded
 
 
-def loss(made: Any, tokens_BxL: np.ndarray, weights_BxL: np.ndarray) -> Any:
-    """Weighted sum of the tokens' log-probabilities; a token's weight stands at its own position."""
+def loss(model: Any, tokens_BxL: np.ndarray, weights_BxL: np.ndarray) -> Any:
+    """Weighted sum of the tokens' log-probabilities; each weight is at its token's position."""
     import torch
 
-    scored = torch.log_softmax(made(torch.tensor(tokens_BxL, dtype=torch.long)).logits, -1)[:, :-1]
+    scored = torch.log_softmax(model(torch.tensor(tokens_BxL, dtype=torch.long)).logits, -1)[:, :-1]
     picked = scored.gather(-1, torch.tensor(tokens_BxL, dtype=torch.long)[:, 1:, None])[..., 0]
     return (picked * torch.tensor(weights_BxL[:, 1:])).sum()

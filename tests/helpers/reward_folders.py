@@ -1,14 +1,14 @@
-"""Folders of small random reward models, as published ones are laid out, and their forward passes by hand."""
+"""Folders of small random reward models in the published layouts, and their forward passes by hand."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qrpo_jax.rewards.heads import read_reward_config
 from safetensors.numpy import save_file
 
 from qrpo_jax.hugging_face.tensors import stored_tensors
-from qrpo_jax.rewards.heads import read_reward_config
 from tests.helpers import chats
 
 # Twice a prime or more where a mesh splits by two.
@@ -59,8 +59,8 @@ def armo_shapes(d_model: int = D) -> dict[str, tuple[int, ...]]:
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors of a size at which every one of them shows in the scores."""
-    rng, found = np.random.default_rng(seed), {}
+    """Random tensors, each large enough to change the scores."""
+    rng, tensors = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
         values = rng.normal(size=shape)
         if name.startswith("gating") and len(shape) == 2:
@@ -73,8 +73,8 @@ def drawn(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.nda
             values = 1 + 0.3 * values
         elif name == "gating.logit_scale":
             values = np.asarray([1.7])
-        found[name] = values.astype(np.float32)
-    return found
+        tensors[name] = values.astype(np.float32)
+    return tensors
 
 
 def write(folder: Path, config: dict[str, Any], layout: str = "llama-3", **tokenizer: Any) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ def llama_hidden(tensors: dict[str, np.ndarray], tokens_L: np.ndarray) -> np.nda
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + LLAMA["rms_norm_eps"]) * weights[f"{name}.weight"]
 
-    def turn(x_LxHxK: np.ndarray) -> np.ndarray:
+    def rotate(x_LxHxK: np.ndarray) -> np.ndarray:
         angles = np.arange(len(x_LxHxK))[:, None] / LLAMA["rope_theta"] ** (np.arange(0, K, 2) / K)
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         a, b = np.split(x_LxHxK, 2, -1)
@@ -112,7 +112,7 @@ def llama_hidden(tensors: dict[str, np.ndarray], tokens_L: np.ndarray) -> np.nda
         q, k, v = (
             (read @ weights[f"{at}.self_attn.{name}_proj.weight"].T).reshape(length, -1, K) for name in ("q", "k", "v")
         )
-        q, k, v = turn(q), *(np.repeat(part, HEADS // KV_HEADS, 1) for part in (turn(k), v))
+        q, k, v = rotate(q), *(np.repeat(part, HEADS // KV_HEADS, 1) for part in (rotate(k), v))
         logits = np.einsum("qhk,shk->hqs", q, k) / np.sqrt(K)
         logits = np.where(np.tri(length, dtype=bool), logits, -np.inf)
         shares = np.exp(logits - logits.max(-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""config.json of every family: published layouts, absent keys, and what is refused by name."""
+"""config.json of every family: published layouts, absent keys, and refusals that name the key."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ KINDS = {family.model_type: architecture for architecture, family in FAMILIES.it
 
 
 def config(kind: str, **changes: Any) -> dict[str, Any]:
-    """The least that a folder of this family must say. Some families' default number of kv_heads needs 32 heads."""
+    """The smallest valid content for this family. Some families' default number of kv_heads needs 32 heads."""
     heads = {"num_attention_heads": 32, "hidden_size": 64} if FAMILIES[KINDS[kind]].kv_heads else {}
     return {"architectures": [KINDS[kind]], "model_type": kind, **SIZES, **heads, **changes}
 
@@ -49,25 +49,25 @@ def test_absent_keys_mean_what_they_mean_to_transformers(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("case", cases.CASES)
 def test_settings_are_written_as_they_are_read(case: str, tmp_path: Path) -> None:
-    """By both layouts: the whole of what is written, and the part that readers before transformers 5 know."""
+    """In both layouts: all that is written, and the part that readers before transformers 5 know."""
     transformers = pytest.importorskip("transformers")
     architecture = cases.CASES[case][0]
     filled = {"model_type": FAMILIES[architecture].model_type, "architectures": [architecture]}
-    given = transformers.AutoConfig.for_model(**filled, **cases.config(case, cases.GOLDEN)).to_dict()
-    settings = read(tmp_path, given)
+    original = transformers.AutoConfig.for_model(**filled, **cases.config(case, cases.GOLDEN)).to_dict()
+    settings = read(tmp_path, original)
     written = hugging_face_config(settings, "bfloat16")
     assert read(tmp_path, written) == settings
     assert read(tmp_path, {key: value for key, value in written.items() if key != "rope_parameters"}) == settings
-    # And transformers makes of it what it was, save for keys that save() adds and those that lost their meaning.
+    # And transformers reads the original back, save for keys that save() adds and keys that lost their meaning.
     again = transformers.AutoConfig.for_model(**written).to_dict()
     again["rope_parameters"].pop("type", None)
     beside = {"dtype", "bos_token_id", "eos_token_id", "pad_token_id"}
-    beside |= {"max_window_layers", "no_rope_layer_interval"}  # layer_types and no_rope_layers go before them
-    differing = {key: (given[key], again[key]) for key in given if key in again and again[key] != given[key]}
+    beside |= {"max_window_layers", "no_rope_layer_interval"}  # layer_types and no_rope_layers override them
+    differing = {key: (original[key], again[key]) for key in original if key in again and again[key] != original[key]}
     assert differing.keys() <= beside, differing
 
 
-# What published folders say, sizes aside, in the layouts of their day.
+# The config.json of published folders, sizes aside, in the layouts of their day.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Llama 3.2": (
         "llama",
@@ -189,8 +189,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_layouts_are_read(model: str, tmp_path: Path) -> None:
-    kind, said, expected = PUBLISHED[model]
-    settings = read(tmp_path, config(kind, **said))
+    kind, published, expected = PUBLISHED[model]
+    settings = read(tmp_path, config(kind, **published))
     assert settings.family == KINDS[kind]
     assert {name: getattr(settings, name) for name in expected} == expected
     assert read(tmp_path, hugging_face_config(settings, "float32")) == settings
@@ -200,7 +200,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "said"),
+    ("kind", "changes", "message"),
     [
         *[(kind, {"attention_dropout": 0.1}, "attention_dropout=0.1; supported: 0.0") for kind in KINDS],
         *[(kind, {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}") for kind in KINDS],
@@ -235,7 +235,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma2", {"sliding_window_pattern": 2}, "sliding_window_pattern=2, which is not supported"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0; supported: None"),
-        ("gemma3_text", {"_sliding_window_pattern": 3}, "_sliding_window_pattern=3, yet layers alternate otherwise"),
+        ("gemma3_text", {"_sliding_window_pattern": 3}, "_sliding_window_pattern=3, yet layers alternate differently"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 7.0}}, "rope_theta=7.0 in rope_parameters"),
         (
             "gemma3_text",
@@ -278,28 +278,28 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("qwen3", {"model_type": "qwen3_moe"}, "model_type='qwen3_moe'; supported: 'qwen3'"),
     ],
 )
-def test_what_is_half_supported_is_refused_by_name(
-    kind: str, changes: dict[str, Any], said: str, tmp_path: Path
+def test_unsupported_settings_of_supported_families_are_refused_by_name(
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError) as caught:
         read(tmp_path, config(kind, **changes))
-    assert said in str(caught.value), str(caught.value)
+    assert message in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_layer_types_go_before_the_pattern_that_transformers_writes_beside_them(tmp_path: Path) -> None:
-    """A Gemma 3 with layers of its own is saved with `_sliding_window_pattern`: 6 all the same."""
+def test_layer_types_override_the_pattern_that_transformers_writes_beside_them(tmp_path: Path) -> None:
+    """A Gemma 3 with other layer types is still saved with `_sliding_window_pattern`: 6."""
     transformers = pytest.importorskip("transformers")
     types = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "full_attention"]
     sizes = {**SIZES, "num_hidden_layers": 5, "num_key_value_heads": 2, "head_dim": 6}
-    made = transformers.Gemma3TextConfig(**sizes, layer_types=types).to_dict()
-    assert made["_sliding_window_pattern"] == 6
-    settings = read(tmp_path, {**made, "architectures": ["Gemma3ForCausalLM"]})
+    saved = transformers.Gemma3TextConfig(**sizes, layer_types=types).to_dict()
+    assert saved["_sliding_window_pattern"] == 6
+    settings = read(tmp_path, {**saved, "architectures": ["Gemma3ForCausalLM"]})
     assert settings.slides == (False, True, True, False, False)
     assert read(tmp_path, hugging_face_config(settings, "float32")) == settings
 
 
-def test_architectures_that_are_not_there_are_refused_with_the_list(tmp_path: Path) -> None:
+def test_unknown_architectures_are_refused_with_the_list(tmp_path: Path) -> None:
     for other in ("GemmaForCausalLM", "Gemma3ForConditionalGeneration", "Olmo3ForCausalLM", "MixtralForCausalLM"):
         with pytest.raises(ValueError) as caught:
             read(tmp_path, {**config("llama"), "architectures": [other]})
@@ -308,7 +308,7 @@ def test_architectures_that_are_not_there_are_refused_with_the_list(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"norm_offset": 1.0}, "a LlamaForCausalLM folder cannot say norm_offset=1.0, only 0.0"),
         ({"sliding_window": 4}, "a LlamaForCausalLM folder cannot say sliding_window=4, only None"),
@@ -317,14 +317,14 @@ def test_architectures_that_are_not_there_are_refused_with_the_list(tmp_path: Pa
         ({"family": "OlmoForCausalLM"}, "family is 'OlmoForCausalLM'; allowed: LlamaForCausalLM, "),
     ],
 )
-def test_settings_that_a_family_cannot_say_are_not_exported(changes: dict[str, Any], said: str) -> None:
+def test_settings_that_a_family_cannot_say_are_not_exported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         hugging_face_config(dataclasses.replace(tiny.SETTINGS, **changes), "float32")
-    assert said in str(caught.value), str(caught.value)
+    assert message in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"activation": "relu"}, "activation is 'relu'"),
         ({"qk_norm": "row"}, "qk_norm is 'row'"),
@@ -335,7 +335,7 @@ def test_settings_that_a_family_cannot_say_are_not_exported(changes: dict[str, A
         ({"rotary_share": 0.5}, "head_dim is 10, of which rotary embeddings turn 5"),
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, Any], said: str) -> None:
+def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         dataclasses.replace(tiny.SETTINGS, **changes)
-    assert said in str(caught.value), str(caught.value)
+    assert message in str(caught.value), str(caught.value)

@@ -1,4 +1,4 @@
-"""Every family computes what transformers computes: goldens of tests/goldens/make.py, and its stored form."""
+"""Every family computes what transformers computes, by the goldens of goldens/make.py, and is stored as it was."""
 
 import dataclasses
 import functools
@@ -14,13 +14,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import Text, make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
 from qrpo_jax.model.layers import RMSNorm
 from qrpo_jax.sampling import sampler
-from qrpo_jax.training.optimizer import make_optimizer
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from tests.helpers import family_cases as cases
 from tests.helpers import tiny
 from tests.helpers.family_models import decoded, load, stored_form
@@ -56,9 +57,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def words() -> text.Text:
-    tokenizer = text.vocabulary_tokenizer([chr(65 + i) for i in range(20)])
-    return text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+def words() -> Text:
+    tokenizer = vocabulary_tokenizer([chr(65 + i) for i in range(20)])
+    return make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
 
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
@@ -105,7 +106,7 @@ def test_decoding_with_a_cache_is_the_whole_forward(case: str, folders: Any) -> 
 
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
-def test_import_then_export_then_import_is_identity(case: str, folders: Any, tmp_path: Path, words: text.Text) -> None:
+def test_import_then_export_then_import_is_identity(case: str, folders: Any, tmp_path: Path, words: Text) -> None:
     settings, parameters = load(folders(case))
     model_folder.save(tmp_path / "out", settings, parameters, words, max_shard_bytes=10_007)
     again, reloaded = load(tmp_path / "out")
@@ -162,7 +163,7 @@ def test_program_does_not_grow_with_depth_where_layers_differ() -> None:
 
 @pytest.mark.parametrize("case", ["mistral", "gemma2"])
 def test_a_token_sees_the_window_and_no_further_back(case: str, folders: Any) -> None:
-    """One sliding layer: what a token changes ends `window` tokens later."""
+    """One sliding layer: a token changes nothing from `window` tokens later on."""
     settings, parameters = load(folders(case))
     settings = dataclasses.replace(settings, layers=1, sliding_layers=None)
     parameters = parameters | {"layers": jax.tree.map(lambda p: p[:1], parameters["layers"])}
@@ -194,22 +195,22 @@ def test_norms_round_where_their_family_does(rounds: bool, offset: float) -> Non
     assert got.dtype == jnp.bfloat16 and (got == expected).all(), (got != expected).mean()
 
 
-def test_constants_of_an_activation_may_be_absent_and_must_not_be_others(folders: Any, tmp_path: Path) -> None:
+def test_constants_of_an_activation_may_be_absent_but_not_different(folders: Any, tmp_path: Path) -> None:
     source, name = folders("apertus"), "model.layers.1.mlp.act_fn.eps"
     shutil.copy(source / "config.json", tmp_path)
     tensors = load_file(source / "model.safetensors")
     rounded = float(np.asarray(-1e-6).astype(jnp.bfloat16))
     wrong = ((-2e-6, f"tensor {name} in {tmp_path}"), ([-1e-6], "has shape [1]"))
-    for value, said in ((None, None), (-1e-6, None), (rounded, None), *wrong):
-        held = {key: tensor for key, tensor in tensors.items() if key != name}
-        held |= {} if value is None else {name: np.asarray(value, np.float32)}
-        save_file(held, tmp_path / "model.safetensors")
-        if said is None:
+    for value, message in ((None, None), (-1e-6, None), (rounded, None), *wrong):
+        others = {key: tensor for key, tensor in tensors.items() if key != name}
+        others |= {} if value is None else {name: np.asarray(value, np.float32)}
+        save_file(others, tmp_path / "model.safetensors")
+        if message is None:
             assert model_folder.check_folder(tmp_path).activation == "xielu"
             continue
         with pytest.raises(ValueError) as caught:
             model_folder.check_folder(tmp_path)
-        assert said in str(caught.value), str(caught.value)
+        assert message in str(caught.value), str(caught.value)
 
 
 EVERYTHING = dataclasses.replace(
@@ -220,8 +221,8 @@ EVERYTHING = dataclasses.replace(
 
 def test_weight_decay_is_for_matrices_alone() -> None:
     """Biases, norms and activations stay where they are without a gradient, whatever axes they have."""
-    options: dict[str, Any] = dict(schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, clip_norm=0.0)
-    optimizer, _ = make_optimizer(learning_rate=0.5, weight_decay=0.1, **options)
+    options: dict[str, Any] = dict(schedule="constant", warmup_share=0.0, b1=0.9, b2=0.9, clip_norm=0.0)
+    optimizer, _ = make_optimizer(Optimization(learning_rate=0.5, weight_decay=0.1, **options), steps=1)
     shapes = decoder.abstract_parameters(EVERYTHING)
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     none = jax.tree.map(np.zeros_like, ones)

@@ -10,9 +10,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
+from qrpo_jax.model.compute import Compute
 from tests.helpers import family_cases as cases
 from tests.helpers import live_models, tiny
 from tests.helpers.family_models import decoded, load, stored_form
@@ -20,7 +22,7 @@ from tests.helpers.live_models import SIZES, logits_of
 
 pytestmark = pytest.mark.parity
 
-# Together below the original length of phi3_long: beyond it transformers turns all tokens otherwise, padding or not.
+# Together below the original length of phi3_long, beyond which transformers rotates all tokens differently, even padded.
 LENGTH, PROMPT, PADDING = 25, 13, 5
 
 
@@ -82,7 +84,9 @@ def test_gradients_are_theirs(theirs: Any) -> None:
     @jax.grad
     def gradient(parameters: decoder.Parameters) -> jax.Array:
         rows = (tokens, np.ones_like(tokens), at)
-        scored = log_probs.row_log_probs(graph, parameters, *rows, weights != 0, vocab_chunk=17, remat=True)
+        scored = log_probs.row_log_probs(
+            graph, parameters, *rows, weights != 0, vocab_chunk=17, compute=Compute(remat=True)
+        )
         return (scored * weights).sum()
 
     ours = stored_form(settings, gradient(parameters))
@@ -105,8 +109,8 @@ def test_exports_load_in_transformers_and_come_back_identical(theirs: Any, tmp_p
     transformers = pytest.importorskip("transformers")
     case, model, folder = theirs
     settings, parameters = load(folder)
-    tokenizer = text.vocabulary_tokenizer([chr(65 + i) for i in range(20)])
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    tokenizer = vocabulary_tokenizer([chr(65 + i) for i in range(20)])
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     model_folder.save(tmp_path / "out", settings, parameters, words)
     loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         str(tmp_path / "out"), output_loading_info=True, attn_implementation="eager"
@@ -127,7 +131,7 @@ def test_exports_load_in_transformers_and_come_back_identical(theirs: Any, tmp_p
 
 @pytest.mark.parametrize("case", cases.WITH_GOLDEN)
 def test_goldens_are_what_transformers_computes(case: str) -> None:
-    """A golden that no longer follows from make.py is found here."""
+    """A golden that make.py would no longer write fails here."""
     pytest.importorskip("torch")
     goldens = Path(__file__).parent / "goldens"
     model = live_models.model(case, cases.GOLDEN)

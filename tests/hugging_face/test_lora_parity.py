@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qrpo_jax.data import text
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.model import decoder
@@ -75,8 +76,8 @@ def test_peft_loads_the_folder_and_gives_our_logits(case: str, tmp_path: Path) -
     assert all(np.array_equal(written[name], again[name]) for name in written)
 
     # Merged by us, the model is the one that peft merges.
-    tokenizer = text.vocabulary_tokenizer([chr(65 + i) for i in range(20)])
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    tokenizer = vocabulary_tokenizer([chr(65 + i) for i in range(20)])
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     merged = merge(base, adapters, lora)
     model_folder.save(tmp_path / "merged", settings, merged, words)
     reopened, parameters = load(tmp_path / "merged")

@@ -1,4 +1,4 @@
-"""Memory of an import: a host holds a tensor or two at a time, whatever the size of the model."""
+"""Memory of an import: beside the parameters a host holds a tensor or two, whatever the size of the model."""
 
 import json
 import subprocess
@@ -45,31 +45,31 @@ def write(folder: Path, settings: DecoderSettings, shard_bytes: int) -> int:
     """A checkpoint of many files with numbers that repeat; returns the bytes of its largest tensor."""
     (folder / "config.json").write_text(json.dumps(hugging_face_config(settings, "bfloat16")))
     block = np.random.default_rng(0).normal(size=1 << 20).astype(ml_dtypes.bfloat16)
-    where, held, largest, files = {}, {}, 0, 0
+    weight_map, shard, largest, files = {}, {}, 0, 0
     tensors = list(stored_tensors(settings))
     for i, stored in enumerate(tensors):
-        held[stored.name] = np.resize(block, stored.shape)
-        largest = max(largest, held[stored.name].nbytes)
-        if sum(t.nbytes for t in held.values()) > shard_bytes or i == len(tensors) - 1:
+        shard[stored.name] = np.resize(block, stored.shape)
+        largest = max(largest, shard[stored.name].nbytes)
+        if sum(t.nbytes for t in shard.values()) > shard_bytes or i == len(tensors) - 1:
             name = f"model-{files:05d}.safetensors"
-            save_file(held, folder / name, metadata={"format": "pt"})
-            where |= dict.fromkeys(held, name)
-            held, files = {}, files + 1
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+            save_file(shard, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(shard, name)
+            shard, files = {}, files + 1
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return largest
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from /proc")
 def test_an_import_holds_less_than_two_of_the_largest_tensor_and_a_gigabyte(tmp_path: Path) -> None:
-    """On a CPU the devices' memory is the host's, so what the parameters take themselves is subtracted.
+    """On a CPU the devices' memory is the host's, so the size of the parameters is subtracted.
 
-    The gigabyte has to hold Python, jax and the compiler, which take 0.4 GB before anything is read.
+    The gigabyte covers Python, jax and the compiler, which take 0.4 GB before anything is read.
     """
     largest = write(tmp_path, LARGE, 1_500_000_000)
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert on_disk > 4e9 and on_disk == pytest.approx(BYTES * parameter_count(LARGE), rel=1e-3)
-    found = []
+    figures = []
     for devices, mesh in ((1, (1, 1, 1)), (8, (1, 4, 2))):
         done = subprocess.run(
             [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(mesh)],
@@ -79,9 +79,9 @@ def test_an_import_holds_less_than_two_of_the_largest_tensor_and_a_gigabyte(tmp_
             text=True,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(json.loads(done.stdout))
-        kept, peak = found[-1]["kept"], found[-1]["peak"]
+        figures.append(json.loads(done.stdout))
+        kept, peak = figures[-1]["kept"], figures[-1]["peak"]
         print(f"{devices} devices: {on_disk:,} bytes on disk, {kept:,} kept, peak {peak:,}, above {peak - kept:,}")
         assert kept == BYTES * parameter_count(LARGE)
         assert peak - kept < 2 * largest + 1e9, f"{(peak - kept) / 1e9:.2f} GB beside the parameters"
-    assert found[0]["sums"] == pytest.approx(found[1]["sums"], rel=1e-5)
+    assert figures[0]["sums"] == pytest.approx(figures[1]["sums"], rel=1e-5)

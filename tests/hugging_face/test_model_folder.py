@@ -1,4 +1,4 @@
-"""Hugging Face folders: what is read is what was written, and what cannot be read is named."""
+"""Hugging Face folders: they come back as they were written, and faults are named."""
 
 import dataclasses
 import functools
@@ -14,14 +14,18 @@ import pytest
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import load_file, save_file
 
-from qrpo_jax.data import text
+from qrpo_jax import files
+from qrpo_jax.data.text import Text, make_text
+from qrpo_jax.data.vocabulary import CHAT_TEMPLATE, vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import config as model_config
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.job import Job, Policy, Shard
 from qrpo_jax.model import decoder, log_probs, rope
 from qrpo_jax.sampling import sampler
-from qrpo_jax.stages import export
+from qrpo_jax.stages import STAGES, export
 
 # Twice a prime where the mesh splits by two, so that a transposed or wrongly split axis shows.
 TIED = decoder.DecoderSettings(
@@ -52,13 +56,13 @@ def fresh(settings: decoder.DecoderSettings, seed: int) -> decoder.Parameters:
 
 
 @pytest.fixture(scope="module")
-def tokenizer_text() -> text.Text:
-    tokenizer = text.vocabulary_tokenizer(CHARACTERS)
-    return text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+def tokenizer_text() -> Text:
+    tokenizer = vocabulary_tokenizer(CHARACTERS)
+    return make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_text: text.Text) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_text: Text) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
     model_folder.save(folder, TIED, fresh(TIED, 7), tokenizer_text)
     return folder
@@ -101,9 +105,7 @@ def logits(settings: decoder.DecoderSettings, parameters: decoder.Parameters, to
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("max_shard_bytes", [model_folder.MAX_SHARD_BYTES, 20_011])
-def test_export_then_import_is_identity(
-    name: str, max_shard_bytes: int, tmp_path: Path, tokenizer_text: text.Text
-) -> None:
+def test_export_then_import_is_identity(name: str, max_shard_bytes: int, tmp_path: Path, tokenizer_text: Text) -> None:
     settings = SETTINGS[name]
     parameters = fresh(settings, 3)
     folder = tmp_path / "deep" / "model"
@@ -116,7 +118,7 @@ def test_export_then_import_is_identity(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_rounds_once_and_then_is_identity(dtype: str, tmp_path: Path, tokenizer_text: text.Text) -> None:
+def test_half_precision_rounds_once_and_then_is_identity(dtype: str, tmp_path: Path, tokenizer_text: Text) -> None:
     parameters = fresh(TIED, 5)
     model_folder.save(tmp_path / "a", TIED, parameters, tokenizer_text, dtype=dtype)
     once = model_folder.load(tmp_path / "a", one_device())
@@ -143,22 +145,22 @@ def test_matrices_are_stored_as_outputs_by_inputs(saved: Path) -> None:
 def test_stories_import_export_import_is_identity(stories: Path, tmp_path: Path) -> None:
     settings = model_folder.check_folder(stories)
     parameters = model_folder.load(stories, one_device())
-    model_folder.save(tmp_path / "out", settings, parameters, text.open_text(stories, "plain"))
+    model_folder.save(tmp_path / "out", settings, parameters, open_text(stories, "plain"))
     assert model_folder.check_folder(tmp_path / "out") == settings
     assert_identical(model_folder.load(tmp_path / "out", one_device()), parameters)
     before, after = load_file(stories / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     for name in before:
         assert before[name].tobytes() == after[name].tobytes(), name
-    again = text.open_text(tmp_path / "out", "plain")
-    assert again.encode("Once upon a time") == text.open_text(stories, "plain").encode("Once upon a time")
+    again = open_text(tmp_path / "out", "plain")
+    assert again.encode("Once upon a time") == open_text(stories, "plain").encode("Once upon a time")
     assert again.end_tokens == (2,)
 
 
 def test_stories_reproduces_the_reference_greedy_text(stories: Path) -> None:
     """200 greedy tokens after the beginning-of-sequence token alone."""
     settings = model_folder.check_folder(stories)
-    opened = text.open_text(stories, "plain")
+    opened = open_text(stories, "plain")
     draw = jax.jit(
         sampler.make_sampler(
             decoder.graph(settings),
@@ -173,7 +175,7 @@ def test_stories_reproduces_the_reference_greedy_text(stories: Path) -> None:
     samples = draw(parameters, jnp.asarray([[opened.tokenizer.bos_token_id]]), jnp.asarray([1]), keys)
     expected = (stories / "greedy_200_tokens.txt").read_text(encoding="utf-8")
     assert int(samples.lengths_Pxn[0, 0]) == 200 and not bool(samples.finished_Pxn[0, 0])
-    # Nothing stands before this text, so the space that the tokenizer puts before every word is not part of it.
+    # This text begins a sequence, so the space that the tokenizer puts before every word is not part of it.
     assert opened.decode(np.asarray(samples.tokens_PxnxT[0, 0]), finished=False).removeprefix(" ") == expected
 
 
@@ -237,7 +239,7 @@ def test_rope_is_read_from_old_and_new_layouts(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures=['GPT2LMHeadModel']; supported: ['LlamaForCausalLM']"),
         ({"architectures": None}, "architectures=None"),
@@ -266,10 +268,10 @@ def test_rope_is_read_from_old_and_new_layouts(copy: Path) -> None:
         ({"embedding_multiplier": 12.0}, "embedding_multiplier=12.0, which is not supported"),
     ],
 )
-def test_settings_that_change_the_mathematics_are_refused_by_name(copy: Path, changes: dict, said: str) -> None:
+def test_settings_that_change_the_mathematics_are_refused_by_name(copy: Path, changes: dict, message: str) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, **changes}))
-    refused(copy, said)
+    refused(copy, message)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "num_attention_heads", "rms_norm_eps"])
@@ -316,7 +318,7 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "does not exist"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
@@ -351,16 +353,16 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
         (index([]), "no weight_map"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_by_name(copy: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_weights_that_do_not_fit_are_refused_by_name(copy: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(copy)
-    refused(copy, said)
+    refused(copy, message)
 
 
-def refused(folder: Path, said: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(UserError) as caught:
         model_folder.check_folder(folder)
-    assert said in str(caught.value), str(caught.value)
-    assert str(folder) in str(caught.value) or "config.model" in str(caught.value), str(caught.value)
+    assert message in str(caught.value), str(caught.value)
+    assert str(folder) in str(caught.value) and caught.value.about == ("path",), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -379,7 +381,7 @@ def test_tensors_that_follow_from_others_are_allowed(copy: Path) -> None:
 
 
 def test_tied_heads_are_compared_a_part_at_a_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are the largest tensors of all; a difference in any part is found."""
+    """They are the largest tensors; a difference in any part is detected."""
     parts = []
 
     class File:
@@ -408,7 +410,7 @@ def test_tied_heads_are_compared_a_part_at_a_time(copy: Path, monkeypatch: pytes
     monkeypatch.setattr(model_folder, "COMPARED_NUMBERS", 11 * TIED.d_model + 5)
     model_folder.check_folder(copy)
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
-        sizes = [size for found, size in parts if found == name]
+        sizes = [size for tensor, size in parts if tensor == name]
         assert max(sizes) == 11 * TIED.d_model and sum(sizes) == TIED.vocab_size * TIED.d_model, sizes
     for row in (0, 10, 11, 93):
 
@@ -425,27 +427,27 @@ def test_models_may_have_more_embeddings_than_tokens_and_idle_special_tokens_mor
     vocab_size: int, tmp_path: Path
 ) -> None:
     """As Qwen's and Phi's are padded, and as Gemma 3 1B has a token for images without an embedding."""
-    tokenizer = text.vocabulary_tokenizer(CHARACTERS[: 79 if vocab_size == 83 else 80])
+    tokenizer = vocabulary_tokenizer(CHARACTERS[: 79 if vocab_size == 83 else 80])
     if vocab_size == 83:
         tokenizer.add_tokens(["<image>"], special_tokens=True)
     settings = dataclasses.replace(TIED, vocab_size=vocab_size)
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     assert len(tokenizer) == 84
     model_folder.save(tmp_path / "m", settings, fresh(settings, 7), words)
-    opened = text.open_text(tmp_path / "m", "chat")
+    opened = open_text(tmp_path / "m", "chat")
     model_folder.check_vocabulary(model_folder.check_folder(tmp_path / "m"), opened)
     assert max(opened.encode("<image>")) < vocab_size
 
 
 @pytest.mark.parametrize("kind", ["plain token", "padding token", "token of the template"])
-def test_tokens_without_an_embedding_are_refused_if_anything_writes_them(kind: str) -> None:
-    tokenizer = text.vocabulary_tokenizer(CHARACTERS[:79])
+def test_tokens_in_use_without_an_embedding_are_refused(kind: str) -> None:
+    tokenizer = vocabulary_tokenizer(CHARACTERS[:79])
     tokenizer.add_tokens(["<new>"], special_tokens=kind != "plain token")
     if kind == "padding token":
         tokenizer.pad_token = "<new>"
     if kind == "token of the template":
-        tokenizer.chat_template = "<new>" + text.CHAT_TEMPLATE
-    words = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+        tokenizer.chat_template = "<new>" + CHAT_TEMPLATE
+    words = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     with pytest.raises(ValueError, match=r"84 tokens, the model 83 embeddings and so none for '<new>', token 83"):
         model_folder.check_vocabulary(dataclasses.replace(TIED, vocab_size=83), words)
 
@@ -453,37 +455,39 @@ def test_tokens_without_an_embedding_are_refused_if_anything_writes_them(kind: s
 @pytest.mark.parametrize("eos", ["</s>", ["</s>"], True, [2, -1], 2.5, {"a": 1}])
 def test_end_tokens_that_are_no_token_ids_are_refused(eos: object, copy: Path) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    with pytest.raises(ValueError, match=r"generation_config.json sets eos_token_id=.*config.model.path") as caught:
-        text.open_text(copy, "chat")
-    assert "\n" not in str(caught.value)
+    with pytest.raises(
+        UserError, match=r"generation_config.json sets eos_token_id=.*; it must be a token id"
+    ) as caught:
+        open_text(copy, "chat")
+    assert "\n" not in str(caught.value) and caught.value.about == ("path",)
     (copy / "generation_config.json").write_text(json.dumps([eos]))
     with pytest.raises(ValueError, match=r"generation_config.json holds a list"):
-        text.open_text(copy, "chat")
+        open_text(copy, "chat")
 
 
-def test_how_a_folder_says_it_is_sampled_from_goes_with_its_export(
-    copy: Path, tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+def test_an_export_keeps_the_sampling_settings_of_its_base(
+    copy: Path, tmp_path: Path, tokenizer_text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM takes its defaults from there; tokens are those of the policy."""
-    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
-    before = {**said, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
+    """vLLM takes its defaults from there. The token ids are those of the policy."""
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    before = {**sampling, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
     (copy / "generation_config.json").write_text(json.dumps(before))
     config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
     graph = decoder.graph(TIED)
-    job = Job(config, tmp_path / "run", Shard(0, 1))
+    job = Job(config, tmp_path / "run", Shard(0, 1), STAGES)
     job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
     monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
     export.run(job)
     written = json.loads((tmp_path / "run" / "export" / "model" / "generation_config.json").read_text())
-    assert written == {**said, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert written == {**sampling, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     (copy / "generation_config.json").unlink()
     assert model_folder.generation_settings(copy) == {}
 
 
-def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: text.Text) -> None:
+def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: Path, tokenizer_text: Text) -> None:
     parameters = fresh(TIED, 7)
     before = {path: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(ValueError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="exists and is not empty; remove it or choose another folder to export to"):
         model_folder.save(copy, TIED, parameters, tokenizer_text)
     assert {path: path.read_bytes() for path in copy.iterdir()} == before
 
@@ -499,47 +503,56 @@ def test_nothing_is_overwritten_and_nothing_half_written(copy: Path, tmp_path: P
 
 
 def test_a_folder_appears_whole_or_not_at_all(
-    tmp_path: Path, tokenizer_text: text.Text, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer_text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to the one rename nothing is at the folder's place, and what is renamed is complete."""
+    """Nothing is at the folder's place before the rename, and the renamed folder is complete."""
     renamed = []
 
     def rename(source: Path, target: Path) -> None:
-        assert not target.exists()
-        assert model_folder.check_folder(source) == TIED
-        assert (source / "tokenizer.json").is_file() and source.parent == target.parent
-        renamed.append(target)
+        if target == tmp_path / "new":
+            assert not target.exists()
+            assert model_folder.check_folder(source) == TIED
+            assert (source / "tokenizer.json").is_file() and source.parent == target.parent
+            renamed.append(target)
         source.rename(target)
 
-    monkeypatch.setattr(model_folder.os, "replace", rename)
-    (tmp_path / ".new.partial").mkdir()
-    (tmp_path / ".new.partial" / "left by a killed export").touch()
+    monkeypatch.setattr(files.os, "replace", rename)
+    leftover = tmp_path / f"{files.TEMPORARY}new-of-a-killed-export"
+    leftover.mkdir()
+    (leftover / "config.json").touch()
     model_folder.save(tmp_path / "new", TIED, fresh(TIED, 7), tokenizer_text)
     assert renamed == [tmp_path / "new"]
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
-    assert not (tmp_path / "new" / "left by a killed export").exists()
+
+
+def test_exported_files_have_the_permissions_of_any_new_file(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    ordinary = (tmp_path / "new").stat().st_mode
+    modes = {path.name: oct(path.stat().st_mode) for path in saved.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} < modes.keys()
+    assert set(modes.values()) == {oct(ordinary)}, modes
 
 
 @pytest.mark.parametrize(
-    ("settings", "dtype", "said"),
+    ("settings", "dtype", "message", "about"),
     [
-        (TIED, "int8", "dtype is 'int8'; allowed: float32, bfloat16, float16"),
-        (dataclasses.replace(TIED, d_model=43), "float32", "d_model 43 is not a multiple of heads 6"),
-        (dataclasses.replace(TIED, vocab_size=83), "float32", "tokenizer has 84 tokens, the model 83"),
+        (TIED, "int8", "dtype is 'int8'; allowed: float32, bfloat16, float16", "dtype"),
+        (dataclasses.replace(TIED, d_model=43), "float32", "d_model 43 is not a multiple of heads 6", "settings"),
+        (dataclasses.replace(TIED, vocab_size=83), "float32", "tokenizer has 84 tokens, the model 83", "path"),
     ],
 )
 def test_exports_that_could_not_be_loaded_are_refused(
-    settings: decoder.DecoderSettings, dtype: str, said: str, tmp_path: Path, tokenizer_text: text.Text
+    settings: decoder.DecoderSettings, dtype: str, message: str, about: str, tmp_path: Path, tokenizer_text: Text
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         model_folder.save(tmp_path / "new", settings, {}, tokenizer_text, dtype=dtype)
-    assert said in str(caught.value)
+    assert message in str(caught.value) and caught.value.about == (about,)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path, tokenizer_text: text.Text) -> None:
+def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path, tokenizer_text: Text) -> None:
     parameters = fresh(TIED, 0)
-    both = tokenizer_text._replace(end_tokens=(2, 5))
+    both = dataclasses.replace(tokenizer_text, end_tokens=(2, 5))
     model_folder.save(tmp_path / "m", TIED, parameters, both, generation={"do_sample": True, "temperature": 0.7})
     written = json.loads((tmp_path / "m" / "generation_config.json").read_text())
     assert written == {
@@ -549,9 +562,9 @@ def test_exported_tokenizer_and_generation_settings_are_read_back(tmp_path: Path
         "do_sample": True,
         "temperature": 0.7,
     }
-    opened = text.open_text(tmp_path / "m", "chat")
+    opened = open_text(tmp_path / "m", "chat")
     assert opened.end_tokens == (2, 5)
-    said = "".join(CHARACTERS[3:19])
-    assert opened.encode(said) == tokenizer_text.encode(said) == list(range(7, 23))
-    assert opened.decode(np.asarray(opened.encode(said)), finished=False) == said
+    characters = "".join(CHARACTERS[3:19])
+    assert opened.encode(characters) == tokenizer_text.encode(characters) == list(range(7, 23))
+    assert opened.decode(np.asarray(opened.encode(characters)), finished=False) == characters
     assert opened.tokenizer.chat_template == tokenizer_text.tokenizer.chat_template

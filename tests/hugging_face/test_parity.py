@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qrpo_jax.data import text
 from qrpo_jax.data.rows import Message
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.model import decoder, log_probs, rope
 
 pytestmark = pytest.mark.parity
@@ -121,7 +123,7 @@ def test_logits_and_gradients_are_theirs(name: str, tmp_path: Path) -> None:
     scored = torch.log_softmax(model(torch.tensor(tokens_BxL)).logits, -1)[:, :-1]
     picked = scored.gather(-1, torch.tensor(tokens_BxL)[:, 1:, None])[..., 0]
     (picked * torch.tensor((weights_BxL * targets_BxL)[:, 1:])).sum().backward()
-    # Gradients have the layout of the weights, so they are carried over as weights are.
+    # Gradients have the layout of the weights, so they are imported like weights.
     carrier = copy.deepcopy(model)
     with torch.no_grad():
         for parameter, of in zip(carrier.parameters(), model.parameters(), strict=True):
@@ -169,7 +171,7 @@ def test_exported_stories_load_in_transformers(fixtures: Path, tmp_path: Path) -
         pytest.skip(f"no stories260K-hf in {fixtures}")
     settings = model_folder.check_folder(stories)
     parameters = model_folder.load(stories, one_device())
-    model_folder.save(tmp_path / "out", settings, parameters, text.open_text(stories, "plain"))
+    model_folder.save(tmp_path / "out", settings, parameters, open_text(stories, "plain"))
     tokens_BxL = random_tokens(settings.vocab_size, 2, 251)
     before = their_logits(load_theirs(stories), tokens_BxL)
     after = their_logits(load_theirs(tmp_path / "out"), tokens_BxL)
@@ -179,8 +181,8 @@ def test_exported_stories_load_in_transformers(fixtures: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["tied", "llama3"])
 @pytest.mark.parametrize("max_shard_bytes", [model_folder.MAX_SHARD_BYTES, 30_011])
-def test_a_model_from_nothing_loads_in_transformers(name: str, max_shard_bytes: int, tmp_path: Path) -> None:
-    """Weights, tokenizer, chat template and end token of a model that never was a transformers one."""
+def test_a_model_trained_from_scratch_loads_in_transformers(name: str, max_shard_bytes: int, tmp_path: Path) -> None:
+    """Weights, tokenizer, chat template and end token of a model that transformers did not make."""
     transformers = pytest.importorskip("transformers")
     scaling = rope.RopeScaling(8.0, 1.0, 4.0, 13) if name == "llama3" else None
     vocabulary = [*"0123456789+-*()x, =\n", "lambda x: ", "abs(", "max(", "é"]
@@ -200,8 +202,8 @@ def test_a_model_from_nothing_loads_in_transformers(name: str, max_shard_bytes: 
     rng = np.random.default_rng(1)
     shapes = decoder.abstract_parameters(settings)
     parameters = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
-    tokenizer = text.vocabulary_tokenizer(vocabulary)
-    ours = text.make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    tokenizer = vocabulary_tokenizer(vocabulary)
+    ours = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     model_folder.save(tmp_path / "m", settings, parameters, ours, max_shard_bytes=max_shard_bytes)
 
     model = load_theirs(tmp_path / "m")
@@ -212,12 +214,12 @@ def test_a_model_from_nothing_loads_in_transformers(name: str, max_shard_bytes: 
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "m"))
-    said = "lambda x: max(x*x, 17) - abs(é)\n"
-    assert theirs.encode(said, add_special_tokens=False) == ours.encode(said)
-    assert theirs.decode(ours.encode(said)) == said
-    turns = [Message("user", "x=1"), Message("assistant", "12"), Message("user", "x=2")]
+    source = "lambda x: max(x*x, 17) - abs(é)\n"
+    assert theirs.encode(source, add_special_tokens=False) == ours.encode(source)
+    assert theirs.decode(ours.encode(source)) == source
+    messages = [Message("user", "x=1"), Message("assistant", "12"), Message("user", "x=2")]
     templated = theirs.apply_chat_template(
-        [{"role": turn.role, "content": turn.content} for turn in turns], add_generation_prompt=True
+        [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True
     )
-    np.testing.assert_array_equal(templated["input_ids"], ours.prompt(turns))
-    assert (jnp.asarray(ours.prompt(turns)) == theirs.bos_token_id).sum() == 1
+    np.testing.assert_array_equal(templated["input_ids"], ours.prompt(messages))
+    assert (jnp.asarray(ours.prompt(messages)) == theirs.bos_token_id).sum() == 1

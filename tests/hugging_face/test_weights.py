@@ -1,4 +1,4 @@
-"""Weights between disk and mesh: what is read, how often, and what becomes of its numbers."""
+"""Weights between disk and mesh: which numbers are read, how often, and how they change."""
 
 import dataclasses
 from collections import Counter
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrpo_jax.data.text import make_text, vocabulary_tokenizer
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.tensors import stored_tensors
@@ -28,10 +29,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Recorder:
-    """safe_open, counting which elements of which tensor are asked for."""
+    """safe_open, counting the elements that are read of each tensor."""
 
     def __init__(self) -> None:
-        self.asked: Counter = Counter()
+        self.reads: Counter = Counter()
         self.elements: Counter = Counter()
 
     def __call__(self, path, framework):
@@ -42,10 +43,10 @@ class Recorder:
                 self.name, self.real = name, opened.get_slice(name)
 
             def __getitem__(self, index):
-                found = self.real[index]
-                recorder.asked[self.name, str(index)] += 1
-                recorder.elements[self.name] += found.size
-                return found
+                values = self.real[index]
+                recorder.reads[self.name, str(index)] += 1
+                recorder.elements[self.name] += values.size
+                return values
 
         class File:
             def __enter__(self):
@@ -70,7 +71,7 @@ def test_every_number_is_read_once_however_many_devices_want_it(sizes, folder, m
     monkeypatch.setattr(weights, "safe_open", recorder)
     mesh = make_mesh(*sizes, jax.devices()[: int(np.prod(sizes))])
     loaded = weights.load_weights(headers, SETTINGS, mesh)
-    assert max(recorder.asked.values()) == 1, recorder.asked.most_common(3)
+    assert max(recorder.reads.values()) == 1, recorder.reads.most_common(3)
     expected = {stored.name: int(np.prod(stored.shape)) for stored in stored_tensors(SETTINGS)}
     assert recorder.elements == expected
     tiny.assert_trees_equal(jax.tree.map(np.asarray, loaded), jax.tree.map(np.asarray, tiny.parameters(SETTINGS)))
@@ -80,10 +81,10 @@ def test_a_split_tensor_is_read_in_its_devices_slices(folder, monkeypatch) -> No
     headers, recorder = weights.read_headers(folder), Recorder()
     monkeypatch.setattr(weights, "safe_open", recorder)
     weights.load_weights(headers, SETTINGS, make_mesh(1, 2, 2, jax.devices()[:4]))
-    asked = [index for name, index in recorder.asked if name == "model.layers.1.self_attn.q_proj.weight"]
+    indices = [index for name, index in recorder.reads if name == "model.layers.1.self_attn.q_proj.weight"]
     rows, columns = SETTINGS.heads * SETTINGS.head_dim, SETTINGS.d_model
     half = [(0, rows // 2), (rows // 2, rows)], [(0, columns // 2), (columns // 2, columns)]
-    assert sorted(asked) == sorted(f"({slice(*r)}, {slice(*c, 1)})" for r in half[0] for c in half[1])
+    assert sorted(indices) == sorted(f"({slice(*r)}, {slice(*c, 1)})" for r in half[0] for c in half[1])
 
 
 def test_an_export_from_a_mesh_is_the_one_from_a_device_bit_for_bit(folder, tmp_path) -> None:
@@ -97,7 +98,7 @@ def test_an_export_from_a_mesh_is_the_one_from_a_device_bit_for_bit(folder, tmp_
 
 
 @pytest.mark.parametrize(
-    "stored, dtype, told",
+    "stored, dtype, line",
     [
         ("float32", jnp.float32, "float32 as stored"),
         ("bfloat16", jnp.bfloat16, "bfloat16 as stored"),
@@ -106,18 +107,18 @@ def test_an_export_from_a_mesh_is_the_one_from_a_device_bit_for_bit(folder, tmp_
         ("float16", jnp.bfloat16, "float16 -> bfloat16, rounded"),
     ],
 )
-def test_what_an_import_does_to_numbers_is_said(stored, dtype, told, tmp_path) -> None:
+def test_a_line_says_how_an_import_changes_numbers(stored, dtype, line, tmp_path) -> None:
     model_folder.save(tmp_path / "m", SETTINGS, tiny.parameters(SETTINGS), TEXT, dtype=stored)
     headers = weights.read_headers(tmp_path / "m")
-    assert weights.conversions(headers, dtype) == f"{len(headers)} tensors {told}"
+    assert weights.conversions(headers, dtype) == f"{len(headers)} tensors {line}"
     loaded = weights.load_weights(headers, SETTINGS, make_mesh(1, 1, 1, jax.devices()[:1]), dtype)
     want = jax.tree.map(lambda x: np.asarray(x.astype(stored).astype(dtype), np.float32), tiny.parameters(SETTINGS))
     tiny.assert_trees_equal(jax.tree.map(lambda x: np.asarray(x, np.float32), loaded), want)
 
 
-def test_tensors_that_are_no_parameters_are_not_spoken_of(folder) -> None:
+def test_that_line_ignores_tensors_that_are_not_parameters(folder) -> None:
     """Old folders hold rotary frequencies, of whatever type."""
     odd = weights.Header(folder, (5,), "F64")
     headers = weights.read_headers(folder)
-    told = weights.conversions({**headers, "model.layers.0.self_attn.rotary_emb.inv_freq": odd}, jnp.float32)
-    assert told == weights.conversions(headers, jnp.float32) == f"{len(headers)} tensors float32 as stored"
+    line = weights.conversions({**headers, "model.layers.0.self_attn.rotary_emb.inv_freq": odd}, jnp.float32)
+    assert line == weights.conversions(headers, jnp.float32) == f"{len(headers)} tensors float32 as stored"

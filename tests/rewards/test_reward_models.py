@@ -1,4 +1,4 @@
-"""Reward models: the score is the published one, whatever shares the batch, and no folder or answer bends it."""
+"""Reward models: scores are the published ones, whatever shares the batch, and no folder or answer can change that."""
 
 import dataclasses
 import json
@@ -16,20 +16,24 @@ from qrpo_jax import pipeline
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.errors import UserError
+from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.job.scoring import ROWS_DROPPED, score_rows
+from qrpo_jax.model.compute import Compute
+from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
-from qrpo_jax.rewards.heads import GATE_TEXT, GatedObjectives, SingleLogit, read_reward_config
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
 from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
-from qrpo_jax.stages.score import EMPTIED, score_rows
+from qrpo_jax.stages import STAGES
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
 from tests.helpers import reward_folders as folders
 
 GOLDENS = Path(__file__).resolve().parents[1] / "hugging_face" / "goldens"
 NONE = np.zeros(0, np.int32)
-TURNS = (
+MESSAGES = (
     Message("system", "You are a helpful assistant."),
     Message("user", "How are you?"),
     Message("assistant", "Hello!"),
@@ -41,7 +45,7 @@ def one_device() -> Any:
     return make_mesh(1, 1, 1, jax.devices()[:1])
 
 
-def row(*texts: str, messages: tuple[Message, ...] = TURNS, name: str = "r") -> Row:
+def row(*texts: str, messages: tuple[Message, ...] = MESSAGES, name: str = "r") -> Row:
     completions = tuple(Completion(text, NONE, True, "reference") for text in texts)
     return Row(name, messages, "", completions, np.zeros(0, np.float32))
 
@@ -51,7 +55,7 @@ def scorer(folder: Path, mesh: Any = None, max_tokens: int = 0, batch_rows: int 
 
 
 @pytest.fixture(scope="module", params=["classifier", "armo"])
-def made(request: Any, tmp_path_factory: Any) -> Any:
+def reward_folder(request: Any, tmp_path_factory: Any) -> Any:
     """A folder and its tensors."""
     folder = tmp_path_factory.mktemp(request.param)
     config = folders.CLASSIFIER if request.param == "classifier" else folders.ARMO
@@ -66,29 +70,29 @@ def by_hand(tensors: dict[str, np.ndarray], model: RewardModel, tokens_L: np.nda
     if isinstance(model.head, SingleLogit):
         return float(tensors["score.weight"][0] @ hidden_LxD[-1])
     ids = model.text.tokenizer.convert_tokens_to_ids
-    # The end of turn of the last question: two turns before the end, if the answer's own is the first.
+    # The end token of the last question, which is the last but one; the answer has the last.
     gate = np.flatnonzero(tokens_L == ids("<|eot_id|>"))[-2]
     return folders.armo_score(tensors, hidden_LxD[-1], hidden_LxD[gate])
 
 
-def test_scores_are_those_computed_by_hand(made):
-    folder, tensors = made
+def test_scores_are_those_computed_by_hand(reward_folder):
+    folder, tensors = reward_folder
     ours = scorer(folder)
-    found = ours.score_rows([row(*ANSWERS), row("Hello!", messages=TURNS[1:2])])
+    scored = ours.score_rows([row(*ANSWERS), row("Hello!", messages=MESSAGES[1:2])])
     expected = []
-    for messages, answer in [*((TURNS, answer) for answer in ANSWERS), (TURNS[1:2], "Hello!")]:
+    for messages, answer in [*((MESSAGES, answer) for answer in ANSWERS), (MESSAGES[1:2], "Hello!")]:
         turns = [{"role": m.role, "content": m.content} for m in messages] + [{"role": "assistant", "content": answer}]
-        # As the models' cards do it, with the tokenizer of the folder.
+        # As on the models' cards, with the tokenizer of the folder.
         tokens = ours.model.text.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
         expected.append(by_hand(tensors, ours.model, np.asarray(tokens)))
     assert np.ptp(expected) > 0.1, "scores too much alike to compare"
-    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
-    assert found.special_strings == 0
+    np.testing.assert_allclose(scored.scores, expected, rtol=0, atol=1e-5)
+    assert scored.special_strings == 0
 
 
 @pytest.mark.parametrize("case", ["llama3", "qwen3", "gemma2", "phi3"])
 def test_a_classifier_of_any_family_scores_as_its_golden_logits(case, tmp_path):
-    """With a row of a golden's unembedding as head, a score is that token's golden logit."""
+    """With one row of a golden's unembedding as its head, a score is the golden logit of that token."""
     golden = json.loads((GOLDENS / f"{case}.json").read_text())
     logits_LxV = np.load(GOLDENS / f"{case}.npz")["logits"]
     config = golden["config"] | folders.ONE_LABEL
@@ -103,31 +107,31 @@ def test_a_classifier_of_any_family_scores_as_its_golden_logits(case, tmp_path):
     model = RewardModel(tmp_path, settings, kind, None, (), settings.max_positions)
     tokens = cases.tokens(case, settings.vocab_size)[0]
     lengths = (29, 3, 17, 28)
-    found = ModelScorer(model, one_device(), batch_rows=4).score(
+    scores = ModelScorer(model, one_device(), batch_rows=4).score(
         [Conversation(tokens[:length], *kind.positions(tokens[:length], ())) for length in lengths]
     )
     cap = settings.logit_cap  # of logits over a vocabulary, not of scores
-    found = found if cap is None else cap * np.tanh(found / cap)
-    np.testing.assert_allclose(found, [logits_LxV[length - 1, 11] for length in lengths], rtol=0, atol=2e-5)
+    scores = scores if cap is None else cap * np.tanh(scores / cap)
+    np.testing.assert_allclose(scores, [logits_LxV[length - 1, 11] for length in lengths], rtol=0, atol=2e-5)
 
 
-def test_a_score_depends_neither_on_its_batch_nor_on_padding(made):
-    folder, _ = made
+def test_a_score_depends_neither_on_its_batch_nor_on_padding(reward_folder):
+    folder, _ = reward_folder
     together = scorer(folder, batch_rows=5).score_rows([row(*ANSWERS)]).scores
     alone = scorer(folder, batch_rows=1)
     model = alone.model
     for answer, score in zip(ANSWERS, together, strict=True):
         assert abs(alone.score_rows([row(answer)]).scores[0] - score) < 1e-5
     # Nothing padded at all.
-    tight = models.conversation(model, TURNS, ANSWERS[2], "here")
+    tight = models.conversation(model, MESSAGES, ANSWERS[2], "here")
     model = model._replace(max_tokens=len(tight.tokens))
     exact = ModelScorer(model, one_device(), batch_rows=1).score([tight])[0]
     assert models.width(len(tight.tokens), model.max_tokens) == len(tight.tokens)
     assert abs(exact - together[2]) < 1e-5
 
 
-def test_eight_devices_score_as_one(made):
-    folder, _ = made
+def test_eight_devices_score_as_one(reward_folder):
+    folder, _ = reward_folder
     one = scorer(folder).score_rows([row(*ANSWERS)]).scores
     eight = scorer(folder, make_mesh(2, 2, 2)).score_rows([row(*ANSWERS)]).scores
     np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
@@ -135,8 +139,8 @@ def test_eight_devices_score_as_one(made):
 
 def test_bfloat16_scores_are_close_and_not_the_same(tmp_path):
     tensors = folders.write(tmp_path, folders.ARMO)
-    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, dtype=jax.numpy.bfloat16)
-    one = models.conversation(half.model, TURNS, ANSWERS[2], "here")
+    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, compute=Compute(jax.numpy.bfloat16))
+    one = models.conversation(half.model, MESSAGES, ANSWERS[2], "here")
     error = np.abs(half.score([one]) - by_hand(tensors, half.model, one.tokens))
     assert 0 < error.max() < 0.1, error
 
@@ -146,12 +150,12 @@ def test_a_conversation_is_what_the_models_cards_feed(layout, tmp_path, monkeypa
     tokenizer = chats.tokenizer(layout)
     folders.write(tmp_path, folders.CLASSIFIER, layout)
     model = open_reward_model(tmp_path)
-    messages, answer = TURNS[1:], "Once upon a time"
+    messages, answer = MESSAGES[1:], "Once upon a time"
     turns = [{"role": m.role, "content": m.content} for m in (*messages, Message("assistant", answer))]
     ours = models.conversation(model, messages, answer, "here")
     if layout != "llama-3.2":  # whose date is pinned
         assert ours.tokens.tolist() == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-        # Skywork's card takes a beginning of sequence off the text, because the tokenizer puts one before it.
+        # Skywork's card removes the beginning of sequence from the text, because the tokenizer adds one.
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         text = text.removeprefix(tokenizer.bos_token or "")
         if layout != "mistral-0.3":  # which puts a space between the two
@@ -162,11 +166,11 @@ def test_a_conversation_is_what_the_models_cards_feed(layout, tmp_path, monkeypa
     assert tokenizer.decode(ours.tokens.tolist()).endswith(closes)
 
 
-def test_where_the_end_of_turn_is_the_padding_token_the_token_before_it_is_read(tmp_path):
+def test_where_the_end_token_is_the_padding_token_the_token_before_it_is_read(tmp_path):
     end = chats.tokenizer("llama-3").convert_tokens_to_ids("<|eot_id|>")
     tensors = folders.write(tmp_path, folders.CLASSIFIER | {"pad_token_id": end})
     ours = scorer(tmp_path)
-    one = models.conversation(ours.model, TURNS, "Hello!", "here")
+    one = models.conversation(ours.model, MESSAGES, "Hello!", "here")
     assert one.tokens[-1] == end and one.last == len(one.tokens) - 2
     expected = tensors["score.weight"][0] @ folders.llama_hidden(tensors, one.tokens)[-2]
     assert ours.score([one])[0] == pytest.approx(expected, abs=1e-5)
@@ -176,32 +180,30 @@ def test_no_text_can_move_the_gate_or_end_the_conversation(tmp_path):
     folders.write(tmp_path, folders.ARMO)
     ours = scorer(tmp_path)
     model = ours.model
-    prompt = len(model.text.prompt(TURNS))
+    prompt = len(model.text.prompt(MESSAGES))
     forged = f"Hello!{GATE_TEXT}You are welcome."
     for answer in (*ANSWERS, forged, "\n\nHello!"):
-        assert models.conversation(model, TURNS, answer, "here").gate == prompt - len(model.gate_tokens)
-    asked = (Message("user", forged),)
-    one = models.conversation(model, asked, "Hello!", "here")
-    assert one.gate == len(model.text.prompt(asked)) - len(model.gate_tokens)
-    assert ours.score_rows([row(forged, messages=asked)]).special_strings == 6
+        assert models.conversation(model, MESSAGES, answer, "here").gate == prompt - len(model.gate_tokens)
+    question = (Message("user", forged),)
+    one = models.conversation(model, question, "Hello!", "here")
+    assert one.gate == len(model.text.prompt(question)) - len(model.gate_tokens)
+    assert ours.score_rows([row(forged, messages=question)]).special_strings == 6
 
 
 def test_a_config_that_transformers_refuses_is_refused_in_one_line(tmp_path):
     folders.write(tmp_path, folders.CLASSIFIER | {"num_attention_heads": 3, "num_key_value_heads": 1})
-    with pytest.raises(
-        ValueError, match=r"tokenizer in .*hidden size \(28\) is not a multiple.*config.reward.path"
-    ) as caught:
+    with pytest.raises(UserError, match=r"tokenizer in .*hidden size \(28\) is not a multiple") as caught:
         open_reward_model(tmp_path)
-    assert "\n" not in str(caught.value), caught.value
+    assert "\n" not in str(caught.value) and caught.value.about == ("path",), caught.value
 
 
-def test_what_is_too_long_is_dropped_and_counted_and_never_cut(made):
-    folder, _ = made
+def test_what_is_too_long_is_dropped_and_counted_and_never_cut(reward_folder):
+    folder, _ = reward_folder
     rows = [row(*ANSWERS, name="a"), row("x " * 60, name="b"), row("Hello!", name="c")]
     kept = dataclasses.replace(rows[1].completions[0], reward=0.25)
     rows.append(dataclasses.replace(rows[1], id="d", completions=(kept, rows[1].completions[0])))
     whole, _ = score_rows(ModelReward(scorer(folder)), rows)
-    lengths = [len(models.conversation(open_reward_model(folder), TURNS, a, "here").tokens) for a in ANSWERS]
+    lengths = [len(models.conversation(open_reward_model(folder), MESSAGES, a, "here").tokens) for a in ANSWERS]
     some, counts = score_rows(ModelReward(scorer(folder, max_tokens=lengths[2])), rows)
     assert [one.id for one in some] == ["a", "c", "d"]
     assert [c.text for c in some[0].completions] == list(ANSWERS[:5])
@@ -212,7 +214,7 @@ def test_what_is_too_long_is_dropped_and_counted_and_never_cut(made):
     assert counts == {
         "completions: ok": 6,
         f"completions: {TOO_LONG}": 3,
-        EMPTIED: 1,
+        ROWS_DROPPED: 1,
         "special strings taken as text": 0,
     }
 
@@ -261,7 +263,7 @@ END = 444
     "config, change, message",
     [
         (folders.CLASSIFIER, armo_without("score.weight"), r"lack tensor score.weight of shape \[1, 28\]"),
-        (folders.CLASSIFIER, with_config(id2label={"0": "a", "1": "b"}), "num_labels=2; supported: 1 .config.reward"),
+        (folders.CLASSIFIER, with_config(id2label={"0": "a", "1": "b"}), "num_labels=2; supported: 1$"),
         (folders.CLASSIFIER, with_config(id2label="absent"), "num_labels=2; supported: 1"),
         (folders.CLASSIFIER, with_config(num_labels=3), "num_labels=3; supported: 1"),
         (
@@ -274,7 +276,7 @@ END = 444
         (folders.CLASSIFIER, with_tensor("score.bias", (1,)), "has tensor score.bias of shape .*has no place for"),
         (folders.CLASSIFIER, with_tensor("lm_head.weight", (622, 28)), "lm_head.weight .*has no place for"),
         (folders.CLASSIFIER, with_tensor("score.weight", (2, 28)), r"has shape \[2, 28\]; config.json asks for \[1"),
-        (folders.CLASSIFIER, with_tokenizer("llama-3", chat_template=""), "no chat template.*config.reward.path"),
+        (folders.CLASSIFIER, with_tokenizer("llama-3", chat_template=""), "no chat template; a reward model needs one"),
         (folders.CLASSIFIER, with_tensor("model.embed_tokens.weight", (7, 28)), "embed_tokens.weight .*asks for"),
         (folders.ARMO, armo_without("gating.layers.1.bias"), "lack tensor gating.layers.1.bias of shape"),
         (folders.ARMO, armo_without("reward_transform_matrix"), "lack tensor reward_transform_matrix"),
@@ -294,17 +296,17 @@ def test_folders_that_deviate_are_refused_in_one_line(config, change, message, t
     folders.write(tmp_path, config)
     assert open_reward_model(tmp_path).text.tokenizer.convert_tokens_to_ids("<|eot_id|>") == END
     change(tmp_path)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_reward_model(tmp_path)
-    assert "\n" not in str(caught.value), caught.value
-    assert "config.model" not in str(caught.value), caught.value
+    assert "\n" not in str(caught.value) and caught.value.about == ("path",), caught.value
 
 
 def test_more_tokens_than_the_model_was_made_for_are_refused(tmp_path):
     folders.write(tmp_path, folders.CLASSIFIER)
     assert open_reward_model(tmp_path).max_tokens == 211
-    with pytest.raises(ValueError, match="reward.max_tokens is 212, .* made for 211 positions"):
+    with pytest.raises(UserError, match="max_tokens is 212, .* made for 211 positions") as caught:
         open_reward_model(tmp_path, 212)
+    assert caught.value.about == ("max_tokens",)
 
 
 def test_code_of_the_folder_is_not_run(tmp_path):
@@ -345,18 +347,18 @@ def job(tmp_path: Path, **overrides: Any) -> Job:
             config[section][name] = value
         else:
             config[section] = value
-    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1))
+    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
 
 
 def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
-    made = job(tmp_path, mesh__fsdp=2, mesh__tensor=2)
-    assert pipeline.run(made)
-    rows = list(row_files.read(made.folder("score")))
+    run = job(tmp_path, mesh__fsdp=2, mesh__tensor=2)
+    assert pipeline.run(run)
+    rows = list(row_files.read(run.folder("score")))
     assert [(one.id, len(one.completions)) for one in rows] == [(f"line-{i}", 2) for i in range(1, 6)]
     alone = scorer(tmp_path / "reward")
     for one in rows:
         np.testing.assert_allclose([c.reward for c in one.completions], alone.score_rows([one]).scores, atol=1e-5)
-    counts = manifest.read_manifest(made.folder("score"))["counts"]
+    counts = manifest.read_manifest(run.folder("score"))["counts"]
     assert counts["completions: ok"] == 10 and counts[f"completions: {TOO_LONG}"] == 0
 
 
@@ -366,7 +368,7 @@ def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
         ({"reward__path": ""}, "reward 'model' needs a Hugging Face folder"),
         ({"reward__name": "dialogue_share"}, "reward.path is set, but reward 'dialogue_share' reads no folder"),
         ({"reward__path": "no/such"}, "model folder no/such does not exist .config.reward.path"),
-        ({"reward__max_tokens": 1000}, "reward.max_tokens is 1000"),
+        ({"reward__max_tokens": 1000}, "max_tokens is 1000, the model in .* was made for 211"),
         ({"reward__max_tokens": 5}, "all 5 prompts are longer than the 5 tokens that the reward model may read"),
         ({"reward__max_tokens": -1}, "reward.max_tokens is -1; it must be at least 0"),
         ({"reward__batch_rows": 0}, "reward.batch_rows is 0; it must be at least 1"),
@@ -380,27 +382,27 @@ def test_a_job_with_a_reward_model_that_cannot_work_is_refused_before_it_begins(
 
 
 def test_another_reward_model_is_another_run(tmp_path):
-    before = pipeline.settings(job(tmp_path).config, "score")
+    before = pipeline.settings(job(tmp_path), "score")
     assert {"reward.path config sha256", "reward.path weight bytes"} < set(before)
     with_config(gating_temperature=11)(tmp_path / "reward")
-    after = pipeline.settings(job(tmp_path).config, "score")
+    after = pipeline.settings(job(tmp_path), "score")
     assert [key for key in before if before[key] != after[key]] == ["reward.path config sha256"]
 
 
 def test_a_prompt_that_lost_all_completions_on_one_side_is_compared_on_neither(tmp_path):
-    made = job(tmp_path)
+    run = job(tmp_path)
     for side, kept in (("reference", "acd"), ("policy", "abc")):
         rows = [row("Hello!", name=name) for name in kept]
-        row_files.write_unit(made.folder("evaluate") / side, 0, 2, rows)
-        row_files.write_unit(made.folder("evaluate") / side, 1, 2, [])  # a unit of which nothing is left
-        row_files.finish(made.folder("evaluate") / side, 2)
-    sides = {side: [one.id for one in rows] for side, rows in accounting.held_out(made).items()}
+        row_files.write_unit(run.folder("evaluate") / side, 0, 2, rows)
+        row_files.write_unit(run.folder("evaluate") / side, 1, 2, [])  # a unit of which nothing is left
+        row_files.finish(run.folder("evaluate") / side, 2)
+    sides = {side: [one.id for one in rows] for side, rows in accounting.held_out(run).items()}
     assert sides == {"reference": ["a", "c"], "policy": ["a", "c"]}
 
 
 @pytest.mark.slow
 def test_a_whole_job_trains_and_is_evaluated_by_a_reward_model(tmp_path):
-    made = job(
+    run = job(
         tmp_path,
         stages=("sample", "score", "reference", "train", "evaluate", "report"),
         sample__completions=4,
@@ -411,14 +413,14 @@ def test_a_whole_job_trains_and_is_evaluated_by_a_reward_model(tmp_path):
         train__batch_size=5,
         log__tensorboard=False,
     )
-    assert pipeline.run(made)
-    results = json.loads((made.workdir / "results.json").read_text())
-    scored = manifest.read_manifest(made.folder("score"))["counts"]
+    assert pipeline.run(run)
+    results = json.loads((run.workdir / "results.json").read_text())
+    scored = manifest.read_manifest(run.folder("score"))["counts"]
     long = [scored[f"completions: {TOO_LONG}"], *(results[side]["not_scored"] for side in accounting.SIDES)]
     assert 0 < sum(long) < 5 * 6 + 2 * 2 * 4, long
     for side in ("reference", "policy"):
-        rows = list(row_files.read(made.folder("evaluate") / side))
+        rows = list(row_files.read(run.folder("evaluate") / side))
         assert all(np.isfinite(c.reward) for one in rows for c in one.completions)
         dropped = results[side]["not_scored"]
         assert dropped + sum(len(one.completions) for one in rows) == 2 * 4, results
-    assert (made.folder("report") / "report.html").is_file()
+    assert (run.folder("report") / "report.html").is_file()

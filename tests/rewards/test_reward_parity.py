@@ -10,8 +10,9 @@ import pytest
 
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.hugging_face.reward_config import CLASSIFIERS, read_reward_config
+from qrpo_jax.model.heads import GATE_TEXT
 from qrpo_jax.rewards import models
-from qrpo_jax.rewards.heads import CLASSIFIERS, GATE_TEXT, read_reward_config
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
@@ -39,11 +40,11 @@ def classifier(case: str, **more: Any) -> Any:
     name = cases.CASES[case][0].replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification")
     named = getattr(transformers, name)
     config = named.config_class(**(cases.config(case, SIZES) | {"num_labels": 1} | more))
-    made = named._from_config(config, attn_implementation="eager").to(torch.float32).eval()
+    model = named._from_config(config, attn_implementation="eager").to(torch.float32).eval()
     with torch.no_grad():
-        for key, tensor in made.state_dict().items():
+        for key, tensor in model.state_dict().items():
             tensor.copy_(torch.tensor(cases.weight(case, key, tuple(tensor.shape))))
-    return made
+    return model
 
 
 def ours(folder: Path, conversations: list[np.ndarray]) -> np.ndarray:
@@ -56,20 +57,20 @@ def ours(folder: Path, conversations: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("case", [case for case in cases.CASES if case not in ("apertus", "phi3_long")])
 def test_classifiers_score_as_transformers_does_padded(case: str, tmp_path: Path) -> None:
     torch, _ = libraries()
-    made = classifier(case)
-    made.save_pretrained(tmp_path)
-    assert type(made).__name__ in CLASSIFIERS
+    model = classifier(case)
+    model.save_pretrained(tmp_path)
+    assert type(model).__name__ in CLASSIFIERS
     rows = cases.tokens(case, SIZES.vocab, len(LENGTHS))
-    # The third one's last token is the padding token, so transformers reads what stands before it.
+    # The fourth row ends with two padding tokens, so transformers reads the token before them.
     rows[3, LENGTHS[3] - 1] = rows[3, LENGTHS[3] - 2] = 0
     within = np.arange(max(LENGTHS)) < np.asarray(LENGTHS)[:, None]
     padded = np.where(within, rows[:, : max(LENGTHS)], 0)
     with torch.no_grad():
-        logits = made(torch.tensor(padded, dtype=torch.long), attention_mask=torch.tensor(within.astype(int))).logits
+        logits = model(torch.tensor(padded, dtype=torch.long), attention_mask=torch.tensor(within.astype(int))).logits
     expected = logits.numpy()[:, 0]
     assert np.ptp(expected) > 0.2, "scores too much alike to compare"
-    found = ours(tmp_path, [row[:length] for row, length in zip(rows, LENGTHS, strict=True)])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    scores = ours(tmp_path, [row[:length] for row, length in zip(rows, LENGTHS, strict=True)])
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("case", ["llama3", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "phi3", "smollm3"])
@@ -134,7 +135,7 @@ def armo_rm(config: Any, pattern: list[int]) -> Any:
             """Scores, and the gates' shares of the objectives."""
             hidden = self.model(tokens, attention_mask=mask).last_hidden_state
             batch = torch.arange(len(tokens))
-            # The last token stands before the first padding token, or at the very end.
+            # The last token is before the first padding token, or at the very end.
             ends = (tokens == self.pad).int().argmax(-1) - 1
             rewards = self.regression_layer(hidden[batch, ends % tokens.shape[1]])
             size = len(self.pattern)
@@ -171,13 +172,13 @@ def test_armorm_scores_as_its_published_description_in_torch(tmp_path: Path) -> 
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     with torch.no_grad():
         expected, shares = theirs(padded, mask)
-    assert np.ptp(shares.numpy(), axis=0).max() > 0.01, "the gates do not tell prompts apart"
+    assert np.ptp(shares.numpy(), axis=0).max() > 0.01, "the gates do not distinguish prompts"
     assert np.ptp(expected.numpy()) > 0.1
 
     scorer = ModelScorer(open_reward_model(tmp_path), make_mesh(1, 1, 1, jax.devices()[:1]), batch_rows=2)
-    found = []
+    conversations = []
     for messages, answer in CONVERSATIONS:
         named = [Message(*message) for message in messages]
-        found.append(models.conversation(scorer.model, named, answer, "here"))
-    assert [one.tokens.tolist() for one in found] == texts
-    np.testing.assert_allclose(scorer.score(found), expected.numpy(), rtol=0, atol=1e-5)
+        conversations.append(models.conversation(scorer.model, named, answer, "here"))
+    assert [one.tokens.tolist() for one in conversations] == texts
+    np.testing.assert_allclose(scorer.score(conversations), expected.numpy(), rtol=0, atol=1e-5)
