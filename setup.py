@@ -1,4 +1,4 @@
-"""Packaging of qrpo-jax. The tests pass with the lowest jax of these bounds and with the newest releases in them (.ci/run)."""
+"""Packaging of qrpo-jax. `.ci/run` tests the lowest jax of these bounds, and the newest releases that they allow."""
 
 from pathlib import Path
 
