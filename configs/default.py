@@ -1,6 +1,6 @@
 """Every key of a run with its default. Other configs are overrides of this one.
 
-A stage reads its own section and the shared ones (model, prompts, pack, mesh, log).
+A section with the name of a stage holds the options of that stage. Stages share the others.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ def optimization(**overrides: object) -> ConfigDict:
     config = ConfigDict()
     config.batch_size = 128  # units (completions, or pairs) in a global batch
     config.epochs = 1
-    config.microbatches = 1  # accumulate gradients over so many parts of a batch
+    config.microbatches = 1  # parts of a batch over which gradients are accumulated
     config.learning_rate = 1e-6
     config.schedule = "cosine"  # after the warm-up: cosine | linear | constant
     config.warmup_share = 0.1  # share of all steps
@@ -20,7 +20,7 @@ def optimization(**overrides: object) -> ConfigDict:
     config.weight_decay = 0.0
     config.clip_norm = 0.0  # global gradient norm; 0 never clips (the norm is logged either way)
     config.log_every = 10  # steps
-    config.checkpoint_every = 100  # steps; a kill loses at most so many
+    config.checkpoint_every = 100  # steps; a kill loses at most this many
     config.update(overrides)
     return config
 
@@ -43,14 +43,14 @@ def get_config() -> ConfigDict:
     config.model.d_ff = 352
     config.model.max_positions = 512
     config.model.compute_dtype = "float32"  # of matrix products: float32 | bfloat16
-    # As stored: float32 | bfloat16, which saves 2 of 12 bytes a weight in training. Moments stay float32, and updates
-    # are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
+    # Type in memory: float32 | bfloat16. bfloat16 saves 2 of 12 bytes a weight in training. Moments stay float32, and
+    # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
     config.model.parameter_dtype = "float32"
     config.model.attention = "auto"  # auto: the best backend for the device | plain
     config.model.remat = False  # recompute layers in the backward pass to save memory
     config.model.vocab_chunk = 0  # columns of the vocabulary at a time in log-probs; 0: all at once
 
-    config.mesh = ConfigDict()  # sizes; one may be -1 for all devices that are left
+    config.mesh = ConfigDict()  # sizes; one may be -1 for all remaining devices
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
@@ -61,11 +61,11 @@ def get_config() -> ConfigDict:
     config.prompts.count = 1024  # prompts to train on; jsonl: 0 for all
     config.prompts.held_out = 256  # prompts to evaluate on
     config.prompts.unit = 128  # prompts in one unit of work and of storage
-    config.prompts.max_tokens = 256  # longer prompts are not sampled from: dropped and counted
+    config.prompts.max_tokens = 256  # longer prompts are dropped and counted
     config.prompts.beginning_tokens = 24  # length of prompts from the model itself
 
     config.sft = optimization(learning_rate=2e-3)
-    config.sft.examples = 16384  # generated programs to learn from
+    config.sft.examples = 16384  # source programs: demonstrations to generate
 
     config.sample = ConfigDict()
     config.sample.completions = 8  # references a prompt; 0: use the completions of the source alone
@@ -93,16 +93,16 @@ def get_config() -> ConfigDict:
     # Divides the logits of policy and reference alike; set it to sample.temperature so that both describe one
     # distribution.
     config.log_probs.temperature = 1.0
-    config.log_probs.batch_rows = 16  # packed rows a forward pass, where nothing is trained
+    config.log_probs.batch_rows = 16  # packed rows a forward pass, outside training
 
     config.select = ConfigDict()
     config.select.units = "singles"  # singles | best_worst | random_pairs
-    config.select.first = 0  # only a row's first so many completions; 0: all
-    config.select.reference_count = 0  # rank against the first so many references; 0: all
+    config.select.first = 0  # train on this many completions of a row, the first ones; 0: all
+    config.select.reference_count = 0  # rank against this many references, the first ones; 0: all
     config.select.exclude_own = True  # a completion is not ranked against itself
     config.select.estimator = "ecdf"  # ecdf (published) | midpoint
     config.select.ties = "upper"  # upper (published) | mid | random
-    config.select.side = "both"  # of a pair, that QRPO and SFT learn from: both | chosen | rejected | random
+    config.select.side = "both"  # of a pair, QRPO and SFT train on: both | chosen | rejected | random
 
     # Low-rank adapters (LoRA) of stage train; the base does not change and is the reference policy. Stage sft always
     # trains all parameters. To fine-tune adapters on data, set train.objective = "sft".
@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
     config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
 
     config.evaluate = ConfigDict()
-    config.evaluate.completions = 8  # a held-out prompt, of reference and policy each
+    config.evaluate.completions = 8  # a held-out prompt, from reference and policy each
     config.evaluate.max_new_tokens = 64
     config.evaluate.temperature = 1.0
     config.evaluate.top_k = 0
@@ -143,10 +143,10 @@ def get_config() -> ConfigDict:
 
     config.export = ConfigDict()
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
-    config.export.adapter = "merged"  # LoRA: merged into the base, as a model | peft, a folder for config.model.path
+    config.export.adapter = "merged"  # LoRA: merged into the base | peft, adapters for the model in model.path
 
     config.compare_transforms = ConfigDict()
-    config.compare_transforms.transforms = (  # as in train.transform, with numbers where they take some
+    config.compare_transforms.transforms = (  # as in train.transform, with numbers for parameters
         "identity",
         "log",
         "square",

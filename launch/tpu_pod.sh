@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a config on every host of a TPU slice. The same command goes on after a preemption.
+# Runs a config on every host of a TPU slice. The same command resumes after a preemption.
 #   launch/tpu_pod.sh NAME ZONE CONFIG WORKDIR [--config.KEY=VALUE ...]
 # NAME is a TPU VM that exists; CONFIG is a path inside this repository; WORKDIR a path that every host sees
 # (a mounted bucket or file store). Needs gcloud with access to the project that owns the slice.
@@ -10,7 +10,7 @@ shift 4
 here=$(cd "$(dirname "$0")/.." && pwd)
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
-# Only what git tracks travels, so that what runs is what a commit says.
+# Copies the commit that is checked out, so that the hosts run exactly a commit.
 bundle=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$bundle"' EXIT
 git -C "$here" archive --format=tar.gz -o "$bundle" HEAD

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A user's mistake in one line: what was given and what is allowed. `main` prints it and exits with status 2.
+    """A user's mistake in one line: the value and the allowed values. `main` prints it and exits with status 2.
 
-    Everything else that is raised is a bug and keeps its traceback. The lower floors know arguments and no config, so
-    they say with `about` which argument is wrong; the stage that called them adds the config key with `located`.
+    Bugs raise other exceptions and keep their traceback. The lower floors know arguments but no config, so they name
+    the wrong argument with `about`; the stage that called them adds the config key with `located`.
 
     Attributes:
       message: one line, without the config key.
-      about: the argument at fault, or several that do not go together.
-      keys: config keys such as "train.beta", once `located` has found them.
+      about: the wrong argument, or several that contradict each other.
+      keys: config keys such as "train.beta", set by `located`.
 
     >>> str(UserError("beta is -1; it must be above 0", about="beta"))
     'beta is -1; it must be above 0'
@@ -31,12 +31,12 @@ class UserError(ValueError):
 
 
 @contextmanager
-def located(*otherwise: str, **keys: str) -> Iterator[None]:
-    """Names the config keys at fault in every `UserError` raised inside; the innermost `located` that can decides.
+def located(*fallback: str, **keys: str) -> Iterator[None]:
+    """Adds config keys to every `UserError` raised inside; the innermost `located` that knows a key decides.
 
     Args:
-      otherwise: keys for errors that are about no argument, or about one that is not in `keys`.
-      keys: for each argument the config key that it comes from.
+      fallback: keys for errors about no argument, or about an argument that is not in `keys`.
+      keys: for each argument the config key of its value.
 
     >>> with located("train.beta", transform="train.transform"):
     ...     raise UserError("transform is 'cube'; allowed: identity, log", about="transform")
@@ -48,5 +48,5 @@ def located(*otherwise: str, **keys: str) -> Iterator[None]:
     except UserError as error:
         if not error.keys:
             named = tuple(keys[argument] for argument in error.about if argument in keys)
-            error.keys = named or otherwise
+            error.keys = named or fallback
         raise

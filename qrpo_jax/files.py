@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A kill may leave a file or folder of this name behind. It never counts as written, and `sweep` removes it.
+# Names of unfinished files and folders begin with this. A kill may leave some behind; `sweep` removes them.
 TEMPORARY = ".tmp-"
 
 
@@ -69,7 +69,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sweep(folder: Path, name: str = "") -> None:
-    """Removes what killed writers left in `folder`, of one file name or of any. Nobody may be writing there."""
+    """Removes leftovers of killed writers from `folder`; nothing may be writing there.
+
+    Args:
+      name: only leftovers of this file or folder; "" for all.
+    """
     for leftover in folder.glob(f"{TEMPORARY}{name}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

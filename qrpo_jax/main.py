@@ -1,8 +1,8 @@
 """Runs a config: `python -m qrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`.
 
 The same command runs on a laptop and on every host of a pod. `--config.SECTION.KEY=VALUE` overrides a key, and
-`--shard=i/n` makes one slice of the stages that split into units. A user's mistake is one line and exit status 2; a
-bug keeps its traceback and exits with status 1.
+`--shard=i/n` runs one slice of the stages that split into units. A user's mistake prints one line and exits with status
+2. A loss that is not finite prints one line and exits with status 1, and a bug exits with its traceback and status 1.
 """
 
 import logging
@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 # transformers is used for its tokenizers alone; it would report on every start that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -29,9 +30,9 @@ from qrpo_jax.training.logbook import NonFiniteLossError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes an interrupted run.")
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n: make only slice i of n of the stages that split into units.")
+SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run only slice i of n of the stages that split into units.")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "Join the other hosts of a TPU pod or a SLURM job.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not say it.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for clusters that do not provide it.")
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", None, "Index of this process, with --coordinator.")
 
@@ -39,10 +40,10 @@ USER_ERROR, RUN_ERROR = 2, 1
 
 
 def parse_shard(text: str) -> Shard:
-    """The shard i/n.
+    """The shard of a text "i/n".
 
     Raises:
-      UserError: not of that form, or i is not below n.
+      UserError: the text has another form, or i is not below n.
     """
     index, slash, parts = text.partition("/")
     if not (slash and index.isdigit() and parts.isdigit() and int(index) < int(parts)):
@@ -52,7 +53,7 @@ def parse_shard(text: str) -> Shard:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Reads the command line; a bad flag is reported as a one-line error."""
-    # A config file may import configs/default.py, wherever the command is run from.
+    # Config files import configs/default.py. This makes it importable from any working directory.
     for i, word in enumerate(argv):
         value = argv[i + 1] if word.lstrip("-") == "config" and i + 1 < len(argv) else word.partition("config=")[2]
         if value.endswith(".py"):
@@ -60,10 +61,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        return fail(str(error).strip('"'), USER_ERROR)
+        fail(str(error).strip('"'), USER_ERROR)
 
 
-def fail(message: str, status: int) -> list[str]:
+def fail(message: str, status: int) -> NoReturn:
     """Prints one line and exits."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.stderr.flush()
@@ -79,7 +80,7 @@ def quiet() -> None:
 
 
 def make_job() -> Job:
-    """The job of the command line, after the processes of a distributed one have found each other.
+    """The job that the command line describes; joins the other processes of a distributed job first.
 
     Raises:
       UserError: flags that are missing or do not go together.
@@ -89,7 +90,9 @@ def make_job() -> Job:
     shard = parse_shard(SHARD.value)
     distributed = DISTRIBUTED.value or COORDINATOR.value
     if distributed and shard.parts > 1:
-        raise UserError("--shard is for processes on their own; --distributed and --coordinator split the work")
+        raise UserError(
+            "--shard is for independent processes; --distributed and --coordinator split the work themselves"
+        )
     if not COORDINATOR.value and (PROCESSES.value is not None or PROCESS.value is not None):
         raise UserError("--processes and --process need --coordinator=HOST:PORT")
     if distributed:

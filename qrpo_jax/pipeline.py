@@ -17,7 +17,7 @@ def run(job: Job) -> bool:
     """Runs the stages that are not complete yet; returns whether all are.
 
     Raises:
-      UserError: a mistake of the user. Those in the config come before anything is compiled or written.
+      UserError: a mistake of the user. Mistakes in the config are found before anything is compiled or written.
     """
     check(job)
     for name in job.config.stages:
@@ -30,7 +30,7 @@ def check(job: Job) -> None:
     """Refuses a config that cannot run.
 
     Raises:
-      UserError: what the config says, what is allowed, and the key to change.
+      UserError: naming the value, the allowed values and the key.
     """
     check_order(job)
     if job.workdir.exists() and not job.workdir.is_dir():
@@ -62,7 +62,7 @@ def check_order(job: Job) -> None:
 
 
 def settings(job: Job, name: str) -> dict[str, Any]:
-    """What decides the output of a stage: its settings and input files, and those of all stages before it."""
+    """Everything that determines the output of a stage: settings and input files, its own and those of earlier stages."""
     config = job.config
     upto = config.stages[: config.stages.index(name) + 1]
     stages = [job.stages[earlier] for earlier in upto]
@@ -88,7 +88,7 @@ def complete(job: Job, name: str) -> bool:
         return True
     sharded = job.shard.parts > 1 and jax.process_count() == 1
     if sharded and not stage.shardable:
-        job.say(f"{name}: does not split into shards; run without --shard to make it")
+        job.say(f"{name}: does not split into shards; run it without --shard")
         return False
     if is_first():
         manifest.begin(folder, settings(job, name), alone=not sharded)

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from qrpo_jax.files import TEMPORARY, sha256, sweep, whole_file, whole_folder, write_json, write_text
-
-
-class Killed(BaseException):
-    """Ends a block as a signal would."""
+from tests.helpers.runs import Killed
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -26,7 +23,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_the_content_appears_at_once_and_folders_are_made(tmp_path: Path) -> None:
+def test_content_appears_at_once_and_parent_folders_are_created(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "page.html"
     with whole_file(path) as temporary:
         temporary.write_bytes(b"\x00\xff")
@@ -43,7 +40,7 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert modes[0] == modes[1], [oct(mode) for mode in modes]
 
 
-def test_a_folder_is_there_in_full_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "export" / "model"
     with pytest.raises(Killed), whole_folder(folder) as temporary:
         (temporary / "config.json").write_text("{}")
@@ -55,7 +52,7 @@ def test_a_folder_is_there_in_full_or_not_at_all(tmp_path: Path) -> None:
     assert (folder / "config.json").read_text() == "{}"
 
 
-def test_a_folder_with_content_is_not_replaced_and_leftovers_of_a_kill_are(tmp_path: Path) -> None:
+def test_leftovers_of_a_kill_are_replaced_and_a_folder_with_content_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     leftover = tmp_path / f"{TEMPORARY}model-of-a-killed-run"
     leftover.mkdir()
@@ -68,7 +65,7 @@ def test_a_folder_with_content_is_not_replaced_and_leftovers_of_a_kill_are(tmp_p
     assert (folder / "config.json").read_text() == "{}"
 
 
-def test_sweep_removes_what_killed_writers_left_of_one_name_or_of_any(tmp_path: Path) -> None:
+def test_sweep_removes_leftovers_of_one_name_or_of_all(tmp_path: Path) -> None:
     for name in (f"{TEMPORARY}a-1", f"{TEMPORARY}b-2", "kept"):
         (tmp_path / name).write_text("x")
     sweep(tmp_path, "a")

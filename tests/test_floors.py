@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
-# From the ground up. A room is a folder, or a module at the top of the package; rooms of one floor may share it but a
-# folder knows only those below its own floor.
+# From the ground up. A room is a folder, or a module at the top of the package. A folder imports only rooms of lower
+# floors, so folders of the same floor do not import each other.
 FLOORS = (
     ("errors", "files"),
     (
@@ -53,8 +53,8 @@ def room(module):
 
 
 def imports(tree):
-    """Modules of the package, and other top-level packages, that a module imports anywhere, for types alone aside."""
-    own, others = set(), set()
+    """Modules of the package, and other top-level packages, that a module imports anywhere, except for type checking only."""
+    package, others = set(), set()
     for_types = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     ]
@@ -70,14 +70,14 @@ def imports(tree):
         else:
             continue
         for name in names:
-            (own if name.split(".")[0] == "qrpo_jax" else others).add(name)
-    return own, {name.split(".")[0] for name in others}
+            (package if name.split(".")[0] == "qrpo_jax" else others).add(name)
+    return package, {name.split(".")[0] for name in others}
 
 
 GRAPH = {module: imports(tree) for module, tree in TREES.items() if module != "qrpo_jax"}
 
 
-def test_every_room_has_a_floor_and_every_floor_is_lived_in():
+def test_every_room_has_a_floor_and_every_listed_room_exists():
     rooms = {room(module) for module in GRAPH}
     assert rooms == set(FLOOR), f"add to FLOORS: {rooms - set(FLOOR)}; remove from FLOORS: {set(FLOOR) - rooms}"
 
@@ -86,15 +86,15 @@ def test_every_room_has_a_floor_and_every_floor_is_lived_in():
 def test_a_room_imports_itself_and_lower_floors(name):
     wrong = {
         f"{module} -> {other}"
-        for module, (own, _) in GRAPH.items()
-        for other in own
+        for module, (modules, _) in GRAPH.items()
+        for other in modules
         if room(module) == name and other != "qrpo_jax" and room(other) != name
         if FLOOR[room(other)] > FLOOR[name] or (FLOOR[room(other)] == FLOOR[name] and name not in GROUND)
     }
     assert not wrong, wrong
 
 
-def test_no_import_goes_in_a_circle():
+def test_imports_have_no_cycle():
     done, path = set(), []
 
     def visit(module):
@@ -113,7 +113,7 @@ def test_no_import_goes_in_a_circle():
 
 @pytest.mark.parametrize("module", [m for m in GRAPH if room(m) in GROUND])
 def test_the_ground_floor_is_jax_only(module):
-    """jax, what jax itself stands on, and the standard library."""
+    """jax, the libraries that jax requires, and the standard library."""
     outside = GRAPH[module][1] - {"jax", "numpy", "scipy"} - sys.stdlib_module_names
     assert not outside, outside
 

@@ -1,4 +1,4 @@
-"""The linters and the type checker are part of the tests, so that one command says whether a change is good."""
+"""The linters and the type checker are part of the tests, so that one command checks a change."""
 
 import subprocess
 import sys

@@ -1,1 +1,1 @@
-"""The device mesh, and what processes of one job agree on."""
+"""The device mesh, number types, and synchronisation of processes."""

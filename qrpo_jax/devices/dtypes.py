@@ -1,10 +1,10 @@
-"""Floating-point types by the names that configs and model folders have for them."""
+"""Floating-point types by the names that configs and model folders use."""
 
 from typing import Any
 
 import jax.numpy as jnp
 
 FLOATS: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-# Training and matrix products: float16 would need its gradients scaled.
+# Types for training and matrix products; float16 is not among them, because its gradients would need scaling.
 COMPUTE = ("float32", "bfloat16")
 SAFETENSORS: dict[str, Any] = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}

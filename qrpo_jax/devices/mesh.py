@@ -87,7 +87,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def axis_size(mesh: Mesh, logical: str) -> int:
-    """Into how many parts the mesh splits a logical axis."""
+    """The number of parts into which the mesh splits a logical axis."""
     axes = LOGICAL[logical]
     names = (axes,) if isinstance(axes, str) else axes or ()
     return int(np.prod([mesh.shape[name] for name in names], dtype=int))
@@ -112,7 +112,7 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    # JAX counts these uploads as implicit; they are meant, so a transfer guard lets them pass.
+    # JAX counts these uploads as implicit transfers. They are intended, so a transfer guard must not refuse them.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(on_mesh, tree)
 

@@ -1,11 +1,11 @@
-"""The processes of one job: which of them writes, and where they wait for each other."""
+"""The processes of one job: the one that writes, and points where all wait for each other."""
 
 import jax
 from jax.experimental import multihost_utils
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes what all share."""
+    """Whether this process prints and writes the files that all share."""
     return jax.process_index() == 0
 
 

@@ -1,1 +1,1 @@
-"""What all stages share: a config in a work directory."""
+"""Shared parts of stages: the job (a config in a work directory), its prompts, units of work, checks."""

@@ -1,4 +1,4 @@
-"""What a finished run has on record: rows dropped and cut, padding, ties, protections, speed."""
+"""Figures of a finished run for its report: rows dropped and cut, padding, ties, protections, speed."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.training.metrics import read_metrics
 
-# What each protection prevents model-written code from doing.
+# The action of model-written code that each protection prevents.
 PREVENTS = {
     "network": "connect to the network",
     "filesystem": "write files",
@@ -33,7 +33,7 @@ def held_out(job: Job) -> dict[str, Iterator[Row]]:
 
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
-    """The counts of each stage by name; a stage with two sides has an entry for each."""
+    """The counts of each finished stage, sorted by name; a stage with two sides has one entry for each."""
     entries = []
     for stage in job.config.stages:
         manifest = read_manifest(job.folder(stage))
@@ -57,7 +57,7 @@ def paddings(job: Job) -> dict[str, float]:
 
 
 def comparisons(job: Job) -> dict[str, float]:
-    """How well the training rewards rank completions: shares of ties and of flat prompts; empty without such rows."""
+    """`tied_shares` of the rows that stage `train` reads; empty for a job without this stage."""
     if "train" not in job.config.stages:
         return {}
     return tied_shares(row_files.read(job.folder(job.rows_before("train"))))
@@ -75,22 +75,26 @@ def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
         reward_S = np.asarray([c.reward for c in row.completions], np.float32)
         is_reference_S = np.asarray([c.source == "reference" for c in row.completions], bool)
         reward_N = np.concatenate([reward_S[is_reference_S], np.asarray(row.reference_rewards, np.float32)])
-        of_row = ties.compare_with_references(reward_S, is_reference_S, reward_N)
-        tied.append(of_row.tied_C)
-        compared.append(of_row.compared_C)
+        comparisons = ties.compare_with_references(reward_S, is_reference_S, reward_N)
+        tied.append(comparisons.tied_C)
+        compared.append(comparisons.compared_C)
         if len(reward_N) > 1:
             flat.append(ties.is_flat(reward_N))
-    every = ties.Comparisons(np.concatenate(tied), np.concatenate(compared))
+    total = ties.Comparisons(np.concatenate(tied), np.concatenate(compared))
     return {
-        "compared": int(every.compared_C.sum()),
-        "tied": ties.tied_share(every),
+        "compared": int(total.compared_C.sum()),
+        "tied": ties.tied_share(total),
         "prompts": len(flat),
         "flat": sum(flat) / max(len(flat), 1),
     }
 
 
 def protections(job: Job) -> dict[str, list[str]] | None:
-    """What model-written code was prevented from doing on this machine, and what not; None where no such code ran."""
+    """The actions that the sandbox prevented on this machine and those that it did not; None if no code was run.
+
+    Returns:
+      prevented and not_prevented: lists of actions.
+    """
     manifest = read_manifest(job.folder("score")) if "score" in job.config.stages else None
     if manifest is None or not manifest["protections"]:
         return None

@@ -1,4 +1,4 @@
-"""Bounds of config values that stages check: choices, least numbers, ranges."""
+"""Checks of config values by key: choices, smallest numbers, ranges."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,21 @@ def value_at(config: Any, key: str) -> Any:
 
 
 def refuse(key: str, message: str, verb: str = "is") -> UserError:
-    """The error of one config key, "KEY is MESSAGE"; of a list, "KEY has MESSAGE"."""
+    """A `UserError` about one config key: "KEY is MESSAGE".
+
+    Args:
+      verb: "has" for a message about one element of a list.
+    """
     error = UserError(f"{key} {verb} {message}")
     error.keys = (key,)
     return error
 
 
 def check_choices(config: Any, choices: Mapping[str, Iterable[str]]) -> None:
-    """Refuses values that are not among those allowed for their key.
+    """Refuses values that their key does not allow.
+
+    Args:
+      choices: for each key the allowed values.
 
     Raises:
       UserError: naming the first such key.
@@ -33,7 +40,10 @@ def check_choices(config: Any, choices: Mapping[str, Iterable[str]]) -> None:
 
 
 def check_least(config: Any, least: Mapping[str, int]) -> None:
-    """Refuses whole numbers below the least that their key allows.
+    """Refuses whole numbers below the minimum of their key.
+
+    Args:
+      least: for each key the minimum.
 
     Raises:
       UserError: naming the first such key.
@@ -45,7 +55,7 @@ def check_least(config: Any, least: Mapping[str, int]) -> None:
 
 
 def check_range(config: Any, key: str, low: float, high: float = math.inf, *, below: bool = False) -> None:
-    """Refuses a number that is not finite or not in [low, high], or with `below` not in [low, high).
+    """Refuses a number outside [low, high], or with `below` outside [low, high); infinity and NaN are always outside.
 
     Raises:
       UserError: naming the key.

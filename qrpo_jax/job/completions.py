@@ -1,4 +1,4 @@
-"""Completions sampled from a side of the job, the reference or the trained policy, for rows of prompts."""
+"""Sampling: completions from the reference or from the trained policy, for rows of prompts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,16 +18,17 @@ from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
 
-WIDTH = 16  # prompts are padded to a multiple of this, so that few widths need compiling
+WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
 
 Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts]]
 
 
 def check_sampling(job: Job, name: str, least_completions: int) -> None:
-    """Refuses settings of a section that cannot be sampled with, or that exceed the model's positions.
+    """Refuses sampling settings that are out of range or exceed the model's positions.
 
     Args:
-      name: "sample" or "evaluate".
+      name: of the config section, "sample" or "evaluate".
+      least_completions: the smallest allowed number of completions a prompt.
 
     Raises:
       UserError: naming the key.
@@ -47,12 +48,14 @@ def check_sampling(job: Job, name: str, least_completions: int) -> None:
 def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
-    It takes the side's parameters, rows, and the index of each row's prompt.
-
     Args:
       section: of the config, with completions, max_new_tokens, temperature, top_k and top_p.
-      side: "reference" or "policy", which the completions are marked as coming from.
+      side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
+
+    Returns:
+      A function from the side's parameters, rows, and the index of each row's prompt to the completed rows and counts.
+      It drops rows whose prompt is empty or too long.
     """
     text, mesh = job.policy.text, job.local_mesh
     sampler = make_sampler(
@@ -87,8 +90,8 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
 
 
 def _fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tuple[list[int], Counts]:
-    """Indices of the rows whose prompt can be completed, and how many cannot."""
-    # A model that samples beginnings of texts as prompts may end at once.
+    """Indices of the rows to complete, and counts of prompts kept and dropped."""
+    # A prompt that was sampled from the model itself is empty if the model ended at once.
     filled = [any(m.content.strip() for m in row.messages) for row in rows]
     kept = [i for i, prompt in enumerate(prompts) if filled[i] and len(prompt) <= max_tokens]
     empty = filled.count(False)
@@ -97,7 +100,7 @@ def _fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tup
 
 
 def _padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [count, L] padded on the right, and lengths [count]; rows without a prompt have length 1."""
+    """Tokens [count, L] padded on the right, and lengths [count]; surplus rows have length 1."""
     width = round_up(max(len(prompt) for prompt in prompts), WIDTH)
     tokens_PxL, lengths_P = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     for i, prompt in enumerate(prompts):

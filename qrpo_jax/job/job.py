@@ -34,11 +34,14 @@ from qrpo_jax.training.step import LogProbSettings
 
 
 class Policy(NamedTuple):
-    """The model that a job aligns: its shape and its tokenizer, without parameters.
+    """The model that a job aligns, without parameters.
 
-    graph: of the base, which is the reference policy; of everything, where LoRA is not used.
-    lora: what stage `train` adapts; None where it trains all parameters.
-    trained_graph: of the result of stage `train`: with adapters, or `graph`.
+    Attributes:
+      settings: of the decoder.
+      graph: of the reference policy, which with LoRA is the base of the adapters.
+      text: its tokenizer and chat template.
+      lora: the adapters of stage `train`; None if it trains all parameters.
+      trained_graph: of the policy after stage `train`: `graph` with adapters, or `graph` itself.
     """
 
     settings: DecoderSettings
@@ -60,18 +63,20 @@ class Shard:
 
 
 class Job:
-    """What every stage needs. Reading it changes nothing; the policy and meshes are made on first use.
+    """A config in a work directory, with the model and the devices that its stages share.
+
+    Creating it opens and writes nothing: model and meshes are opened on first use.
 
     Args:
       config: every key of `configs/default.py`.
-      workdir: each stage has a folder in it.
+      workdir: has one folder for each stage.
       shard: this process's share of the stages that split into units.
-      stages: those that `config.stages` may name, normally `stages.STAGES`.
+      stages: the stages that `config.stages` may name, normally `stages.STAGES`.
     """
 
     def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard, stages: Stages) -> None:
         self.config, self.workdir, self.shard, self.stages = config, workdir, shard, stages
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     def folder(self, stage: str) -> Path:
         return self.workdir / stage
@@ -89,7 +94,7 @@ class Job:
 
     @functools.cached_property
     def local_mesh(self) -> Mesh:
-        """The devices of this process, for units that it works on independently of other processes."""
+        """The devices of this process, for units of work, which need no other process."""
         if jax.process_count() == 1:
             return self.mesh
         return make_mesh(-1, 1, 1, jax.local_devices())
@@ -129,7 +134,7 @@ class Job:
         return self._draw(mesh, jax.random.key(self.config.seed), dtype)
 
     def fresh_adapters(self, mesh: Mesh) -> Parameters:
-        """LoRA's adapters before their first update; float32, whatever the type of the base."""
+        """LoRA's adapters before their first update; float32 for a base of any type."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
         return self._draw(mesh, key, jnp.float32, self.policy.lora)
 
@@ -147,14 +152,14 @@ class Job:
         return parameter_shardings(mesh, decoder.logical_axes(settings, adapted), shapes)
 
     def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
-        """Parameters that a finished stage left behind; of `train` with LoRA the adapters alone."""
+        """The parameters that a finished stage saved; for `train` with LoRA, the adapters alone."""
         adapted = self.policy.lora if stage == "train" else None
         dtype = FLOATS[self.config.model.parameter_dtype] if adapted is None else jnp.float32
         layout = parameter_layout(mesh, self.policy.settings, dtype, adapted)
         return checkpoints.load_parameters(self.folder(stage) / "parameters", layout)
 
     def reference_parameters(self, mesh: Mesh) -> Parameters:
-        """Parameters of the reference policy: those that SFT left, or the imported model."""
+        """Parameters of the reference policy: the result of SFT, or the imported model."""
         return self.trained_parameters("sft", mesh) if "sft" in self.config.stages else self.fresh_parameters(mesh)
 
     def policy_parameters(self, mesh: Mesh, reference: Parameters) -> Parameters:
@@ -172,9 +177,9 @@ class Job:
             tqdm.write(line, file=sys.stderr)
 
     def say_once(self, line: str) -> None:
-        """Prints what several stages have to say, the first time only."""
-        if line not in self._said:
-            self._said.add(line)
+        """Prints a line that several stages report, the first time only."""
+        if line not in self._printed:
+            self._printed.add(line)
             self.say(line)
 
 
@@ -188,7 +193,7 @@ def _open_model(model: Any) -> tuple[DecoderSettings, Text]:
 
 
 def _new_model(model: Any, source: str) -> tuple[DecoderSettings, Text]:
-    """Settings and tokenizer of a model that is trained from scratch, with the words of its prompts."""
+    """Settings and tokenizer of a model that is trained from scratch; its vocabulary is that of its prompts."""
     vocabulary = SOURCES[source].vocabulary
     assert vocabulary is not None, "check_source refuses a source without a vocabulary"
     tokenizer = vocabulary_tokenizer(vocabulary())

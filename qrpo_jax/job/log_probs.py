@@ -1,4 +1,4 @@
-"""Log-probabilities of the completions of rows, packed and computed as training does it."""
+"""Log-probabilities of the completions of rows, packed and computed exactly as in training."""
 
 from collections.abc import Callable
 
@@ -20,11 +20,15 @@ LogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
 
 
 def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> LogProbs:
-    """A function from parameters and rows to an array [completions] a row, NaN where one was dropped as too long.
+    """A function that computes log π of the completions of rows.
 
     Args:
-      side: whose parameters they are, "reference" or "policy".
-      temperature: of the distribution; that of training by default.
+      side: "reference" or "policy": the model whose parameters the function takes.
+      temperature: divides the logits; by default `log_probs.temperature`, as in training.
+
+    Returns:
+      A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
+      their value is NaN.
     """
     pack, text, mesh, settings = job.config.pack, job.policy.text, job.local_mesh, job.log_prob_settings
     if temperature is not None:

@@ -1,4 +1,4 @@
-"""What a stage leaves about itself: its settings when it starts, a manifest when it is complete."""
+"""The records in a stage's folder: settings, written when it starts, and a manifest, written when it is complete."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses a folder that was started with other settings, or that another program made.
+    """Refuses a folder that was started with other settings, or that this program did not create.
 
     Raises:
       UserError: naming what differs.
@@ -53,7 +53,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, alone: bool) -> None:
     """Records the settings of a stage that starts, or starts again after a kill.
 
     Args:
-      alone: no other shard may be writing into the folder, so that leftovers of killed writers can be removed.
+      alone: no other shard can be writing into the folder, so leftovers of killed writers are removed.
     """
     if alone:
         sweep(folder)

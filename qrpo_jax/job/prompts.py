@@ -45,9 +45,10 @@ def open_prompts(job: Job, split: str, reference: Parameters | None = None, sour
     Args:
       split: "train" or "eval".
       reference: parameters of the reference policy, for prompts that are sampled from it.
+      sources: the table in which `prompts.source` is a key.
 
     Raises:
-      UserError: from the source.
+      UserError: the source refuses its settings or its file.
     """
     return Prompts(open_sources(job, reference, sources)[split], job.config.prompts.unit)
 
@@ -56,10 +57,10 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
     """The source of each split: "train", "eval" and, with demonstrations, "sft".
 
     Args:
-      reference: as in `open_prompts`.
+      reference, sources: as in `open_prompts`.
 
     Raises:
-      UserError: from the source.
+      UserError: the source refuses its settings or its file.
     """
     config = job.config
     settings = Settings(
@@ -75,7 +76,7 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
 
 
 class Beginnings:
-    """Draws the first tokens of texts from the reference policy; a text that ends early is shorter."""
+    """Samples the first `prompts.beginning_tokens` tokens of texts from the reference policy; some texts end earlier."""
 
     def __init__(self, job: Job, reference: Parameters) -> None:
         self._job, self._reference = job, reference

@@ -1,4 +1,4 @@
-"""Rewards for the completions of rows: the job's reward, opened, and applied to what has no reward yet."""
+"""The job's reward: its checks, and scores for the completions that have none yet."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def check_reward(job: Job) -> None:
 
 
 def check_listed(job: Job) -> None:
-    """Refuses listed rows that the reward cannot score: without tests, or that its chat template refuses.
+    """Refuses listed rows without tests, or with messages that the reward model's chat template refuses.
 
     Raises:
       UserError: naming the row and the key.
@@ -72,7 +72,7 @@ def check_listed(job: Job) -> None:
 
 
 def open_reward(job: Job) -> Reward | ModelReward:
-    """The reward, as a context manager: running code needs worker processes."""
+    """The job's reward, as a context manager: inside it, the workers that run code are alive."""
     config = job.config.reward
     if config.name == MODEL:
         model = models.open_reward_model(Path(config.path), config.max_tokens)
@@ -94,20 +94,24 @@ def describe(reward: Reward | ModelReward) -> str:
 
 
 def report_dropped(job: Job, title: str, counts: Counts) -> int:
-    """Prints how many completions were too long for the reward model, and returns it."""
+    """Prints and returns the number of completions that were too long for the reward model.
+
+    Args:
+      counts: of `score_rows`.
+    """
     dropped = sum(count for name, count in counts.items() if name == f"completions: {TOO_LONG}")
     if dropped:
         job.say(
             f"{title}: {dropped} completions were too long for the reward model and were dropped, and with them "
-            f"{counts[ROWS_DROPPED]} rows that have no other (config.reward.max_tokens)"
+            f"{counts[ROWS_DROPPED]} rows without another completion (config.reward.max_tokens)"
         )
     return dropped
 
 
 def score_rows(reward: Reward | ModelReward, rows: list[Row]) -> tuple[list[Row], Counts]:
-    """Rows with the missing rewards filled in; rewards that are there stay.
+    """Rows with the missing rewards filled in, and counts; existing rewards stay.
 
-    Completions that cannot be scored are dropped and counted, and rows that have no other.
+    Completions that cannot be scored are dropped and counted, and so are rows without another completion.
 
     Raises:
       UserError: the reward function returned NaN or infinity.

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from qrpo_jax.data.views import OVER_LONG
 from qrpo_jax.devices.dtypes import COMPUTE
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
@@ -12,7 +13,7 @@ from qrpo_jax.model import decoder
 
 
 def check(job: Job) -> None:
-    """Refuses shared settings that no stage could run with. Opens the model folder, of whose weights only headers.
+    """Refuses shared settings with which no stage can run. Opens the model folder; of its weights it reads only headers.
 
     Raises:
       UserError: naming the key.
@@ -30,7 +31,11 @@ def check(job: Job) -> None:
 
 
 def check_model(job: Job) -> None:
-    """Refuses a model that cannot be opened, or that the mesh cannot split."""
+    """Refuses a model that cannot be opened, or that the mesh cannot split.
+
+    Raises:
+      UserError: naming the key.
+    """
     config = job.config
     check_choices(config, {"model.compute_dtype": COMPUTE, "model.parameter_dtype": COMPUTE})
     check_least(config, {"model.vocab_chunk": 0, "lora.rank": 0})
@@ -42,15 +47,19 @@ def check_model(job: Job) -> None:
     settings = job.policy.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):
-        # Adapters split along the same axes.
+        # Adapters are split along the same axes and need no check.
         parameter_shardings(job.mesh, decoder.logical_axes(settings), shapes)
 
 
 def check_packing(job: Job) -> None:
-    """Refuses packed rows that the model or a completion does not fit."""
+    """Refuses packed rows that are too short for a completion, and completions too long for the model.
+
+    Raises:
+      UserError: naming the key.
+    """
     config, positions = job.config, job.policy.settings.max_positions
     pack = config.pack
-    check_choices(config, {"pack.over_long": ("drop", "truncate_prompt_left")})
+    check_choices(config, {"pack.over_long": OVER_LONG})
     check_least(config, {"pack.max_tokens": 2, "pack.slots": 2, "pack.row_tokens": pack.max_tokens})
     if pack.slots % 2:
         raise UserError(f"pack.slots is {pack.slots}; pairs need an even number (config.pack.slots)")

@@ -8,19 +8,19 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """What a stage does, what it needs, and what its output depends on. `stages.STAGES` names them all.
+    """A stage's functions, requirements, and the settings that its output depends on. `stages.STAGES` lists all stages.
 
     Attributes:
-      run: writes the output into `job.folder(NAME)` and returns what the manifest records; None while other shards have
-        not made their part.
-      check: refuses a config that the stage cannot run with. It is called before anything is compiled or written.
+      run: writes the output into `job.folder(NAME)` and returns the content of the manifest; None while parts of other
+        shards are missing.
+      check: refuses a config with which the stage cannot run. It is called before anything is compiled or written.
       needs: stages that must come before it in `config.stages`.
       sections: config sections that its output depends on, besides those of the stages before it.
-      machine_keys: keys of these sections that say how the machine is used and not what is made. A finished stage
+      machine_keys: keys of these sections that change the use of the machine and not the output. A finished stage
         accepts other values for them.
-      shardable: `--shard=i/n` makes one slice of its work.
-      writes_rows: its folder holds rows, which the next stage that reads rows takes.
-      needs_model: it uses the policy; a job of which no stage does opens no model.
+      shardable: `--shard=i/n` runs one slice of its work.
+      writes_rows: its folder holds rows; the next stage that reads rows reads these.
+      needs_model: it uses the policy. A job whose stages do not need a model opens none.
     """
 
     run: Callable[["Job"], dict[str, Any] | None]

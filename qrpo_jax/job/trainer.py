@@ -1,4 +1,4 @@
-"""What stages `sft` and `train` share: one training run from examples to saved parameters."""
+"""A training run from examples to saved parameters, shared by stages `sft` and `train`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +31,17 @@ from qrpo_jax.training.step import LogProbSettings, make_step
 
 
 class Training(NamedTuple):
-    """What a stage trains, and on what.
+    """The inputs of a training run.
 
-    start: makes the parameters before the first update; with `frozen` the adapters.
-    frozen: with LoRA the base of the adapters, which is the reference policy; None where all parameters are trained.
-    reference_on_the_fly: log π_ref is computed from `frozen` with every batch.
-    calibrated_target: f(R_q) − β log Z of each completion, for the metrics of QRPO.
-    on_first: called with the first batch and its metrics when the run starts from the beginning.
+    Attributes:
+      examples: completions to train on.
+      objective: the loss.
+      log_probs: how log-probs are computed.
+      start: returns the parameters before the first update; with `frozen`, the adapters.
+      frozen: with LoRA the base of the adapters, which is the reference policy; None if all parameters are trained.
+      reference_on_the_fly: compute log π_ref from `frozen` with every batch.
+      calibrated_target: f(R_q) − β log Z of each completion [B, S], for the metrics of QRPO.
+      on_first: called with the first batch and its metrics, unless the run resumes.
     """
 
     examples: Examples
@@ -117,7 +121,7 @@ def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.Gra
 
 
 def check_optimization(config: Any, stage: str) -> None:
-    """Refuses options of a training that no optimizer or loop could have.
+    """Refuses options of optimizer and training loop that are out of range.
 
     Raises:
       UserError: naming the key.
@@ -132,7 +136,7 @@ def check_optimization(config: Any, stage: str) -> None:
 
 
 def boards(job: Job, stage: str) -> dict[str, Any]:
-    """Where metrics go besides the JSON-lines file, as arguments of `MetricsWriter`."""
+    """The destinations of metrics besides the JSON-lines file, as arguments of `MetricsWriter`."""
     log = job.config.log
     wandb = {"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"}
     return {"tensorboard": log.tensorboard, "wandb": wandb if log.wandb else None}
@@ -160,7 +164,7 @@ def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | 
     size = f"{parameter_count(job.policy.settings):,} parameters"
     if lora is not None:
         adapters = parameter_count(job.policy.settings, lora)
-        size = f"{adapters:,} parameters of LoRA adapters on {size} that stay as they are"
+        size = f"{adapters:,} parameters of LoRA adapters on {size} that do not change"
     shape = f"{plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     job.say(f"{stage}: {size}, {plan.steps} steps of {shape}, on {devices}")

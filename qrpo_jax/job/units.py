@@ -1,4 +1,4 @@
-"""Stages that make rows work unit by unit: any process may make a unit, and a kill loses only one."""
+"""Units of work, for stages that write rows: any process can compute any unit, and a kill loses at most one."""
 
 import json
 from collections import Counter
@@ -19,17 +19,17 @@ Work = Callable[[int], tuple[list[Row], Counts]]
 
 
 def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> Counts | None:
-    """Makes those of this process's units that are not complete yet.
+    """Computes and writes this process's units that are not complete yet.
 
     Args:
-      work: from a unit's number to its rows and counts; must depend on nothing else.
+      work: from a unit's number to its rows and counts; the result may depend on nothing else.
       title: of the progress bar.
 
     Returns:
       The counts of all units added up; None while units of other shards are missing.
     """
-    mine = [u for u in range(units) if job.shard.owns(u)]
-    for unit in tqdm(mine, desc=title, unit="unit", disable=not is_first(), mininterval=0.5):
+    owned = [u for u in range(units) if job.shard.owns(u)]
+    for unit in tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5):
         if row_files.unit_done(folder, unit, units):
             continue
         rows, counts = work(unit)

@@ -1,12 +1,13 @@
 """Reward models: a decoder with a head, a tokenizer and a chat template, from a Hugging Face folder.
 
 A row's messages and a completion's text, as the assistant's answer, are one conversation. The reward model's own chat
-template lays it out from its first token to its last, as the cards of the published models do. Nothing adds a second
-beginning of sequence; Skywork's card removes it again. A completion that was cut off is closed like any other.
+template lays it out from its first token to its last, as the cards of the published models do. It has one beginning of
+sequence: Skywork's card removes the second, which its tokenizer adds. A completion that was cut off is closed like any
+other.
 Conversations of more than `max_tokens` tokens get no score; nothing is ever cut.
 
-A score does not depend on what shares its batch: each conversation is a row of its own, with padding behind its end.
-Batches of another shape are summed in another order, which in float32 changes scores by less than 1e-5 of their size.
+A score does not depend on the rest of its batch: each conversation has a separate row, padded at its end. The order of
+summation depends on the shape of a batch, which in float32 changes scores by less than 1e-5 of their size.
 """
 
 import functools
@@ -36,7 +37,7 @@ from qrpo_jax.model.heads import GATE_TEXT, Head, Tensors
 from qrpo_jax.model.settings import DecoderSettings
 
 SHORTEST = 32  # tokens of the narrowest batch
-QUESTION = Message("user", "A question?")  # a folder's template is tried with this
+QUESTION = Message("user", "A question?")  # prompt for a trial of a folder's template
 ANSWER = "An answer."
 LEADS = ("", "\n", "\n\n", " \n")  # an answer that begins with these could merge with the text before it
 
@@ -45,7 +46,7 @@ class RewardModel(NamedTuple):
     """A reward model without its weights.
 
     Attributes:
-      gate_tokens: by these the head finds the end of the prompt; empty if it has no gate.
+      gate_tokens: tokens that mark the end of the prompt for the head; empty if it has no gate.
       max_tokens: longest conversation that gets a score.
     """
 
@@ -83,11 +84,11 @@ def open_reward_model(folder: Path, max_tokens: int = 0) -> RewardModel:
     """A reward model's settings and tokenizer; of its weights only headers are read.
 
     Args:
-      max_tokens: longest conversation; 0 for as many as the model was made for.
+      max_tokens: longest conversation; 0 for as many as the model has positions.
 
     Raises:
-      UserError: not a supported reward model, weights that do not fit its config.json, no chat template, one that does
-        not end prompts as the head needs it, or more tokens than the model was made for.
+      UserError: not a supported reward model, weights that do not fit its config.json, no chat template or one that does
+        not end prompts as the head requires, or `max_tokens` above the model's positions.
     """
     settings, head = read_reward_config(folder)
     model_folder.check_weights(folder, settings, head.tensors(settings.d_model))
@@ -108,7 +109,7 @@ def open_reward_model(folder: Path, max_tokens: int = 0) -> RewardModel:
 
 
 def _check_template(model: RewardModel) -> None:
-    """Refuses a template in which some answer could keep the head from finding its places, and so stop a run."""
+    """Refuses a template in which the head cannot find its positions for every answer, which would stop a run later."""
     where, pad_token = f"the chat template in {model.folder}", model.head.pad_token
     spelled = model.text.tokenizer.decode([*model.gate_tokens, *[pad_token] * (pad_token is not None)])
     answers = [*(lead + ANSWER for lead in LEADS), spelled]
@@ -119,13 +120,13 @@ def _check_template(model: RewardModel) -> None:
 
 
 def conversation(model: RewardModel, messages: Sequence[Message], answer: str, where: str) -> Conversation:
-    """A conversation in the reward model's layout, however long.
+    """A conversation in the reward model's layout, of any length.
 
     Args:
       where: what an error names, such as "row 'ID'".
 
     Raises:
-      UserError: the chat template refuses the messages, the head does not find its places, or a token without an
+      UserError: the chat template refuses the messages, the head does not find its positions, or a token has no
         embedding in the model.
     """
     tokens_L = model.text.whole(messages, answer, where)
@@ -154,7 +155,7 @@ def batch_scores(
     """Scores [B] float32 of conversations with padding behind them.
 
     Args:
-      lengths_B: tokens of each; whatever follows them does not matter.
+      lengths_B: tokens of each; tokens after them have no effect.
       last_B, gate_B: positions of the hidden states that the head reads.
       compute: how the decoder is computed.
     """
@@ -231,7 +232,7 @@ class ModelScorer:
 
 
 def check_prompts(model: RewardModel, rows: Sequence[Row]) -> None:
-    """Refuses rows whose messages the reward model's chat template refuses, and prompts that are all too long for it.
+    """Refuses rows that the reward model's chat template refuses, and rows whose prompts are all too long for it.
 
     Raises:
       UserError: see `conversation`; or all prompts are too long.
@@ -259,7 +260,7 @@ def check_mesh(model: RewardModel, mesh: Mesh) -> None:
 
 
 def _special_strings(text: ChatText, row: Row) -> int:
-    """Number of strings in a row's messages and completions that look special; none where there are no completions."""
+    """Number of strings in a row that look like special tokens; 0 for a row without completions."""
     if not row.completions:
         return 0
     prompt = sum(text.special_strings(message.content, message.role) for message in row.messages)
@@ -267,9 +268,9 @@ def _special_strings(text: ChatText, row: Row) -> int:
 
 
 def width(length: int, largest: int) -> int:
-    """Tokens of a batch whose longest conversation has `length`.
+    """Columns of a batch whose longest conversation has `length` tokens.
 
-    Widths are SHORTEST times powers of two, with one step between any two of them, up to `largest`.
+    Widths are SHORTEST times 1, 1.5, 2, 3, 4, 6, 8, ..., up to `largest`.
 
     >>> [width(length, 300) for length in (1, 33, 49, 250)]
     [32, 48, 64, 256]

@@ -38,10 +38,12 @@ TOO_LONG = "dropped: too long for the reward model"
 
 
 class Scores(NamedTuple):
-    """Rewards of every row's completions, None for one that cannot be scored.
+    """Rewards of the completions of rows, with counts.
 
-    outcomes: number of completions by outcome: "ok", "timeout", ...
-    counts: numbers of other things than completions.
+    Attributes:
+      rewards: for each row those of its completions; None for a completion that cannot be scored.
+      outcomes: number of completions by outcome: "ok", "timeout", ...
+      counts: further counts by name.
     """
 
     rewards: Sequence[Sequence[float | None]]
@@ -68,7 +70,7 @@ class Reward:
         return {} if self._sandbox is None else self._sandbox.protections
 
     def score(self, rows: Sequence[Row]) -> Scores:
-        """Rewards of all completions of `rows`, whether or not they have one."""
+        """Rewards of all completions of `rows`, including those that already have one."""
         if self._sandbox is not None:
             return run_tests(self._sandbox, rows)
         assert self._function is not None
@@ -99,7 +101,7 @@ class ModelReward(AbstractContextManager):
         return {}
 
     def score(self, rows: Sequence[Row]) -> Scores:
-        """Rewards of all completions of `rows`, whether or not they have one; None where a conversation is too long."""
+        """Rewards of all completions of `rows`, including those that already have one; None if too long for the model."""
         scored = self._scorer.score_rows(rows)
         scores = iter(scored.scores)
         rewards = [[next(scores) for _ in row.completions] for row in rows]
@@ -133,7 +135,7 @@ def find_function(name: str) -> TextReward:
 
 
 def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
-    """Share of its prompt's tests that each completion passes; a completion is an expression in a and b.
+    """For each completion the share of its prompt's tests that it passes; a completion is an expression in a and b.
 
     Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
     sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.

@@ -1,4 +1,4 @@
-"""Stage `compare_transforms`: what transforms and β imply for the optimal policy.
+"""Stage `compare_transforms`: figures and plots of the optimal policy for each transform and β.
 
 It needs no model, no data and no accelerator: everything follows from f and log Z, in float64 on the CPU.
 """
@@ -66,15 +66,15 @@ def check(job: Job) -> None:
 
 
 def check_transform(name: str) -> None:
-    """Refuses a transform whose optimum is not one curve, or that falls somewhere."""
+    """Refuses a transform that depends on the prompt, or that decreases anywhere."""
     transform = transforms.parse(name)
     if transform.scaled:
         raise UserError(
-            f"transform {name!r} differs from prompt to prompt; name the spread of one, such as gaussian(0, 0.5)"
+            f"transform {name!r} differs from prompt to prompt; name one with a fixed spread, such as gaussian(0, 0.5)"
         )
     values = np.asarray(transform.apply(np.linspace(0, 1, 1001)[1:-1]))
     if not (np.diff(values) >= -1e-6 * np.abs(values).max()).all():
-        raise UserError(f"transform {name!r} falls somewhere; only rising ones can be compared")
+        raise UserError(f"transform {name!r} decreases somewhere; only transforms that never decrease can be compared")
 
 
 STAGE = Stage(run, check, sections=(SECTION,), needs_model=False)

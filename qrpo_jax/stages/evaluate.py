@@ -1,4 +1,4 @@
-"""Stage `evaluate`: reference and policy answer the held-out prompts at one temperature, and are compared."""
+"""Stage `evaluate`: compares reference and policy on held-out prompts, sampled at the same temperature."""
 
 import dataclasses
 from typing import Any
@@ -83,7 +83,7 @@ def only_from(source: str, row: Row) -> Row:
 
 
 def check_scored(rows: dict[str, list[Row]]) -> None:
-    """Refuses an evaluation of which no prompt is left.
+    """Refuses an evaluation that has no prompt left.
 
     Raises:
       UserError: naming the limits that completions exceeded.
@@ -108,8 +108,8 @@ def kl_estimates(
 ) -> dict[str, dict[str, float]]:
     """KL in nats per completion from each side to the other, estimated from samples of the first.
 
-    Log-probabilities come from the function that training uses. Greedy and truncated sampling have no estimate: the
-    distribution that is sampled is then not the one that the log-probabilities describe.
+    Log-probabilities come from the function that training uses. Greedy and truncated sampling have no estimate,
+    because they do not draw from the distribution that the log-probabilities describe.
     """
     config = job.config.evaluate
     if not (config.temperature > 0 and config.top_k == 0 and config.top_p == 1):

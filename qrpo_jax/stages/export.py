@@ -1,4 +1,4 @@
-"""Stage `export`: the trained policy as a Hugging Face folder for other tools, or its adapters as one for PEFT."""
+"""Stage `export`: the trained policy as a Hugging Face folder, or its LoRA adapters as a PEFT folder."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.config.export.adapter == "peft":
         return export_adapter(job)
     folder = job.folder("export") / "model"
-    # Renamed into place when complete, so a folder that exists is from an earlier start.
+    # The folder is renamed into place when complete, so an existing one needs no second export after a kill.
     if not folder.exists():
         parameters, path = merged_parameters(job), job.config.model.path
         generation = model_folder.generation_settings(Path(path)) if path else {}
@@ -34,12 +34,12 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def merged_parameters(job: Job) -> Parameters:
-    """The parameters that `train` left; adapters merged into their base."""
+    """The trained parameters, with adapters merged into their base."""
     trained, adapted = job.trained_parameters("train", job.mesh), job.policy.lora
     if adapted is None:
         return trained
-    # The sum is rounded once, to the exported type, and not to the type of the base before. Where the two types are
-    # one, the sum replaces the base in memory.
+    # The sum is rounded once, directly to the exported type. If that is also the type of the base, the sum replaces the
+    # base in memory.
     dtype = FLOATS[job.config.export.dtype]
     donated = (0,) if job.config.model.parameter_dtype == job.config.export.dtype else ()
     merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, adapted, dtype), donate_argnums=donated)

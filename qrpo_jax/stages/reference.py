@@ -29,7 +29,7 @@ def run(job: Job) -> dict[str, Any] | None:
 
 
 def with_reference(row: Row, log_probs: np.ndarray) -> Row:
-    """The row with log π_ref [completions] put into its completions."""
+    """The row with its completions' log π_ref, `log_probs` [S]."""
     completions = tuple(
         dataclasses.replace(c, reference_log_prob=float(value))
         for c, value in zip(row.completions, log_probs, strict=True)

@@ -1,4 +1,4 @@
-"""Stage `report`: one self-contained page on a run, from what the earlier stages left on disk."""
+"""Stage `report`: one self-contained page on a run, from the files of the earlier stages."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stage `train`: fits the policy to scored completions with the objective of the config."""
+"""Stage `train`: trains the policy on scored completions with the objective of the config."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ from qrpo_jax.report import forecast
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, make_objective
 
 REFERENCE_LOG_PROBS = ("stored", "on_the_fly")
-# Config keys of the arguments that objectives and transforms refuse.
+# Config keys of the arguments that errors of objectives and transforms are about.
 KEYS = {
     "name": "train.objective",
     "beta": "train.beta",
@@ -39,7 +39,7 @@ KEYS = {
 def run(job: Job) -> dict[str, Any]:
     config, lora = job.config.train, job.policy.lora
     ranked = OBJECTIVES[config.objective].ranked
-    # Baselines do not read quantiles. Theirs are for the metrics, where there are references, and need no clamp.
+    # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(config.transform) if ranked else transforms.identity
     examples = read_examples(job, transform)
     figures = print_forecast(job, examples, transform) if examples.units else None
@@ -101,7 +101,7 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
 
 
 def print_forecast(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:
-    """Prints the optimum of the settings on these examples; returns its figures, None if it is not known in advance."""
+    """Prints the forecast for these examples; returns its figures, or None for a baseline, which has no forecast."""
     config = job.config.train
     if not OBJECTIVES[config.objective].ranked:
         for line in forecast.baseline_lines(examples, config.objective):
@@ -109,7 +109,7 @@ def print_forecast(job: Job, examples: Examples, transform: transforms.Transform
         return None
     length_C = examples.completions_C.length
     beta_C = np.broadcast_to(length(job).beta(config.beta, length_C), length_C.shape)
-    # The forecast of a scaled transform is that of a prompt of average spread.
+    # For a scaled transform the forecast assumes a prompt of average spread.
     figures = forecast.figures(
         examples, transform, beta_C, partition_name=config.partition, estimator=job.config.select.estimator
     )
@@ -129,7 +129,7 @@ def warn_of_temperature(job: Job) -> None:
 
 
 def length(job: Job) -> Length:
-    """The uses that the config makes of completion lengths."""
+    """The config's options that use completion lengths."""
     config = job.config.train
     return Length(config.length_normalised, config.beta_cap or math.inf, config.loss_over_length)
 
@@ -199,7 +199,7 @@ def check_transform(config: Any) -> None:
 
 
 def check_reference(job: Job) -> None:
-    """Refuses log π_ref from where it cannot come."""
+    """Refuses a source of log π_ref that the stages or LoRA do not provide, or that the objective does not use."""
     config, stages = job.config.train, job.config.stages
     needs_reference = OBJECTIVES[config.objective].needs_reference
     if config.reference_log_probs == "stored":
@@ -226,7 +226,7 @@ def check_reference(job: Job) -> None:
 
 
 def check_units(job: Job) -> None:
-    """Refuses pairs that the objective, the rows or the packing have no place for."""
+    """Refuses singles for a pairwise objective, and pairs that packed rows or rows of one completion cannot hold."""
     config, select, pack = job.config.train, job.config.select, job.config.pack
     if select.units == "singles":
         if OBJECTIVES[config.objective].pairwise:
@@ -270,7 +270,13 @@ def check_references(job: Job) -> None:
 
 
 def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:
-    """Refuses too few references of a prompt; one is `excluded` where completions are not ranked among themselves."""
+    """Refuses too few references of a prompt.
+
+    Args:
+      references: number of rewards to rank among, with that of the completion itself if it is a reference.
+      excluded: a completion is not ranked against itself, which leaves one reference fewer.
+      where: beginning of the message, such as "row 'ID': ".
+    """
     config, most = job.config, job.config.select.reference_count
     count = (min(references, most) if most else references) - excluded
     with located(

@@ -1,7 +1,7 @@
-"""Chat templates in the formats that their makers document, on small tokenizers trained here.
+"""Chat templates in the documented formats of published models, on small tokenizers trained here.
 
-A layout has the real special tokens and the real kind of tokenizer: bytes for Llama 3 and Qwen, pieces of
-sentences for Llama 2 and Mistral, with a space put before the beginning of a text, and without it for Gemma.
+A layout has the special tokens and the kind of tokenizer of the published model: bytes for Llama 3 and Qwen; pieces of
+sentences with a space before the text for Llama 2 and Mistral, and without it for Gemma.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     end: str  # end of turn
     system: bool = True  # whether a system message is allowed
     added: tuple[str, ...] = ()  # added tokens that are not special
-    eos: str = ""  # where it is another token than the end of turn
+    eos: str = ""  # if it is not the end of turn
 
 
 LLAMA_3 = """{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + \
@@ -48,10 +48,10 @@ LLAMA_32 = """{{- bos_token }}
         {%- set date_string = "26 Jul 2024" %}
     {%- endif %}
 {%- endif %}
-{%- if messages[0]['role'] == 'system' %}{% set said = messages[0]['content'] | trim %}{% set rest = messages[1:] %}
-{%- else %}{% set said = '' %}{% set rest = messages %}{% endif %}
+{%- if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}{% set rest = messages[1:] %}
+{%- else %}{% set system = '' %}{% set rest = messages %}{% endif %}
 {{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\n' }}
-{{- 'Today Date: ' + date_string + '\\n\\n' + said + '<|eot_id|>' }}
+{{- 'Today Date: ' + date_string + '\\n\\n' + system + '<|eot_id|>' }}
 {%- for m in rest %}
     {{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + (m['content'] | trim) + '<|eot_id|>' }}
 {%- endfor %}
@@ -77,20 +77,20 @@ MISTRAL_2 = (
 {% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"""
 )
 MISTRAL_3 = (
-    """{% if messages[0]['role'] == 'system' %}{% set said = messages[0]['content'] + '\\n\\n' %}\
-{% set rest = messages[1:] %}{% else %}{% set said = '' %}{% set rest = messages %}{% endif %}{{ bos_token }}\
+    """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\\n\\n' %}\
+{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}{{ bos_token }}\
 {% for m in rest %}"""
     + ALTERNATE
-    + """{% if m['role'] == 'user' %}{{ '[INST] ' + (said if loop.last else '') + m['content'] + '[/INST]' }}\
+    + """{% if m['role'] == 'user' %}{{ '[INST] ' + (system if loop.last else '') + m['content'] + '[/INST]' }}\
 {% else %}{{ ' ' + (m['content'] | trim) + eos_token }}{% endif %}{% endfor %}"""
 )
 LLAMA_2 = (
     """{% if messages[0]['role'] == 'system' %}\
-{% set said = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}\
-{% set rest = messages[1:] %}{% else %}{% set said = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}"""
+{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}\
+{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}"""
     + ALTERNATE
     + """{% if m['role'] == 'user' %}\
-{{ bos_token + '[INST] ' + ((said if loop.first else '') + m['content']) | trim + ' [/INST]' }}\
+{{ bos_token + '[INST] ' + ((system if loop.first else '') + m['content']) | trim + ' [/INST]' }}\
 {% else %}{{ ' ' + (m['content'] | trim) + ' ' + eos_token }}{% endif %}{% endfor %}"""
 )
 CHATML = """{% for m in messages %}\
@@ -106,11 +106,11 @@ QWEN_25 = (
 'You are a helpful assistant.<|im_end|>\\n' }}{% endif %}"""
     + CHATML
 )
-# Qwen 3: thoughts are dropped from earlier answers, and the last answer has some even if they are empty.
-QWEN_3 = """{% for m in messages %}{% set said = m['content'].split('</think>')[-1].lstrip('\\n') %}\
+# Qwen 3: thoughts are dropped from earlier answers; the last answer always has a block of thoughts, even an empty one.
+QWEN_3 = """{% for m in messages %}{% set answer = m['content'].split('</think>')[-1].lstrip('\\n') %}\
 {{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% else %}{% if loop.last %}\
 {% set thought = m['content'].split('</think>')[0].split('<think>')[-1] if '</think>' in m['content'] else '' %}\
-{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}{{ said }}{% endif %}\
+{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}{{ answer }}{% endif %}\
 {{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 GEMMA = (
@@ -196,7 +196,7 @@ def tokenizer(name: str, **changes) -> PreTrainedTokenizerFast:
     built = Tokenizer.from_str(backend(layout.kind))
     built.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in layout.special])
     built.add_tokens([AddedToken(token, normalized=False, special=False) for token in layout.added])
-    if layout.bos:  # real tokenizers add it too, so encoding a laid out prompt with their defaults would double it
+    if layout.bos:  # as real tokenizers do, so encoding the text of a prompt with their defaults would double it
         bos = built.token_to_id(layout.bos)
         built.post_processor = processors.TemplateProcessing(
             single=f"{layout.bos}:0 $A:0", special_tokens=[(layout.bos, bos)]

@@ -1,4 +1,4 @@
-"""One small model of every family, with settings at values that matter; weights drawn from their names."""
+"""One small model of every family, with settings that change its output; weights are drawn by tensor name."""
 
 import zlib
 from typing import Any, NamedTuple
@@ -130,7 +130,7 @@ def generator(name: str) -> np.random.Generator:
 
 
 def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A stored tensor, float32: norms and biases of a size that matters, matrices that keep the variance."""
+    """A stored tensor, float32: norms and biases large enough to change the output, matrices that keep the variance."""
     if name.endswith(("act_fn.beta", "act_fn.eps")):
         return np.asarray({"a": 0.5, "s": -1e-6}[name[-1]], np.float32)
     drawn = generator(f"{case}/{name}").normal(size=shape)

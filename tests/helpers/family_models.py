@@ -21,7 +21,7 @@ def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
 
 
 def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameters) -> dict[str, np.ndarray]:
-    """The tensors of a model folder, made from a tree with the structure of the parameters."""
+    """The tensors of a model folder, from a tree with the structure of the parameters."""
     flat = nnx.traversals.flatten_mapping(parameters)
 
     def rows(part: Any) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""Jobs of a size that no test has to wait for."""
+"""Small jobs, and the environment of their processes."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import quickstart
 from qrpo_jax import pipeline
@@ -34,19 +36,31 @@ SMALL = [
 
 
 def job(workdir: Path, **overrides: object) -> Job:
-    """A quickstart job with keys such as train__beta overridden; small enough that no test needs to wait."""
+    """A quickstart job with a tiny model; `section__key` overrides a key."""
     config = quickstart.get_config()
     config.model.update({"d_model": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8, "d_ff": 11})
+    override(config, overrides)
+    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
+
+
+def override(config: ConfigDict, overrides: Mapping[str, object]) -> None:
+    """Sets keys of a config by names such as train__beta."""
     for key, value in overrides.items():
         section, _, name = key.partition("__")
         if name:
             config[section][name] = value
         else:
             config[section] = value
-    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a process that runs a job on one CPU device."""
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return inherited | {"JAX_PLATFORMS": "cpu"} | variables
 
 
 def refused(tmp_path: Path, message: str, **overrides: object) -> None:
+    """Asserts that a job is refused in one line that matches `message`, and that nothing is written."""
     workdir = tmp_path / "run"
     with pytest.raises(ValueError, match=message) as error:
         pipeline.run(job(workdir, **overrides))

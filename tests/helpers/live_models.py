@@ -1,4 +1,4 @@
-"""Models of transformers on torch, of sizes that no golden has."""
+"""Models of transformers on torch, of other sizes than the goldens."""
 
 from typing import Any
 

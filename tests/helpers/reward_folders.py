@@ -42,7 +42,7 @@ ARMO = LLAMA | {
 
 
 def armo_shapes(d_model: int = D) -> dict[str, tuple[int, ...]]:
-    """The tensors that ArmoRM has on top of a Llama."""
+    """Shapes of the tensors that ArmoRM adds to those of a Llama."""
     return {
         "regression_layer.weight": (OBJECTIVES, d_model),
         "reward_transform_matrix": (OBJECTIVES, OBJECTIVES),
@@ -78,7 +78,7 @@ def drawn(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.nda
 
 
 def write(folder: Path, config: dict[str, Any], layout: str = "llama-3", **tokenizer: Any) -> dict[str, np.ndarray]:
-    """Config, weights and tokenizer of a reward model; its tensors."""
+    """Writes config, weights and tokenizer of a reward model; returns its tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     settings, _ = read_reward_config(folder)

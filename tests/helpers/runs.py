@@ -18,7 +18,7 @@ from tests.helpers import tiny
 
 
 class Killed(BaseException):
-    """Ends a run as a signal would: nothing catches it."""
+    """Ends a run or a block as a signal would: nothing catches it."""
 
 
 class Watched:

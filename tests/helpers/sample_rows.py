@@ -1,4 +1,4 @@
-"""Rows with everything that a row may hold."""
+"""Rows with values in every field."""
 
 import math
 

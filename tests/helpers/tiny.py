@@ -22,7 +22,7 @@ SETTINGS = decoder.DecoderSettings(
 )
 UNTIED = dataclasses.replace(SETTINGS, tie_embeddings=False)
 GRAPH = decoder.graph(SETTINGS)
-BETA = 0.3  # for which the examples' log Z is
+BETA = 0.3  # of the examples' log Z
 SPREAD = dict(embedding=0.4, head=0.4, q=0.2, k=0.2, v=0.2, o=0.1, gate=0.2, up=0.2, down=0.1)
 
 

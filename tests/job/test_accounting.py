@@ -1,4 +1,4 @@
-"""What a run has on record about its own work."""
+"""Figures of a finished run: shares of ties."""
 
 import numpy as np
 

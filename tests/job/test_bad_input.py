@@ -1,7 +1,6 @@
-"""A user's mistake costs one clear line, exit status 2, and nothing that was already written."""
+"""A user's mistake ends with one clear line and exit status 2, and leaves all files unchanged."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from qrpo_jax import pipeline
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job import manifest
-from tests.helpers.jobs import ROOT, job, refused
+from tests.helpers.jobs import ROOT, environment, job, refused
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_a_config_that_cannot_run_is_refused_before_anything_is_written(tmp_path
     refused(tmp_path, message, **overrides)
 
 
-def test_a_workdir_of_other_settings_is_refused_with_the_difference_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_workdir_of_other_settings_is_refused_with_the_difference_and_unchanged(tmp_path: Path) -> None:
     first = job(tmp_path)
     manifest.begin(tmp_path / "sft", pipeline.settings(first, "sft"), alone=True)
     manifest.complete(tmp_path / "sft", {"steps": 7})
@@ -90,7 +89,7 @@ def test_a_workdir_of_other_settings_is_refused_with_the_difference_and_left_as_
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_that_something_else_made_is_not_touched(tmp_path: Path) -> None:
+def test_a_folder_of_another_program_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="was not made by this program"):
@@ -166,10 +165,9 @@ def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, f
         (["--config.train.beta=-1"], "beta is -1.0; it must be finite, above 0 (config.train.beta)"),
     ],
 )
-def test_the_command_line_says_one_line_and_exits_with_status_2(tmp_path: Path, arguments, message) -> None:
+def test_the_command_line_prints_one_line_and_exits_with_status_2(tmp_path: Path, arguments, message) -> None:
     command = [sys.executable, "-m", "qrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2, (done.returncode, done.stderr)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
@@ -185,7 +183,7 @@ def test_a_kill_while_settings_are_written_does_not_lock_the_workdir(tmp_path: P
     assert [path.name for path in (tmp_path / "sft").iterdir()] == [manifest.SETTINGS]
 
 
-def test_what_decides_a_stage_is_recorded_and_the_machine_is_not(tmp_path: Path) -> None:
+def test_a_stage_records_settings_that_change_its_output_and_not_those_of_the_machine(tmp_path: Path) -> None:
     def of(stage: str, **overrides: object) -> dict:
         return pipeline.settings(job(tmp_path, **overrides), stage)
 

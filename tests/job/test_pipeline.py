@@ -1,7 +1,6 @@
-"""Stages are records: they run in order, once, and the table alone decides what a job can do."""
+"""Stages are records in a table; a job runs them in order, each once."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import run_units
 from qrpo_jax.stages import STAGES
-from tests.helpers.jobs import ROOT, job
+from tests.helpers.jobs import ROOT, environment, job
 from tests.helpers.sample_rows import make_row
 
 
@@ -79,7 +78,7 @@ def test_stages_that_are_unknown_repeated_or_out_of_order_are_refused(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_check_of_every_stage_comes_before_the_run_of_any(tmp_path: Path) -> None:
+def test_all_stages_are_checked_before_any_runs(tmp_path: Path) -> None:
     def check(job: Job) -> None:
         with located("log.wandb_project"):
             raise UserError("this cannot run")
@@ -91,8 +90,8 @@ def test_the_check_of_every_stage_comes_before_the_run_of_any(tmp_path: Path) ->
     assert not path.exists() and not (tmp_path / "run").exists()
 
 
-def test_a_stage_reads_the_rows_of_the_last_stage_that_writes_some(tmp_path: Path) -> None:
-    """A stage that filters rows stands between two others without either knowing it."""
+def test_a_stage_reads_the_rows_of_the_last_earlier_stage_that_writes_rows(tmp_path: Path) -> None:
+    """So a stage that filters rows can be inserted without a change to the stages around it."""
 
     def run(job: Job) -> dict[str, Any]:
         raise AssertionError("not run here")
@@ -105,7 +104,7 @@ def test_a_stage_reads_the_rows_of_the_last_stage_that_writes_some(tmp_path: Pat
     assert [filtered.rows_before(name) for name in ("filter", "train", "evaluate")] == ["sample", "filter", "filter"]
 
 
-def test_a_shard_that_starts_leaves_the_files_that_another_is_writing(tmp_path: Path) -> None:
+def test_a_starting_shard_keeps_files_that_another_shard_is_writing(tmp_path: Path) -> None:
     def run(job: Job) -> dict[str, Any] | None:
         counts = run_units(job, job.folder("rows"), 2, lambda unit: ([make_row(unit)], {"rows": 1}), title="rows")
         return None if counts is None else {"units": 2, "counts": counts}
@@ -149,9 +148,8 @@ app.run(main.main, flags_parser=main.parse_flags)
 @pytest.mark.parametrize("kind, status", [("user", 2), ("broadcast", 1), ("zip", 1)])
 def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(tmp_path: Path, kind: str, status: int) -> None:
     program = PROGRAM.format(kind=kind, workdir=tmp_path / "run")
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == status, (done.returncode, done.stderr)
     if kind == "user":
         assert done.stderr == "error: the data is empty\n"

@@ -1,7 +1,6 @@
-"""Several processes that work as one make what one process makes."""
+"""Several processes together write the same files as one process."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -18,12 +17,11 @@ from safetensors.numpy import load_file
 from qrpo_jax.data import row_files, rows
 from qrpo_jax.model import decoder
 from qrpo_jax.training import checkpoints
-from tests.helpers.jobs import ROOT, SMALL
+from tests.helpers.jobs import ROOT, SMALL, environment
 
 
 def run(workdir: Path, processes: int, *overrides: str) -> None:
     """Runs a small job and waits for it; each process has one CPU device."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}", *overrides]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,10 +29,15 @@ def run(workdir: Path, processes: int, *overrides: str) -> None:
     joined = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"] if processes > 1 else []
     started = []
     for i in range(processes):
-        own = [*joined, f"--process={i}"] if joined else []
+        flags = [*joined, f"--process={i}"] if joined else []
         started.append(
             subprocess.Popen(
-                [*command, *own], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [*command, *flags],
+                cwd=ROOT,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
     for process in started:
@@ -61,7 +64,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     run(tmp_path / "one", 1)
     run(tmp_path / "two", 2)
     # Sums over devices round differently, so parameters agree closely and not bit for bit.
@@ -78,7 +81,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shards_made_apart_are_the_rows_of_one_run(tmp_path: Path) -> None:
+def test_separate_shards_write_the_rows_of_one_run(tmp_path: Path) -> None:
     run(tmp_path / "whole", 1, "--config.stages=('sft','sample','score')")
     run(tmp_path / "shards", 1, "--config.stages=('sft',)")
     (tmp_path / "shards" / "sft" / "settings.json").write_bytes(
@@ -93,7 +96,7 @@ def test_shards_made_apart_are_the_rows_of_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_adapters_on_a_base_split_over_two_processes_are_those_of_one_process(tmp_path: Path) -> None:
+def test_adapters_on_a_base_split_over_two_processes_agree_with_one_process(tmp_path: Path) -> None:
     lora = ["--config.lora.rank=3", "--config.train.reference_log_probs=on_the_fly", "--config.export.adapter=merged"]
     lora += ["--config.stages=('sft','sample','score','train','export')", "--config.sft.examples=97"]
     run(tmp_path / "one", 1, *lora)
@@ -110,7 +113,7 @@ def test_adapters_on_a_base_split_over_two_processes_are_those_of_one_process(tm
 
 
 def saved_names(stage: Path) -> set[str]:
-    """Paths of the parameters that a stage left, whatever mesh it ran on."""
+    """Paths of the parameters that a stage saved, on any mesh."""
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata((stage / "parameters").absolute()).item_metadata.tree
     return {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(saved)}

@@ -1,4 +1,4 @@
-"""A job's prompts: any source that a table names, unit by unit, and beginnings that depend on their index alone."""
+"""A job's prompts: any source in the table, unit by unit; beginnings depend on their index alone."""
 
 import re
 
@@ -28,7 +28,7 @@ TABLE = SOURCES | {"squares": SourceKind(open=lambda settings: {"train": Squares
 
 
 @pytest.mark.parametrize(("size", "units"), [(3, 3), (7, 1), (11, 1)])
-def test_a_job_reads_a_source_that_is_a_class_and_a_line_of_the_table(tmp_path, size, units) -> None:
+def test_a_new_source_needs_only_a_class_and_one_entry_in_the_table(tmp_path, size, units) -> None:
     toy = job(tmp_path, prompts__source="squares", prompts__unit=size)
     prompts = open_prompts(toy, "train", sources=TABLE)
     assert prompts.units == units
@@ -57,7 +57,7 @@ def test_a_source_is_checked_by_its_record_and_not_by_its_name(tmp_path, overrid
     check_source(job(tmp_path, prompts__source="squares", model__path="a", stages=("sample",)).config, TABLE)
 
 
-def test_what_is_wrong_with_a_file_names_its_config_key(tmp_path) -> None:
+def test_an_error_in_a_file_names_the_config_key(tmp_path) -> None:
     path = tmp_path / "prompts.jsonl"
     options = {"prompts__source": "jsonl", "prompts__path": str(path), "prompts__held_out": 2}
     with pytest.raises(UserError, match=re.escape(f"no file {path}; name a JSON-lines file (config.prompts.path)")):
@@ -79,7 +79,7 @@ def test_a_beginning_depends_on_split_and_index_alone(tmp_path) -> None:
     assert len(set(together)) > 7 and draw(range(11), "eval") != together, together
 
 
-def test_prompts_from_the_model_need_a_model_that_can_write_them(tmp_path) -> None:
+def test_prompts_from_a_model_trained_from_scratch_are_refused(tmp_path) -> None:
     refused(tmp_path, "knows only the words of 'programs', not those of prompts from 'model'", prompts__source="model")
 
 

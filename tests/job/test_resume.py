@@ -1,7 +1,6 @@
-"""Killed at any moment and started again, a job ends where an undisturbed one ends."""
+"""A job that is killed at any moment and started again ends like an undisturbed one."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -14,22 +13,17 @@ from typing import Any
 import pytest
 
 from qrpo_jax.data import row_files, rows
-from tests.helpers.jobs import ROOT, SMALL
+from tests.helpers.jobs import ROOT, SMALL, environment
 
 KILLS = 12
 
 
 def start(workdir: Path, cache: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # Restarts would otherwise mostly compile, and kills mostly hit the compiler.
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    environment.pop("XLA_FLAGS", None)
+    # Without a cache, restarts would spend most of their time compiling, and most kills would hit the compiler.
+    variables = environment(JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
     command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}.log").open("ab")
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
 
 
 def finish(workdir: Path, cache: Path) -> float:
@@ -40,19 +34,19 @@ def finish(workdir: Path, cache: Path) -> float:
     return time.monotonic() - began
 
 
-def made(workdir: Path) -> dict[str, Any]:
-    """Everything a run leaves that must not depend on how often it was killed."""
-    found: dict[str, Any] = {"results": json.loads((workdir / "results.json").read_text())}
+def outputs(workdir: Path) -> dict[str, Any]:
+    """All outputs of a run that must not depend on kills."""
+    contents: dict[str, Any] = {"results": json.loads((workdir / "results.json").read_text())}
     for folder in sorted(workdir.rglob(row_files.INFO_FILE)):
         name = str(folder.parent.relative_to(workdir))
-        found[name] = [rows.encode(row) for row in row_files.read(folder.parent)]
+        contents[name] = [rows.encode(row) for row in row_files.read(folder.parent)]
     for stage in ("sft", "train"):
         lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-        found[f"{stage} metrics"] = [{k: v for k, v in x.items() if k != "tokens_per_second"} for x in lines]
+        contents[f"{stage} metrics"] = [{k: v for k, v in x.items() if k != "tokens_per_second"} for x in lines]
     for stage in ("sft", "sample", "score", "reference", "train", "evaluate", "export"):
-        found[f"{stage} manifest"] = json.loads((workdir / stage / "manifest.json").read_text())
-    found["model"] = (workdir / "export" / "model" / "model.safetensors").read_bytes()
-    return found
+        contents[f"{stage} manifest"] = json.loads((workdir / stage / "manifest.json").read_text())
+    contents["model"] = (workdir / "export" / "model" / "model.safetensors").read_bytes()
+    return contents
 
 
 def stage_under_way(workdir: Path) -> str:
@@ -67,7 +61,7 @@ def test_killed_at_random_moments_a_job_ends_bit_identical(tmp_path: Path) -> No
     finish(undisturbed, cache)
     shutil.rmtree(undisturbed)
     seconds = finish(undisturbed, cache)  # timed with everything compiled
-    wanted = made(undisturbed)
+    wanted = outputs(undisturbed)
     generator = random.Random(11)
     workdir, kills, hit = tmp_path / "killed-0", 0, []
     while kills < KILLS:
@@ -80,17 +74,17 @@ def test_killed_at_random_moments_a_job_ends_bit_identical(tmp_path: Path) -> No
             kills += 1
             hit.append(stage_under_way(workdir))
             continue
-        # It got through between two kills: compare, and take the remaining kills on a new one.
+        # The run ended before the next kill: compare it, and continue with a new one.
         assert process.returncode == 0
-        compare(made(workdir), wanted, hit)
+        compare(outputs(workdir), wanted, hit)
         workdir = tmp_path / f"killed-{kills}"
     finish(workdir, cache)
-    compare(made(workdir), wanted, hit)
+    compare(outputs(workdir), wanted, hit)
     print(f"undisturbed {seconds:.0f} s; killed during: {', '.join(hit)}")
     assert len(set(hit)) >= 3, hit
 
 
-def compare(found: dict[str, Any], wanted: dict[str, Any], hit: list[str]) -> None:
-    assert found.keys() == wanted.keys(), f"killed during {hit}"
+def compare(contents: dict[str, Any], wanted: dict[str, Any], hit: list[str]) -> None:
+    assert contents.keys() == wanted.keys(), f"killed during {hit}"
     for name, value in wanted.items():
-        assert found[name] == value, f"{name} differs after kills during {hit}"
+        assert contents[name] == value, f"{name} differs after kills during {hit}"

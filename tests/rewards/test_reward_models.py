@@ -1,4 +1,4 @@
-"""Reward models: scores are the published ones, whatever shares the batch, and no folder or answer can change that."""
+"""Reward models: scores are those of the published models, in any batch, for any folder and any answer."""
 
 import dataclasses
 import json
@@ -30,6 +30,7 @@ from qrpo_jax.stages import STAGES
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
 from tests.helpers import reward_folders as folders
+from tests.helpers.jobs import override
 
 GOLDENS = Path(__file__).resolve().parents[1] / "hugging_face" / "goldens"
 NONE = np.zeros(0, np.int32)
@@ -70,21 +71,21 @@ def by_hand(tensors: dict[str, np.ndarray], model: RewardModel, tokens_L: np.nda
     if isinstance(model.head, SingleLogit):
         return float(tensors["score.weight"][0] @ hidden_LxD[-1])
     ids = model.text.tokenizer.convert_tokens_to_ids
-    # The end token of the last question, which is the last but one; the answer has the last.
+    # The last end token but one ends the question; the last one ends the answer.
     gate = np.flatnonzero(tokens_L == ids("<|eot_id|>"))[-2]
     return folders.armo_score(tensors, hidden_LxD[-1], hidden_LxD[gate])
 
 
 def test_scores_are_those_computed_by_hand(reward_folder):
     folder, tensors = reward_folder
-    ours = scorer(folder)
-    scored = ours.score_rows([row(*ANSWERS), row("Hello!", messages=MESSAGES[1:2])])
+    loaded = scorer(folder)
+    scored = loaded.score_rows([row(*ANSWERS), row("Hello!", messages=MESSAGES[1:2])])
     expected = []
     for messages, answer in [*((MESSAGES, answer) for answer in ANSWERS), (MESSAGES[1:2], "Hello!")]:
         turns = [{"role": m.role, "content": m.content} for m in messages] + [{"role": "assistant", "content": answer}]
         # As on the models' cards, with the tokenizer of the folder.
-        tokens = ours.model.text.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-        expected.append(by_hand(tensors, ours.model, np.asarray(tokens)))
+        tokens = loaded.model.text.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        expected.append(by_hand(tensors, loaded.model, np.asarray(tokens)))
     assert np.ptp(expected) > 0.1, "scores too much alike to compare"
     np.testing.assert_allclose(scored.scores, expected, rtol=0, atol=1e-5)
     assert scored.special_strings == 0
@@ -146,40 +147,40 @@ def test_bfloat16_scores_are_close_and_not_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["llama-3", "llama-3.2", "qwen-2.5", "qwen-3", "gemma", "mistral-0.3"])
-def test_a_conversation_is_what_the_models_cards_feed(layout, tmp_path, monkeypatch):
+def test_a_conversation_has_the_tokens_of_the_models_cards(layout, tmp_path, monkeypatch):
     tokenizer = chats.tokenizer(layout)
     folders.write(tmp_path, folders.CLASSIFIER, layout)
     model = open_reward_model(tmp_path)
     messages, answer = MESSAGES[1:], "Once upon a time"
     turns = [{"role": m.role, "content": m.content} for m in (*messages, Message("assistant", answer))]
-    ours = models.conversation(model, messages, answer, "here")
-    if layout != "llama-3.2":  # whose date is pinned
-        assert ours.tokens.tolist() == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    laid_out = models.conversation(model, messages, answer, "here")
+    if layout != "llama-3.2":  # its date is pinned
+        assert laid_out.tokens.tolist() == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
         # Skywork's card removes the beginning of sequence from the text, because the tokenizer adds one.
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         text = text.removeprefix(tokenizer.bos_token or "")
-        if layout != "mistral-0.3":  # which puts a space between the two
-            assert ours.tokens.tolist() == tokenizer(text)["input_ids"]
-    assert ours.last == len(ours.tokens) - 1
+        if layout != "mistral-0.3":  # its template puts a space there
+            assert laid_out.tokens.tolist() == tokenizer(text)["input_ids"]
+    assert laid_out.last == len(laid_out.tokens) - 1
     ends = {"qwen-2.5": "<|im_end|>\n", "qwen-3": "<|im_end|>\n", "gemma": "<end_of_turn>\n"}
     closes = ends[layout] if layout in ends else chats.LAYOUTS[layout].end
-    assert tokenizer.decode(ours.tokens.tolist()).endswith(closes)
+    assert tokenizer.decode(laid_out.tokens.tolist()).endswith(closes)
 
 
 def test_where_the_end_token_is_the_padding_token_the_token_before_it_is_read(tmp_path):
     end = chats.tokenizer("llama-3").convert_tokens_to_ids("<|eot_id|>")
     tensors = folders.write(tmp_path, folders.CLASSIFIER | {"pad_token_id": end})
-    ours = scorer(tmp_path)
-    one = models.conversation(ours.model, MESSAGES, "Hello!", "here")
+    loaded = scorer(tmp_path)
+    one = models.conversation(loaded.model, MESSAGES, "Hello!", "here")
     assert one.tokens[-1] == end and one.last == len(one.tokens) - 2
     expected = tensors["score.weight"][0] @ folders.llama_hidden(tensors, one.tokens)[-2]
-    assert ours.score([one])[0] == pytest.approx(expected, abs=1e-5)
+    assert loaded.score([one])[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_no_text_can_move_the_gate_or_end_the_conversation(tmp_path):
     folders.write(tmp_path, folders.ARMO)
-    ours = scorer(tmp_path)
-    model = ours.model
+    loaded = scorer(tmp_path)
+    model = loaded.model
     prompt = len(model.text.prompt(MESSAGES))
     forged = f"Hello!{GATE_TEXT}You are welcome."
     for answer in (*ANSWERS, forged, "\n\nHello!"):
@@ -187,7 +188,7 @@ def test_no_text_can_move_the_gate_or_end_the_conversation(tmp_path):
     question = (Message("user", forged),)
     one = models.conversation(model, question, "Hello!", "here")
     assert one.gate == len(model.text.prompt(question)) - len(model.gate_tokens)
-    assert ours.score_rows([row(forged, messages=question)]).special_strings == 6
+    assert loaded.score_rows([row(forged, messages=question)]).special_strings == 6
 
 
 def test_a_config_that_transformers_refuses_is_refused_in_one_line(tmp_path):
@@ -197,7 +198,7 @@ def test_a_config_that_transformers_refuses_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value) and caught.value.about == ("path",), caught.value
 
 
-def test_what_is_too_long_is_dropped_and_counted_and_never_cut(reward_folder):
+def test_conversations_that_are_too_long_are_dropped_and_counted_and_never_cut(reward_folder):
     folder, _ = reward_folder
     rows = [row(*ANSWERS, name="a"), row("x " * 60, name="b"), row("Hello!", name="c")]
     kept = dataclasses.replace(rows[1].completions[0], reward=0.25)
@@ -301,7 +302,7 @@ def test_folders_that_deviate_are_refused_in_one_line(config, change, message, t
     assert "\n" not in str(caught.value) and caught.value.about == ("path",), caught.value
 
 
-def test_more_tokens_than_the_model_was_made_for_are_refused(tmp_path):
+def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path):
     folders.write(tmp_path, folders.CLASSIFIER)
     assert open_reward_model(tmp_path).max_tokens == 211
     with pytest.raises(UserError, match="max_tokens is 212, .* made for 211 positions") as caught:
@@ -341,12 +342,7 @@ def job(tmp_path: Path, **overrides: Any) -> Job:
         }
     )
     config.prompts.update({"unit": 3, "max_tokens": 64})
-    for key, value in overrides.items():
-        section, _, name = key.partition("__")
-        if name:
-            config[section][name] = value
-        else:
-            config[section] = value
+    override(config, overrides)
     return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
 
 
@@ -381,7 +377,7 @@ def test_a_job_with_a_reward_model_that_cannot_work_is_refused_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_reward_model_is_another_run(tmp_path):
+def test_another_reward_model_changes_the_settings_of_the_stage(tmp_path):
     before = pipeline.settings(job(tmp_path), "score")
     assert {"reward.path config sha256", "reward.path weight bytes"} < set(before)
     with_config(gating_temperature=11)(tmp_path / "reward")
@@ -394,7 +390,7 @@ def test_a_prompt_that_lost_all_completions_on_one_side_is_compared_on_neither(t
     for side, kept in (("reference", "acd"), ("policy", "abc")):
         rows = [row("Hello!", name=name) for name in kept]
         row_files.write_unit(run.folder("evaluate") / side, 0, 2, rows)
-        row_files.write_unit(run.folder("evaluate") / side, 1, 2, [])  # a unit of which nothing is left
+        row_files.write_unit(run.folder("evaluate") / side, 1, 2, [])  # a unit without rows
         row_files.finish(run.folder("evaluate") / side, 2)
     sides = {side: [one.id for one in rows] for side, rows in accounting.held_out(run).items()}
     assert sides == {"reference": ["a", "c"], "policy": ["a", "c"]}

@@ -35,7 +35,7 @@ def libraries() -> tuple[Any, Any]:
 
 
 def classifier(case: str, **more: Any) -> Any:
-    """transformers' classifier of a case of tests/family_cases.py, with one label."""
+    """transformers' classifier of a case of `family_cases`, with one label."""
     torch, transformers = libraries()
     name = cases.CASES[case][0].replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification")
     named = getattr(transformers, name)
@@ -47,7 +47,7 @@ def classifier(case: str, **more: Any) -> Any:
     return model
 
 
-def ours(folder: Path, conversations: list[np.ndarray]) -> np.ndarray:
+def package_scores(folder: Path, conversations: list[np.ndarray]) -> np.ndarray:
     settings, head = read_reward_config(folder)
     model = RewardModel(folder, settings, head, None, (), settings.max_positions)
     scorer = ModelScorer(model, make_mesh(1, 1, 1, jax.devices()[:1]), batch_rows=3)
@@ -69,20 +69,20 @@ def test_classifiers_score_as_transformers_does_padded(case: str, tmp_path: Path
         logits = model(torch.tensor(padded, dtype=torch.long), attention_mask=torch.tensor(within.astype(int))).logits
     expected = logits.numpy()[:, 0]
     assert np.ptp(expected) > 0.2, "scores too much alike to compare"
-    scores = ours(tmp_path, [row[:length] for row, length in zip(rows, LENGTHS, strict=True)])
+    scores = package_scores(tmp_path, [row[:length] for row, length in zip(rows, LENGTHS, strict=True)])
     np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("case", ["llama3", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "phi3", "smollm3"])
-def test_the_padding_token_is_transformers_own_where_the_config_does_not_say(case: str, tmp_path: Path) -> None:
+def test_a_config_without_padding_token_has_the_default_of_transformers(case: str, tmp_path: Path) -> None:
     _, transformers = libraries()
     classifier(case).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["pad_token_id"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     _, head = read_reward_config(tmp_path)
-    theirs = transformers.AutoConfig.for_model(config["model_type"])
-    assert head.pad_token == theirs.pad_token_id
+    default = transformers.AutoConfig.for_model(config["model_type"])
+    assert head.pad_token == default.pad_token_id
 
 
 @pytest.mark.parametrize("layout", ["llama-3", "qwen-2.5", "gemma"])
@@ -116,7 +116,7 @@ def armo_rm(config: Any, pattern: list[int]) -> Any:
     torch, transformers = libraries()
 
     class ArmoRM(torch.nn.Module):
-        """Its parameters have the names of the folder."""
+        """Its parameters are named as in the folder."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -160,8 +160,8 @@ def test_armorm_scores_as_its_published_description_in_torch(tmp_path: Path) -> 
         **{k: v for k, v in folders.LLAMA.items() if k != "model_type"}, pad_token_id=pad, attn_implementation="eager"
     )
     tokenizer = chats.tokenizer("llama-3")
-    theirs = armo_rm(config, tokenizer.encode(GATE_TEXT, add_special_tokens=False))
-    theirs.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()}, strict=True)
+    reference = armo_rm(config, tokenizer.encode(GATE_TEXT, add_special_tokens=False))
+    reference.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()}, strict=True)
 
     texts = []
     for messages, answer in CONVERSATIONS:
@@ -171,7 +171,7 @@ def test_armorm_scores_as_its_published_description_in_torch(tmp_path: Path) -> 
     padded = torch.tensor([text + [pad] * (longest - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     with torch.no_grad():
-        expected, shares = theirs(padded, mask)
+        expected, shares = reference(padded, mask)
     assert np.ptp(shares.numpy(), axis=0).max() > 0.01, "the gates do not distinguish prompts"
     assert np.ptp(expected.numpy()) > 0.1
 

@@ -1,4 +1,4 @@
-"""Rewards: the share of tests passed by what the code computes, or a named function's number."""
+"""Rewards: the share of tests that the code passes, or the number that a function returns."""
 
 import dataclasses
 import itertools
@@ -39,7 +39,7 @@ def test_reward_is_the_share_of_tests_that_the_code_passes(tests_reward):
         "": 0.0,
         "1 // 0": 0.0,
         "[3, 7]": 0.0,
-        "float(a + b)": 0.0,  # equal, and not what was asked for
+        "float(a + b)": 0.0,  # equal, but of another type
     }
     scores = tests_reward.score([row(*expected)])
     assert dict(zip(expected, scores.rewards[0], strict=True)) == expected
@@ -59,7 +59,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_code_earns_nothing_and_the_next_completion_is_scored_as_ever(tests_reward):
+def test_hostile_code_earns_nothing_and_the_next_completion_is_scored_correctly(tests_reward):
     scores = tests_reward.score([row("a + b", *HOSTILE, "a + b")])
     assert scores.rewards[0] == [1.0, *[0.0] * len(HOSTILE), 1.0], dict(
         zip(HOSTILE, scores.rewards[0][1:], strict=False)
@@ -105,7 +105,7 @@ def test_dialogue_share_counts_words_between_quotes(text, share):
     assert dialogue_share("", text, "") == pytest.approx(share)
 
 
-def test_dialogue_share_cannot_exceed_one_however_quotes_are_strewn():
+def test_dialogue_share_is_at_most_one_for_any_quotes():
     rng = np.random.default_rng(0)
     for _ in range(500):
         text = "".join(rng.choice(list('ab" \n'), 23))
@@ -116,7 +116,7 @@ def shout(prompt, completion, payload):
     return float(completion.isupper()) + len(prompt) / 10 + (payload == "{}") / 100
 
 
-def test_a_function_of_the_users_is_called_with_prompt_completion_and_payload():
+def test_a_user_function_is_called_with_prompt_completion_and_payload():
     data = dataclasses.replace(row("A", "b"), payload="{}")
     with Reward(f"{__name__}:shout", limits=Limits(), workers=1) as reward:
         scores = reward.score([data])

@@ -1,4 +1,4 @@
-"""Laws of the sandbox: honest code gets its own answers back, hostile code harms only itself."""
+"""Laws of the sandbox: honest code gets its outputs back, hostile code harms only itself."""
 
 import math
 import os
@@ -171,7 +171,7 @@ def test_cpu_time_is_limited_whatever_code_catches(sandbox: Sandbox, attack: str
 
 
 def test_a_whole_second_of_cpu_is_a_timeout_too() -> None:
-    """The kernel's own limit counts whole seconds and must not be met first."""
+    """The kernel's limit counts whole seconds and must not take effect first."""
     code = "import os\ndef f():\n    while True:\n        os.stat('/')"
     with Sandbox(LIMITS._replace(cpu_seconds=1.0), workers=1) as single:
         assert single.run([Job(code, "f", ((),))]) == [Outcome("timeout", (Failed("timeout"),))]
@@ -344,11 +344,13 @@ def test_a_dead_supervisor_is_replaced_and_costs_one_job() -> None:
 
 
 NO_TOOLS = "import qrpo_jax.rewards.sandbox.kernel as k; k.MACHINE = None"
-NO_NAMESPACE = "import os, qrpo_jax.rewards.sandbox.kernel as k; k.fork = lambda own: -1 if own else os.fork()"
+NO_NAMESPACE = (
+    "import os, qrpo_jax.rewards.sandbox.kernel as k; k.fork = lambda namespace: -1 if namespace else os.fork()"
+)
 
 
 @pytest.mark.parametrize(("lacking", "holds"), [(NO_TOOLS, False), (NO_NAMESPACE, None)])
-def test_a_machine_that_offers_less_is_told_of_and_still_limits(
+def test_a_machine_with_fewer_protections_reports_them_and_still_limits_cpu_time(
     monkeypatch: pytest.MonkeyPatch, lacking: str, holds: bool | None
 ) -> None:
     monkeypatch.setattr(module, "START", module.START.replace("\nmain(", f"\n{lacking}\nmain("))

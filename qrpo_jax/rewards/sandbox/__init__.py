@@ -1,1 +1,1 @@
-"""Runs model-written code in processes of its own."""
+"""Runs model-written code in separate, restricted processes."""

@@ -19,7 +19,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class Job(NamedTuple):
-    """A completion to run: source executed first, the function's name in it, and its arguments."""
+    """A completion to run: its source, the name of the function to call, and the arguments of each call."""
 
     code: str
     call: str
@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Failed:
-    """In place of an output that does not exist; `reason` is an exception's name, or the job's status."""
+    """Takes the place of a missing output; `reason` is an exception's name, or the job's status."""
 
     reason: str
 

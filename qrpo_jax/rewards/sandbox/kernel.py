@@ -1,7 +1,7 @@
 """Confinement by the Linux kernel: system-call filter, Landlock, namespaces.
 
 Everything goes through ctypes, because the standard library has none of it. On other systems, and on
-processors without a table here, the functions do nothing; the sandbox's probe finds what is enforced.
+processors without a table here, the functions do nothing; the sandbox's probe measures what is enforced.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWPID = (
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 ADDR_NO_RANDOMIZE = 0x0040000
 
-# System calls a completion is refused: name, number on x86-64, number on aarch64 ("-": has none).
+# System calls that a completion may not make: name, number on x86-64, number on aarch64 ("-": has none).
 # They start or touch processes, connect, change the system, wait, read entropy, or change files.
 DENIED = """
 fork 57 -, vfork 58 -, clone 56 220, clone3 435 435, execve 59 221, execveat 322 281
@@ -53,8 +53,8 @@ fchown 93 55, lchown 94 -, fchownat 260 54, truncate 76 45, ftruncate 77 46, fal
 utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6
 fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
 """
-# Of these, what the zygote itself needs, and the (argument, value) it must have there. A completion
-# inherits the permission, not the means: it has no socket and no capability, and sees no process.
+# The calls among these that the zygote needs, with the (argument, value) that each must have. A completion
+# inherits the permission but cannot use it: it has no socket and no capability, and sees no other process.
 NEEDED: dict[str, tuple[int, int] | None] = {
     "clone": (0, CLONE_NEWPID | signal.SIGCHLD),
     "kill": (1, signal.SIGKILL),
@@ -100,7 +100,7 @@ def filter_calls(namespace: bool) -> None:
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
-    # (operation, jump when true, jump when false, operand); "no" stands for the refusing last line.
+    # (operation, jump when true, jump when false, operand); "no" jumps to the refusing last line.
     code: list[tuple[int, int | str, int | str, int]] = [
         (load, 0, 0, 4),  # the caller's architecture: another one has other numbers
         (equal, 0, "no", audit),
@@ -131,7 +131,7 @@ def filter_calls(namespace: bool) -> None:
 
 
 def restrict_files(readable: list[str]) -> None:
-    """Landlock: no files but reading below `readable`, no TCP, no signals to outside."""
+    """Landlock: allows reading files below `readable`; forbids all other files, TCP, and signals to outside."""
     version = 0 if MACHINE is None else LIBC.syscall(444, None, 0, 1)
     if version < 1:
         return
@@ -160,21 +160,21 @@ def isolate() -> None:
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when its parent ends."""
+    """Makes the kernel kill this process when its parent ends."""
     if MACHINE is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability, those over the zygote's own namespaces included."""
+    """Gives up every capability, including those over the zygote's namespaces."""
     if MACHINE is not None:
         LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 
 def fork(namespace: bool) -> int:
-    """Like os.fork; with `namespace`, the child is the first process of its own process namespace.
+    """Like os.fork; with `namespace`, the child is the first process of a new process namespace.
 
-    os.fork cannot ask for that, and an intermediate process would cost a second fork. Python's own
+    os.fork has no such option, and an intermediate process would cost a second fork. Python's own
     preparations for a fork concern other threads, of which there are none here.
     """
     if not namespace or MACHINE is None:
@@ -183,7 +183,7 @@ def fork(namespace: bool) -> int:
 
 
 def cpu_time(pid: int) -> float:
-    """CPU seconds that a child has used so far; 0 where the system does not say."""
+    """CPU seconds that a child has used so far; 0 if the system does not report it."""
     try:
         return time.clock_gettime(~pid << 3 | 2) if LINUX else 0.0
     except OSError:

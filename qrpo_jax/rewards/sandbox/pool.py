@@ -62,7 +62,11 @@ def anonymous_file(content: bytes = b"") -> int:
 
 
 def as_json(job: Job) -> str:
-    """The job in the form that the worker reads."""
+    """The job in the form that the worker reads.
+
+    Raises:
+      ValueError: an input that is not JSON.
+    """
     try:
         return json.dumps(job._asdict())
     except (TypeError, ValueError) as error:
@@ -74,12 +78,12 @@ class Zygote:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        # Generous: only code that waits for something may reach it, never honest code on a busy machine.
+        # Long enough that only code that waits for something reaches it, and never honest code on a busy machine.
         self.wall_seconds = 5 * limits.cpu_seconds + 10
         self.running: deque[tuple[int, int, int]] = deque()  # job, its number of inputs, its report
-        self.since = time.monotonic()  # when the oldest one could begin
-        self.control, theirs = socket.socketpair()
-        kept = ("LD_LIBRARY_PATH", "PYTHONHOME")  # what some interpreters need to start at all
+        self.since = time.monotonic()  # when the oldest job could begin
+        self.control, child_end = socket.socketpair()
+        kept = ("LD_LIBRARY_PATH", "PYTHONHOME")  # some interpreters do not start without these
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         numbers = (
             limits.cpu_seconds,
@@ -88,7 +92,7 @@ class Zygote:
             limits.output_bytes,
         )
         self.process = subprocess.Popen(
-            # -I would also ignore PYTHONHASHSEED; the environment is ours, so -s -P do.
+            # -s -P isolate enough, because the environment is set here; -I would also ignore PYTHONHASHSEED.
             [
                 sys.executable,
                 "-s",
@@ -102,15 +106,19 @@ class Zygote:
             + [str(number) for number in numbers],
             env={**environment, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
             cwd="/",
-            stdin=theirs.fileno(),
+            stdin=child_end.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        theirs.close()
+        child_end.close()
 
     def greet(self) -> dict[str, bool]:
-        """Waits until it is locked down and returns its protections; RuntimeError if it cannot."""
+        """Waits until the interpreter is locked down and returns its protections.
+
+        Raises:
+          RuntimeError: it did not start.
+        """
         self.control.settimeout(60)
         assert self.process.stderr is not None
         greeting = b""
@@ -131,19 +139,23 @@ class Zygote:
         if not self.running:
             self.since = time.monotonic()
         self.running.append((index, inputs, answer))
-        with suppress(OSError):  # a zygote that has just died shows when its answer is awaited
+        with suppress(OSError):  # `receive` detects a zygote that has just died
             socket.send_fds(self.control, [b"j"], [question, answer])
         os.close(question)
 
     def receive(self) -> tuple[int, Outcome] | None:
-        """The oldest job's outcome, to call when there is something to read; None if it died."""
+        """The oldest job's outcome; None if the zygote died. Call it only when there is something to read."""
         reply = b""
         with suppress(OSError):
             reply = self.control.recv(REPLY.size, socket.MSG_WAITALL)
         return self.finish(*REPLY.unpack(reply)) if len(reply) == REPLY.size else None
 
     def finish(self, cause: bytes, code: int) -> tuple[int, Outcome]:
-        """Takes the oldest job off the queue, as ended in this way."""
+        """Removes the oldest job from the queue; its index, and its outcome for this end.
+
+        Args:
+          cause, code: as in `worker.REPLY`.
+        """
         index, count, answer = self.running.popleft()
         bound = self.limits.output_bytes
         report = os.pread(answer, bound, 0)
@@ -152,7 +164,7 @@ class Zygote:
         return index, read_outcome(cause, code, count, report, bound)
 
     def overdue(self) -> bool:
-        """Whether it has not answered for longer than its own supervision allows."""
+        """Whether an answer is missing for longer than the zygote's supervision of a job can take."""
         return bool(self.running) and time.monotonic() - self.since > self.wall_seconds + 30
 
     def close(self) -> None:
@@ -169,10 +181,10 @@ class Zygote:
 class Sandbox:
     """Context manager holding `workers` zygotes; `run` sends jobs through them.
 
-    `protections` says what a completion cannot do here, as a child tried at the start:
+    `protections` lists what a completion cannot do on this machine; a child tries each at the start:
     "network" connect, "filesystem" write, "reading" read outside the interpreter's library,
-    "processes" start or signal others, "memory" and "cpu" exceed the limits. "repeatable" says
-    whether addresses, on which some hashes depend, are the same in every run. A protection that the
+    "processes" start or signal others, "memory" and "cpu" exceed the limits. "repeatable" means
+    that addresses, on which some hashes depend, are the same in every run. A protection that the
     machine does not offer is False, and the jobs run without it.
     """
 

@@ -56,7 +56,7 @@ def limit(name: str, value: int) -> None:
 
 
 def enter_child(files: list[int], cpu_seconds: float, namespace: bool) -> list[int]:
-    """Locks one child down; it keeps 0 to 2 (null) and `files`, returned as 3 and following."""
+    """Locks one child down. It keeps files 0 to 2 (null) and `files`, which become 3 and following; returns these."""
     kernel.die_with_parent()
     with suppress(PermissionError):
         os.setsid()
@@ -67,7 +67,7 @@ def enter_child(files: list[int], cpu_seconds: float, namespace: bool) -> list[i
     # A second limit, later than the exact one in `supervise`, so that the two cannot race.
     limit("CPU", math.ceil(cpu_seconds) + 1)
     if not namespace:
-        random.seed(0)  # os.fork has given it another seed
+        random.seed(0)  # os.fork changes the seed
         limit("NPROC", 0)
         kernel.filter_calls(namespace)
     kernel.drop_capabilities()
@@ -86,7 +86,7 @@ def plain(value: Any) -> Any:
 
 
 def kind(error: BaseException) -> str:
-    """The name of the error's class; a hostile class may refuse to give it."""
+    """The name of the error's class; "Exception" if a hostile class hides it."""
     try:
         return str(type(error).__name__)[:80]
     except BaseException:
@@ -155,7 +155,7 @@ def supervise(pid: int, control: int, cpu_seconds: float, wall_seconds: float) -
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
             break
-        # A child has used no more CPU than its age, so it need not be looked at before then.
+        # A child cannot use more CPU time than passes, so it reaches no limit before `patience` is over.
         cpu_left, wall_left = cpu_seconds - kernel.cpu_time(pid), deadline - time.monotonic()
         patience = min(cpu_left, wall_left)
         woken = [] if patience <= 0 else events.poll(math.ceil(1e3 * patience) if child >= 0 else 2)
@@ -165,7 +165,7 @@ def supervise(pid: int, control: int, cpu_seconds: float, wall_seconds: float) -
             _, status, usage = os.wait4(pid, 0)
             break
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)  # what it left, where it had no process namespace
+        os.killpg(pid, signal.SIGKILL)  # the processes that it started, if it had no process namespace
     if child >= 0:
         os.close(child)
     if cause == b"e" and os.WIFSIGNALED(status):
@@ -188,13 +188,13 @@ def start(task: Callable[[list[int]], None], namespace: bool, files: list[int], 
 
 
 def spin(files: list[int]) -> None:
-    """Uses CPU time for ever."""
+    """Uses CPU time forever."""
     while True:
         pass
 
 
 def rehearse() -> None:
-    """Runs a job here, so that the pages this writes to need not be copied in every child."""
+    """Runs a job in this process, so that children need not copy the pages of memory that a job writes to."""
     job = {"code": "def f(a):\n    return a", "call": "f", "inputs": [[1], [""], [[]], []]}
     for _ in range(20):
         files = list(os.pipe())
@@ -236,7 +236,7 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int, output_byte
         message, files, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
             return
-        # Ended process namespaces are freed a little later, so a refusal may be a passing one.
+        # Ended process namespaces are freed a little later, so a refusal may be temporary.
         for _ in range(500):
             pid = start(run_job, namespace, files, cpu_seconds)
             if pid > 0:
