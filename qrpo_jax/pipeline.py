@@ -62,7 +62,7 @@ def check_order(job: Job) -> None:
 
 
 def settings(job: Job, name: str) -> dict[str, Any]:
-    """Everything that determines the output of a stage: settings and input files, its own and those of earlier stages."""
+    """Everything that determines the output of a stage: the settings and input files of it and of all stages before."""
     config = job.config
     upto = config.stages[: config.stages.index(name) + 1]
     stages = [job.stages[earlier] for earlier in upto]

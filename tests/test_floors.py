@@ -53,7 +53,7 @@ def room(module):
 
 
 def imports(tree):
-    """Modules of the package, and other top-level packages, that a module imports anywhere, except for type checking only."""
+    """Modules of the package, and other top-level packages, that a module imports, without imports for types alone."""
     package, others = set(), set()
     for_types = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)

@@ -76,7 +76,7 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
 
 
 class Beginnings:
-    """Samples the first `prompts.beginning_tokens` tokens of texts from the reference policy; some texts end earlier."""
+    """Samples the first `prompts.beginning_tokens` tokens of texts from the reference policy; some are shorter."""
 
     def __init__(self, job: Job, reference: Parameters) -> None:
         self._job, self._reference = job, reference

@@ -13,7 +13,7 @@ from qrpo_jax.model import decoder
 
 
 def check(job: Job) -> None:
-    """Refuses shared settings with which no stage can run. Opens the model folder; of its weights it reads only headers.
+    """Refuses shared settings with which no stage can run. Opens the model folder, but reads no weights, only headers.
 
     Raises:
       UserError: naming the key.

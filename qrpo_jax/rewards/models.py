@@ -87,8 +87,8 @@ def open_reward_model(folder: Path, max_tokens: int = 0) -> RewardModel:
       max_tokens: longest conversation; 0 for as many as the model has positions.
 
     Raises:
-      UserError: not a supported reward model, weights that do not fit its config.json, no chat template or one that does
-        not end prompts as the head requires, or `max_tokens` above the model's positions.
+      UserError: not a supported reward model, weights that do not fit its config.json, no chat template or one that
+        does not end prompts as the head requires, or `max_tokens` above the model's positions.
     """
     settings, head = read_reward_config(folder)
     model_folder.check_weights(folder, settings, head.tensors(settings.d_model))

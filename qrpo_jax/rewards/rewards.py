@@ -101,7 +101,7 @@ class ModelReward(AbstractContextManager):
         return {}
 
     def score(self, rows: Sequence[Row]) -> Scores:
-        """Rewards of all completions of `rows`, including those that already have one; None if too long for the model."""
+        """Rewards of all completions of `rows`, including those that have one; None for one that is too long."""
         scored = self._scorer.score_rows(rows)
         scores = iter(scored.scores)
         rewards = [[next(scores) for _ in row.completions] for row in rows]

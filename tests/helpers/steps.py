@@ -68,8 +68,8 @@ def plain(name="qrpo"):
 def assert_same_update(got, want, *, reordered=False):
     """Loss, gradient norm, diagnostics and new parameters.
 
-    Adam divides by the gradient's size, so a gradient that consists of rounding errors moves a parameter by a whole step
-    of the learning rate. Such parameters are left out; their moments are compared instead.
+    Adam divides by the gradient's size, so a gradient that consists of rounding errors moves a parameter by a whole
+    step of the learning rate. Such parameters are left out; their moments are compared instead.
     """
     (state, metrics), (other, others) = got, want
     names = set(metrics) - ({"losses_BxS"} | ({"padding"} if reordered else set()))
