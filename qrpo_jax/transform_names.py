@@ -49,11 +49,18 @@ def _build(tree: ast.expr, transforms: Mapping[str, Transform], families: Famili
         arguments = [
             _build(argument, transforms, families)
             if isinstance(argument, ast.Name | ast.Call)
-            else ast.literal_eval(argument)
+            else _literal(argument)
             for argument in tree.args
         ]
         return families[tree.func.id.replace("_", "-")](*arguments)
     raise TypeError("neither a word nor a word with arguments")
+
+
+def _literal(tree: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(tree)
+    except ValueError:
+        raise TypeError("neither a name nor a literal") from None
 
 
 def of_numbers(make: Callable[..., Transform], *, transforms: int = 0) -> Callable[..., Transform]:
