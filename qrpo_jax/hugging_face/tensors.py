@@ -69,9 +69,9 @@ def stored_tensors(settings: DecoderSettings) -> Iterator[Stored]:
     shapes = {
         path: tuple(leaf.shape) for path, leaf in nnx.traversals.flatten_mapping(abstract_parameters(settings)).items()
     }
-    homeless = sorted(shapes.keys() - family.weights.keys())
-    if homeless:
-        name = ".".join(homeless[0])
+    unknown = sorted(shapes.keys() - family.weights.keys())
+    if unknown:
+        name = ".".join(unknown[0])
         raise UserError(f"parameter {name} has no place in a {settings.family} folder", about="settings")
     # A fused tensor is listed once, at the first of its parameters.
     first = [path for path in shapes if not family.weights[path].fused or path[-1] == family.weights[path].fused[0]]

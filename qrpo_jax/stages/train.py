@@ -264,9 +264,9 @@ def check_references(job: Job) -> None:
     rows = all_rows(open_sources(job)["train"])
     if not scored and (sampled or not all_scored(rows)):
         raise UserError("some completions have no reward: put 'score' before 'train' in config.stages")
+    excluded = select.exclude_own and sampled > 0
     for row in rows if ranked else ():
-        own = select.exclude_own and sampled > 0
-        check_count(job, sampled + len(row.reference_rewards), excluded=own, where=f"row {row.id!r}: ")
+        check_count(job, sampled + len(row.reference_rewards), excluded=excluded, where=f"row {row.id!r}: ")
 
 
 def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:

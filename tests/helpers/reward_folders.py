@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qrpo_jax.rewards.heads import read_reward_config
 from safetensors.numpy import save_file
 
+from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.hugging_face.tensors import stored_tensors
 from tests.helpers import chats
 

@@ -22,7 +22,7 @@ from tests.helpers.live_models import SIZES, logits_of
 
 pytestmark = pytest.mark.parity
 
-# Together below the original length of phi3_long, beyond which transformers rotates all tokens differently, even padded.
+# Together below the original length of phi3_long, beyond which transformers rotates all tokens differently.
 LENGTH, PROMPT, PADDING = 25, 13, 5
 
 

@@ -200,11 +200,11 @@ class Sandbox:
         try:
             while len(self._zygotes) < self.workers:
                 self._zygotes.append(Zygote(self.limits))
-            found = [zygote.greet() for zygote in self._zygotes]
+            protections = [zygote.greet() for zygote in self._zygotes]
         except BaseException:
             self._close()
             raise
-        self.protections = {name: all(each[name] for each in found) for name in found[0]}
+        self.protections = {name: all(each[name] for each in protections) for name in protections[0]}
 
     def _close(self) -> None:
         while self._zygotes:
