@@ -47,9 +47,7 @@ def _build(tree: ast.expr, transforms: Mapping[str, Transform], families: Famili
         return transforms[tree.id.replace("_", "-")]
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
         arguments = [
-            _build(argument, transforms, families)
-            if isinstance(argument, ast.Name | ast.Call)
-            else _literal(argument)
+            _build(argument, transforms, families) if isinstance(argument, ast.Name | ast.Call) else _literal(argument)
             for argument in tree.args
         ]
         return families[tree.func.id.replace("_", "-")](*arguments)
