@@ -4,7 +4,7 @@ Axes: O objectives. There are two heads.
 
 - `SingleLogit`, of `*ForSequenceClassification` with one label: `score.weight` [1, D] times the hidden state of the
   last token that is not the padding token, as transformers computes it. Where a conversation ends with the padding
-  token, such as an end of turn, the token before it is read, as transformers does.
+  token, as some chat templates do, the token before it is read, as transformers does.
 - `GatedObjectives`, of `LlamaForRewardModelWithGating`, which is ArmoRM (Wang et al. 2024, arXiv 2406.12845). From the
   code published with RLHFlow/ArmoRM-Llama3-8B-v0.1:
   - rewards = hidden state of the last token · `regression_layer.weight`ᵀ, [O], O = 19, without bias;

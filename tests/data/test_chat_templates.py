@@ -26,25 +26,8 @@ PINNED = "26 Jul 2024"
 NONE = np.zeros(0, np.int32)
 EVERY = pytest.mark.parametrize("name", chats.LAYOUTS)
 FRAGMENTS = [
-    " ",
-    "  ",
-    "\n",
-    "\n\n",
-    "\t",
-    "the dog",
-    "said",
-    " 42",
-    "7",
-    "?",
-    ".",
-    "é",
-    "你好",
-    "🙂",
-    "<",
-    "|",
-    ">",
-    "[",
-    "/",
+    *(" ", "  ", "\n", "\n\n", "\t", "the dog", "said", " 42", "7", "?"),
+    *(".", "é", "你好", "🙂", "<", "|", ">", "[", "/"),
 ]
 
 
