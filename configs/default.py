@@ -28,12 +28,12 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms stands alone:
+    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms runs alone:
     # it needs no model and no data.
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
-    config.model.path = ""  # a Hugging Face folder; "" makes a model from nothing, of the shape below
+    config.model.path = ""  # a Hugging Face folder; "": a new model of the shape below, trained from scratch
     config.model.template = "chat"  # chat: the tokenizer's template; plain: BOS, then the text
     config.model.d_model = 128
     config.model.layers = 4
@@ -43,9 +43,10 @@ def get_config() -> ConfigDict:
     config.model.d_ff = 352
     config.model.max_positions = 512
     config.model.compute_dtype = "float32"  # of matrix products: float32 | bfloat16
-    # As stored: float32 | bfloat16, which saves 2 of 12 bytes a weight in training: moments are float32, and updates
-    # are rounded by chance, so that small ones add up. LoRA's adapters are float32 on any base.
+    # As stored: float32 | bfloat16, which saves 2 of 12 bytes a weight in training. Moments stay float32, and updates
+    # are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
     config.model.parameter_dtype = "float32"
+    config.model.attention = "auto"  # auto: the best backend for the device | plain
     config.model.remat = False  # recompute layers in the backward pass to save memory
     config.model.vocab_chunk = 0  # columns of the vocabulary at a time in log-probs; 0: all at once
 
@@ -60,14 +61,14 @@ def get_config() -> ConfigDict:
     config.prompts.count = 1024  # prompts to train on; jsonl: 0 for all
     config.prompts.held_out = 256  # prompts to evaluate on
     config.prompts.unit = 128  # prompts in one unit of work and of storage
-    config.prompts.max_tokens = 256  # longer prompts are dropped and counted
+    config.prompts.max_tokens = 256  # longer prompts are not sampled from: dropped and counted
     config.prompts.beginning_tokens = 24  # length of prompts from the model itself
 
     config.sft = optimization(learning_rate=2e-3)
     config.sft.examples = 16384  # generated programs to learn from
 
     config.sample = ConfigDict()
-    config.sample.completions = 8  # references a prompt; 0 keeps to the completions of the source
+    config.sample.completions = 8  # references a prompt; 0: use the completions of the source alone
     config.sample.max_new_tokens = 64
     config.sample.temperature = 1.0
     config.sample.top_k = 0  # 0: no cut
@@ -76,7 +77,7 @@ def get_config() -> ConfigDict:
     config.reward = ConfigDict()
     config.reward.name = "tests"  # tests | model | dialogue_share | package.module:function
     config.reward.path = ""  # model: the reward model's Hugging Face folder, which has its own chat template
-    config.reward.max_tokens = 0  # model: longer conversations are dropped and counted; 0: as long as it was made for
+    config.reward.max_tokens = 0  # model: longer conversations are dropped and counted; 0: all that the model can read
     config.reward.batch_rows = 16  # model: conversations a forward pass, in model.compute_dtype
     config.reward.cpu_seconds = 1.0  # for one completion on all its tests
     config.reward.memory_mb = 256
@@ -88,26 +89,28 @@ def get_config() -> ConfigDict:
     config.pack.row_tokens = 1024  # L, tokens of a packed row; at least max_tokens, twice that for pairs
     config.pack.slots = 16  # S, completions of a packed row; even
 
-    config.reference = ConfigDict()
-    config.reference.batch_rows = 16  # packed rows a forward pass
-    config.reference.temperature = 1.0  # of all log-probs, policy's and reference's; as sampled, to be about the same
+    config.log_probs = ConfigDict()
+    # Divides the logits of policy and reference alike; set it to sample.temperature so that both describe one
+    # distribution.
+    config.log_probs.temperature = 1.0
+    config.log_probs.batch_rows = 16  # packed rows a forward pass, where nothing is trained
 
     config.select = ConfigDict()
     config.select.units = "singles"  # singles | best_worst | random_pairs
     config.select.first = 0  # only a row's first so many completions; 0: all
-    config.select.references = 0  # rank against the first so many references; 0: all
+    config.select.reference_count = 0  # rank against the first so many references; 0: all
     config.select.exclude_own = True  # a completion is not ranked against itself
     config.select.estimator = "ecdf"  # ecdf (published) | midpoint
     config.select.ties = "upper"  # upper (published) | mid | random
-    config.select.selector = "both"  # which side of a pair QRPO and SFT learn from: both | chosen | rejected | random
+    config.select.side = "both"  # of a pair, that QRPO and SFT learn from: both | chosen | rejected | random
 
-    # Low-rank adapters (LoRA) of stage train; the base stays as it is and is the reference policy. Stage sft trains all
-    # parameters whatever stands here, and makes such a base; adapters learn from data with train.objective = "sft".
+    # Low-rank adapters (LoRA) of stage train; the base does not change and is the reference policy. Stage sft always
+    # trains all parameters. To fine-tune adapters on data, set train.objective = "sft".
     config.lora = ConfigDict()
     config.lora.rank = 0  # 0: none, train all parameters
-    config.lora.alpha = 16.0  # what an adapter adds is scaled by alpha / rank
-    # Regular expression for Hugging Face's name of a module in its layer, or for the last parts of that name:
-    # q_proj|v_proj, self_attn.*, or all linear maps:
+    config.lora.alpha = 16.0  # an adapter's output is scaled by alpha / rank
+    # Regular expression for Hugging Face's name of a module in its layer, or for the last parts of that name, such as
+    # q_proj|v_proj or self_attn.*; by default all linear maps.
     config.lora.targets = ".*_proj"
 
     config.train = optimization()
@@ -121,11 +124,11 @@ def get_config() -> ConfigDict:
     config.train.partition = "population"
     config.train.length_normalised = False  # beta of a completion: min(beta / its length, beta_cap); not SimPO
     config.train.beta_cap = 0.0  # 0: none
-    config.train.loss_over_length = False  # divide each loss by its completion's length; not SimPO
+    config.train.loss_over_length = False  # divide each loss by the length of its completion; not SimPO
     config.train.loss = "mse"  # mse | mae
-    # log π_ref: stored (by stage reference) | on_the_fly (LoRA only: by each step, with the adapters off; the stage is
-    # then left out of config.stages, and a step takes one forward pass more)
-    config.train.reference = "stored"
+    # log π_ref: stored (by stage reference) | on_the_fly (LoRA only: each step computes it with the adapters off; leave
+    # the stage out of config.stages; a step takes one more forward pass)
+    config.train.reference_log_probs = "stored"
     config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
 
     config.evaluate = ConfigDict()
@@ -142,7 +145,7 @@ def get_config() -> ConfigDict:
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
     config.export.adapter = "merged"  # LoRA: merged into the base, as a model | peft, a folder for config.model.path
 
-    config.compare_transforms = ConfigDict()  # what to tell the optima of
+    config.compare_transforms = ConfigDict()
     config.compare_transforms.transforms = (  # as in train.transform, with numbers where they take some
         "identity",
         "log",

@@ -1,8 +1,8 @@
-"""Objectives: from log-probabilities of completions to losses.
+"""Objectives as functions of the log-probabilities of completions.
 
-Every function is elementwise: shapes of the inputs broadcast, nothing is reduced, the caller weighs
-and sums. Log-probabilities are natural logs, summed over a completion's tokens. A log-ratio is log
-pi_theta(y|x) - log pi_ref(y|x).
+Every function is elementwise: inputs broadcast, nothing is reduced, and the caller weights and sums the losses.
+Log-probabilities are natural logarithms, summed over a completion's tokens. A log-ratio is log pi_theta(y|x) -
+log pi_ref(y|x).
 """
 
 import math
@@ -12,23 +12,24 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from qrpo_jax.errors import UserError
 from qrpo_jax.transforms import Transform, published
 
 REGRESSION = {"mse": jnp.square, "mae": jnp.abs}
 
 
 def length_normalised_beta(beta: ArrayLike, length: ArrayLike, cap: float = math.inf) -> Array:
-    """KL strength of each completion, min(beta / length, cap), as in the Apertus variant of QRPO.
+    """beta of each completion, beta_i = min(beta / length, cap), as in the Apertus variant of QRPO.
 
-    beta_i times the log-ratio is then beta times the mean log-ratio of a token, and log Z belongs to beta_i.
+    beta_i times the log-ratio is then beta times the mean log-ratio per token. log Z must be taken at beta_i.
 
     Args:
-      beta: > 0.
+      beta: > 0, in units of the transformed reward times tokens.
       length: [...], tokens of the completion; 0 (an empty slot) counts as 1.
-      cap: > 0, the largest beta of a completion: short ones would be tied to the reference otherwise.
+      cap: > 0, the largest beta_i; without it, short completions hardly move away from the reference.
 
     Returns:
-      [...]
+      [...], in units of the transformed reward.
 
     >>> length_normalised_beta(5.0, jnp.asarray([20, 100]), cap=0.1).tolist()
     [0.10000000149011612, 0.05000000074505806]
@@ -39,17 +40,16 @@ def length_normalised_beta(beta: ArrayLike, length: ArrayLike, cap: float = math
 def calibrated_target(
     quantile: Array, beta: ArrayLike, transform: Transform, parity: bool = False, log_z: ArrayLike | None = None
 ) -> Array:
-    """What beta times the log-ratio is regressed on: f(R_q) - beta log Z(beta).
+    """f(R_q) - beta log Z(beta), the regression target of beta times the log-ratio.
 
-    At the optimum they are equal: f(R_q) - beta log Z = beta log pi*/pi_ref (arXiv 2507.08068).
+    At the optimum both are equal: f(R_q) - beta log Z = beta log pi*/pi_ref (arXiv 2507.08068).
 
     Args:
       quantile: [...], quantile rewards in [0, 1], clamped where f needs it (`quantiles.clamp`).
-      beta: > 0, one number or one per completion.
+      beta: > 0, in units of the transformed reward; one number or one per completion.
       transform: f and log Z.
-      log_z: [...], log Z of each completion where it is another one than the transform's, see `partition`.
-      parity: use log Z as the authors' code has it (`transforms.published`); only for comparisons
-        with it.
+      parity: use log Z of the authors' code (`transforms.published`), for comparisons with that code.
+      log_z: [...], log Z of each completion; by default the transform's, see `partition` for others.
 
     Returns:
       [...], in units of the transformed reward and the dtype of f(quantile).
@@ -60,7 +60,7 @@ def calibrated_target(
     """
     transform = published(transform) if parity else transform
     transformed = transform.apply(jnp.asarray(quantile))
-    # In one precision throughout: a beta of another dtype neither widens nor narrows the target.
+    # The dtype of f(quantile) throughout: a beta of another dtype neither widens nor narrows the target.
     beta = jnp.asarray(beta).astype(transformed.dtype)
     constant = transform.log_z(beta) if log_z is None else jnp.asarray(log_z).astype(transformed.dtype)
     return transformed - beta * constant
@@ -77,10 +77,9 @@ def qrpo(
     parity: bool = False,
     log_z: ArrayLike | None = None,
 ) -> Array:
-    """Quantile Reward Policy Optimization: (f(R_q) - beta log Z - beta log-ratio)^2.
+    """Quantile Reward Policy Optimization: (f(R_q) - beta log Z - beta log-ratio)^2 (arXiv 2507.08068).
 
-    One completion at a time, from any data distribution; zero exactly at the optimum
-    pi_ref e^{f(R_q)/beta} / Z (arXiv 2507.08068).
+    A pointwise loss for completions of any distribution; it is zero exactly at the optimum pi_ref e^{f(R_q)/beta} / Z.
 
     Args:
       log_prob: [...], log pi_theta(y|x).
@@ -89,20 +88,21 @@ def qrpo(
       beta: > 0, KL strength in units of the transformed reward; one number or one per completion.
       transform: f and log Z, see `transforms`.
       loss: a key of `REGRESSION`: "mse" squares the residual, "mae" takes its absolute value.
-      parity, log_z: see `calibrated_target`.
+      parity: see `calibrated_target`.
+      log_z: [...], see `calibrated_target`.
 
     Returns:
-      [...], losses.
+      [...], a loss per completion.
 
     Raises:
-      ValueError: unknown `loss`.
+      UserError: unknown `loss`.
 
     >>> from qrpo_jax import transforms
     >>> round(float(qrpo(-3.0, -5.0, 1.0, beta=0.1, transform=transforms.identity)), 4)
     0.0009
     """
     if loss not in REGRESSION:
-        raise ValueError(f"unknown loss {loss!r}: set the loss to one of {sorted(REGRESSION)}")
+        raise UserError(f"loss is {loss!r}; allowed: {', '.join(sorted(REGRESSION))}", about="loss")
     target = calibrated_target(quantile, beta, transform, parity, log_z)
     return REGRESSION[loss](target - beta * (log_prob - reference_log_prob))
 
@@ -115,15 +115,13 @@ def dpo(
     *,
     beta: ArrayLike,
 ) -> Array:
-    """Direct Preference Optimization: -log sigmoid(beta (D_w - D_l)), D the log-ratios.
-
-    arXiv 2305.18290, equation 7.
+    """Direct Preference Optimization: -log sigmoid(beta (D_w - D_l)), D the log-ratios (arXiv 2305.18290, equation 7).
 
     Args:
-      chosen_log_prob: [...], log pi_theta of the preferred completion of each pair.
-      rejected_log_prob: [...], of the other one.
-      reference_chosen_log_prob: [...], log pi_ref of the preferred completion.
-      reference_rejected_log_prob: [...], of the other one.
+      chosen_log_prob: [...], log pi_theta of each pair's chosen completion w.
+      rejected_log_prob: [...], log pi_theta of the rejected completion l.
+      reference_chosen_log_prob: [...], log pi_ref of the chosen completion.
+      reference_rejected_log_prob: [...], log pi_ref of the rejected completion.
       beta: > 0, KL strength.
 
     Returns:
@@ -150,12 +148,12 @@ def rebel(
     """REBEL: ((R_w - R_l) / beta - (D_w - D_l))^2, D the log-ratios (arXiv 2404.16767).
 
     Args:
-      chosen_log_prob: [...], log pi_theta of one completion of each pair.
-      rejected_log_prob: [...], of the other one.
-      reference_chosen_log_prob: [...], log pi_ref of the one.
-      reference_rejected_log_prob: [...], of the other.
-      chosen_reward: [...], raw reward of the one.
-      rejected_reward: [...], of the other.
+      chosen_log_prob: [...], log pi_theta of each pair's chosen completion w.
+      rejected_log_prob: [...], log pi_theta of the rejected completion l.
+      reference_chosen_log_prob: [...], log pi_ref of the chosen completion.
+      reference_rejected_log_prob: [...], log pi_ref of the rejected completion.
+      chosen_reward: [...], raw reward of the chosen completion.
+      rejected_reward: [...], raw reward of the rejected completion.
       beta: > 0, KL strength in units of the raw reward.
 
     Returns:
@@ -178,17 +176,15 @@ def simpo(
     beta: ArrayLike,
     gamma_beta_ratio: ArrayLike,
 ) -> Array:
-    """SimPO: -log sigmoid(beta (l_w / |w| - l_l / |l| - gamma / beta)), without a reference.
-
-    arXiv 2405.14734; l are the log-probabilities, |w| and |l| the lengths.
+    """SimPO: -log sigmoid(beta (log p_w / |w| - log p_l / |l| - gamma / beta)), reference-free (arXiv 2405.14734).
 
     Args:
-      chosen_log_prob: [...], log pi_theta of the preferred completion of each pair.
-      rejected_log_prob: [...], of the other one.
-      chosen_length: [...], tokens in the preferred completion.
-      rejected_length: [...], in the other one.
+      chosen_log_prob: [...], log p_w = log pi_theta of each pair's chosen completion w.
+      rejected_log_prob: [...], log p_l = log pi_theta of the rejected completion l.
+      chosen_length: [...], |w|, tokens of the chosen completion.
+      rejected_length: [...], |l|, tokens of the rejected completion.
       beta: > 0, scale of the length-normalised margin.
-      gamma_beta_ratio: gamma / beta, the margin to be won by, in nats per token.
+      gamma_beta_ratio: gamma / beta, the target margin, in nats per token.
 
     Returns:
       [...], a loss per pair.
@@ -196,19 +192,21 @@ def simpo(
     >>> round(float(simpo(-4.0, -6.0, 4, 3, beta=1.0, gamma_beta_ratio=1.0)), 4)
     0.6931
     """
-    # Lengths are integers: in their own dtype the quotient could be wider than the
-    # log-probabilities.
-    chosen_log_prob, rejected_log_prob = (
-        jnp.asarray(chosen_log_prob),
-        jnp.asarray(rejected_log_prob),
-    )
+    # Integer lengths could make the quotient wider than the log-probabilities.
+    chosen_log_prob, rejected_log_prob = jnp.asarray(chosen_log_prob), jnp.asarray(rejected_log_prob)
     chosen_mean = chosen_log_prob / jnp.asarray(chosen_length).astype(chosen_log_prob.dtype)
     rejected_mean = rejected_log_prob / jnp.asarray(rejected_length).astype(rejected_log_prob.dtype)
     return -jax.nn.log_sigmoid(beta * (chosen_mean - rejected_mean - gamma_beta_ratio))
 
 
 def sft(log_prob: Array) -> Array:
-    """Supervised fine-tuning: the negative log-likelihood -log pi_theta(y|x), [...] -> [...].
+    """Supervised fine-tuning: the negative log-likelihood -log pi_theta(y|x).
+
+    Args:
+      log_prob: [...], log pi_theta(y|x).
+
+    Returns:
+      [...], a loss per completion.
 
     >>> sft(-2.5)
     2.5

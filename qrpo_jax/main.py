@@ -1,7 +1,8 @@
 """Runs a config: `python -m qrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-The same command runs on a laptop and on every host of a pod; `--config.SECTION.KEY=VALUE` overrides a key, and
-`--shard=i/n` makes one slice of the row stages anywhere. A user's mistake exits with status 2 and one line.
+The same command runs on a laptop and on every host of a pod. `--config.SECTION.KEY=VALUE` overrides a key, and
+`--shard=i/n` makes one slice of the stages that split into units. A user's mistake is one line and exit status 2; a
+bug keeps its traceback and exits with status 1.
 """
 
 import logging
@@ -10,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# The tokenizers are all that is used of transformers, which would otherwise report that PyTorch is missing.
+# transformers is used for its tokenizers alone; it would report on every start that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -20,14 +21,17 @@ from absl import logging as absl_logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from qrpo_jax import pipeline
+from qrpo_jax.devices.processes import is_first
+from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.training.fit import NonFiniteLossError
+from qrpo_jax.stages import STAGES
+from qrpo_jax.training.logbook import NonFiniteLossError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, such as configs/quickstart.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything it makes; run again to go on.")
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n: make only slice i of n of the row stages (sample, score, ...).")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes an interrupted run.")
+SHARD = flags.DEFINE_string("shard", "0/1", "i/n: make only slice i of n of the stages that split into units.")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "Join the other hosts of a TPU pod or a SLURM job.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not say it.")
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", None, "Index of this process, with --coordinator.")
 
@@ -38,17 +42,17 @@ def parse_shard(text: str) -> Shard:
     """The shard i/n.
 
     Raises:
-      ValueError: not of that form, or i not below n.
+      UserError: not of that form, or i is not below n.
     """
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError(f"shard is {text!r}; allowed: i/n with 0 <= i < n, such as --shard=0/4")
-    return Shard(int(index), int(count))
+    index, slash, parts = text.partition("/")
+    if not (slash and index.isdigit() and parts.isdigit() and int(index) < int(parts)):
+        raise UserError(f"shard is {text!r}; allowed: i/n with 0 <= i < n, such as --shard=0/4")
+    return Shard(int(index), int(parts))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; a mistake in it is the user's, and is told in one line."""
-    # A config file may build on configs/default.py, wherever the command is run from.
+    """Reads the command line; a bad flag is reported as a one-line error."""
+    # A config file may import configs/default.py, wherever the command is run from.
     for i, word in enumerate(argv):
         value = argv[i + 1] if word.lstrip("-") == "config" and i + 1 < len(argv) else word.partition("config=")[2]
         if value.endswith(".py"):
@@ -60,50 +64,51 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def fail(message: str, status: int) -> list[str]:
+    """Prints one line and exits."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.stderr.flush()
     raise SystemExit(status)
 
 
 def quiet() -> None:
-    """Keeps other libraries' chatter out of the terminal; their warnings about this program's use stay."""
+    """Keeps other libraries' log messages out of the terminal; warnings about how this program uses them remain."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     for name in ("orbax", "jax", "grain", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def raised_here(error: BaseException) -> bool:
-    """Whether this program raised the error itself, to tell the user something; libraries' errors are bugs."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals["__name__"]).partition(".")[0] in ("qrpo_jax", "__main__")
+def make_job() -> Job:
+    """The job of the command line, after the processes of a distributed one have found each other.
+
+    Raises:
+      UserError: flags that are missing or do not go together.
+    """
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise UserError("--config=configs/NAME.py and --workdir=DIR are needed")
+    shard = parse_shard(SHARD.value)
+    distributed = DISTRIBUTED.value or COORDINATOR.value
+    if distributed and shard.parts > 1:
+        raise UserError("--shard is for processes on their own; --distributed and --coordinator split the work")
+    if not COORDINATOR.value and (PROCESSES.value is not None or PROCESS.value is not None):
+        raise UserError("--processes and --process need --coordinator=HOST:PORT")
+    if distributed:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        shard = Shard(jax.process_index(), jax.process_count())
+    return Job(FrozenConfigDict(CONFIG.value), Path(WORKDIR.value), shard, STAGES)
 
 
 def main(argv: list[str]) -> None:
     quiet()
     try:
         if len(argv) > 1:
-            raise ValueError(f"unknown argument {argv[1]!r}; see --help")
-        if CONFIG.value is None or WORKDIR.value is None:
-            raise ValueError("--config=configs/NAME.py and --workdir=DIR are needed")
-        shard = parse_shard(SHARD.value)
-        if (DISTRIBUTED.value or COORDINATOR.value) and shard.count > 1:
-            raise ValueError("--shard is for processes on their own; --distributed and --coordinator split the work")
-        if not COORDINATOR.value and (PROCESSES.value is not None or PROCESS.value is not None):
-            raise ValueError("--processes and --process need --coordinator=HOST:PORT")
-        if DISTRIBUTED.value or COORDINATOR.value:
-            jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-            shard = Shard(jax.process_index(), jax.process_count())
-        complete = pipeline.run(Job(FrozenConfigDict(CONFIG.value), Path(WORKDIR.value), shard))
-    except ValueError as error:
-        if not raised_here(error):
-            raise
+            raise UserError(f"unknown argument {argv[1]!r}; see --help")
+        complete = pipeline.run(make_job())
+    except UserError as error:
         fail(str(error), USER_ERROR)
     except NonFiniteLossError as error:
         fail(str(error), RUN_ERROR)
-    if complete and jax.process_index() == 0:
+    if complete and is_first():
         print(f"done: {WORKDIR.value}", file=sys.stderr)
 
 

@@ -1,9 +1,8 @@
-"""The optimal policy, seen through the quantile: what a setting asks for, before anything is trained.
+"""The distribution of the quantile under the optimal policy, known from f and beta before any training.
 
-Under pi* = pi_ref e^{f(R_q)/beta} / Z the quantile has the density p(t) = e^{f(t)/beta} / Z on (0, 1), where under
-pi_ref it is uniform (arXiv 2507.08068; figure 5 shows identity). f is taken to be non-decreasing, and rewards not to
-tie. f(t) / beta carries the rounding of f(t) divided by beta, so figures for beta below 0.01 are worth asking for in
-float64.
+Under pi* = pi_ref e^{f(R_q)/beta} / Z the quantile has density p(t) = e^{f(t)/beta} / Z on (0, 1); under pi_ref it is
+uniform (arXiv 2507.08068; figure 5 shows identity). These functions assume that f is non-decreasing and that rewards do
+not tie. The rounding error of f(t) / beta grows as 1 / beta, so use float64 for beta below 0.01.
 """
 
 import itertools
@@ -16,14 +15,14 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy.optimize import brentq
 
-from qrpo_jax.transforms import Transform, check_beta
+from qrpo_jax.errors import UserError
+from qrpo_jax.transform_record import Transform, check_beta
 
-# Double-exponential quadrature, as in `integrals`; at |u| = 6.08 the distance to an end of (0, 1) is 1e-299.
-_REACH = 6.08
+_REACH = 6.08  # largest |u| of the double-exponential quadrature, as in `integrals`
 _NODES = 1739
-_LOST = 1e-6  # share of the optimum
+_NEGLIGIBLE = 1e-6  # share of the optimum's probability, and of the reward's support
 _BISECTIONS = 64
-_BETAS = (1e-5, 1e5)  # between which `beta_for` looks, above the smallest beta of the transform
+_BETAS = (1e-5, 1e5)  # range of `beta_for`, as distances from the transform's smallest beta
 
 
 def density(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
@@ -31,14 +30,14 @@ def density(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
 
     Args:
       t: [...], quantiles in (0, 1).
-      beta: > 0, broadcasts against t.
+      beta: [...], > 0, in units of f; broadcasts against t.
       transform: f and log Z.
 
     Returns:
       [...], relative to the uniform density of the reference policy.
 
     Raises:
-      ValueError: here and below, Z is infinite at this beta.
+      UserError: here and below, Z is infinite at this beta.
 
     >>> from qrpo_jax import transforms
     >>> round(float(density(0.5, 0.5, transforms.log)), 4)
@@ -48,7 +47,7 @@ def density(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
 
 
 def _masses(top: Array, beta: ArrayLike, transform: Transform) -> tuple[Array, Array, Array]:
-    """Nodes t in (0, top), 1 - t, and what p holds around them, which adds up to cdf(top); [...] -> [..., nodes]."""
+    """Nodes t in (0, top), their 1 - t, and the mass of p at each, with sum cdf(top); [...] -> [..., nodes]."""
     u, step = np.linspace(-_REACH, _REACH, _NODES, retstep=True)
     stretched = np.pi * np.sinh(u)
     log_share, log_rest = -np.logaddexp(0, -stretched), -np.logaddexp(0, stretched)
@@ -64,12 +63,12 @@ def _masses(top: Array, beta: ArrayLike, transform: Transform) -> tuple[Array, A
     t, s, width = (jnp.concatenate(x, axis=-1) for x in (nodes, complements, widths))
     limits = jnp.finfo(t.dtype)
     t, s = jnp.maximum(t, limits.tiny), jnp.maximum(s, limits.tiny)
-    # Next to 1, t has no digits: f is infinite there, or known from s.
+    # Near 1, t has lost its digits, and f is finite or computed from s.
     below = jnp.minimum(t, 1 - limits.epsneg)
     f = transform.apply(below)
     if transform.complement is not None:
         f = jnp.where(t > 0.5, transform.complement(s), f)
-    # Densities may overflow where widths are small enough to make up for it.
+    # One exponent: a density may overflow although its product with a small width does not.
     mass = width * jnp.exp(jnp.tile(log_slope, len(widths)) + f / beta - transform.log_z(beta))
     return below, s, mass
 
@@ -78,12 +77,12 @@ def cdf(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
     """P*(T <= t) = int_0^t p, the distribution function of the quantile under the optimum.
 
     Args:
-      t: [...], in [0, 1].
-      beta: [], > 0.
+      t: [...], quantiles in [0, 1].
+      beta: [], > 0, in units of f.
       transform: f and log Z.
 
     Returns:
-      [...]
+      [...] in [0, 1].
 
     >>> from qrpo_jax import transforms
     >>> round(float(cdf(0.5, 0.5, transforms.log)), 4)
@@ -95,10 +94,10 @@ def cdf(t: ArrayLike, beta: ArrayLike, transform: Transform) -> Array:
 
 
 def crossing_level(beta: ArrayLike, transform: Transform) -> Array:
-    """beta log Z: completions whose f(R_q) is above it gain probability, the others lose it.
+    """beta log Z, the level of f(R_q) above which completions gain probability; those below it lose probability.
 
     Args:
-      beta: [...], > 0.
+      beta: [...], > 0, in units of f.
       transform: f and log Z.
 
     Returns:
@@ -112,12 +111,12 @@ def crossing_level(beta: ArrayLike, transform: Transform) -> Array:
 
 
 def crossing_share(beta: ArrayLike, transform: Transform) -> Array:
-    """Share of reference completions that lose probability at the optimum, and the quantile at which they gain.
+    """P(f(t) <= beta log Z), t uniform: the share of reference completions that lose probability at the optimum.
 
-    P(f(t) <= beta log Z) for t uniform on (0, 1).
+    It is also the quantile above which completions gain.
 
     Args:
-      beta: [...], > 0.
+      beta: [...], > 0, in units of f.
       transform: non-decreasing f, and log Z.
 
     Returns:
@@ -142,15 +141,14 @@ def crossing_share(beta: ArrayLike, transform: Transform) -> Array:
 def kl(beta: ArrayLike, transform: Transform) -> Array:
     """KL(pi* || pi_ref) = E*[f] / beta - log Z, in nats.
 
-    E*[f] is the derivative of log Z in 1 / beta, that is -beta^2 d log Z / d beta, so there is
-    nothing to integrate.
+    E*[f] is the derivative of log Z in 1 / beta, -beta^2 d log Z / d beta, so no integral is needed.
 
     Args:
-      beta: [...], > 0.
+      beta: [...], > 0, in units of f.
       transform: f and log Z.
 
     Returns:
-      [...] >= 0.
+      [...] >= 0, in nats.
 
     >>> from qrpo_jax import transforms
     >>> round(float(kl(0.5, transforms.normal_icdf)), 4)
@@ -163,10 +161,10 @@ def kl(beta: ArrayLike, transform: Transform) -> Array:
 
 
 def expected_quantile(beta: ArrayLike, transform: Transform) -> Array:
-    """E*[t] = int_0^1 t p(t) dt, the mean quantile under the optimum; 1/2 under the reference.
+    """E*[t] = int_0^1 t p(t) dt, the mean quantile under the optimum; it is 1/2 under the reference.
 
     Args:
-      beta: [], > 0; callers vmap.
+      beta: [], > 0, in units of f; callers vmap.
       transform: f and log Z.
 
     Returns:
@@ -183,7 +181,7 @@ def expected_quantile(beta: ArrayLike, transform: Transform) -> Array:
 
 
 def _expected_complement(beta: ArrayLike, transform: Transform) -> Array:
-    """1 - E*[t], which keeps its digits where E*[t] is close to 1."""
+    """1 - E*[t], which keeps its digits when E*[t] is close to 1."""
     if jnp.ndim(beta) != 0:
         raise ValueError(f"beta must be a scalar, got shape {jnp.shape(beta)}: vmap over betas")
     check_beta(beta, transform.smallest_beta, transform.name)
@@ -193,7 +191,7 @@ def _expected_complement(beta: ArrayLike, transform: Transform) -> Array:
 
 
 def effective_n(expected_quantile: ArrayLike) -> Array:
-    """The N of the Best-of-N sampling that has this expected quantile N / (N + 1): q / (1 - q).
+    """q / (1 - q), the N of Best-of-N sampling with expected quantile q = N / (N + 1).
 
     Args:
       expected_quantile: [...] in [0, 1).
@@ -209,10 +207,10 @@ def effective_n(expected_quantile: ArrayLike) -> Array:
 
 
 def best_of_n(beta: ArrayLike, transform: Transform) -> Array:
-    """N of the Best-of-N sampling that has the optimum's expected quantile; for `log` exactly 1 + 1 / beta.
+    """The N of Best-of-N sampling with the optimum's expected quantile; for `log` exactly 1 + 1 / beta.
 
     Args:
-      beta: [], > 0; callers vmap.
+      beta: [], > 0, in units of f; callers vmap.
       transform: f and log Z.
 
     Returns:
@@ -233,14 +231,14 @@ def reward_density(
     reward_cdf: Callable[[Array], Array],
     reward_survival: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """Density of the reward itself under the optimum: p(F(r)) F'(r), F its distribution under the reference.
+    """Density of the reward under the optimum, p(F(r)) F'(r), with F its distribution function under the reference.
 
     Args:
       reward: [...], r.
-      beta: > 0, broadcasts against r.
+      beta: [...], > 0, in units of f; broadcasts against r.
       transform: f and log Z.
       reward_cdf: F, elementwise, continuous and differentiable by JAX.
-      reward_survival: 1 - F, for rewards so good that F has rounded to 1; without it their density is 0.
+      reward_survival: 1 - F, for rewards so high that F rounds to 1; without it their density is 0.
 
     Returns:
       [...], per unit of reward.
@@ -253,7 +251,7 @@ def reward_density(
     """
     reward = jnp.asarray(reward) * 1.0
     quantile, slope = jax.jvp(reward_cdf, (reward,), (jnp.ones_like(reward),))
-    # Where F has reached 0 or 1, f may be infinite and the reference has nothing to give.
+    # Where F is 0 or 1, f may be infinite, and the reference has no probability beyond.
     inside = (quantile > 0) & (quantile < 1)
     f = transform.apply(jnp.where(inside, quantile, 0.5))
     if reward_survival is not None and transform.complement is not None:
@@ -261,7 +259,7 @@ def reward_density(
         high = (rest > 0) & (rest < 0.5)
         f = jnp.where(high, transform.complement(jnp.where(high, rest, 0.5)), f)
         slope, inside = jnp.where(high, -falling, slope), inside | high
-    # One exponent: p alone may overflow where F' is small.
+    # One exponent: p may overflow although its product with a small F' does not.
     log_slope = jnp.log(jnp.where(slope > 0, slope, 1.0))
     density = jnp.exp(log_slope + f / beta - transform.log_z(beta))
     return jnp.where(inside & (slope > 0), density, 0.0)
@@ -277,15 +275,15 @@ def expected_reward(
     """E*[R] = int F^{-1}(t) p(t) dt, the mean reward under the optimum.
 
     Args:
-      beta: [], > 0; callers vmap.
+      beta: [], > 0, in units of f; callers vmap.
       transform: f and log Z.
-      reward_cdf: F, elementwise and continuous: the reward's distribution under the reference.
-      support: (low, high), between which F goes from 0 to 1, up to what may be neglected.
-      reward_survival: 1 - F, for an optimum among rewards so good that F has rounded to 1.
+      reward_cdf: F, elementwise and continuous, the reward's distribution function under the reference.
+      support: (low, high), the rewards between which F rises from 0 to 1, up to a negligible probability.
+      reward_survival: 1 - F, for an optimum at rewards so high that F rounds to 1.
 
     Returns:
-      [], in units of the reward; NaN where more than 1e-6 of the optimum lies where neither function can tell rewards
-      apart, unless all of these are within 1e-6 of the support's length.
+      [], in units of the reward. NaN if neither function distinguishes rewards that have more than 1e-6 of the
+      optimum's probability and span more than 1e-6 of the support.
 
     Raises:
       ValueError: beta is not a scalar, or the support is not an interval.
@@ -309,26 +307,26 @@ def expected_reward(
 
     low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.full_like(t, support[0]), jnp.full_like(t, support[1])))
     reward = (low + high) / 2
-    lost = (s < jnp.finfo(s.dtype).eps) if reward_survival is None else (s <= jnp.finfo(s.dtype).tiny)
-    last = jnp.max(jnp.where(lost, support[0], reward))
-    unknown = 1 - jnp.sum(jnp.where(lost, 0.0, mass))
-    told = (unknown < _LOST) | (support[1] - last < _LOST * (support[1] - support[0]))
-    return jnp.where(told, jnp.sum(jnp.where(lost, 0.0, mass * reward)) + unknown * last, jnp.nan)
+    rounded = (s < jnp.finfo(s.dtype).eps) if reward_survival is None else (s <= jnp.finfo(s.dtype).tiny)
+    last = jnp.max(jnp.where(rounded, support[0], reward))
+    rest = 1 - jnp.sum(jnp.where(rounded, 0.0, mass))
+    resolved = (rest < _NEGLIGIBLE) | (support[1] - last < _NEGLIGIBLE * (support[1] - support[0]))
+    return jnp.where(resolved, jnp.sum(jnp.where(rounded, 0.0, mass * reward)) + rest * last, jnp.nan)
 
 
 def beta_for(figure: Callable[[ArrayLike, Transform], Array], value: float, transform: Transform) -> float:
-    """The beta at which the optimum has this figure: the inverse of `kl`, `expected_quantile` or `best_of_n`.
+    """The beta at which `kl`, `expected_quantile` or `best_of_n` has a given value, by root finding.
 
     Args:
-      figure: one of them, or any function of beta and transform that falls as beta grows.
-      value: what it is to be.
+      figure: one of these functions, or any other function of beta and transform that falls as beta grows.
+      value: its value, in its own units.
       transform: f and log Z.
 
     Returns:
-      beta, found in float64.
+      beta, in units of f, computed in float64.
 
     Raises:
-      ValueError: the optimum of this transform has no such figure.
+      UserError: no optimum of this transform has this value.
 
     >>> from qrpo_jax import transforms
     >>> round(beta_for(best_of_n, 5, transforms.log), 6), round(beta_for(kl, 2, transforms.normal_icdf), 6)
@@ -336,19 +334,20 @@ def beta_for(figure: Callable[[ArrayLike, Transform], Array], value: float, tran
     """
     least = transform.smallest_beta
     with jax.enable_x64(True):
-        at = jax.jit(lambda beta: figure(beta, transform))
+        compiled = jax.jit(lambda beta: figure(beta, transform))
 
-        def reached(log_beta: float) -> float:
-            return float(at(least + np.exp(log_beta)))
+        def figure_at(log_beta: float) -> float:
+            return float(compiled(least + np.exp(log_beta)))
 
         low, high = np.log(_BETAS)
-        most, fewest = reached(low), reached(high)
-        # What is reached in the limit only, such as the KL of a threshold with all mass above it, is no optimum's.
-        if not most > value > fewest:
+        upper, lower = figure_at(low), figure_at(high)
+        # Strictly between: no optimum has a limiting value, such as the KL of all mass above a threshold.
+        if not upper > value > lower:
             name = getattr(figure, "__name__", "figure")
-            raise ValueError(
-                f"no optimum of transform {transform.name!r} has {name} = {value:g}: it lies between {fewest:.6g} and "
-                f"{most:.6g} (beta from {least + _BETAS[1]:g} down to {least + _BETAS[0]:g})"
+            raise UserError(
+                f"no optimum of transform {transform.name!r} has {name} = {value:g}: it lies between {lower:.6g} and "
+                f"{upper:.6g} (beta from {least + _BETAS[1]:g} down to {least + _BETAS[0]:g})",
+                about="value",
             )
-        root = brentq(lambda log_beta: reached(log_beta) - value, low, high, xtol=1e-14, rtol=1e-14)
+        root = brentq(lambda log_beta: figure_at(log_beta) - value, low, high, xtol=1e-14, rtol=1e-14)
         return float(least + np.exp(root))

@@ -1,20 +1,20 @@
-"""Partition functions of estimated quantiles: what log Z is when R_q comes from n references.
+"""Partition functions for estimated quantiles: log Z if R_q is estimated from n references.
 
-log Z makes exp(f(R_q) / beta - log Z) average to 1 under the reference policy. `Transform.log_z` does so for the exact
-quantile of a reward without ties, the limit of infinitely many references. From n references the estimate takes few
-values, and their average is another number:
+log Z normalises: exp(f(R_q) / beta - log Z) has mean 1 under the reference policy. `Transform.log_z` satisfies this for
+the exact quantile of a reward without ties, the limit of infinitely many references. An estimate from n references takes
+finitely many values, and its mean of exp(f / beta) is a different number:
 
 | partition | averages exp(f / beta) over | the mean is exactly 1 for |
 |---|---|---|
 | `population` | t uniform on (0, 1) | no finite n; the error falls as 1 / n where f is bounded |
-| `finite_sample` | the n + 1 ranks that a completion can have | rewards that never tie, or ties ranked `random` |
-| `empirical` | the n + 1 rewards at hand, each ranked among the others | any rewards, ties, estimator and n |
+| `finite_sample` | the n + 1 possible ranks of a completion | rewards that never tie, or ties ranked `random` |
+| `empirical` | the n + 1 observed rewards, each ranked among the others | any rewards, ties, estimator and n |
 
-`empirical` holds because a completion of the reference policy and its n references are exchangeable: given the n + 1
-rewards, each is as likely as the others to be the completion's own. It therefore counts the completion's own reward
-too, and differs a little between completions of one prompt that are ranked against the same references; for completions
-that are their own references (`quantiles.exclude_own`) it is one number a prompt. For completions of another policy no
-mean is claimed: there log Z only has to belong to the quantile estimate that the optimum is defined by.
+`empirical` is exact because a completion of the reference policy and its n references are exchangeable: given the n + 1
+rewards, each is equally likely to be the completion's. Its log Z therefore includes the completion's own reward, and
+differs slightly between completions that are ranked against the same references; for completions that are their own
+references (`quantiles.exclude_own`) it is the same for the whole prompt. For completions of another policy the mean need
+not be 1: there log Z only has to match the quantile estimate that defines the optimum.
 
 Functions take one completion and one prompt's references, as in `quantiles`; callers vmap.
 """
@@ -26,23 +26,27 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from qrpo_jax import quantiles
-from qrpo_jax.integrals import log_mean_exp
-from qrpo_jax.transforms import Transform, check_beta
+from qrpo_jax.errors import UserError
+from qrpo_jax.exponential_sums import log_mean_exp
+from qrpo_jax.transform_record import Transform, check_beta
 
 PARTITIONS = ("population", "finite_sample", "empirical")
 
 
 def atoms_log_z(transform: Transform, beta: ArrayLike, quantile: ArrayLike, weights: ArrayLike) -> Array:
-    """log sum_i w_i exp(f(q_i) / beta): the partition function of a quantile that takes the values q_i only.
+    """log sum_i w_i exp(f(q_i) / beta): log Z of a quantile with finitely many values q_i.
 
     Args:
-      transform: f; finite at every q_i that has weight.
-      beta: [], > 0.
+      transform: f; finite at every q_i of positive weight.
+      beta: [], > 0, in units of f.
       quantile: [N], q_i.
-      weights: [N], probabilities w_i, adding up to 1.
+      weights: [N], probabilities w_i, with sum 1.
 
     Returns:
       []
+
+    Raises:
+      UserError: beta is not positive.
 
     >>> from qrpo_jax import transforms
     >>> round(float(atoms_log_z(transforms.identity, 0.5, [0.0, 1.0], [0.5, 0.5])), 4)
@@ -50,7 +54,7 @@ def atoms_log_z(transform: Transform, beta: ArrayLike, quantile: ArrayLike, weig
     """
     check_beta(beta, 0.0, transform.name)
     weights = jnp.asarray(weights)
-    # What has no weight may lie where f is infinite, and would make gradients NaN.
+    # f may be infinite at a quantile of weight 0, which would make gradients NaN.
     f = transform.apply(jnp.where(weights > 0, jnp.asarray(quantile), 0.5))
     return log_mean_exp(f, weights.astype(f.dtype), 1 / jnp.asarray(beta, f.dtype))
 
@@ -58,22 +62,23 @@ def atoms_log_z(transform: Transform, beta: ArrayLike, quantile: ArrayLike, weig
 def finite_sample_log_z(
     transform: Transform, beta: ArrayLike, count: ArrayLike, estimator: str = "ecdf", most: int | None = None
 ) -> Array:
-    """log Z_n = log 1/(n+1) sum_{k=0}^n exp(f(q_k) / beta), q_k the estimate that rank k among n gets.
+    """log Z_n = log 1/(n+1) sum_{k=0}^n exp(f(q_k) / beta), q_k the estimated quantile of rank k among n.
 
-    Finite for every beta > 0, also where Z itself is not.
+    Finite for every beta > 0, even where Z is infinite.
 
     Args:
       transform: f.
-      beta: [], > 0.
-      count: [], n >= 1; may be traced if `most` is given.
+      beta: [], > 0, in units of f.
+      count: [], n >= 1; may be traced if `most` is set.
       estimator: a key of `quantiles.ESTIMATORS`.
-      most: an upper bound of n, which decides shapes; n itself by default.
+      most: an upper bound of n, which determines shapes; by default n itself.
 
     Returns:
-      []; NaN where n is 0 or, if traced, beyond its bound.
+      []; NaN where n is 0 or a traced n exceeds its bound.
 
     Raises:
-      ValueError: unknown estimator, or n beyond its bound.
+      UserError: unknown estimator, or beta is not positive.
+      ValueError: n exceeds its bound.
 
     >>> from qrpo_jax import transforms
     >>> clamped = finite_sample_log_z(transforms.normal_icdf, 0.3, 6)
@@ -99,22 +104,23 @@ def empirical_log_z(
     estimator: str = "ecdf",
     ties: str = "upper",
 ) -> Array:
-    """log of the mean of exp(f / beta) over the n + 1 rewards at hand, each ranked among the n others.
+    """log of the mean of exp(f / beta) over the n + 1 observed rewards, each ranked among the n others.
 
     Args:
       transform: f.
-      beta: [], > 0.
-      reward: [], the completion's.
-      reference_rewards: [N], its references', without its own.
-      mask: [N] bool, the n references that are there; all by default.
+      beta: [], > 0, in units of f.
+      reward: [], the completion's reward.
+      reference_rewards: [N], rewards of its references, without the completion itself.
+      mask: [N] bool, True for the n references that count; by default all.
       estimator: a key of `quantiles.ESTIMATORS`.
-      ties: as for the quantile; "random" ranks 0..n are all taken once, as in `finite_sample_log_z`.
+      ties: the rule of the quantile, see `quantiles.ecdf`; with "random" every rank 0..n occurs once, as in
+        `finite_sample_log_z`.
 
     Returns:
       []; NaN where n is 0.
 
     Raises:
-      ValueError: unknown estimator or ties.
+      UserError: unknown estimator or ties, or beta is not positive.
 
     >>> from qrpo_jax import transforms
     >>> tied = empirical_log_z(transforms.identity, 0.1, 1.0, [1.0, 1.0, 0.0])
@@ -151,10 +157,16 @@ def log_z(
     estimator: str = "ecdf",
     ties: str = "upper",
 ) -> Array:
-    """log Z of one completion by the partition of that name; arguments as for `empirical_log_z`.
+    """log Z of one completion by the named partition.
+
+    Args:
+      partition: a member of `PARTITIONS`; the other arguments are those of `empirical_log_z`.
+
+    Returns:
+      []; with "population" the shape of beta.
 
     Raises:
-      ValueError: unknown partition, estimator or ties, or beta for which the population's Z is infinite.
+      UserError: unknown partition, estimator or ties, or a beta for which Z is infinite.
 
     >>> from qrpo_jax import transforms
     >>> round(float(log_z("population", transforms.identity, 0.1, 1.0, [1.0, 0.0])), 4)
@@ -167,29 +179,29 @@ def log_z(
         return finite_sample_log_z(transform, beta, count, estimator, most=jnp.size(reference_rewards))
     if partition == "empirical":
         return empirical_log_z(transform, beta, reward, reference_rewards, mask, estimator=estimator, ties=ties)
-    raise ValueError(f"unknown partition {partition!r}: set the partition to one of {list(PARTITIONS)}")
+    raise UserError(f"partition is {partition!r}; allowed: {', '.join(PARTITIONS)}", about="partition")
 
 
 def gap(transform: Transform, beta: ArrayLike, counts: ArrayLike, estimator: str = "ecdf") -> Array:
-    """log Z_n - log Z: what the population's constant is off by when quantiles come from n references.
+    """log Z_n - log Z: the error of the population's constant for quantiles from n references.
 
     Args:
       transform: f and log Z.
-      beta: [], > 0; callers vmap.
-      counts: [P], n of each prompt, concrete.
+      beta: [], > 0, in units of f; callers vmap.
+      counts: [P], n of each prompt; concrete, not traced.
       estimator: a key of `quantiles.ESTIMATORS`.
 
     Returns:
-      [P]
+      [P], in nats.
 
     Raises:
-      ValueError: unknown estimator, or Z is infinite.
+      UserError: unknown estimator, or Z is infinite.
 
     >>> from qrpo_jax import transforms
     >>> [round(float(x), 3) for x in gap(transforms.normal_icdf, 0.3, [6, 50], "midpoint")]
     [-2.485, -1.275]
     """
-    given = np.asarray(counts)
-    most = int(given.max())
-    each = jax.vmap(lambda count: finite_sample_log_z(transform, beta, count, estimator, most=most))
-    return each(jnp.asarray(given)) - transform.log_z(beta)
+    counts = np.asarray(counts)
+    most = int(counts.max())
+    of_count = jax.vmap(lambda count: finite_sample_log_z(transform, beta, count, estimator, most=most))
+    return of_count(jnp.asarray(counts)) - transform.log_z(beta)

@@ -1,101 +1,103 @@
 """The stages of a job, run in order: complete ones are skipped, changed settings are refused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
-from qrpo_jax.job import manifest
-from qrpo_jax.job.checks import check
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.errors import UserError
+from qrpo_jax.files import sha256
+from qrpo_jax.job import manifest, shared_checks
 from qrpo_jax.job.job import Job
-from qrpo_jax.stages import compare_transforms, evaluate, export, reference, report, sample, score, sft, train
-
-STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
-    "sft": sft.run,
-    "sample": sample.run,
-    "score": score.run,
-    "reference": reference.run,
-    "train": train.run,
-    "evaluate": evaluate.run,
-    "report": report.run,
-    "export": export.run,
-    "compare_transforms": compare_transforms.run,
-}
-
-# The sections a stage's output depends on, besides those of the stages before it. The mesh and the log are
-# not among them: a run may go on with other devices.
-SECTIONS = {
-    "sft": ("model", "prompts", "pack", "sft"),
-    "sample": ("model", "prompts", "sample"),
-    "score": ("reward",),
-    "reference": ("pack", "reference"),
-    "train": ("pack", "reference", "select", "lora", "train"),
-    "evaluate": ("reference", "reward", "evaluate"),
-    "report": ("report",),
-    "export": ("export",),
-    "compare_transforms": ("compare_transforms",),
-}
-# Keys of those sections that say how the machine is used and not what is made.
-MACHINE = {
-    "reward.workers",
-    "reward.batch_rows",
-    "reference.batch_rows",
-    "sft.checkpoint_every",
-    "train.checkpoint_every",
-}
-SHARDABLE = ("sample", "score", "reference", "evaluate")
 
 
-def settings(config: Any, stage: str) -> dict[str, Any]:
-    """What decides what a stage makes: its own settings and files, and those of all stages before it."""
-    upto = config.stages[: config.stages.index(stage) + 1]
-    sections = {name: config[name].to_dict() for s in upto for name in SECTIONS[s]}
+def run(job: Job) -> bool:
+    """Runs the stages that are not complete yet; returns whether all are.
+
+    Raises:
+      UserError: a mistake of the user. Those in the config come before anything is compiled or written.
+    """
+    check(job)
+    for name in job.config.stages:
+        manifest.check_settings(job.folder(name), settings(job, name))
+    wait("settings checked")
+    return all(complete(job, name) for name in job.config.stages)
+
+
+def check(job: Job) -> None:
+    """Refuses a config that cannot run.
+
+    Raises:
+      UserError: what the config says, what is allowed, and the key to change.
+    """
+    check_order(job)
+    if job.workdir.exists() and not job.workdir.is_dir():
+        raise UserError(f"--workdir={job.workdir} is a file; name a folder")
+    stages = [job.stages[name] for name in job.config.stages]
+    if any(stage.needs_model for stage in stages):
+        shared_checks.check(job)
+    for stage in stages:
+        stage.check(job)
+
+
+def check_order(job: Job) -> None:
+    """Refuses stages that do not exist, are named twice, or lack a stage before them.
+
+    Raises:
+      UserError: naming the first such stage.
+    """
+    names = job.config.stages
+    if not names:
+        raise UserError(f"config.stages is empty; allowed: {', '.join(job.stages)}")
+    for i, name in enumerate(names):
+        if name not in job.stages:
+            raise UserError(f"stages is {name!r}; allowed: {', '.join(job.stages)} (config.stages)")
+        if name in names[:i]:
+            raise UserError(f"stage {name!r} is twice in config.stages; name it once")
+        for needed in job.stages[name].needs:
+            if needed not in names[:i]:
+                raise UserError(f"stage {name!r} needs {needed!r} before it; change config.stages")
+
+
+def settings(job: Job, name: str) -> dict[str, Any]:
+    """What decides the output of a stage: its settings and input files, and those of all stages before it."""
+    config = job.config
+    upto = config.stages[: config.stages.index(name) + 1]
+    stages = [job.stages[earlier] for earlier in upto]
+    sections = {section: config[section].to_dict() for stage in stages for section in stage.sections}
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
-    flat = {key: value for key, value in flat.items() if key not in MACHINE}
-    if "prompts" in sections and config.prompts.source == "jsonl":
-        flat["prompts.path sha256"] = manifest.sha256(Path(config.prompts.path))
+    machine_keys = {key for stage in stages for key in stage.machine_keys}
+    flat = {key: value for key, value in flat.items() if key not in machine_keys}
+    if "prompts" in sections and SOURCES[config.prompts.source].listed:
+        flat["prompts.path sha256"] = sha256(Path(config.prompts.path))
     for section in ("model", "reward"):
         if section in sections and config[section].path:
             folder = Path(config[section].path)
-            flat[f"{section}.path config sha256"] = manifest.sha256(folder / "config.json")
+            flat[f"{section}.path config sha256"] = sha256(folder / "config.json")
             flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return flat
 
 
-def run(job: Job) -> bool:
-    """Runs what is not complete yet; returns whether everything is.
-
-    Raises:
-      ValueError: a user's mistake, found before anything was compiled or written.
-    """
-    check(job)
-    for stage in job.config.stages:
-        manifest.check_settings(job.folder(stage), settings(job.config, stage))
-    wait("settings checked")
-    for stage in job.config.stages:
-        folder = job.folder(stage)
-        if manifest.read_manifest(folder) is not None:
-            job.say(f"{stage}: complete, skipped")
-            continue
-        if job.shard.count > 1 and jax.process_count() == 1 and stage not in SHARDABLE:
-            job.say(f"{stage}: does not split into shards; run without --shard to make it")
-            return False
-        if jax.process_index() == 0:
-            manifest.begin(folder, settings(job.config, stage))
-        wait(f"{stage} begun")
-        made = STAGES[stage](job)
-        wait(f"{stage} run")
-        if made is None:
-            return False
-        if jax.process_index() == 0:
-            manifest.complete(folder, made)
-        wait(f"{stage} complete")
+def complete(job: Job, name: str) -> bool:
+    """Runs one stage unless it is complete; returns whether it is complete now."""
+    folder, stage = job.folder(name), job.stages[name]
+    if manifest.read_manifest(folder) is not None:
+        job.say(f"{name}: complete, skipped")
+        return True
+    sharded = job.shard.parts > 1 and jax.process_count() == 1
+    if sharded and not stage.shardable:
+        job.say(f"{name}: does not split into shards; run without --shard to make it")
+        return False
+    if is_first():
+        manifest.begin(folder, settings(job, name), alone=not sharded)
+    wait(f"{name} begun")
+    result = stage.run(job)
+    wait(f"{name} run")
+    if result is None:
+        return False
+    if is_first():
+        manifest.complete(folder, result)
+    wait(f"{name} complete")
     return True
-
-
-def wait(point: str) -> None:
-    """Lets no process of several pass before all are there."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(point)

@@ -1,13 +1,12 @@
-"""Quantile rewards: where a completion's reward stands among the rewards of reference completions.
+"""Quantile rewards: the rank of a completion's reward among the rewards of reference completions.
 
-R_q(x, y) = P_{y' ~ pi_ref}(R(x, y') <= R(x, y)) (arXiv 2507.08068), estimated from the N
-reference rewards of one prompt. Functions take one completion and one prompt's references; callers
-vmap. A mask selects the n <= N references that are there, so prompts with different n share a
-shape; what stands under a False is never looked at, NaN included.
+R_q(x, y) = P_{y' ~ pi_ref}(R(x, y') <= R(x, y)) (arXiv 2507.08068), estimated from the reference rewards of one prompt.
+Functions take one completion and one prompt's references; callers vmap. A mask selects n of the N references, so that
+prompts with different n share a shape; a masked reward has no effect, even NaN.
 
 Two estimators turn a rank k among n references into a quantile: `ecdf`, k / n, as published, and `midpoint`,
-(k + 1/2) / (n + 1). The rank of a completion of the reference policy is uniform on 0..n if rewards do not tie, or ties
-are ranked at random; what that does to the partition function is told in `partition`.
+(k + 1/2) / (n + 1). The rank of a completion of the reference policy is uniform on 0..n if rewards do not tie or ties
+are ranked at random; see `partition` for the effect on log Z.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from qrpo_jax.transforms import Transform
+from qrpo_jax.errors import UserError
+from qrpo_jax.transform_record import Transform
 
 TIES = ("upper", "mid", "random")
 ESTIMATORS: dict[str, Callable[[Array, Array], Array]] = {
@@ -38,29 +38,30 @@ def _references(reference_rewards: ArrayLike, mask: ArrayLike | None) -> tuple[A
 
 
 def _compare(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """Numbers of references below the reward, tied with it, and present, as floats."""
+    """Counts of the references below the reward, tied with it, and present, [] floating each."""
     if jnp.ndim(reward) != 0:
         raise ValueError(f"reward must be a scalar, got shape {jnp.shape(reward)}: vmap over completions")
     references, present = _references(reference_rewards, mask)
     dtype = jnp.result_type(reward, references, float)
     below = jnp.sum(present & (references < reward), dtype=dtype)
     tied = jnp.sum(present & (references == reward), dtype=dtype)
-    # Comparisons with NaN are False and would pass as the lowest rank: make them visible instead.
+    # A comparison with NaN is False and would count as the lowest rank; NaN as the result shows the mistake.
     unknown = jnp.isnan(reward) | jnp.any(present & jnp.isnan(references))
     return jnp.where(unknown, jnp.nan, below), tied, jnp.sum(present, dtype=dtype)
 
 
 def _rank(below: Array, tied: Array, ties: str, key: Array | None) -> Array:
+    """The reward's rank k in 0..n by the rule `ties`, []."""
     if ties == "upper":
         return below + tied
     if ties == "mid":
         return below + tied / 2
     if ties != "random":
-        raise ValueError(f"unknown ties {ties!r}: set ties to one of {list(TIES)}")
+        raise UserError(f"ties is {ties!r}; allowed: {', '.join(TIES)}", about="ties")
     if key is None:
         raise ValueError("ties='random' draws a rank and needs a key: pass key, or set ties to 'upper' or 'mid'")
-    drawn = jax.random.randint(key, (), 0, tied.astype(jnp.int32) + 1)
-    return below + drawn.astype(below.dtype)
+    place = jax.random.randint(key, (), 0, tied.astype(jnp.int32) + 1)
+    return below + place.astype(below.dtype)
 
 
 def ecdf(
@@ -70,23 +71,23 @@ def ecdf(
     ties: str = "upper",
     key: Array | None = None,
 ) -> Array:
-    """Empirical quantile k / n, with k the reward's rank among n references.
+    """Empirical quantile k / n, with k the reward's rank among n references (arXiv 2507.08068).
 
     Args:
       reward: [], the completion's reward.
-      reference_rewards: [N], rewards of completions that the reference policy drew for the same
-        prompt.
-      mask: [N] bool, the references that are there; all by default.
-      ties: where a reward ranks among references equal to it. "upper": above them, the published
-        mean_j 1{r_j <= R}; "mid": halfway; "random": uniformly among the places, which makes the
-        rank of a completion drawn from the reference policy exactly uniform on 0..n.
+      reference_rewards: [N], rewards of completions of the same prompt, sampled from the reference policy.
+      mask: [N] bool, True for the n references that count; by default all.
+      ties: rank of a reward among references equal to it. "upper": above them, the published mean_j 1{r_j <= R};
+        "mid": halfway; "random": uniform among the tied places, which makes the rank of a completion of the reference
+        policy exactly uniform on 0..n.
       key: PRNG key, for ties="random".
 
     Returns:
       [] in [0, 1], in the floating dtype of the rewards; NaN if a reward is NaN or n is 0.
 
     Raises:
-      ValueError: wrong ranks, unknown `ties`, or no key for ties="random".
+      UserError: unknown `ties`.
+      ValueError: arrays of another rank, or no key for ties="random".
 
     >>> float(ecdf(2.0, [1.0, 2.0, 2.0, 3.0])), float(ecdf(2.0, [1.0, 2.0, 2.0, 3.0], ties="mid"))
     (0.75, 0.5)
@@ -102,10 +103,10 @@ def midpoint(
     ties: str = "upper",
     key: Array | None = None,
 ) -> Array:
-    """Mid-point quantile (k + 1/2) / (n + 1), inside (0, 1) for every rank k: needs no clamp.
+    """Mid-point quantile (k + 1/2) / (n + 1), which lies inside (0, 1) for every rank k and needs no clamp.
 
-    For a completion of the reference policy k is uniform on 0..n and these are the mid-points of n
-    + 1 equal cells. Arguments, result and errors are those of `ecdf`.
+    For a completion of the reference policy k is uniform on 0..n, and these are the mid-points of n + 1 equal cells.
+    Arguments, result and errors are those of `ecdf`.
 
     >>> float(midpoint(0.5, [1.0, 2.0, 3.0])), float(midpoint(9.0, [1.0, 2.0, 3.0]))
     (0.125, 0.875)
@@ -115,25 +116,26 @@ def midpoint(
 
 
 def of_rank(rank: ArrayLike, count: ArrayLike, estimator: str, clamped: str = "none") -> Array:
-    """The quantile that an estimator gives to rank k among n references.
+    """The estimated quantile of rank k among n references.
 
     Args:
-      rank: [...], k in 0..n; halves where ties rank "mid".
-      count: n, broadcasts against `rank`.
+      rank: [...], k in 0..n; a multiple of 1/2 with ties="mid".
+      count: [...], n; broadcasts against `rank`.
       estimator: a key of `ESTIMATORS`.
-      clamped: `Transform.clamp`; `midpoint` lies inside (0, 1) and needs none.
+      clamped: `Transform.clamp`; `midpoint` lies inside (0, 1) and ignores it.
 
     Returns:
       [...], floating.
 
     Raises:
-      ValueError: unknown estimator or clamp.
+      UserError: unknown estimator.
+      ValueError: unknown clamp.
 
     >>> of_rank(3, 4, "ecdf"), of_rank(4, 4, "ecdf", "both"), of_rank(3, 4, "midpoint")
     (Array(0.75, dtype=float32), Array(0.75, dtype=float32), Array(0.7, dtype=float32))
     """
     if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}: set the estimator to one of {list(ESTIMATORS)}")
+        raise UserError(f"estimator is {estimator!r}; allowed: {', '.join(ESTIMATORS)}", about="estimator")
     rank = jnp.asarray(rank) * 1.0
     count = jnp.asarray(count).astype(rank.dtype)
     quantile = ESTIMATORS[estimator](rank, count)
@@ -150,7 +152,7 @@ def estimate(
     clamped: str = "none",
     key: Array | None = None,
 ) -> Array:
-    """Quantile of a reward by the estimator of that name, kept where a transform is finite.
+    """The estimated quantile of a reward, clamped to where a transform is finite.
 
     Arguments, result and errors are those of `ecdf` and `of_rank`.
 
@@ -162,14 +164,13 @@ def estimate(
 
 
 def clamp(quantile: ArrayLike, count: ArrayLike, kind: str) -> Array:
-    """Keep an empirical quantile where a transform is finite, as published.
+    """An empirical quantile clamped to where a transform is finite, as in the authors' code.
 
     Args:
       quantile: [...], from `ecdf` (`midpoint` needs no clamp).
-      count: n, broadcasts against `quantile`.
-      kind: `Transform.clamp`: "none" leaves it, "lower" clamps to [1/n, 1], "upper" to [0, (n-1)/n], "both" to
-        [1/n, (n-1)/n]. At n = 1 these are a single point or empty: refuse such data first, with
-        `check_references`.
+      count: [...], n; broadcasts against `quantile`.
+      kind: `Transform.clamp`: "none" changes nothing, "lower" clamps to [1/n, 1], "upper" to [0, (n-1)/n], "both" to
+        [1/n, (n-1)/n]. At n = 1 these intervals are a point or empty; `check_references` rejects such data.
 
     Returns:
       [...], in the dtype of `quantile`.
@@ -194,39 +195,40 @@ def clamp(quantile: ArrayLike, count: ArrayLike, kind: str) -> Array:
 
 
 def check_references(count: ArrayLike, transform: Transform, estimator: str = "ecdf") -> None:
-    """Refuses, on the host, reference sets that are too small for transform and estimator.
+    """Rejects, on the host, reference sets that are too small for the transform and the estimator.
 
     Args:
-      count: numbers of reference rewards per prompt, any shape; concrete, not traced.
-      transform: the transform to be applied to the quantiles.
-      estimator: a key of `ESTIMATORS`; `midpoint` is never clamped and makes do with one reference.
+      count: [...], number of references of each prompt; concrete, not traced.
+      transform: the transform of the quantiles.
+      estimator: a key of `ESTIMATORS`; `midpoint` is never clamped, and one reference is enough.
 
     Raises:
-      ValueError: the smallest n is below 1, or is 1 where `ecdf` is clamped: every completion would then have the same
-        quantile, or an infinite reward.
+      UserError: the smallest n is below 1, or is 1 where `ecdf` is clamped, so that every completion would have the
+        same quantile or an infinite reward.
 
     >>> from qrpo_jax import transforms
     >>> check_references(1, transforms.identity)
     >>> check_references([6, 1], transforms.normal_icdf)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: a prompt has n = 1 reference reward(s), ...
+    qrpo_jax.errors.UserError: a prompt has n = 1 reference reward(s), ...
     """
     needed = 2 if transform.clamp != "none" and estimator == "ecdf" else 1
     smallest = int(jnp.min(jnp.asarray(count)))
     if smallest < needed:
-        raise ValueError(
+        raise UserError(
             f"a prompt has n = {smallest} reference reward(s), transform {transform.name!r} with estimator "
-            f"{estimator!r} needs at least {needed}: sample more references per prompt or set another transform"
+            f"{estimator!r} needs at least {needed}: sample more references per prompt or set another transform",
+            about="references",
         )
 
 
 def tied_share(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Share of a reward's comparisons with its references that are ties.
+    """The share of references that are tied with the reward.
 
     Args:
       reward: [].
       reference_rewards: [N].
-      mask: [N] bool, the references that are there; all by default.
+      mask: [N] bool, True for the references that count; by default all.
 
     Returns:
       [] in [0, 1]; NaN without references.
@@ -241,14 +243,14 @@ def tied_share(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike 
 def reward_std(reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> Array:
     """Standard deviation of one prompt's reference rewards, with n - 1 in the denominator.
 
-    Over its mean across prompts it is the reward_scale of "scaled-normal-icdf".
+    Divided by its mean across prompts, it is the reward_scale of "scaled-normal-icdf".
 
     Args:
       reference_rewards: [N].
-      mask: [N] bool, the references that are there; all by default.
+      mask: [N] bool, True for the references that count; by default all.
 
     Returns:
-      []; NaN for n <= 1.
+      [], in units of the reward; NaN for n <= 1.
 
     >>> float(reward_std([1.0, 2.0, 3.0]))
     1.0
@@ -258,28 +260,27 @@ def reward_std(reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> A
     count = jnp.sum(present, dtype=references.dtype)
     mean = jnp.sum(jnp.where(present, references, 0)) / count
     variance = jnp.sum(jnp.where(present, jnp.square(references - mean), 0)) / (count - 1)
-    # sqrt has an infinite slope at 0, the value for references that are all equal.
+    # The variance of equal references is 0, where sqrt has an infinite slope.
     return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), variance)
 
 
 def exclude_own(reward: ArrayLike, reference_rewards: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """The mask without one reference equal to the reward.
+    """The mask without one reference equal to the reward, for a completion that is among its prompt's references.
 
-    For a completion that is itself among its prompt's references: its own reward says nothing about
-    its rank.
+    Its own reward carries no information about its rank.
 
     Args:
       reward: [].
       reference_rewards: [N].
-      mask: [N] bool, the references that are there; all by default.
+      mask: [N] bool, True for the references that count; by default all.
 
     Returns:
-      [N] bool: `mask` with the first equal entry removed; `mask` itself if none is equal.
+      [N] bool: `mask` without the first equal entry; `mask` itself if none is equal.
 
     >>> exclude_own(2.0, [1.0, 2.0, 2.0]).tolist()
     [True, False, True]
     """
     references, present = _references(reference_rewards, mask)
     equal = present & (references == reward)
-    own = jnp.arange(references.size) == jnp.argmax(equal)
-    return present & ~(equal & own)
+    first = jnp.arange(references.size) == jnp.argmax(equal)
+    return present & ~(equal & first)

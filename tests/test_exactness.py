@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from qrpo_jax import optimum, partition, quantiles, transforms
+from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.training import objectives
 
 # One of every kind, with a beta that moves the policy far and one that hardly does.
@@ -32,15 +33,19 @@ def true_quantiles(rewards, probability):
 
 
 def completions(log_prob, reference, rewards, quantile, log_z, weight):
-    return objectives.Completions(
-        log_prob=log_prob,
-        reference_log_prob=reference,
+    """Completions of one token each."""
+    segment = 1 + jnp.arange(log_prob.size).reshape(log_prob.shape)
+    return objectives.LogProbs(log_prob, log_prob, segment), PerCompletion(
         reward=rewards,
         quantile=quantile,
+        ties=jnp.zeros_like(log_prob),
+        references=jnp.zeros(log_prob.shape, int),
         log_z=jnp.broadcast_to(log_z, log_prob.shape),
         reward_scale=jnp.ones_like(log_prob),
+        reference_log_prob=reference,
         length=jnp.ones(log_prob.shape, int),
         weight=weight,
+        high=quantile > 0.5,
     )
 
 
@@ -50,7 +55,7 @@ def trained(objective, beta, reference, rewards, quantile, log_z, weight, steps,
 
     def total(logits):
         c = completions(jax.nn.log_softmax(logits), reference, rewards, quantile, log_z, weight)
-        each, weights = objective(c)
+        each, weights = objective(*c)
         # The residual is in units of f: over beta it is one of log-probabilities, whatever beta is.
         return jnp.sum(each * weights) / jnp.sum(weights) / beta**2
 
@@ -212,7 +217,7 @@ def test_features_that_must_be_learnt_reach_the_quantile_density():
             log_prob = jax.nn.log_softmax(reference + known[2] @ weights)[cells]
             ones = jnp.ones(cells.shape)
             c = completions(log_prob, reference[cells], known[0][cells], known[1][cells], transform.log_z(beta), ones)
-            each, weight = objective(c)
+            each, weight = objective(*c)
             return jnp.sum(each * weight) / jnp.sum(weight)
 
         updates, state = optimizer.update(jax.grad(total)(weights), state)

@@ -11,7 +11,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 # folder knows only those below its own floor.
 FLOORS = (
     ("errors", "files"),
-    ("integrals", "closed_forms", "transforms", "quantiles", "partition", "losses", "optimum"),
+    (
+        "exponential_sums",
+        "integrals",
+        "closed_forms",
+        "transform_record",
+        "transform_names",
+        "affine",
+        "transforms",
+        "quantiles",
+        "partition",
+        "losses",
+        "optimum",
+    ),
     ("devices",),
     ("model",),
     ("sampling",),

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from qrpo_jax.data.per_completion import PerCompletion
+
 Array = Any  # NumPy on the host, jax on the mesh
 
 
@@ -9,8 +11,8 @@ class Batch(NamedTuple):
     """Packed completions with the numbers their objectives need.
 
     Completion s of a row has segment s + 1; segment 0 is padding. Each segment is prompt then completion.
-    The two completions of a pair stand in slots 2k (higher reward) and 2k + 1 of the same row.
-    Nothing here says where the completions came from: a loader or an on-policy sampler may fill it.
+    The two completions of a pair occupy slots 2k (higher reward) and 2k + 1 of the same row.
+    A loader or an on-policy sampler may fill it: a batch does not record where its completions came from.
     """
 
     tokens_BxL: Array  # int32
@@ -18,13 +20,9 @@ class Batch(NamedTuple):
     positions_BxL: Array  # int32, from 0 in every segment
     targets_BxL: Array  # bool, tokens of completions (the prompt is excluded)
     present_BxS: Array  # bool, slots in use
-    weight_BxS: Array  # float32, sample selector's weight of the completion
-    reward_BxS: Array  # float32
-    quantile_BxS: Array  # float32, clamped as the transform asks
-    log_z_BxS: Array  # float32, log partition function of the completion's prompt and β, see `partition`
-    reward_scale_BxS: Array  # float32, std of the prompt's reference rewards over its mean across prompts
-    reference_log_prob_BxS: Array  # float32
-    length_BxS: Array  # int32, completion tokens
-    high_BxS: Array  # bool, high-reward side: chosen of a pair, else quantile above one half
-    ties_BxS: Array  # float32, share of the reference rewards equal to this reward
     example_BxS: Array  # int32, index in the loader's table, -1 for an empty slot
+    completions_BxS: PerCompletion
+
+    def with_numbers(self, **changes: Array) -> "Batch":
+        """The batch with other values for fields of `PerCompletion`, [B, S] each."""
+        return self._replace(completions_BxS=self.completions_BxS._replace(**changes))

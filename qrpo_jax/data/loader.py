@@ -1,64 +1,43 @@
-"""Batches of a packing plan, streamed by Grain: same order on every process, restored exactly."""
+"""Batches of a packing plan, streamed by Grain: the same order on every process, and exact resumption."""
 
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.packing import Plan
+from qrpo_jax.data.per_completion import NEUTRAL
 
 
 def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
-    """Batch `index` of the plan as NumPy arrays."""
-    wide, narrow = (plan.rows, plan.row_tokens), (plan.rows, plan.slots)
-    batch = Batch(
-        tokens_BxL=np.zeros(wide, np.int32),
-        segments_BxL=np.zeros(wide, np.int32),
-        positions_BxL=np.zeros(wide, np.int32),
-        targets_BxL=np.zeros(wide, bool),
-        present_BxS=np.zeros(narrow, bool),
-        weight_BxS=np.zeros(narrow, np.float32),
-        reward_BxS=np.zeros(narrow, np.float32),
-        # Empty slots get a harmless quantile, so that no transform is evaluated where it is infinite.
-        quantile_BxS=np.full(narrow, 0.5, np.float32),
-        log_z_BxS=np.zeros(narrow, np.float32),
-        reward_scale_BxS=np.ones(narrow, np.float32),
-        reference_log_prob_BxS=np.zeros(narrow, np.float32),
-        length_BxS=np.zeros(narrow, np.int32),
-        high_BxS=np.zeros(narrow, bool),
-        ties_BxS=np.zeros(narrow, np.float32),
-        example_BxS=np.full(narrow, -1, np.int32),
-    )
+    """Batch `index` of the plan as NumPy arrays; empty slots hold the numbers of `NEUTRAL`."""
+    example_BxS = np.full((plan.rows, plan.slots), -1, np.int32)
+    tokens_BxL, segments_BxL, positions_BxL = np.zeros((3, plan.rows, plan.row_tokens), np.int32)
+    targets_BxL = np.zeros((plan.rows, plan.row_tokens), bool)
     for b, row in enumerate(plan.batches[index]):
         column = 0
         for s, c in enumerate(c for unit in row for c in examples.units[unit]):
-            prompt, length = int(examples.prompt_lengths_C[c]), int(examples.lengths_C[c])
+            prompt, length = int(examples.prompt_lengths_C[c]), int(examples.completions_C.length[c])
             start, total = int(examples.starts_C[c]), prompt + length
             span = slice(column, column + total)
-            batch.tokens_BxL[b, span] = examples.tokens[start : start + total]
-            batch.segments_BxL[b, span] = s + 1
-            batch.positions_BxL[b, span] = np.arange(total)
-            batch.targets_BxL[b, column + prompt : column + total] = True
-            batch.example_BxS[b, s] = c
+            tokens_BxL[b, span] = examples.tokens[start : start + total]
+            segments_BxL[b, span] = s + 1
+            positions_BxL[b, span] = np.arange(total)
+            targets_BxL[b, column + prompt : column + total] = True
+            example_BxS[b, s] = c
             column += total
-    present = batch.example_BxS >= 0
-    which = batch.example_BxS[present]
-    batch.present_BxS[...] = present
-    for slots, column_C in (
-        (batch.weight_BxS, examples.weight_C),
-        (batch.reward_BxS, examples.reward_C),
-        (batch.quantile_BxS, examples.quantile_C),
-        (batch.log_z_BxS, examples.log_z_C),
-        (batch.reward_scale_BxS, examples.reward_scale_C),
-        (batch.reference_log_prob_BxS, examples.reference_log_prob_C),
-        (batch.length_BxS, examples.lengths_C),
-        (batch.high_BxS, examples.high_C),
-        (batch.ties_BxS, examples.ties_C),
-    ):
-        slots[present] = column_C[which]
-    return batch
+    present_BxS = example_BxS >= 0
+
+    def in_slots(values_C: np.ndarray, neutral: np.generic) -> np.ndarray:
+        values_BxS = np.full(present_BxS.shape, neutral)
+        values_BxS[present_BxS] = values_C[example_BxS[present_BxS]]
+        return values_BxS
+
+    completions_BxS = jax.tree.map(in_slots, examples.completions_C, NEUTRAL)
+    return Batch(tokens_BxL, segments_BxL, positions_BxL, targets_BxL, present_BxS, example_BxS, completions_BxS)
 
 
 class _Batches:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qrpo_jax.devices.mesh import round_up
+from qrpo_jax.errors import UserError
+
 
 class Plan(NamedTuple):
     """For each batch its rows, for each row the indices of its units (a completion or a pair)."""
@@ -13,7 +16,7 @@ class Plan(NamedTuple):
     rows: int  # B, the same for every batch; batches that need fewer rows get empty ones
     row_tokens: int  # L
     slots: int  # S
-    padding: float  # share of the B·L tokens of all batches that hold nothing
+    padding: float  # share of the B·L token positions of all batches that are empty
 
     @property
     def steps(self) -> int:
@@ -57,13 +60,16 @@ def plan_batches(
     """Plans every batch of a run.
 
     A batch holds exactly `batch_units` units (the last may hold fewer), as an unpacked one would, so packing
-    changes speed and nothing else. Epochs follow each other without a seam.
+    changes speed and nothing else. A batch may hold the end of one epoch and the start of the next.
 
     Args:
       lengths: [U] tokens of each unit, prompts included; none longer than `row_tokens`.
       sizes: [U] completions of each unit (1, or 2 for a pair).
       seed: shuffles each epoch; None keeps the given order.
       row_multiple: B is a multiple of this (devices × microbatches).
+
+    Raises:
+      UserError: see `check_fit`.
     """
     check_fit(lengths, sizes, row_tokens, slots)
     orders = []
@@ -75,14 +81,17 @@ def plan_batches(
         tuple(first_fit_decreasing(order[i : i + batch_units].tolist(), lengths, sizes, row_tokens, slots))
         for i in range(0, len(order), batch_units)
     )
-    rows = max(len(batch) for batch in batches)
-    rows = -(-rows // row_multiple) * row_multiple
-    held = int(lengths[order].sum())
-    return Plan(batches, rows, row_tokens, slots, 1.0 - held / (len(batches) * rows * row_tokens))
+    rows = round_up(max(len(batch) for batch in batches), row_multiple)
+    tokens = int(lengths[order].sum())
+    return Plan(batches, rows, row_tokens, slots, 1.0 - tokens / (len(batches) * rows * row_tokens))
 
 
 def plan_rows(lengths: np.ndarray, sizes: np.ndarray, row_tokens: int, slots: int, batch_rows: int) -> Plan:
-    """Plans full batches of `batch_rows` rows where it does not matter which completions share a batch."""
+    """Plans full batches of `batch_rows` rows where it does not matter which completions share a batch.
+
+    Raises:
+      UserError: see `check_fit`.
+    """
     check_fit(lengths, sizes, row_tokens, slots)
     rows = first_fit_decreasing(range(len(lengths)), lengths, sizes, row_tokens, slots)
     batches = tuple(tuple(rows[i : i + batch_rows]) for i in range(0, len(rows), batch_rows))
@@ -91,14 +100,14 @@ def plan_rows(lengths: np.ndarray, sizes: np.ndarray, row_tokens: int, slots: in
 
 
 def check_fit(lengths: np.ndarray, sizes: np.ndarray, row_tokens: int, slots: int) -> None:
-    """Refuses what no packing can hold.
+    """Refuses units that no row can hold.
 
     Raises:
-      ValueError: no unit at all, or one that is longer or has more completions than a row.
+      UserError: no unit at all, or a unit with more tokens or completions than a row.
     """
     if len(lengths) == 0:
-        raise ValueError("nothing to pack: no completion is left after selection (config.select)")
+        raise UserError("nothing to pack: no completion is left after selection", about="lengths")
     if int(lengths.max()) > row_tokens:
-        raise ValueError(f"a unit of {int(lengths.max())} tokens does not fit a row of {row_tokens}")
+        raise UserError(f"a unit of {int(lengths.max())} tokens does not fit a row of {row_tokens}", about="row_tokens")
     if int(sizes.max()) > slots:
-        raise ValueError(f"a unit of {int(sizes.max())} completions does not fit a row of {slots} slots")
+        raise UserError(f"a unit of {int(sizes.max())} completions does not fit a row of {slots} slots", about="slots")

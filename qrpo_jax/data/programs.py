@@ -1,16 +1,13 @@
-"""Programming problems: a small Python function, asked for by its operations and some calls.
+"""The embedded task of `configs/quickstart.py`: guess a small Python function from its operations and some calls.
 
-The embedded task of `configs/quickstart.py`. A prompt names the operations of an unknown `f(a, b)`
-and shows what it returns for a few pairs of digits; an answer is one Python expression in `a` and
-`b`; its reward is the share of further calls that it gets right. The SFT corpus is of mixed
-quality, as corpora are: a part of its demonstrations are drafts that stop before the last operation.
-A reference trained on it answers with drafts as often, and gets many of its full answers wrong too.
+A prompt names the operations of an unknown `f(a, b)` and shows its value for a few pairs of digits. An answer is one
+Python expression in `a` and `b`, and its reward is the share of hidden calls that it gets right. The SFT corpus is of
+mixed quality, as real corpora are: a share of its demonstrations are drafts that leave out the last operation. A
+reference policy trained on it answers with drafts as often, and many of its full answers are wrong, too.
 
-Nothing here runs generated text: every function is a table of its values on all pairs of digits,
-built by numpy alongside its source, and expected values are read from that table.
+This module never runs generated text. A function is a table of its values at all pairs of digits, which numpy computes
+along with the source; expected values are read from that table.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -25,17 +22,17 @@ EXAMPLES = 4  # calls shown in a prompt
 TESTS = 10  # hidden calls that score an answer
 DIGITS = 7  # arguments are 0..6
 CONSTANTS = range(1, 4)  # numbers that a function may use
-LARGEST = 99  # functions that leave -99..99 are not asked for
+LARGEST = 99  # values of a function lie in -99..99
 DRAFTS = 0.6  # share of demonstrations that stop before the last operation
-# How often each kind of function is asked for.
+# How often each kind of function is drawn.
 KINDS = {"simple": 0.5, "nested": 0.45, "branching": 0.05}
 
-# A prompt belongs to the split that owns its bucket, so no two splits can share a prompt.
+# The hash of a prompt picks its bucket, and each bucket belongs to one split, so no two splits share a prompt.
 BUCKETS = 10
 SPLITS = {"eval": range(0, 2), "train": range(2, 5), "sft": range(5, 10)}
 
 INSTRUCTION = "Write f(a, b) using"
-# What a prompt may name, in the order in which the solution uses them.
+# Operations and constants that a prompt may name; it lists them in the order of the solution.
 HINTS = ("+", "-", "*", "max", "min", "abs", "if", *map(str, CONSTANTS))
 _HINT = re.compile("|".join(map(re.escape, HINTS)))
 
@@ -43,9 +40,11 @@ _HINT = re.compile("|".join(map(re.escape, HINTS)))
 class Problem(NamedTuple):
     """One problem.
 
-    `prompt` is the user's message; `solution` the expression that defines the function;
-    `demonstration` what the SFT corpus answers, the solution or a draft of it; `tests` the hidden
-    calls, as (arguments, expected value), none of which the prompt shows.
+    Attributes:
+      prompt: the user's message.
+      solution: the expression that defines the function.
+      demonstration: the answer in the SFT corpus, the solution or a draft of it.
+      tests: the hidden calls, as (arguments, expected value); the prompt shows none of them.
     """
 
     prompt: str
@@ -55,9 +54,13 @@ class Problem(NamedTuple):
 
 
 class Function(NamedTuple):
-    """An expression; `draft` lacks its last operation; `table[a, b]` is its value at digits a, b.
+    """A function of two digits.
 
-    `rank` is how strongly it binds: 0 conditional, 1 sum, 2 product, 3 name, number or call.
+    Attributes:
+      text: the expression that computes it.
+      draft: the expression without its last operation.
+      rank: how strongly the expression binds: 0 conditional, 1 sum, 2 product, 3 name, number or call.
+      table: `table[a, b]` is its value at the digits a and b.
     """
 
     text: str
@@ -67,42 +70,38 @@ class Function(NamedTuple):
 
 
 def problem(seed: int, split: str, index: int) -> Problem:
-    """The problem at `index` of an endless, randomly accessible list.
+    """The problem at `index` of an endless list that can be read in any order.
 
     Args:
-        seed: picks the list.
-        split: "sft", "train" or "eval"; no prompt of one split occurs in another, whatever the
-            seeds, since a hash of the prompt's text decides which split may hold it.
-        index: position in the list, 0 or more.
+      seed: picks the list.
+      split: "sft", "train" or "eval". No prompt occurs in two splits, whatever the seeds.
+      index: position in the list, 0 or more.
     """
     if split not in SPLITS:
-        raise ValueError(
-            f"split {split!r} of the programs is unknown; allowed: {', '.join(SPLITS)}; "
-            "change the split asked of programs.problem"
-        )
+        raise ValueError(f"split {split!r} of the programs is unknown; allowed: {', '.join(SPLITS)}; change the split")
     if index < 0:
         raise ValueError(f"index {index} of a program must be 0 or more; change the index")
     generator = random.Random(f"{seed}/{split}/{index}")
     while True:
-        drawn = _draw(generator)
-        if bucket(drawn.prompt) in SPLITS[split]:
-            return drawn
+        candidate = _draw(generator)
+        if bucket(candidate.prompt) in SPLITS[split]:
+            return candidate
 
 
 def bucket(prompt: str) -> int:
-    """Which of `BUCKETS` hash buckets a prompt's text falls into."""
+    """The hash bucket of a prompt, 0 to `BUCKETS` - 1."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % BUCKETS
 
 
 def program(expression: str) -> str:
-    """Source of a module that defines `f` as the expression, for the sandbox to execute."""
+    """Source of a module that defines `f` by the expression, for the sandbox to run."""
     return f"def f(a, b):\n    return {expression}\n"
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Words that cover every prompt and solution, longest first as a greedy tokenizer needs them.
+    """Words that cover every prompt and solution, longest first for a greedy tokenizer.
 
-    A call takes three words, `f(3`, `,7` and `)=-4`, so that a prompt stays under 20 words.
+    A call takes three words, such as `f(3`, `,6` and `)=-4`, so a prompt has fewer than 20 words.
     """
     words = {INSTRUCTION, ":", "max(", "min(", "abs(", ")", "(", ", ", " if ", " else ", "a", "b"}
     words |= {" + ", " - ", " * ", " < "}
@@ -116,10 +115,10 @@ def vocabulary() -> tuple[str, ...]:
 
 @functools.cache
 def functions() -> dict[str, tuple[Function, ...]]:
-    """All functions that can be asked for, by kind; no two of them agree on all pairs of digits.
+    """All functions by kind; no two of them agree on all pairs of digits.
 
-    Kinds come from simple to branching, and a function that a simpler expression can say is left
-    out, a bare argument among them, so a solution is a shortest one.
+    Kinds are built from simple to branching. A function that a simpler expression computes (a bare argument, or a
+    function of an earlier kind) is left out, so a solution is a shortest one.
     """
     seen = {argument.table.tobytes() for argument in _ARGUMENTS}
     makers = {"simple": _simple, "nested": _nested, "branching": _branching}
@@ -137,9 +136,9 @@ def _draw(generator: random.Random) -> Problem:
     return Problem(f"{INSTRUCTION}{hints}:{shown}", function.text, answer, tuple(calls[EXAMPLES:]))
 
 
-def _fresh(made: Iterator[Function], seen: set[bytes]) -> Iterator[Function]:
-    """Those of `made` whose values are small, not all equal, and not in `seen`, which grows."""
-    for function in made:
+def _fresh(candidates: Iterator[Function], seen: set[bytes]) -> Iterator[Function]:
+    """The candidates whose values are small, not all equal and not in `seen`; adds them to `seen`."""
+    for function in candidates:
         key = function.table.tobytes()
         small = np.abs(function.table).max() <= LARGEST
         if key not in seen and small and np.ptp(function.table) > 0:

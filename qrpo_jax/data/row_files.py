@@ -1,17 +1,14 @@
 """Rows on disk: ArrayRecord files in the layout of TensorFlow Datasets.
 
-`tfds.builder_from_directory(DIR).as_data_source(SPLIT)` opens what is written here; neither writing nor reading
-imports TensorFlow. One file is a *unit*. How many units a split has is a setting, not a consequence of how many
-processes write, so merging is reading all units in order.
+`tfds.builder_from_directory(DIR).as_data_source(SPLIT)` opens these files; neither writing nor reading imports
+TensorFlow. One file is a *unit*. The number of units of a split is a setting and does not depend on how many
+processes write them, so reading all units in order needs no merge step.
 
-A unit is complete or absent: its file appears by rename, and its sidecar (count, bytes, sha256) by a later
-rename; without a sidecar that fits the file, the unit does not count as written.
+A unit is complete or absent. Its file appears by rename, and its sidecar (count, bytes, sha256) by a later rename;
+without a sidecar that fits the file, the unit does not count as written.
 """
 
-import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,6 +20,8 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from qrpo_jax.data.rows import Row, decode, encode, features
+from qrpo_jax.errors import UserError
+from qrpo_jax.files import sha256, sweep, whole_file, write_text
 
 NAME = "rows"
 VERSION = "1.0.0"
@@ -30,12 +29,11 @@ INFO_FILE = "dataset_info.json"
 FEATURES_FILE = "features.json"
 # Each record is its own chunk: random access then reads one row, not a group of rows.
 _WRITER_OPTIONS = "group_size:1"
-_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True, slots=True)
 class UnitInfo:
-    """What the sidecar of a unit says: number of rows, and size and sha256 of its file."""
+    """The sidecar of a unit: number of rows, size and sha256 of the unit's file."""
 
     count: int
     bytes: int
@@ -46,7 +44,7 @@ def unit_path(directory: Path, unit: int, units: int, split: str = "train") -> P
     """The file of a unit, named as TFDS names it.
 
     Raises:
-      ValueError: no such unit, or a split name that TFDS could not read back.
+      ValueError: a bug: no such unit, or a split name that TFDS could not read back.
     """
     if not 0 <= unit < units:
         raise ValueError(f"unit is {unit}; allowed with units={units}: 0 to {units - 1}")
@@ -55,26 +53,12 @@ def unit_path(directory: Path, unit: int, units: int, split: str = "train") -> P
     return Path(directory) / f"{NAME}-{split}.array_record-{unit:05d}-of-{units:05d}"
 
 
-def _write_atomic(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _records(path: Path) -> int:
-    # A truncated ArrayRecord file opens without complaint and says it holds 0 records.
+    # A truncated ArrayRecord file opens without an error and reports 0 records.
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
         return int(reader.num_records())
@@ -88,34 +72,26 @@ def write_unit(directory: Path, unit: int, units: int, rows: Sequence[Row], spli
     Equal rows give equal files. A file is at least 128 KiB, so units should not be tiny.
 
     Raises:
-      ValueError: a row that `encode` refuses, or a unit or split that `unit_path` refuses.
+      UserError: from `encode`.
       OSError: the file could not be written in full.
     """
     path = unit_path(directory, unit, units, split)
     records = [encode(row) for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
-    try:
+    with whole_file(path) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
         for record in records:
             writer.write(record)
         writer.close()
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
         if (count := _records(temporary)) != len(records):
             raise OSError(f"{path}: {count} of {len(records)} rows written; is the disk full?")
-        info = UnitInfo(count, temporary.stat().st_size, _sha256(temporary))
-        # An old sidecar must not vouch for the new file.
-        _sidecar(path).unlink(missing_ok=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _write_atomic(_sidecar(path), json.dumps(asdict(info)))
+        info = UnitInfo(count, temporary.stat().st_size, sha256(temporary))
+        _sidecar(path).unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
+    write_text(_sidecar(path), json.dumps(asdict(info)))
     return info
 
 
 def unit_info(directory: Path, unit: int, units: int, split: str = "train") -> UnitInfo | None:
-    """What the sidecar says of a unit; None if the unit is not there in full."""
+    """The sidecar of a unit; None if the unit is not complete."""
     path = unit_path(directory, unit, units, split)
     try:
         info = UnitInfo(**json.loads(_sidecar(path).read_text()))
@@ -125,49 +101,41 @@ def unit_info(directory: Path, unit: int, units: int, split: str = "train") -> U
 
 
 def unit_done(directory: Path, unit: int, units: int, split: str = "train") -> bool:
-    """Whether a unit is there in full (its sha256 is for `finish` to check)."""
+    """Whether a unit is complete, judged by its size; `finish` checks the sha256."""
     return unit_info(directory, unit, units, split) is not None
 
 
-def _described(directory: Path) -> dataset_info_pb2.DatasetInfo:
+def _read_info(directory: Path) -> dataset_info_pb2.DatasetInfo:
     path = Path(directory) / INFO_FILE
     info = dataset_info_pb2.DatasetInfo()
     return json_format.Parse(path.read_text(), info) if path.exists() else info
 
 
 def finish(directory: Path, units: int, split: str = "train") -> None:
-    """Describes a split of which all units are written, so that TFDS and `read` open it.
+    """Describes a split whose units are all written, so that TFDS and `read` can open it.
 
-    Checks every file against its sidecar, sweeps what killed writers of this split left, and
-    writes features.json and dataset_info.json; other splits stay described. Does nothing when
-    the split is described already. Two splits of one directory must not be finished at the
-    same moment.
+    Checks every file against its sidecar, removes what killed writers of this split left, and writes features.json
+    and dataset_info.json. Other splits keep their description. Does nothing if the split is described already. Two
+    splits of one directory must not be finished at the same time.
 
     Raises:
-      ValueError: a unit is not written, or its file is not what was written, or the directory
-        holds units of the same split under another number of units.
+      UserError: about `directory`: a unit is not written, its file has changed since, or there are units of this
+        split under another number of units.
     """
     directory = Path(directory)
     paths = [unit_path(directory, unit, units, split) for unit in range(units)]
-    found = [unit_info(directory, unit, units, split) for unit in range(units)]
-    infos = [info for info in found if info is not None]
-    if len(infos) < units:
-        absent = [unit for unit, info in enumerate(found) if info is None]
-        raise ValueError(
-            f"{directory}: split {split!r} lacks {len(absent)} of {units} units, the first is "
-            f"{absent[0]}: run the stage that writes it again"
-        )
+    infos = _unit_infos(directory, units, split)
     pattern = f"{NAME}-{split}.array_record-"
     others = {p.name for p in directory.glob(pattern + "?????-of-?????")} - {p.name for p in paths}
     if others:
-        raise ValueError(
-            f"{directory}: split {split!r} has units={units}, and also {min(others)} of another "
-            "number of units: remove the older files or use an empty directory"
+        raise UserError(
+            f"{directory}: split {split!r} has units={units}, and also {min(others)} of another number of units: "
+            "remove the older files or use an empty directory",
+            about="directory",
         )
     for name in (pattern, INFO_FILE, FEATURES_FILE):
-        for leftover in directory.glob(f"{_TEMPORARY}{name}*"):
-            leftover.unlink(missing_ok=True)
-    described = _described(directory)
+        sweep(directory, name)
+    described = _read_info(directory)
     split_info = dataset_info_pb2.SplitInfo(
         name=split,
         shard_lengths=[info.count for info in infos],
@@ -177,16 +145,28 @@ def finish(directory: Path, units: int, split: str = "train") -> None:
     if split_info in described.splits:
         return
     for path, info in zip(paths, infos, strict=True):
-        if _sha256(path) != info.sha256:
-            raise ValueError(f"{path}: not the file that was written: remove it and run again")
-    _write_atomic(directory / FEATURES_FILE, _features_json())
+        if sha256(path) != info.sha256:
+            raise UserError(f"{path}: not the file that was written: remove it and run again", about="directory")
+    write_text(directory / FEATURES_FILE, _features_json())
     result = dataset_info_pb2.DatasetInfo(
         name=NAME,
         version=VERSION,
         file_format="array_record",
         splits=sorted([s for s in described.splits if s.name != split] + [split_info], key=lambda s: s.name),
     )
-    _write_atomic(directory / INFO_FILE, json_format.MessageToJson(result, sort_keys=True))
+    write_text(directory / INFO_FILE, json_format.MessageToJson(result, sort_keys=True))
+
+
+def _unit_infos(directory: Path, units: int, split: str) -> list[UnitInfo]:
+    infos = [unit_info(directory, unit, units, split) for unit in range(units)]
+    absent = [unit for unit, info in enumerate(infos) if info is None]
+    if absent:
+        raise UserError(
+            f"{directory}: split {split!r} lacks {len(absent)} of {units} units, the first is {absent[0]}: run the "
+            "stage that writes it again",
+            about="directory",
+        )
+    return [info for info in infos if info is not None]
 
 
 @cache
@@ -196,7 +176,7 @@ def _features_json() -> str:
 
 
 class _Shard(NamedTuple):
-    """What ArrayRecordDataSource asks of a file: with it, opening reads no file."""
+    """The attributes of a file that ArrayRecordDataSource reads; with them, it opens no file to count its records."""
 
     filename: str
     skip: int
@@ -226,7 +206,7 @@ class RowSource:
         return (self[i] for i in range(self._length))
 
     def __repr__(self) -> str:
-        # Grain compares this when it restores an iterator; a moved directory is the same source.
+        # Grain compares this when it restores an iterator, and a moved directory is the same source.
         return f"RowSource({self._length} rows)"
 
 
@@ -234,29 +214,31 @@ def read(directory: Path, split: str = "train") -> RowSource:
     """Opens a finished split.
 
     Raises:
-      ValueError: the split is not finished, a file is missing or cut, or the directory was
-        written with another layout of rows.
+      UserError: about `directory`: the split is not finished, a file is missing or cut, or another version wrote its
+        rows in another layout.
     """
     directory = Path(directory)
-    described = _described(directory)
-    splits = {s.name: s for s in described.splits}
+    splits = {s.name: s for s in _read_info(directory).splits}
     if split not in splits:
-        raise ValueError(
-            f"{directory}: split {split!r} is not complete; complete splits: {sorted(splits)}: "
-            "run the stage that writes it"
+        raise UserError(
+            f"{directory}: split {split!r} is not complete; complete splits: {sorted(splits)}: run the stage that "
+            "writes it",
+            about="directory",
         )
     if (directory / FEATURES_FILE).read_text() != _features_json():
-        raise ValueError(
-            f"{directory}: {FEATURES_FILE} is not the layout of this version's rows: run the "
-            "stage that writes it again in an empty workdir"
+        raise UserError(
+            f"{directory}: {FEATURES_FILE} is not the layout of this version's rows: run the stage that writes it "
+            "again in an empty workdir",
+            about="directory",
         )
     lengths = list(splits[split].shard_lengths)
     paths = [unit_path(directory, i, len(lengths), split) for i in range(len(lengths))]
     size = sum(path.stat().st_size for path in paths if path.exists())
     if size != splits[split].num_bytes:
-        raise ValueError(
-            f"{directory}: the files of split {split!r} hold {size} bytes, not "
-            f"{splits[split].num_bytes}: copy the directory again, or run its stage again"
+        raise UserError(
+            f"{directory}: the files of split {split!r} hold {size} bytes, not {splits[split].num_bytes}: copy the "
+            "directory again, or run its stage again",
+            about="directory",
         )
     return RowSource(paths, lengths)
 
@@ -265,10 +247,10 @@ def read_unit(directory: Path, unit: int, units: int, split: str = "train") -> R
     """Opens one unit, whether or not the others are written.
 
     Raises:
-      ValueError: the unit is not written.
+      UserError: about `directory`: the unit is not written.
     """
     info = unit_info(directory, unit, units, split)
     path = unit_path(directory, unit, units, split)
     if info is None:
-        raise ValueError(f"{path} is not complete: run the stage that writes it")
+        raise UserError(f"{path} is not complete: run the stage that writes it", about="directory")
     return RowSource([path], [info.count])

@@ -1,21 +1,25 @@
 """The Row: one prompt with its scored completions, and its bytes.
 
-A row is a tf.train.Example in the layout of TensorFlow Datasets, written and read without TensorFlow;
-`row_files` keeps rows on disk. Absent numbers (a reward not scored, a log-prob not computed) are NaN;
-`missing` counts them.
+A row's bytes are a tf.train.Example in the layout of TensorFlow Datasets, written and read without TensorFlow;
+`row_files` keeps rows on disk. NaN marks a number that is not known: a reward not scored, a log-prob not computed.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from qrpo_jax.errors import UserError
+
 SOURCES = ("dataset", "reference", "policy")
+NO_TOKENS = np.zeros(0, np.int32)
+NO_REWARDS = np.zeros(0, np.float32)
+NO_TOKENS.flags.writeable = NO_REWARDS.flags.writeable = False  # rows share them
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +32,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion:
-    """One completion of a row's prompt; two are equal when their rows' `encode` are.
+    """One completion of a row's prompt. To compare completions, compare `encode` of their rows.
 
     Attributes:
       tokens: [L] int32 token ids, empty where the text was not tokenized.
       finished: whether the completion ended by itself and not at the length limit.
       source: one of SOURCES.
       reward: float32 on disk; NaN = not scored.
-      log_prob: log-prob in nats under the distribution it was sampled from, float32 on disk;
-        NaN = not sampled by us.
+      log_prob: log-prob in nats under the distribution it was sampled from, float32 on disk; NaN = not sampled by us.
       reference_log_prob: log pi_ref in nats, float32 on disk; NaN = not computed.
     """
 
@@ -51,59 +54,43 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One prompt with its completions; two rows are equal when their `encode` are.
+    """One prompt with its completions. To compare rows, compare their `encode`.
 
     Attributes:
-      payload: JSON for the reward, such as unit tests; "" if none.
-      reference_rewards: [N] float32 rewards of further reference completions of which only the
-        reward is known; usually empty.
+      payload: JSON for the reward function, such as unit tests; "" if none.
+      reference_rewards: [N] float32 rewards of further reference completions whose text is not kept; usually empty.
     """
 
     id: str
     messages: tuple[Message, ...]
-    payload: str
-    completions: tuple[Completion, ...]
-    reference_rewards: np.ndarray
-
-
-class Missing(NamedTuple):
-    """How many completions lack a number, by number."""
-
-    reward: int
-    log_prob: int
-    reference_log_prob: int
-
-
-def missing(rows: Iterable[Row]) -> Missing:
-    """How many completions of `rows` have NaN as reward, log_prob, reference_log_prob."""
-    counts = [0, 0, 0]
-    for row in rows:
-        for c in row.completions:
-            for i, number in enumerate((c.reward, c.log_prob, c.reference_log_prob)):
-                counts[i] += math.isnan(number)
-    return Missing(*counts)
+    payload: str = ""
+    completions: tuple[Completion, ...] = ()
+    reference_rewards: np.ndarray = field(default_factory=lambda: NO_REWARDS)
 
 
 def check_row(row: Row) -> None:
-    """Refuses a row that cannot be trained or scored on.
+    """Refuses a row that can be neither scored nor trained on.
 
     Raises:
-      ValueError: empty prompt, no completion, or a completion with neither text nor tokens.
+      UserError: about `row`: an empty prompt, no completion, or a completion with neither text nor tokens.
     """
     if not any(m.content.strip() for m in row.messages):
-        raise ValueError(
-            f"row {row.id!r}: the prompt is empty; at least one message must have content: drop the row at its source"
+        raise UserError(
+            f"row {row.id!r}: the prompt is empty; at least one message must have content: drop the row at its source",
+            about="row",
         )
     if not row.completions:
-        raise ValueError(
-            f"row {row.id!r}: no completion; at least one is needed: run a sample stage first "
-            "or drop the row at its source"
+        raise UserError(
+            f"row {row.id!r}: no completion; at least one is needed: run a sample stage first or drop the row at its "
+            "source",
+            about="row",
         )
     for i, c in enumerate(row.completions):
         if not len(c.tokens) and not c.text:
-            raise ValueError(
-                f"row {row.id!r}, completion {i}: neither text nor tokens; one is needed: drop "
-                "the completion at its source"
+            raise UserError(
+                f"row {row.id!r}, completion {i}: neither text nor tokens; one is needed: drop the completion at its "
+                "source",
+                about="row",
             )
 
 
@@ -111,26 +98,28 @@ def check_scored(row: Row) -> None:
     """Refuses a row with a reward that is not a finite number.
 
     Raises:
-      ValueError: a NaN or infinite reward of a completion or of reference_rewards.
+      UserError: about `row`: a NaN or infinite reward of a completion or in reference_rewards.
     """
-    for what, rewards in (
-        ("completion", [c.reward for c in row.completions]),
-        ("reference reward", row.reference_rewards),
-    ):
-        for i, reward in enumerate(rewards):
-            if not math.isfinite(reward):
-                raise ValueError(
-                    f"row {row.id!r}, {what} {i}: the reward is {float(reward)}; it must be a "
-                    "finite number: run a score stage, or mend the reward function"
-                )
+    _check_finite(row, "completion", [c.reward for c in row.completions])
+    _check_finite(row, "reference reward", row.reference_rewards)
+
+
+def _check_finite(row: Row, name: str, rewards: Iterable[float]) -> None:
+    for i, reward in enumerate(rewards):
+        if not math.isfinite(reward):
+            raise UserError(
+                f"row {row.id!r}, {name} {i}: the reward is {float(reward)}; it must be a finite number: run a score "
+                "stage, or correct the reward function",
+                about="row",
+            )
 
 
 @cache
 def features() -> tfds.features.FeaturesDict:
     """The layout of a row as TFDS features.
 
-    TFDS without TensorFlow cannot read a sequence inside a sequence, so the token ids of all
-    completions are one flat sequence, cut by `completions/length`.
+    TFDS without TensorFlow cannot read a sequence inside a sequence. The token ids of all completions are therefore
+    one flat sequence, and `completions/length` says where to cut it.
     """
     text = tfds.features.Text
     return tfds.features.FeaturesDict(
@@ -158,61 +147,65 @@ def features() -> tfds.features.FeaturesDict:
 def encode(row: Row) -> bytes:
     """A row as a serialized tf.train.Example of `features`; equal rows give equal bytes.
 
-    Writes the protocol buffer directly, which is many times faster than
-    `features().serialize_example`.
+    Writes the protocol buffer directly, which is many times faster than `features().serialize_example`.
 
     Raises:
-      ValueError: a source outside SOURCES, tokens that are not a vector of int32, or text that
-        UTF-8 cannot hold.
+      UserError: about `row`: text that UTF-8 cannot hold.
+      ValueError: a bug: a source outside SOURCES, or tokens that are not a vector of int32.
     """
+    _check_completions(row)
     example = tf_example_pb2.Example()
-    feature = example.features.feature
-    completions = row.completions
-    try:
-        for key, texts in {
-            "id": (row.id,),
-            "payload": (row.payload,),
-            "messages/role": [m.role for m in row.messages],
-            "messages/content": [m.content for m in row.messages],
-            "completions/text": [c.text for c in completions],
-            "completions/source": [c.source for c in completions],
-        }.items():
-            values = feature[key].bytes_list
-            values.SetInParent()  # so that an empty list is a list, and not an absent feature
-            values.value.extend([text.encode() for text in texts])
-    except UnicodeEncodeError as error:
-        raise ValueError(f"row {row.id!r}: {key} is not text that UTF-8 can hold: {error}") from None
-    for i, c in enumerate(completions):
-        if c.source not in SOURCES:
-            raise ValueError(f"row {row.id!r}, completion {i}: source is {c.source!r}; allowed: {SOURCES}")
-        if c.tokens.ndim != 1 or c.tokens.dtype != np.int32:
-            raise ValueError(
-                f"row {row.id!r}, completion {i}: tokens are {c.tokens.dtype} of shape "
-                f"{c.tokens.shape}; they must be a vector of int32"
-            )
-    tokens = np.concatenate([c.tokens for c in completions]).tolist() if completions else []
+    feature, completions = example.features.feature, row.completions
+    for key, texts in {
+        "id": (row.id,),
+        "payload": (row.payload,),
+        "messages/role": [m.role for m in row.messages],
+        "messages/content": [m.content for m in row.messages],
+        "completions/text": [c.text for c in completions],
+        "completions/source": [c.source for c in completions],
+    }.items():
+        _fill(feature[key].bytes_list, _utf8(row, key, texts))
     for key, integers in {
         "completions/length": [len(c.tokens) for c in completions],
         "completions/finished": [int(c.finished) for c in completions],
-        "tokens": tokens,
+        "tokens": np.concatenate([c.tokens for c in completions]).tolist() if completions else [],
     }.items():
-        numbers = feature[key].int64_list
-        numbers.SetInParent()
-        numbers.value.extend(integers)
+        _fill(feature[key].int64_list, integers)
     for key, floats in {
         "completions/reward": [c.reward for c in completions],
         "completions/log_prob": [c.log_prob for c in completions],
         "completions/reference_log_prob": [c.reference_log_prob for c in completions],
         "reference_rewards": np.asarray(row.reference_rewards, np.float32).tolist(),
     }.items():
-        reals = feature[key].float_list
-        reals.SetInParent()
-        reals.value.extend(floats)
+        _fill(feature[key].float_list, floats)
     return example.SerializeToString(deterministic=True)
 
 
+def _check_completions(row: Row) -> None:
+    for i, c in enumerate(row.completions):
+        if c.source not in SOURCES:
+            raise ValueError(f"row {row.id!r}, completion {i}: source is {c.source!r}; allowed: {SOURCES}")
+        if c.tokens.ndim != 1 or c.tokens.dtype != np.int32:
+            raise ValueError(
+                f"row {row.id!r}, completion {i}: tokens are {c.tokens.dtype} of shape {c.tokens.shape}; they must be "
+                "a vector of int32"
+            )
+
+
+def _utf8(row: Row, key: str, texts: Iterable[str]) -> list[bytes]:
+    try:
+        return [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise UserError(f"row {row.id!r}: {key} is not text that UTF-8 can hold: {error}", about="row") from None
+
+
+def _fill(values: Any, items: Iterable[bytes | float]) -> None:
+    values.SetInParent()  # an empty list must be present, too
+    values.value.extend(items)
+
+
 def decode(record: bytes) -> Row:
-    """The row of which `record` is the `encode`."""
+    """The inverse of `encode`."""
     feature = tf_example_pb2.Example.FromString(record).features.feature
 
     def texts(key: str) -> list[str]:
@@ -237,12 +230,6 @@ def decode(record: bytes) -> Row:
         ids = tokens[start : start + length]
         start += length
         completions.append(Completion(text, ids, bool(finished), source, reward, log_prob, reference_log_prob))
-    roles, contents = texts("messages/role"), texts("messages/content")
+    messages = tuple(map(Message, texts("messages/role"), texts("messages/content")))
     reference_rewards = np.array(feature["reference_rewards"].float_list.value, np.float32)
-    return Row(
-        row_id,
-        tuple(map(Message, roles, contents)),
-        payload,
-        tuple(completions),
-        reference_rewards,
-    )
+    return Row(row_id, messages, payload, tuple(completions), reference_rewards)

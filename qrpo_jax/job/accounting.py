@@ -1,4 +1,4 @@
-"""What a run counted: rows and completions dropped or cut, padding, ties, protections, speed."""
+"""What a finished run has on record: rows dropped and cut, padding, ties, protections, speed."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -7,12 +7,14 @@ import numpy as np
 
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
-from qrpo_jax.job.job import Job, before
+from qrpo_jax.evaluation import ties
+from qrpo_jax.evaluation.compare import SIDES
+from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.training.metrics import read_metrics
 
-# What a completion cannot do where the protection of that name holds.
-FORBIDDEN = {
+# What each protection prevents model-written code from doing.
+PREVENTS = {
     "network": "connect to the network",
     "filesystem": "write files",
     "reading": "read files outside the interpreter's library",
@@ -23,78 +25,89 @@ FORBIDDEN = {
 }
 
 
-SIDES = ("reference", "policy")
-
-
 def held_out(job: Job) -> dict[str, Iterator[Row]]:
-    """Evaluated rows of both sides, prompt by prompt; one that lost all completions on a side is in neither."""
+    """Evaluated rows of both sides in the same order, without the prompts that lost all completions on one side."""
     folder = job.folder("evaluate")
-    both = set.intersection(*({row.id for row in row_files.read(folder / side)} for side in SIDES))
-    return {side: (row for row in row_files.read(folder / side) if row.id in both) for side in SIDES}
+    shared = set.intersection(*({row.id for row in row_files.read(folder / side)} for side in SIDES))
+    return {side: (row for row in row_files.read(folder / side) if row.id in shared) for side in SIDES}
 
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
-    """What each stage counted, side by side where a stage has sides."""
-    found = []
+    """The counts of each stage by name; a stage with two sides has an entry for each."""
+    entries = []
     for stage in job.config.stages:
-        made = read_manifest(job.folder(stage))
-        if made is not None and "counts" in made:
-            counts = made["counts"]
-            nested = any(isinstance(value, dict) for value in counts.values())
-            parts = {f"{stage}, {side}": counts[side] for side in counts} if nested else {stage: counts}
-            found += [(name, sorted(part.items())) for name, part in parts.items()]
-    return found
+        manifest = read_manifest(job.folder(stage))
+        if manifest is None or "counts" not in manifest:
+            continue
+        counts = manifest["counts"]
+        has_sides = any(isinstance(value, dict) for value in counts.values())
+        parts = {f"{stage}, {side}": counts[side] for side in counts} if has_sides else {stage: counts}
+        entries += [(title, sorted(part.items())) for title, part in parts.items()]
+    return entries
 
 
 def paddings(job: Job) -> dict[str, float]:
+    """Share of padding among the tokens of each training stage's batches."""
     manifests = {stage: read_manifest(job.folder(stage)) for stage in ("sft", "train") if stage in job.config.stages}
-    return {stage: made["padding"] for stage, made in manifests.items() if made is not None and "padding" in made}
+    return {
+        stage: manifest["padding"]
+        for stage, manifest in manifests.items()
+        if manifest is not None and "padding" in manifest
+    }
 
 
 def comparisons(job: Job) -> dict[str, float]:
-    """How much the training rewards tell: shares of tied comparisons, and of prompts whose references all tie."""
-    source = before(job.config.stages, "train", ("sample", "score", "reference"))
-    if source is None:
+    """How well the training rewards rank completions: shares of ties and of flat prompts; empty without such rows."""
+    if "train" not in job.config.stages:
         return {}
-    return tied_shares(row_files.read(job.folder(source)))
+    return tied_shares(row_files.read(job.folder(job.rows_before("train"))))
 
 
 def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
-    """Shares of tied comparisons, completions with the other references of their prompt, and of flat prompts."""
-    compared, tied, prompts, flat = 0, 0, 0, 0
+    """Ties between completions and the other references of their prompt.
+
+    Returns:
+      compared (number of comparisons), tied (share of them), prompts (number of those with several references), flat
+      (share of those whose references all have the same reward).
+    """
+    tied, compared, flat = [np.zeros(0, int)], [np.zeros(0, int)], []
     for row in rows:
-        own = [c.reward for c in row.completions if c.source == "reference"]
-        references = np.asarray([*own, *row.reference_rewards], np.float32)
-        for completion in row.completions:
-            itself = completion.source == "reference"
-            tied += int((references == np.float32(completion.reward)).sum()) - itself
-            compared += len(references) - itself
-        if len(references) > 1:
-            prompts += 1
-            flat += bool((references == references[0]).all())
-    return {"compared": compared, "tied": tied / max(compared, 1), "prompts": prompts, "flat": flat / max(prompts, 1)}
+        reward_S = np.asarray([c.reward for c in row.completions], np.float32)
+        is_reference_S = np.asarray([c.source == "reference" for c in row.completions], bool)
+        reward_N = np.concatenate([reward_S[is_reference_S], np.asarray(row.reference_rewards, np.float32)])
+        of_row = ties.compare_with_references(reward_S, is_reference_S, reward_N)
+        tied.append(of_row.tied_C)
+        compared.append(of_row.compared_C)
+        if len(reward_N) > 1:
+            flat.append(ties.is_flat(reward_N))
+    every = ties.Comparisons(np.concatenate(tied), np.concatenate(compared))
+    return {
+        "compared": int(every.compared_C.sum()),
+        "tied": ties.tied_share(every),
+        "prompts": len(flat),
+        "flat": sum(flat) / max(len(flat), 1),
+    }
 
 
 def protections(job: Job) -> dict[str, list[str]] | None:
-    """What this machine kept model-written code from, and what it could not; None where no such code ran."""
-    made = read_manifest(job.folder("score")) if "score" in job.config.stages else None
-    if made is None or not made["protections"]:
+    """What model-written code was prevented from doing on this machine, and what not; None where no such code ran."""
+    manifest = read_manifest(job.folder("score")) if "score" in job.config.stages else None
+    if manifest is None or not manifest["protections"]:
         return None
-    told = {name: FORBIDDEN.get(name, name) for name in made["protections"]}
     return {
-        "held": [told[name] for name, held in made["protections"].items() if held],
-        "not_held": [told[name] for name, held in made["protections"].items() if not held],
+        name: [PREVENTS.get(key, key) for key, works in manifest["protections"].items() if works == prevented]
+        for name, prevented in (("prevented", True), ("not_prevented", False))
     }
 
 
 def speeds(job: Job) -> dict[str, float]:
-    """Median tokens per second of each training stage: the only figures that are about the machine."""
-    found = {}
+    """Median tokens per second of each training stage: the only figures that depend on the machine's speed."""
+    medians = {}
     for stage in ("sft", "train"):
         lines = read_metrics(job.folder(stage) / "metrics.jsonl")
-        # The first line of a start has none: it would count compilation.
-        laps = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-        laps = [lap for lap in laps if math.isfinite(lap)]
-        if laps:
-            found[stage] = float(np.median(laps))
-    return found
+        # The first line after each start has no speed, because it would include compilation.
+        speeds_of_lines = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+        finite = [speed for speed in speeds_of_lines if math.isfinite(speed)]
+        if finite:
+            medians[stage] = float(np.median(finite))
+    return medians

@@ -13,28 +13,32 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax.data import programs
+from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
+from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
+from qrpo_jax.devices.processes import is_first
+from qrpo_jax.errors import located
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
-from qrpo_jax.model import decoder, lora
+from qrpo_jax.job.stage import Stages
+from qrpo_jax.model import attention, decoder, lora
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training import checkpoints
-from qrpo_jax.training.step import Precision
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from qrpo_jax.training.state import parameter_layout
+from qrpo_jax.training.step import LogProbSettings
 
 
 class Policy(NamedTuple):
-    """The model a job aligns: its shape and its tokenizer, without parameters.
+    """The model that a job aligns: its shape and its tokenizer, without parameters.
 
     graph: of the base, which is the reference policy; of everything, where LoRA is not used.
     lora: what stage `train` adapts; None where it trains all parameters.
-    trained_graph: of what stage `train` makes: with adapters, or `graph`.
+    trained_graph: of the result of stage `train`: with adapters, or `graph`.
     """
 
     settings: DecoderSettings
@@ -46,33 +50,46 @@ class Policy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """This process's share of work that splits into units: unit u is its own if u mod count = index."""
+    """This process's share of work that splits into units: it owns unit u if u mod parts = index."""
 
     index: int
-    count: int
+    parts: int
 
     def owns(self, unit: int) -> bool:
-        return unit % self.count == self.index
+        return unit % self.parts == self.index
 
 
 class Job:
-    """What every stage needs. Reading it changes nothing; `policy` and meshes are made when first asked for."""
+    """What every stage needs. Reading it changes nothing; the policy and meshes are made on first use.
 
-    def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard) -> None:
-        self.config, self.workdir, self.shard = config, workdir, shard
+    Args:
+      config: every key of `configs/default.py`.
+      workdir: each stage has a folder in it.
+      shard: this process's share of the stages that split into units.
+      stages: those that `config.stages` may name, normally `stages.STAGES`.
+    """
+
+    def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard, stages: Stages) -> None:
+        self.config, self.workdir, self.shard, self.stages = config, workdir, shard, stages
         self._said: set[str] = set()
 
     def folder(self, stage: str) -> Path:
         return self.workdir / stage
 
+    def rows_before(self, stage: str) -> str:
+        """The stage whose rows `stage` reads: the last one before it that writes rows."""
+        names = self.config.stages
+        return [name for name in names[: names.index(stage)] if self.stages[name].writes_rows][-1]
+
     @functools.cached_property
     def mesh(self) -> Mesh:
         """All devices of all processes: where training runs."""
-        return make_mesh(**self.config.mesh)
+        with located("mesh"):
+            return make_mesh(**self.config.mesh)
 
     @functools.cached_property
     def local_mesh(self) -> Mesh:
-        """The devices of this process, where its own units are worked on independently of other processes."""
+        """The devices of this process, for units that it works on independently of other processes."""
         if jax.process_count() == 1:
             return self.mesh
         return make_mesh(-1, 1, 1, jax.local_devices())
@@ -80,38 +97,36 @@ class Job:
     @functools.cached_property
     def policy(self) -> Policy:
         model = self.config.model
-        if model.path:
-            folder = Path(model.path)
-            settings = model_folder.check_folder(folder)
-            text = open_text(folder, model.template)
-            model_folder.check_vocabulary(settings, text)
-        else:
-            tokenizer = vocabulary_tokenizer(programs.vocabulary())
-            shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
-            settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
-            text = make_text(tokenizer, model.template, (tokenizer.eos_token_id,))
-        graph, wanted = decoder.graph(settings), self.config.lora
-        if wanted.rank == 0:
+        with located("model.path" if model.path else "model", template="model.template"):
+            settings, text = _open_model(model) if model.path else _new_model(model, self.config.prompts.source)
+        graph, adapters = decoder.graph(settings), self.config.lora
+        if adapters.rank == 0:
             return Policy(settings, graph, text, None, graph)
-        adapted = make_lora(settings, rank=wanted.rank, alpha=wanted.alpha, targets=wanted.targets)
+        with located("lora", rank="lora.rank", alpha="lora.alpha", targets="lora.targets"):
+            adapted = make_lora(settings, rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets)
         return Policy(settings, graph, text, adapted, decoder.graph(settings, adapted))
 
     @property
-    def dtype(self) -> Any:
-        return DTYPES[self.config.model.compute_dtype]
-
-    def precision(self) -> Precision:
+    def compute(self) -> Compute:
+        """How every stage computes the decoder."""
         model = self.config.model
-        return Precision(self.config.reference.temperature, model.vocab_chunk, self.dtype, model.remat)
+        with located(attention="model.attention"):
+            return Compute(FLOATS[model.compute_dtype], model.remat, attention.choose(model.attention))
+
+    @property
+    def log_prob_settings(self) -> LogProbSettings:
+        """How the log-probs of policy and reference are computed."""
+        return LogProbSettings(self.config.log_probs.temperature, self.config.model.vocab_chunk, self.compute)
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""
         model = self.config.model
+        dtype = FLOATS[model.parameter_dtype]
         if model.path:
-            folder, dtype = Path(model.path), DTYPES[model.parameter_dtype]
+            folder = Path(model.path)
             self.say_once(f"model: {weights.conversions(weights.read_headers(folder), dtype)} ({folder})")
             return model_folder.load(folder, mesh, dtype)
-        return self._draw(mesh, jax.random.key(self.config.seed), DTYPES[model.parameter_dtype])
+        return self._draw(mesh, jax.random.key(self.config.seed), dtype)
 
     def fresh_adapters(self, mesh: Mesh) -> Parameters:
         """LoRA's adapters before their first update; float32, whatever the type of the base."""
@@ -121,10 +136,10 @@ class Job:
     def _draw(self, mesh: Mesh, key: jax.Array, dtype: Any, adapted: Lora | None = None) -> Parameters:
         settings = self.policy.settings
 
-        def make(key: jax.Array) -> Parameters:
+        def draw(key: jax.Array) -> Parameters:
             return jax.tree.map(lambda x: x.astype(dtype), decoder.initial_parameters(settings, key, adapted))
 
-        return jax.jit(make, out_shardings=self._shardings(mesh, adapted))(key)
+        return jax.jit(draw, out_shardings=self._shardings(mesh, adapted))(key)
 
     def _shardings(self, mesh: Mesh, adapted: Lora | None) -> Any:
         settings = self.policy.settings
@@ -134,13 +149,12 @@ class Job:
     def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
         """Parameters that a finished stage left behind; of `train` with LoRA the adapters alone."""
         adapted = self.policy.lora if stage == "train" else None
-        shapes = decoder.abstract_parameters(self.policy.settings, adapted)
-        dtype = DTYPES[self.config.model.parameter_dtype] if adapted is None else jnp.float32
-        abstract = checkpoints.abstract_like(shapes, self._shardings(mesh, adapted), dtype)
-        return checkpoints.load_parameters(self.folder(stage) / "parameters", abstract)
+        dtype = FLOATS[self.config.model.parameter_dtype] if adapted is None else jnp.float32
+        layout = parameter_layout(mesh, self.policy.settings, dtype, adapted)
+        return checkpoints.load_parameters(self.folder(stage) / "parameters", layout)
 
     def reference_parameters(self, mesh: Mesh) -> Parameters:
-        """Parameters of the reference policy: what SFT left, or the imported model."""
+        """Parameters of the reference policy: those that SFT left, or the imported model."""
         return self.trained_parameters("sft", mesh) if "sft" in self.config.stages else self.fresh_parameters(mesh)
 
     def policy_parameters(self, mesh: Mesh, reference: Parameters) -> Parameters:
@@ -148,23 +162,36 @@ class Job:
         trained = self.trained_parameters("train", mesh)
         return trained if self.policy.lora is None else lora.join(reference, trained)
 
-    def graph(self, source: str) -> nnx.GraphDef:
+    def graph(self, side: str) -> nnx.GraphDef:
         """The graph of the "reference" or of the trained "policy"."""
-        return self.policy.trained_graph if source == "policy" else self.policy.graph
+        return self.policy.trained_graph if side == "policy" else self.policy.graph
 
     def say(self, line: str) -> None:
         """Prints a line once, whatever the number of processes, above any progress bar."""
-        if jax.process_index() == 0:
+        if is_first():
             tqdm.write(line, file=sys.stderr)
 
     def say_once(self, line: str) -> None:
-        """Says what several stages have to say, the first time only."""
+        """Prints what several stages have to say, the first time only."""
         if line not in self._said:
             self._said.add(line)
             self.say(line)
 
 
-def before(stages: tuple[str, ...], stage: str, among: tuple[str, ...]) -> str | None:
-    """The last of `among` that runs before `stage`."""
-    earlier = [name for name in stages[: stages.index(stage)] if name in among]
-    return earlier[-1] if earlier else None
+def _open_model(model: Any) -> tuple[DecoderSettings, Text]:
+    """Settings and tokenizer of a Hugging Face folder."""
+    folder = Path(model.path)
+    settings = model_folder.check_folder(folder)
+    text = open_text(folder, model.template)
+    model_folder.check_vocabulary(settings, text)
+    return settings, text
+
+
+def _new_model(model: Any, source: str) -> tuple[DecoderSettings, Text]:
+    """Settings and tokenizer of a model that is trained from scratch, with the words of its prompts."""
+    vocabulary = SOURCES[source].vocabulary
+    assert vocabulary is not None, "check_source refuses a source without a vocabulary"
+    tokenizer = vocabulary_tokenizer(vocabulary())
+    shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
+    settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
+    return settings, make_text(tokenizer, model.template, (tokenizer.eos_token_id,))

@@ -1,101 +1,178 @@
-"""The prompts of a job, unit by unit, from whichever source its config names."""
+"""The prompts of a job: the source that its config names, split into units of work."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 
-from qrpo_jax.data import prompts
 from qrpo_jax.data.rows import Row
-from qrpo_jax.devices.mesh import axis_size, place, row_sharding
+from qrpo_jax.data.sources import SOURCES, listed
+from qrpo_jax.data.sources.source import Settings, Source, SourceKind, all_rows
+from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.bounds import check_choices, check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.sampling.sampler import Samples, make_sampler
+from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
+from qrpo_jax.sampling.sampler import make_sampler
 
-SPLITS = ("train", "eval")
+Sources = Mapping[str, SourceKind]
 
 
-class Prompts:
-    """Prompts of one split, as rows without reference completions."""
+class Prompts(NamedTuple):
+    """The prompts of one split in units of `size`; the last unit may have fewer."""
 
-    def __init__(self, job: Job, split: str) -> None:
-        self.job, self.split = job, split
-        config = job.config.prompts
-        self._listed: list[Row] | None = None
-        if config.source == "jsonl":
-            kept, held_out = prompts.split_rows(prompts.read_jsonl(Path(config.path)), config.held_out, config.count)
-            self._listed = kept if split == "train" else held_out
-            self.count = len(self._listed)
-        else:
-            self.count = config.count if split == "train" else config.held_out
-        self.units = -(-self.count // config.unit)
+    source: Source
+    size: int
+
+    @property
+    def units(self) -> int:
+        return round_up(self.source.count, self.size) // self.size
 
     def indices(self, unit: int) -> range:
-        size = self.job.config.prompts.unit
-        return range(unit * size, min((unit + 1) * size, self.count))
+        return range(unit * self.size, min((unit + 1) * self.size, self.source.count))
 
-    def rows(self, unit: int, parameters: Parameters) -> list[Row]:
-        """Rows of a unit; `parameters` are those of the reference policy, which prompts may be sampled from."""
-        job = self.job
-        if self._listed is not None:
-            return [self._listed[i] for i in self.indices(unit)]
-        if job.config.prompts.source == "programs":
-            return [prompts.program_row(job.config.seed, self.split, i) for i in self.indices(unit)]
-        return self._beginnings(unit, parameters)
+    def rows(self, unit: int) -> list[Row]:
+        return self.source.rows(self.indices(unit))
 
-    def _beginnings(self, unit: int, parameters: Parameters) -> list[Row]:
-        """The first tokens of texts that the model makes up, as prompts; text that ends early is shorter."""
-        text = self.job.policy.text
-        mesh = self.job.local_mesh
-        indices = list(self.indices(unit))
-        count = padded(len(indices), axis_size(mesh, "rows"))
-        start = [text.tokenizer.bos_token_id]
-        keys = prompt_keys(self.job.config.seed, f"prompts {self.split}", indices, count)
-        tokens_PxL = np.broadcast_to(np.asarray(start, np.int32), (count, len(start)))
-        lengths_P = np.full(count, len(start), np.int32)
-        samples = jax.device_get(self._sampler(parameters, *place((tokens_PxL, lengths_P, keys), row_sharding(mesh))))
-        rows = []
-        for i, index in enumerate(indices):
-            finished = bool(samples.finished_Pxn[i, 0])
-            tokens = samples.tokens_PxnxT[i, 0, : samples.lengths_Pxn[i, 0]]
-            rows.append(prompts.text_row(f"{self.split}-{index}", text.decode(tokens, finished).strip()))
-        return rows
+
+def open_prompts(job: Job, split: str, reference: Parameters | None = None, sources: Sources = SOURCES) -> Prompts:
+    """The prompts of a split in units.
+
+    Args:
+      split: "train" or "eval".
+      reference: parameters of the reference policy, for prompts that are sampled from it.
+
+    Raises:
+      UserError: from the source.
+    """
+    return Prompts(open_sources(job, reference, sources)[split], job.config.prompts.unit)
+
+
+def open_sources(job: Job, reference: Parameters | None = None, sources: Sources = SOURCES) -> Mapping[str, Source]:
+    """The source of each split: "train", "eval" and, with demonstrations, "sft".
+
+    Args:
+      reference: as in `open_prompts`.
+
+    Raises:
+      UserError: from the source.
+    """
+    config = job.config
+    settings = Settings(
+        seed=config.seed,
+        count=config.prompts.count,
+        held_out=config.prompts.held_out,
+        demonstrations=config.sft.examples,
+        path=Path(config.prompts.path),
+        draw_beginnings=None if reference is None else Beginnings(job, reference),
+    )
+    with located(path="prompts.path", held_out="prompts.held_out"):
+        return sources[config.prompts.source].open(settings)
+
+
+class Beginnings:
+    """Draws the first tokens of texts from the reference policy; a text that ends early is shorter."""
+
+    def __init__(self, job: Job, reference: Parameters) -> None:
+        self._job, self._reference = job, reference
+
+    def __call__(self, indices: Sequence[int], split: str) -> list[str]:
+        """One text for each index; it depends on the job's seed, the split and the index alone."""
+        text, mesh = self._job.policy.text, self._job.local_mesh
+        count = round_up(len(indices), axis_size(mesh, "rows"))
+        tokens_Px1 = np.full((count, 1), text.tokenizer.bos_token_id, np.int32)
+        lengths_P = np.ones(count, np.int32)
+        keys_Px2 = prompt_keys(self._job.config.seed, f"prompts {split}", indices, count)
+        inputs = place((tokens_Px1, lengths_P, keys_Px2), row_sharding(mesh))
+        samples = jax.device_get(self._sampler(self._reference, *inputs))
+        texts = []
+        for i in range(len(indices)):
+            tokens_T = samples.tokens_PxnxT[i, 0, : samples.lengths_Pxn[i, 0]]
+            texts.append(text.decode(tokens_T, bool(samples.finished_Pxn[i, 0])).strip())
+        return texts
 
     @functools.cached_property
     def _sampler(self) -> Callable:
-        job = self.job
+        job = self._job
         sampler = make_sampler(
             job.policy.graph,
             completions=1,
             max_new_tokens=job.config.prompts.beginning_tokens,
             temperature=1.0,
             end_tokens=job.policy.text.end_tokens,
-            dtype=job.dtype,
+            compute=job.compute,
         )
         return jax.jit(with_raw_keys(sampler))
 
 
-def padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+def check_prompts(job: Job, sources: Sources = SOURCES) -> None:
+    """Refuses prompts that the job cannot use; reads the file of a source that lists its rows.
+
+    Raises:
+      UserError: naming the key, or the file and line.
+    """
+    config = job.config
+    kind = sources[config.prompts.source]
+    check_least(
+        config,
+        {
+            "prompts.count": 0 if kind.listed else 1,
+            "prompts.held_out": 0,
+            "prompts.unit": 1,
+            "prompts.max_tokens": 1,
+            "prompts.beginning_tokens": 1,
+        },
+    )
+    if kind.sampled:
+        check_beginnings(job)
+    if not kind.listed:
+        return
+    opened, max_tokens = open_sources(job, sources=sources), config.prompts.max_tokens
+    train, held_out = all_rows(opened["train"]), all_rows(opened["eval"])
+    with located(
+        "prompts.path", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
+    ):
+        if config.sample.completions == 0 or "sft" in config.stages:
+            listed.check_completions(train)
+        listed.check_lengths(train, job.policy.text, max_tokens, "to train on")
+        listed.check_lengths(held_out, job.policy.text, max_tokens, "held out")
 
 
-def prompt_keys(seed: int, purpose: str, indices: list[int], count: int) -> np.ndarray:
-    """Raw PRNG keys [count, 2], one for each prompt's index; a prompt's key depends on nothing else."""
-    key = jax.random.key(seed)
-    for letter in purpose.encode():
-        key = jax.random.fold_in(key, letter)
-    padding = [0] * (count - len(indices))
-    keys_P = jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray([*indices, *padding], np.uint32))
-    return np.asarray(jax.random.key_data(keys_P))
+def check_source(config: Any, sources: Sources = SOURCES) -> None:
+    """Refuses a source that cannot serve the model or the stages of a config; opens nothing.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    check_choices(config, {"prompts.source": sources})
+    name = config.prompts.source
+    kind = sources[name]
+    if not config.model.path and kind.vocabulary is None:
+        known = ", ".join(repr(other) for other in sources if sources[other].vocabulary is not None)
+        raise UserError(
+            f"a model that is trained from scratch knows only the words of {known}, not those of prompts from {name!r} "
+            "(config.model.path, config.prompts.source)"
+        )
+    if "sft" in config.stages and not kind.demonstrations:
+        raise UserError(f"prompts from {name!r} bring nothing to learn from: remove 'sft' from config.stages")
+    if config.sample.completions == 0 and not kind.completions:
+        raise UserError(
+            f"sample.completions is 0, but prompts from {name!r} bring no completions (config.sample.completions)"
+        )
 
 
-def with_raw_keys(sampler: Callable) -> Callable:
-    """The sampler with raw key data in place of typed keys, which host arrays cannot hold."""
+def check_beginnings(job: Job) -> None:
+    """Refuses a tokenizer that does not mark where a text begins; `Beginnings` samples from that mark.
 
-    def sample(parameters: Parameters, tokens_PxL: Array, lengths_P: Array, keys_Px2: Array) -> Samples:
-        return sampler(parameters, tokens_PxL, lengths_P, jax.random.wrap_key_data(keys_Px2))
-
-    return sample
+    Raises:
+      UserError: naming the key.
+    """
+    if job.policy.text.tokenizer.bos_token_id is None:
+        raise UserError(
+            f"prompts from {job.config.prompts.source!r} start at the BOS token of the model, and its tokenizer has "
+            "none (config.prompts.source)"
+        )

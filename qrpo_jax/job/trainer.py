@@ -1,94 +1,100 @@
-"""What SFT and training share: from examples to packed batches, and from a config section to an optimizer."""
+"""What stages `sft` and `train` share: one training run from examples to saved parameters."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax import Array
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import batches
 from qrpo_jax.data.packing import Plan, plan_batches
+from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size
-from qrpo_jax.job.job import DTYPES, Job
+from qrpo_jax.errors import located
+from qrpo_jax.job.bounds import check_least, check_range
+from qrpo_jax.job.job import Job
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
-from qrpo_jax.training.checkpoints import save_parameters
-from qrpo_jax.training.fit import Pace, fit
-from qrpo_jax.training.metrics import read_metrics
-from qrpo_jax.training.objectives import Objective
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.step import Precision, make_step
+from qrpo_jax.training.checkpoints import Checkpoints, save_parameters
+from qrpo_jax.training.fit import fit
+from qrpo_jax.training.logbook import Logbook
+from qrpo_jax.training.metrics import MetricsWriter, read_metrics
+from qrpo_jax.training.objectives import LossFunction
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.state import Trainable, parameter_layout
+from qrpo_jax.training.step import LogProbSettings, make_step
 
 
-def train(
-    job: Job,
-    stage: str,
-    section: Any,
-    examples: Examples,
-    objective: Objective,
-    precision: Precision,
-    start: Callable[[], Parameters],
-    *,
-    lora: Lora | None = None,
-    frozen: Parameters | None = None,
-    reference_on_the_fly: bool = False,
-    calibrated_target: Callable[[Batch], Array] | None = None,
-    on_first: Callable[[Batch, dict[str, float]], None] | None = None,
-) -> dict[str, Any]:
-    """Trains to the end of the plan, leaves parameters in the stage's folder and returns what to put on record.
+class Training(NamedTuple):
+    """What a stage trains, and on what.
+
+    start: makes the parameters before the first update; with `frozen` the adapters.
+    frozen: with LoRA the base of the adapters, which is the reference policy; None where all parameters are trained.
+    reference_on_the_fly: log π_ref is computed from `frozen` with every batch.
+    calibrated_target: f(R_q) − β log Z of each completion, for the metrics of QRPO.
+    on_first: called with the first batch and its metrics when the run starts from the beginning.
+    """
+
+    examples: Examples
+    objective: LossFunction
+    log_probs: LogProbSettings
+    start: Callable[[], Parameters]
+    frozen: Parameters | None = None
+    reference_on_the_fly: bool = False
+    calibrated_target: Callable[[Batch], Array] | None = None
+    on_first: Callable[[Batch, dict[str, float]], None] | None = None
+
+
+def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
+    """Trains to the end of the plan, writes parameters to the stage's folder and returns the stage's manifest.
 
     Args:
-      start: makes the parameters that are trained; with `lora` the adapters of `frozen`, which is the reference policy.
-      reference_on_the_fly: log π_ref is computed from `frozen` with every batch.
+      stage: also the name of the config section with the options of the training.
     """
+    section, folder, examples = job.config[stage], job.folder(stage), training.examples
+    lora = None if training.frozen is None else job.policy.lora
     plan = make_plan(job, section, examples)
     describe(job, stage, plan, examples, lora)
-    optimizer, schedule = make_optimizer(
-        learning_rate=section.learning_rate,
-        schedule=section.schedule,
-        warmup_share=section.warmup_share,
-        steps=plan.steps,
-        b1=section.b1,
-        b2=section.b2,
-        weight_decay=section.weight_decay,
-        clip_norm=section.clip_norm,
-    )
+    optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
     step = make_step(
         job.policy.graph if lora is None else job.policy.trained_graph,
-        objective,
+        training.objective,
         optimizer,
-        precision=precision,
+        precision=training.log_probs,
         microbatches=section.microbatches,
-        calibrated_target=calibrated_target,
-        reference=job.policy.graph if reference_on_the_fly else None,
+        calibrated_target=training.calibrated_target,
+        reference=job.policy.graph if training.reference_on_the_fly else None,
     )
-    log = job.config.log
-    folder = job.folder(stage)
-    parameters = fit(
-        step,
-        optimizer,
-        job.policy.settings,
-        job.mesh,
-        batches(examples, plan),
-        steps=plan.steps,
-        start=start,
-        seed=job.config.seed,
-        dtype=DTYPES[job.config.model.parameter_dtype] if lora is None else np.float32,
-        pace=Pace(section.log_every, section.checkpoint_every),
-        directory=folder,
-        names=examples.names,
-        schedule=schedule,
-        title=stage,
-        tensorboard=log.tensorboard,
-        wandb={"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"} if log.wandb else None,
-        on_first=on_first,
-        lora=lora,
-        frozen=frozen,
-    )
+    dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
+    layout = parameter_layout(job.mesh, job.policy.settings, dtype, lora)
+    with (
+        Checkpoints(folder / "checkpoints", every=section.checkpoint_every) as checkpoints,
+        MetricsWriter(folder, resume_step=checkpoints.latest or 0, **boards(job, stage)) as writer,
+        Logbook(
+            writer,
+            checkpoints,
+            steps=plan.steps,
+            every=section.log_every,
+            names=examples.names,
+            schedule=schedule,
+            title=stage,
+            on_first=training.on_first,
+        ) as logbook,
+    ):
+        parameters = fit(
+            step,
+            Trainable(layout, optimizer, training.start, job.config.seed),
+            batches(examples, plan),
+            steps=plan.steps,
+            checkpoints=checkpoints,
+            logbook=logbook,
+            frozen=training.frozen,
+        )
     save_parameters(folder / "parameters", parameters)
     return {
         "steps": plan.steps,
@@ -99,7 +105,41 @@ def train(
     }
 
 
+def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and learning rate that a stage's config section describes.
+
+    Raises:
+      UserError: an option is not allowed; names its key.
+    """
+    options = Optimization(**{name: config[stage][name] for name in Optimization._fields})
+    with located(**{name: f"{stage}.{name}" for name in Optimization._fields}):
+        return make_optimizer(options, steps)
+
+
+def check_optimization(config: Any, stage: str) -> None:
+    """Refuses options of a training that no optimizer or loop could have.
+
+    Raises:
+      UserError: naming the key.
+    """
+    names = ("batch_size", "epochs", "microbatches", "log_every", "checkpoint_every")
+    check_least(config, {f"{stage}.{name}": 1 for name in names})
+    for name in ("b1", "b2"):
+        check_range(config, f"{stage}.{name}", 0, 1, below=True)
+    for name in ("weight_decay", "clip_norm", "learning_rate"):
+        check_range(config, f"{stage}.{name}", 0)
+    configured_optimizer(config, stage, steps=1)
+
+
+def boards(job: Job, stage: str) -> dict[str, Any]:
+    """Where metrics go besides the JSON-lines file, as arguments of `MetricsWriter`."""
+    log = job.config.log
+    wandb = {"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"}
+    return {"tensorboard": log.tensorboard, "wandb": wandb if log.wandb else None}
+
+
 def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
+    """Packs the examples of all epochs into batches whose rows split over the mesh and into microbatches."""
     pack = job.config.pack
     return plan_batches(
         examples.unit_lengths(),
@@ -114,6 +154,7 @@ def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
 
 
 def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | None) -> None:
+    """Prints the sizes of data, model and run."""
     counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
     job.say(f"{stage}: {counts}")
     size = f"{parameter_count(job.policy.settings):,} parameters"
@@ -126,6 +167,6 @@ def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | 
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """The last line of a stage's metrics, without the one figure that is about the machine."""
+    """The last line of a stage's metrics, without the speed, which depends on the machine."""
     lines = read_metrics(folder / "metrics.jsonl")
-    return {k: v for k, v in lines[-1].items() if k != "tokens_per_second"} if lines else {}
+    return {name: value for name, value in lines[-1].items() if name != "tokens_per_second"} if lines else {}

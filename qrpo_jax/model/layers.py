@@ -1,7 +1,4 @@
-"""The parts of one layer: norms, attention, feed-forward; each is what the settings say, and nothing more."""
-
-from collections.abc import Callable
-from typing import Any
+"""The parts of one layer: linear maps with their adapters, norms, projections of attention, feed-forward."""
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +6,19 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from qrpo_jax.model.attention.plain import rotate
-from qrpo_jax.model.rope import LongRope
+from qrpo_jax.model.rope import LongRope, rotate
 from qrpo_jax.model.settings import DecoderSettings, Lora
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str, ...]) -> nnx.Param:
+    """A weight matrix with entries of variance 1 / fan_in; `axes` are names from `devices.mesh.LOGICAL`."""
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5, axes=axes)
 
 
 class Adapter(nnx.Module):
-    """What LoRA adds to a matrix [*inputs, *outputs]: x A B · alpha / rank, with A [*inputs, r] and B [r, *outputs].
+    """LoRA adapter of a matrix [*inputs, *outputs]: adds x A B · alpha / rank, with A [*inputs, r] and B [r, *outputs].
 
-    A starts uniform within ± 1 / sqrt(inputs), as in PEFT (Kaiming uniform with a = sqrt 5); B at 0, so that an
+    A starts uniform within ± 1 / sqrt(inputs), as in PEFT (Kaiming uniform with a = sqrt 5). B starts at 0, so that an
     adapter adds nothing before its first update. Both are float32.
     """
 
@@ -34,7 +31,7 @@ class Adapter(nnx.Module):
         self.rank, self.scale = lora.rank, lora.scale
 
     def __call__(self, x_BLxI: Array) -> Array:
-        """[B·L, outputs], flat; nothing of the matrix's size is made."""
+        """[B·L, outputs], without computing A B, which is as large as the matrix."""
         inner_BLxr = x_BLxI @ self.a[...].astype(x_BLxI.dtype).reshape(-1, self.rank)
         return inner_BLxr * self.scale @ self.b[...].astype(x_BLxI.dtype).reshape(self.rank, -1)
 
@@ -50,8 +47,8 @@ def linear(
 ) -> Array:
     """x [B, L, *inputs] times weight [*inputs, *outputs], plus adapter and bias [*outputs] if any, in the type of x.
 
-    One plain matrix product over all B·L tokens: XLA's CPU backend is slow at the gradient of a product that
-    contracts two axes, and elsewhere it makes no difference.
+    The axes are flattened to one plain matrix product: XLA's CPU backend is slow at the gradient of a product that
+    contracts two axes. Other backends compile both forms to the same product.
     """
     rows, outputs = x.shape[:2], weight.shape[inputs:]
     x_BLxI = x.reshape(x.shape[0] * x.shape[1], -1)
@@ -79,9 +76,9 @@ class RMSNorm(nnx.Module):
         over = tuple(range(-scale.ndim, 0))
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
         if self.rounds and x.dtype != jnp.float32:
-            # Casting there and back would say the same, but the compiler may leave that out.
-            kept = jnp.finfo(x.dtype)
-            x32 = jax.lax.reduce_precision(x32, kept.nexp, kept.nmant)
+            # Not by casting to x.dtype and back: the compiler may remove such a pair of casts.
+            low = jnp.finfo(x.dtype)
+            x32 = jax.lax.reduce_precision(x32, low.nexp, low.nmant)
         return (x32 * (scale + self.offset if self.offset else scale)).astype(x.dtype)
 
 
@@ -104,6 +101,8 @@ class XIELU(nnx.Module):
 
 
 class Attention(nnx.Module):
+    """The linear maps and norms around attention; attention itself is computed by the caller, between them."""
+
     def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         d, h, g, k = settings.d_model, settings.heads, settings.kv_heads, settings.head_dim
         self.q = normal(rngs, (d, h, k), d, ("embed", "heads", "head_dim"))
@@ -118,10 +117,9 @@ class Attention(nnx.Module):
         self.k_adapter = _adapter(lora, "k", self.k, rngs)
         self.v_adapter = _adapter(lora, "v", self.v, rngs)
         self.o_adapter = _adapter(lora, "o", self.o, rngs, inputs=2)
-        own = {None: None, "head": (k,), "projection": (h, k)}[settings.qk_norm]
-        self.q_norm = RMSNorm(settings, own, ("heads", "head_dim")[-len(own) :]) if own else None
-        own = {None: None, "head": (k,), "projection": (g, k)}[settings.qk_norm]
-        self.k_norm = RMSNorm(settings, own, ("kv_heads", "head_dim")[-len(own) :]) if own else None
+        over = {None: 0, "head": 1, "projection": 2}[settings.qk_norm]  # how many of the last axes are normalised
+        self.q_norm = RMSNorm(settings, (h, k)[-over:], ("heads", "head_dim")[-over:]) if over else None
+        self.k_norm = RMSNorm(settings, (g, k)[-over:], ("kv_heads", "head_dim")[-over:]) if over else None
 
     def project(self, x_BxLxD: Array) -> tuple[Array, Array, Array]:
         """Queries [B, L, H, K], keys and values [B, L, G, K]."""
@@ -133,10 +131,13 @@ class Attention(nnx.Module):
         return q, k, v
 
     def output(self, mixed_BxLxHxK: Array) -> Array:
+        """Attention's values as an update of the hidden states, [B, L, D]."""
         return linear(mixed_BxLxHxK, self.o[...], inputs=2, bias=self.o_bias, adapter=self.o_adapter)
 
 
 class MLP(nnx.Module):
+    """Feed-forward with a gate, or with xIELU and no gate."""
+
     def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         d, f = settings.d_model, settings.d_ff
         gated = settings.activation != "xielu"
@@ -162,6 +163,8 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
+    """One decoder layer in two halves, `project` and `residual`; its caller computes attention between them."""
+
     def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         self.rotary_scale = settings.rope_scaling.magnitude if isinstance(settings.rope_scaling, LongRope) else 1.0
         self.attention_norm = RMSNorm(settings) if settings.pre_norm else None
@@ -171,19 +174,19 @@ class Layer(nnx.Module):
         self.mlp = MLP(settings, rngs, lora)
         self.mlp_post_norm = RMSNorm(settings) if settings.post_norm else None
 
-    def __call__(
-        self, x_BxLxD: Array, positions_BxL: Array, frequencies: Array, mix: Callable[[Array, Array, Array], Any]
-    ) -> tuple[Array, Any]:
-        """One residual block; `mix` attends from queries to keys and returns what else it wants kept."""
-
-        def turn(x: Array) -> Array:
-            return rotate(x, positions_BxL, frequencies, self.rotary_scale)
-
+    def project(self, x_BxLxD: Array, positions_BxL: Array, frequencies: Array) -> tuple[Array, Array, Array]:
+        """Rotated queries [B, L, H, K] and keys [B, L, G, K], and values [B, L, G, K]."""
         q, k, v = self.attention.project(normed(self.attention_norm, x_BxLxD))
-        mixed, kept = mix(turn(q), turn(k), v)
-        x_BxLxD = x_BxLxD + normed(self.attention_post_norm, self.attention.output(mixed))
-        return x_BxLxD + normed(self.mlp_post_norm, self.mlp(normed(self.mlp_norm, x_BxLxD))), kept
+        q = rotate(q, positions_BxL, frequencies, self.rotary_scale)
+        k = rotate(k, positions_BxL, frequencies, self.rotary_scale)
+        return q, k, v
+
+    def residual(self, x_BxLxD: Array, mixed_BxLxHxK: Array) -> Array:
+        """Hidden states [B, L, D] after the layer, given those before it and the result of attention."""
+        x_BxLxD = x_BxLxD + normed(self.attention_post_norm, self.attention.output(mixed_BxLxHxK))
+        return x_BxLxD + normed(self.mlp_post_norm, self.mlp(normed(self.mlp_norm, x_BxLxD)))
 
 
 def normed(norm: RMSNorm | None, x: Array) -> Array:
+    """x after the norm; x itself without one."""
     return x if norm is None else norm(x)

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and of completions: the one code path of policy and reference alike."""
+"""Log-probabilities of tokens and of completions, by one code path for policy and reference."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from qrpo_jax.model.attention.plain import soft_cap
+from qrpo_jax.devices.mesh import round_up
+from qrpo_jax.model.attention.rules import soft_cap
+from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Parameters
 
 
@@ -20,17 +22,24 @@ def token_log_probs(
     vocab_chunk: int,
     cap: float | None = None,
 ) -> Array:
-    """log softmax(logits / temperature) at the targets, float32 [B, L]; logits are hidden @ unembedding.T, soft-capped.
+    """log softmax(logits / temperature) at the targets, float32 [B, L], with logits = hidden @ unembedding.T.
 
-    The vocabulary is walked in chunks of `vocab_chunk` columns (0: all at once) with a running log-sum-exp,
-    and chunks are recomputed in the backward pass, so logits for the whole vocabulary never exist: peak
-    memory is B·L·vocab_chunk floats instead of B·L·V.
+    The vocabulary is processed in chunks with a running log-sum-exp, and the backward pass recomputes each chunk. The
+    logits of the whole vocabulary never exist: peak memory is B·L·vocab_chunk floats instead of B·L·V.
+
+    Args:
+      hidden_BxLxD: hidden states after the last norm.
+      unembedding_VxD: the matrix from hidden states to logits.
+      targets_BxL: token ids.
+      temperature: divides the logits, after the soft cap.
+      vocab_chunk: tokens of the vocabulary a chunk; 0 is all of them in one.
+      cap: soft cap of the logits, or None.
     """
     vocab = unembedding_VxD.shape[0]
     chunk = vocab_chunk if 0 < vocab_chunk < vocab else vocab
-    chunks = -(-vocab // chunk)
-    padded_VxD = jnp.pad(unembedding_VxD, ((0, chunks * chunk - vocab), (0, 0)))
-    stacked = padded_VxD.reshape(chunks, chunk, -1).astype(hidden_BxLxD.dtype)
+    padded_vocab = round_up(vocab, chunk)
+    padded_VxD = jnp.pad(unembedding_VxD, ((0, padded_vocab - vocab), (0, 0)))
+    stacked = padded_VxD.reshape(-1, chunk, hidden_BxLxD.shape[-1]).astype(hidden_BxLxD.dtype)
 
     @jax.checkpoint
     def step(carry: tuple[Array, Array, Array], scanned: tuple[Array, Array]) -> tuple[Any, None]:
@@ -40,7 +49,7 @@ def token_log_probs(
         logits_BxLxC = soft_cap(logits_BxLxC, cap) / temperature
         ids_C = start + jnp.arange(chunk)
         logits_BxLxC = jnp.where(ids_C < vocab, logits_BxLxC, -jnp.inf)
-        # The maximum only shifts the exponents, so no gradient need flow through it.
+        # The maximum only shifts the exponents and needs no gradient.
         new_high_BxL = jnp.maximum(high_BxL, jax.lax.stop_gradient(logits_BxLxC.max(-1)))
         total_BxL = total_BxL * jnp.exp(high_BxL - new_high_BxL)
         total_BxL = total_BxL + jnp.exp(logits_BxLxC - new_high_BxL[..., None]).sum(-1)
@@ -52,7 +61,7 @@ def token_log_probs(
 
     shape = targets_BxL.shape
     start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
-    (high_BxL, total_BxL, picked_BxL), _ = jax.lax.scan(step, start, (jnp.arange(chunks) * chunk, stacked))
+    (high_BxL, total_BxL, picked_BxL), _ = jax.lax.scan(step, start, (jnp.arange(0, padded_vocab, chunk), stacked))
     return picked_BxL - high_BxL - jnp.log(total_BxL)
 
 
@@ -66,21 +75,22 @@ def row_log_probs(
     *,
     temperature: float = 1.0,
     vocab_chunk: int = 0,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    compute: Compute = DEFAULT,
 ) -> Array:
-    """Log-probability of each token given those before it in its segment, float32 [B, L].
+    """Log-probability of each token given the tokens before it in its segment, float32 [B, L].
 
     Args:
       graph, parameters: the decoder.
       tokens_BxL, segments_BxL, positions_BxL: packed rows; a segment is one prompt with one completion.
-      targets_BxL: bool, the tokens that belong to a completion; others (prompt, padding) get 0.
-      temperature: of the distribution that generated the completions; 1 is the model's own.
+      targets_BxL: bool, the tokens that belong to a completion; the others (prompt, padding) get 0.
+      temperature: divides the logits; 1 is the model's own distribution.
+      vocab_chunk: as in `token_log_probs`.
+      compute: how the forward pass is computed.
     """
     decoder = nnx.merge(graph, parameters)
-    hidden_BxLxD, _ = decoder(tokens_BxL, segments_BxL, positions_BxL, dtype=dtype, remat=remat)
-    # Position l predicts token l + 1. What wraps around lands on the last column, and is never a target,
-    # because the first token of a row belongs to a prompt.
+    hidden_BxLxD, _ = decoder(tokens_BxL, segments_BxL, positions_BxL, compute=compute)
+    # Position l predicts token l + 1. The last position predicts the row's first token, which belongs to a prompt and
+    # is never a target.
     next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
     log_probs_BxL = token_log_probs(
         hidden_BxLxD,

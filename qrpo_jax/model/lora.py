@@ -2,7 +2,7 @@
 
 Adapters are a tree of their own, shaped like the decoder's parameters: where those have `q` [N, D, H, K], adapters have
 `q_adapter` with `a` [N, D, r] and `b` [N, r, H, K]. The base never changes, so it is the reference policy: the graph
-without adapters, with the base alone.
+without adapters, with the parameters of the base.
 """
 
 from typing import Any
@@ -18,26 +18,26 @@ SUFFIX = "_adapter"
 
 
 def join(base: Parameters, adapters: Parameters) -> Parameters:
-    """Base and adapters as the parameters of a graph that has both; no array is copied."""
+    """Parameters of the graph with adapters: those of the base and the adapters, without copying an array."""
     flatten = nnx.traversals.flatten_mapping
     return nnx.traversals.unflatten_mapping({**flatten(base), **flatten(adapters)})
 
 
 def merge(base: Parameters, adapters: Parameters, lora: Lora, dtype: Any = None) -> Parameters:
-    """Parameters of a graph without adapters that computes the same: W + A B · alpha / rank, added up in float32.
+    """Parameters with which the graph without adapters computes the same: W + A B · alpha / rank, summed in float32.
 
     Args:
-      dtype: of the adapted matrices (default: that of W); what has no adapter is left as it is.
+      dtype: type of the matrices that had an adapter (default: that of W); all other parameters stay as they are.
     """
     merged = nnx.traversals.flatten_mapping(base)
-    added = nnx.traversals.flatten_mapping(adapters)
-    for *path, name, leaf in added:
+    flat_adapters = nnx.traversals.flatten_mapping(adapters)
+    for *path, name, leaf in flat_adapters:
         if leaf != "a":
             continue
-        where = (*path, name.removesuffix(SUFFIX))
-        weight, a, b = merged[where], added[*path, name, "a"], added[*path, name, "b"]
+        target = (*path, name.removesuffix(SUFFIX))
+        weight, a, b = merged[target], flat_adapters[*path, name, "a"], flat_adapters[*path, name, "b"]
         a_NxIxr, b_NxrxO = a.reshape(a.shape[0], -1, lora.rank), b.reshape(b.shape[0], lora.rank, -1)
-        # Full precision: on an accelerator the default would round both factors first.
+        # On an accelerator the default precision would round both factors first.
         product = jnp.matmul(a_NxIxr, b_NxrxO, precision=jax.lax.Precision.HIGHEST).reshape(weight.shape)
-        merged[where] = (weight.astype(jnp.float32) + lora.scale * product).astype(dtype or weight.dtype)
+        merged[target] = (weight.astype(jnp.float32) + lora.scale * product).astype(dtype or weight.dtype)
     return nnx.traversals.unflatten_mapping(merged)

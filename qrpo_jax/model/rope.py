@@ -1,9 +1,11 @@
-"""Rotary position embeddings: the frequencies, and the ways families stretch them to longer sequences."""
+"""Rotary position embeddings: frequencies, the ways families stretch them to longer sequences, and the rotation."""
 
 import dataclasses
 import math
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +27,16 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LongRope:
-    """`longrope`: one stretch per wavelength (Phi-3), another set of them beyond the original length.
+    """`longrope`: one stretch factor per wavelength, with a second set beyond the original length (Phi-3).
 
-    Which set applies to a token depends on how long its sequence will become, so keys in a cache would have to be
-    turned anew when that length is passed. Only the short set is used here, and the model's `max_positions` is the
-    original length. The rest is kept for export.
+    Which set applies to a token depends on the final length of its sequence, so keys in a cache would have to be
+    rotated again once a sequence passes the original length. Only the short set is used here, and the model's
+    `max_positions` is the original length. The other values are kept for export.
 
     Attributes:
-      short_factors, long_factors: one per frequency.
+      short_factors, long_factors: one factor per frequency.
       extended_positions: `max_position_embeddings` of the stored model.
-      factor, attention_factor: explicit values where the stored model has them.
+      factor, attention_factor: values that the stored model sets explicitly, if any.
     """
 
     short_factors: tuple[float, ...]
@@ -46,7 +48,7 @@ class LongRope:
 
     @property
     def magnitude(self) -> float:
-        """What rotated queries and keys are multiplied with."""
+        """Factor of rotated queries and keys."""
         if self.attention_factor is not None:
             return self.attention_factor
         stretch = self.extended_positions / self.original_max_positions if self.factor is None else self.factor
@@ -57,15 +59,39 @@ Scaling = RopeScaling | LinearScaling | LongRope
 
 
 def frequencies(theta: float, dims: int, scaling: Scaling | None = None) -> np.ndarray:
-    """Rotary frequencies [dims/2], float32."""
+    """Rotary frequencies, float32 [dims/2].
+
+    Args:
+      theta: base of the geometric series.
+      dims: how many dimensions of a head are rotated.
+    """
     plain = theta ** -(np.arange(0, dims, 2, dtype=np.float64) / dims)
     if isinstance(scaling, RopeScaling):
         turns = scaling.original_max_positions * plain / (2 * np.pi)
         span = scaling.high_frequency_factor - scaling.low_frequency_factor
-        kept = np.clip((turns - scaling.low_frequency_factor) / span, 0.0, 1.0)
-        plain = plain * (kept + (1 - kept) / scaling.factor)
+        unscaled_share = np.clip((turns - scaling.low_frequency_factor) / span, 0.0, 1.0)
+        plain = plain * (unscaled_share + (1 - unscaled_share) / scaling.factor)
     elif isinstance(scaling, LinearScaling):
         plain = plain / scaling.factor
     elif isinstance(scaling, LongRope):
         plain = plain / np.asarray(scaling.short_factors)
     return plain.astype(np.float32)
+
+
+def rotate(x_BxLxHxK: Array, positions_BxL: Array, inverse_frequencies: Array, scale: float = 1.0) -> Array:
+    """Rotary position embedding in the half-split layout of Hugging Face checkpoints (Su et al. 2021).
+
+    Args:
+      inverse_frequencies: [R/2]; the first R of the K dimensions are rotated, the others unchanged.
+      scale: factor of the rotated dimensions.
+    """
+    angles = positions_BxL[..., None].astype(jnp.float32) * inverse_frequencies
+    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    if scale != 1.0:
+        cos, sin = cos * scale, sin * scale
+    rotated_dims = 2 * inverse_frequencies.shape[-1]
+    first, second = jnp.split(x_BxLxHxK[..., :rotated_dims].astype(jnp.float32), 2, axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if rotated_dims < x_BxLxHxK.shape[-1]:
+        parts.append(x_BxLxHxK[..., rotated_dims:].astype(jnp.float32))
+    return jnp.concatenate(parts, axis=-1).astype(x_BxLxHxK.dtype)

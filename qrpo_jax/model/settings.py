@@ -1,11 +1,13 @@
-"""What a decoder is: its shape, its constants, and what differs from layer to layer."""
+"""Settings of a decoder: its shape, its constants, and the constants that differ from layer to layer."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from qrpo_jax.errors import UserError
 from qrpo_jax.model.rope import Scaling, frequencies
 
 ACTIVATIONS = ("silu", "gelu_tanh", "xielu")
@@ -13,25 +15,28 @@ ACTIVATIONS = ("silu", "gelu_tanh", "xielu")
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
-    """Shape and constants of a decoder (`head_dim` K, `kv_heads` G); by default those of a Llama.
+    """Shape and constants of a decoder (`head_dim` K, `kv_heads` G); the defaults are those of a Llama.
 
     Attributes:
-      family: the architecture that Hugging Face calls it by, a key of `families.FAMILIES`; only import and export
-        read it, what is computed stands in the other settings.
-      activation: "silu" or "gelu_tanh" of a gated feed-forward; "xielu" of one without a gate.
+      family: Hugging Face's name of the architecture, a key of `families.FAMILIES`. Only import and export read it;
+        the other settings define the computation.
+      activation: "silu" or "gelu_tanh" for a gated feed-forward; "xielu" for a feed-forward without a gate.
       qkv_bias, output_bias, mlp_bias: which linear maps add a bias.
       qk_norm: None, or what queries and keys are normalised over: each "head" or the whole "projection".
-      pre_norm, post_norm: whether attention and feed-forward normalise what they read, and what they add.
-      norm_offset: what is added to the stored scales of norms.
+      pre_norm, post_norm: whether attention and feed-forward normalise their input, and their output.
+      norm_offset: added to the stored scales of norms.
       norm_rounds: normalised values are rounded to the compute type before they are scaled, not only after.
-      scale_embeddings: embeddings are multiplied by the root of d_model.
-      query_scalar: attention scores are divided by its root (default: head_dim).
+      scale_embeddings: embeddings are multiplied by the square root of d_model.
+      query_scalar: attention scores are divided by its square root (default: head_dim).
       attention_cap, logit_cap: soft caps of attention scores and of logits.
-      sliding_window: how many tokens, its own included, a token of a sliding layer sees.
-      sliding_layers: which layers slide (default: all, if there is a window).
-      rope_layers: which layers know positions (default: all).
+      sliding_window: how many tokens back a token of a sliding layer sees, its own included.
+      sliding_layers: which layers have the sliding window (default: all, if there is a window).
+      rope_layers: which layers have rotary embeddings (default: all).
       local_rope_theta: `rope_theta` of sliding layers, which then have no rope_scaling either.
       rotary_share: share of each head's dimensions that is rotated.
+
+    Raises:
+      UserError: sizes or settings that do not go together.
     """
 
     vocab_size: int
@@ -67,46 +72,53 @@ class DecoderSettings:
     rotary_share: float = 1.0
 
     def __post_init__(self) -> None:
+        mistake = next(self._mistakes(), None)
+        if mistake is not None:
+            raise UserError(f"model {mistake}", about="model")
+
+    def _mistakes(self) -> Iterator[str]:
+        """What is wrong with the settings; later checks rely on earlier ones."""
         sizes = ("vocab_size", "d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
         for name in sizes:
             if getattr(self, name) < 1:
-                raise ValueError(f"model {name} is {getattr(self, name)}; it must be at least 1 (config.model)")
+                yield f"{name} is {getattr(self, name)}; it must be at least 1"
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"model has {self.heads} heads and {self.kv_heads} kv_heads; heads must be a multiple (config.model)"
-            )
+            yield f"has {self.heads} heads and {self.kv_heads} kv_heads; heads must be a multiple"
         if self.rotary_dims % 2 or not 0 < self.rotary_dims <= self.head_dim:
-            raise ValueError(
-                f"model head_dim is {self.head_dim}, of which rotary embeddings turn {self.rotary_dims}; "
-                "they need an even number (config.model)"
+            yield (
+                f"head_dim is {self.head_dim}, of which rotary embeddings turn {self.rotary_dims}; "
+                "that must be an even number from 2 to head_dim"
             )
         for name, allowed in {"activation": ACTIVATIONS, "qk_norm": (None, "head", "projection")}.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"model {name} is {getattr(self, name)!r}; allowed: {allowed} (config.model)")
+                yield f"{name} is {getattr(self, name)!r}; allowed: {allowed}"
         for name in ("sliding_layers", "rope_layers"):
-            given = getattr(self, name)
-            if given is not None and len(given) != self.layers:
-                raise ValueError(f"model {name} speaks of {len(given)} layers, it has {self.layers} (config.model)")
+            flags = getattr(self, name)
+            if flags is not None and len(flags) != self.layers:
+                yield f"{name} speaks of {len(flags)} layers, it has {self.layers}"
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"model sliding_window is {self.sliding_window}; it must be at least 1 (config.model)")
+            yield f"sliding_window is {self.sliding_window}; it must be at least 1"
         if self.sliding_layers is not None and self.sliding_window is None:
-            raise ValueError("model sliding_layers is set without a sliding_window (config.model)")
+            yield "sliding_layers is set without a sliding_window"
 
     @property
     def rotary_dims(self) -> int:
+        """How many dimensions of each head are rotated."""
         return int(self.head_dim * self.rotary_share)
 
     @property
     def slides(self) -> tuple[bool, ...]:
-        """For each layer, whether it sees only the window."""
+        """For each layer, whether it has the sliding window."""
         return self.sliding_layers or (self.sliding_window is not None,) * self.layers
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); `lora_targets.make_lora` makes one from what a user names.
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); `lora_targets.make_lora` makes it from a user's names.
 
-    matrices: which of "q", "k", "v", "o", "gate", "up", "down" are adapted, in every layer.
-    alpha: what an adapter adds is scaled by alpha / rank.
+    Attributes:
+      rank: inner size of each adapter.
+      alpha: an adapter's output is scaled by alpha / rank.
+      matrices: which of "q", "k", "v", "o", "gate", "up", "down" have an adapter, in every layer.
     """
 
     rank: int
@@ -118,42 +130,47 @@ class Lora(NamedTuple):
         return self.alpha / self.rank
 
 
-class Kind(NamedTuple):
-    """What a layer is beside its parameters: an array for one layer, with a leading axis N for all of them."""
+class LayerConstants(NamedTuple):
+    """What a layer needs besides parameters: for one layer, or for all with a leading axis N."""
 
     frequencies: Any  # [K/2] or [N, K/2]
-    window: Any  # None, or [] or [N]
+    window: Any  # None or an int, or [] or [N] with the largest int32 for layers without a window
 
 
 def inverse_frequencies(settings: DecoderSettings) -> np.ndarray:
-    """Rotary frequencies of a layer that does not slide, float32 [K/2]."""
+    """Rotary frequencies of a layer without a sliding window, float32 [K/2]."""
     return frequencies(settings.rope_theta, settings.rotary_dims, settings.rope_scaling)
 
 
-def kinds(settings: DecoderSettings) -> tuple[Kind, Kind]:
-    """What all layers share, and what differs, stacked [N, ...]; each thing stands in one and is None in the other."""
+def layer_constants(settings: DecoderSettings) -> tuple[LayerConstants, LayerConstants]:
+    """Constants that all layers share, and constants per layer, stacked [N, ...]; `combine` joins them.
+
+    Each constant is in one of the two and None in the other, so that what all layers share is not scanned over.
+    """
     everywhere = inverse_frequencies(settings)
     theta = settings.local_rope_theta
     local = everywhere if theta is None else frequencies(theta, settings.rotary_dims)
-    roped = settings.rope_layers or (True,) * settings.layers
-    # A frequency of 0 turns nothing, so a layer without positions needs no code of its own.
-    turned = [
-        (local if slides else everywhere) * np.float32(rope)
-        for slides, rope in zip(settings.slides, roped, strict=True)
+    rotates = settings.rope_layers or (True,) * settings.layers
+    # Frequencies of 0 rotate by 0, so layers without positions need no code path.
+    frequencies_N = [
+        (local if slides else everywhere) * np.float32(rotate)
+        for slides, rotate in zip(settings.slides, rotates, strict=True)
     ]
     unlimited = np.iinfo(np.int32).max
-    windows = [settings.sliding_window if slides else unlimited for slides in settings.slides]
-    same_turns = all(np.array_equal(each, turned[0]) for each in turned)
-    same_windows = len(set(windows)) == 1
-    shared = Kind(
-        jnp.asarray(turned[0]) if same_turns else None, settings.sliding_window if all(settings.slides) else None
+    windows_N = [settings.sliding_window if slides else unlimited for slides in settings.slides]
+    same_frequencies = all(np.array_equal(each, frequencies_N[0]) for each in frequencies_N)
+    same_windows = len(set(windows_N)) == 1
+    shared = LayerConstants(
+        jnp.asarray(frequencies_N[0]) if same_frequencies else None,
+        settings.sliding_window if all(settings.slides) else None,
     )
-    varied = Kind(
-        None if same_turns else jnp.asarray(np.stack(turned)),
-        None if same_windows else jnp.asarray(windows, jnp.int32),
+    varied = LayerConstants(
+        None if same_frequencies else jnp.asarray(np.stack(frequencies_N)),
+        None if same_windows else jnp.asarray(windows_N, jnp.int32),
     )
     return shared, varied
 
 
-def join(shared: Kind, varied: Kind) -> Kind:
-    return Kind(*(a if b is None else b for a, b in zip(shared, varied, strict=True)))
+def combine(shared: LayerConstants, varied: LayerConstants) -> LayerConstants:
+    """All constants of one layer, given the shared ones and its slice of the others."""
+    return LayerConstants(*(a if b is None else b for a, b in zip(shared, varied, strict=True)))

@@ -1,4 +1,4 @@
-"""The pages of reports: numbers and hostile text as HTML."""
+"""Pages of reports: templates filled with numbers, and with text that may be hostile."""
 
 import math
 import unicodedata
@@ -6,13 +6,13 @@ from typing import Any
 
 import jinja2
 
-PAGE = "report.html"
+PAGE = "report.html"  # name of a page on disk
 SHOWN_CHARACTERS = 1200  # of a prompt or completion
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
 
 
-def render(template: str = PAGE, /, **parts: Any) -> str:
-    """The page that a template makes of its parts; whatever is not Markup is escaped."""
+def render(template: str, /, **parts: Any) -> str:
+    """Fills a template with its parts; everything that is not Markup is escaped."""
     loader = jinja2.PackageLoader("qrpo_jax.report", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -22,7 +22,7 @@ def render(template: str = PAGE, /, **parts: Any) -> str:
 
 
 def number(value: float, sign: bool = False) -> str:
-    """Three decimals of what is around 1, four digits of the rest.
+    """Three decimals for values from 0.01 to 1000, four significant digits for others.
 
     >>> number(0.5), number(-0.25, sign=True), number(12345.6), number(math.nan)
     ('0.500', '−0.250', '1.235e+04', '–')
@@ -34,7 +34,7 @@ def number(value: float, sign: bool = False) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with its control, direction and other unseen characters spelled out, and cut if very long.
+    """Text with control, direction and other invisible characters spelled out, and cut if very long.
 
     >>> visible("a" + chr(0x202E) + "b")
     'a⟨U+202E⟩b'
@@ -43,7 +43,7 @@ def visible(text: str) -> str:
     for character in text[:SHOWN_CHARACTERS]:
         if character == "\n":
             shown.append("↵\n")
-        elif unicodedata.category(character) in UNSEEN:
+        elif unicodedata.category(character) in INVISIBLE:
             shown.append(f"⟨U+{ord(character):04X}⟩")
         else:
             shown.append(character)

@@ -1,4 +1,4 @@
-"""Plots of a run's report: from numbers to SVG, to be put into a page as it is."""
+"""Plots of a run's report: from numbers to SVG elements of a page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from qrpo_jax.report.svg import HIGH, INK, LOW, POLICY, REFERENCE, render
+from qrpo_jax.report.svg import HIGH, INK, LOW, POLICY, REFERENCE, legend_below, render
 
-SMOOTHED_FROM = 60  # points; curves of fewer are drawn as they are
-MOST_BINS = 25
+SMOOTHED_FROM = 60  # points; a curve of fewer has no moving average
+MARKED_BELOW = 25  # points; a curve of fewer has a mark at each
+MOST_BINS = 25  # of a histogram
+LOG_FROM = 30  # ratio of the largest to the smallest gradient norm from which their axis is logarithmic
 
 
 def intervals(means: Mapping[str, tuple[float, Sequence[float]]]) -> str:
@@ -31,13 +33,13 @@ def intervals(means: Mapping[str, tuple[float, Sequence[float]]]) -> str:
         axes.set_ylim(-0.5, 1.6)
         axes.margins(x=0.12)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("mean reward a prompt, with 95 % interval")
+        axes.set_xlabel("mean reward per prompt, with 95 % interval")
 
     return render("intervals", "Held-out mean reward", draw, height=1.7)
 
 
 def loss(steps: Sequence[float], losses: Sequence[float], *, name: str, title: str, unit: str) -> str:
-    """A loss by step; `name` tells the plots of a page apart."""
+    """A loss by step; `name` is unique among the plots of a page."""
 
     def draw(axes: Axes) -> None:
         _curve(axes, steps, losses, POLICY)
@@ -55,14 +57,14 @@ def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[floa
         _curve(axes, steps, high, HIGH, label="high-reward completions")
         _curve(axes, steps, low, LOW, label="low-reward completions", linestyle="--")
         axes.set_ylabel("log π − log π_ref (nats)")
-        axes.legend()
+        legend_below(axes)
         _steps(axes)
 
     return render("log-ratios", "Log-ratio of high- and low-reward completions", draw)
 
 
 def targets(steps: Sequence[float], quantile: Sequence[float], target: Sequence[float] | None) -> str:
-    """Mean quantile and, if the objective has one, mean calibrated target f(R_q) − β log Z of the batches."""
+    """Mean quantile of each batch and, unless it is None, mean calibrated target f(R_q) − β log Z, by step."""
 
     def draw(above: Axes, below: Axes | None = None) -> None:
         _curve(above, steps, quantile, POLICY)
@@ -84,7 +86,7 @@ def gradient_norm(steps: Sequence[float], norms: Sequence[float]) -> str:
     def draw(axes: Axes) -> None:
         _curve(axes, steps, norms, POLICY)
         positive = [n for n in norms if n > 0 and math.isfinite(n)]
-        if positive and max(positive) > 30 * min(positive):
+        if positive and max(positive) > LOG_FROM * min(positive):
             axes.set_yscale("log")
         axes.set_ylabel("gradient norm (L2)")
         _steps(axes)
@@ -93,7 +95,11 @@ def gradient_norm(steps: Sequence[float], norms: Sequence[float]) -> str:
 
 
 def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Learning rates by step: a panel a stage, with its steps and its rates."""
+    """Learning rates by step, one panel per stage.
+
+    Args:
+      curves: for each stage its steps and its rates.
+    """
 
     def draw(*panels: Axes) -> None:
         for axes, (stage, (steps, rates)) in zip(panels, curves.items(), strict=True):
@@ -107,9 +113,11 @@ def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]])
 
 
 def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str:
-    """Share of completions by reward, one reward a completion, of both sides.
+    """Share of completions by reward, for both sides.
 
-    Rewards on a grid (such as shares of ten tests) get a bin each; others share MOST_BINS equal bins.
+    Args:
+      reference: rewards of the reference's completions.
+      policy: rewards of the policy's completions.
     """
     edges = bins([*reference, *policy])
 
@@ -132,22 +140,26 @@ def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str
 
 
 def bins(values: Sequence[float]) -> np.ndarray:
-    """Edges [bins + 1] of equal bins; one bin a value, value in the middle, where values lie on a coarse grid."""
-    found = np.unique(np.round(np.asarray(values, np.float64), 6))
-    if len(found) < 2:
-        middle = float(found[0]) if len(found) else 0.0
+    """Edges [bins + 1] of equal bins that contain all values.
+
+    Values on a coarse grid, such as shares of ten tests, get one bin each and lie in its middle; other values share
+    MOST_BINS bins.
+    """
+    distinct = np.unique(np.round(np.asarray(values, np.float64), 6))
+    if len(distinct) < 2:
+        middle = float(distinct[0]) if len(distinct) else 0.0
         return np.array([middle - 0.5, middle + 0.5])
-    low, high, gap = found[0], found[-1], np.diff(found).min()
-    places = (found - low) / gap
+    low, high, gap = distinct[0], distinct[-1], np.diff(distinct).min()
+    places = (distinct - low) / gap
     if places[-1] <= MOST_BINS and np.allclose(places, np.round(places), atol=0.01):
         count = int(round(places[-1])) + 1
         return low + gap * (np.arange(count + 1) - 0.5)
-    # A hair wider than the values, which were rounded.
+    # Slightly wider than the values, because they were rounded.
     return np.linspace(low - 1e-6, high + 1e-6, MOST_BINS + 1)
 
 
 def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
-    """Mean reward of each held-out prompt, reference against policy; equal points are one larger dot."""
+    """Mean reward of each held-out prompt, reference against policy; equal points become one larger dot."""
     points, counts = np.unique(np.round(np.stack([reference, policy], 1), 4), axis=0, return_counts=True)
     areas = counts * min(16.0, 500.0 / counts.max())  # points²
 
@@ -163,25 +175,26 @@ def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
     return render("prompts", "Held-out prompts, before and after", draw)
 
 
-def quantile_density(achieved: np.ndarray, asked: tuple[np.ndarray, np.ndarray] | None, asked_label: str) -> str:
-    """Density of the quantile that the policy's samples achieve, beside the one that the optimum asks for.
+def quantile_density(achieved: np.ndarray, optimum: tuple[np.ndarray, np.ndarray] | None, label: str) -> str:
+    """Density of the quantiles of the policy's samples, beside that of the optimum.
 
     Args:
-      achieved: [bins], density over equal bins of (0, 1), 1 everywhere for the reference policy.
-      asked: quantiles and their density under the optimum, or None.
+      achieved: [bins] density of the samples over equal bins of (0, 1); 1 everywhere for the reference policy.
+      optimum: quantiles and the optimum's density there, or None where no optimum is known.
+      label: of the optimum.
     """
 
     def draw(axes: Axes) -> None:
         edges = np.linspace(0, 1, len(achieved) + 1)
         axes.stairs(achieved, edges, fill=True, color=POLICY, alpha=0.35, linewidth=0)
-        axes.stairs(achieved, edges, color=POLICY, label="policy, achieved")
+        axes.stairs(achieved, edges, color=POLICY, label="policy")
         axes.axhline(1, color=REFERENCE, linestyle="--", label="reference")
         tallest = [float(np.max(achieved)), 1.0]
-        if asked is not None:
-            quantile, density = asked
+        if optimum is not None:
+            quantile, density = optimum
             density = np.where(np.isfinite(density), density, np.nan)
-            axes.plot(quantile, density, color=INK, linewidth=1.2, label=asked_label)
-            # Averages over the bins, not the peak, decide the height: a peak may be thousands high.
+            axes.plot(quantile, density, color=INK, linewidth=1.2, label=label)
+            # The axis fits the averages over the bins and not the peak, which may be thousands high.
             inside = np.clip((quantile * len(achieved)).astype(int), 0, len(achieved) - 1)
             tallest += [float(np.nanmean(density[inside == b])) for b in np.unique(inside)]
         axes.set_xlim(0, 1)
@@ -194,9 +207,9 @@ def quantile_density(achieved: np.ndarray, asked: tuple[np.ndarray, np.ndarray] 
 
 
 def _curve(axes: Axes, steps: Sequence[float], values: Sequence[float], colour: str, **line: Any) -> None:
-    """A line; of many points, their moving average over the points themselves."""
+    """A line; of many points a thin line with their moving average on top."""
     if len(steps) < SMOOTHED_FROM:
-        axes.plot(steps, values, color=colour, marker="." if len(steps) < 25 else "", **line)
+        axes.plot(steps, values, color=colour, marker="." if len(steps) < MARKED_BELOW else "", **line)
         return
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
     window = max(3, len(steps) // 20) | 1

@@ -1,7 +1,7 @@
-"""Drawings as elements of a page: a matplotlib figure becomes SVG whose colours follow the page's scheme.
+"""Plots as elements of a page: matplotlib figures become inline SVG.
 
-The same numbers give the same text, byte for byte. Colours are variables of the page's style sheet, so that a plot
-follows a light or dark scheme; each has a fallback for pages that set none.
+Equal numbers give equal bytes. Colours are variables of the page's style sheet, so that plots follow its light or dark
+scheme; each has a fallback for pages that do not set it.
 """
 
 import io
@@ -11,12 +11,13 @@ from typing import Any
 
 import matplotlib.style
 from markupsafe import escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 5.2, 3.1  # inches; a page scales plots to its columns
 
-# What is drawn, as a variable of the style sheet with its fallback. Each pair differs in lightness and in line
-# style too, for readers who do not see the hues apart. Black stands for the page's own text colour.
+# Colours in matplotlib, and in the page: a variable of its style sheet with a fallback. Curves that are drawn together
+# also differ in lightness or line style, for readers who cannot distinguish the hues. Black becomes the text colour.
 COLOURS = {
     "#c2560a": "var(--reference, #c2560a)",
     "#0067a5": "var(--policy, #0067a5)",
@@ -32,7 +33,7 @@ COLOURS = {
 REFERENCE, POLICY, HIGH, LOW, RULE, INK, *_OTHERS = COLOURS
 SERIES = (POLICY, REFERENCE, HIGH, LOW, *_OTHERS)  # curves of several kinds
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
-# Curves of one kind in order, from mild to strong.
+# For curves of one kind in order, such as those of several β.
 RAMP = ("#3c049b", "#6a00a8", "#9613a1", "#b93289", "#d5546e", "#e8764f", "#d99a12")
 COLOURS |= {colour: f"var(--ramp-{i}, {colour})" for i, colour in enumerate(RAMP, 1)}
 
@@ -71,17 +72,20 @@ def render(
     height: float = HEIGHT,
     shared: bool = True,
 ) -> str:
-    """What `draw` puts on the axes, as an element of a page.
+    """Renders a plot as an element of a page.
 
     Args:
-      name: of the plot, different from those of others on the page.
-      title: above it, and what is read out in its place.
-      draw: takes one axes a panel, from top to bottom.
+      name: unique among the plots of the page.
+      title: shown above the plot, and read out by screen readers.
+      draw: draws on the axes; takes one for each panel, from top to bottom.
       panels: number of panels.
-      height: inches of the first one; each further one adds 0.9.
-      shared: whether panels share their x axis.
+      height: inches of a single panel; each further panel adds 0.9 to the plot.
+      shared: whether the panels share their x axis.
+
+    Returns:
+      An <svg> element.
     """
-    # The salt makes element ids a function of the plot, and different between the plots of a page.
+    # With this salt, element ids depend on the plot alone and differ between the plots of a page.
     with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]):
         figure = Figure(figsize=(WIDTH, height + 0.9 * (panels - 1)), layout="constrained")
         axes = figure.subplots(panels, 1, sharex=shared, squeeze=False)[:, 0]
@@ -93,11 +97,11 @@ def render(
 
 
 def inline(svg: str, label: str) -> str:
-    """An SVG file as an element of a page: no prologue, no metadata or name spaces, nothing that is fetched."""
+    """Turns an SVG file into an element of a page, without prologue, metadata, name spaces or links."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None, "matplotlib writes one"
+    assert view is not None, "matplotlib writes a viewBox"
     svg = re.sub(
         r"<svg[^>]*>",
         f'<svg class="plot" {view[0]} role="img" aria-label="{escape(label)}" fill="currentColor">',
@@ -105,7 +109,15 @@ def inline(svg: str, label: str) -> str:
         count=1,
     )
     svg = svg.replace("xlink:href", "href")
-    # Ids of groups are alike in all plots; those that are referred to are hashes.
+    # Ids of groups repeat from plot to plot, and nothing refers to them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"font(-family)?: ([^;\"]*?)('DejaVu Sans'[^;\"]*)", r"font\1: \2system-ui, sans-serif", svg)
-    return re.sub("|".join(COLOURS), lambda found: COLOURS[found[0]], svg).strip()
+    return re.sub("|".join(COLOURS), lambda match: COLOURS[match[0]], svg).strip()
+
+
+def legend_below(axes: Axes) -> None:
+    """Draws the legend below the plot, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(len(label) for label in labels)
+    columns = max(1, min(4, 66 // (longest + 6), len(labels)))
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

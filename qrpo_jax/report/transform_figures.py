@@ -1,8 +1,11 @@
-"""The numbers of stage `optimum`: flat records for JSON, and the curves that its plots draw."""
+"""The numbers of stage `compare_transforms`: flat records for JSON, and the curves that its plots draw.
+
+Functions that compute expect float64 to be enabled.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +15,31 @@ from jax.scipy.stats import norm
 from qrpo_jax import optimum, partition, quantiles, transforms
 from qrpo_jax.transforms import Transform
 
-PAPER_BETA, PAPER_BETAS = 0.1, (0.1, 0.01, 0.001)  # figure 5, of identity
+PAPER_BETA, PAPER_BETAS = 0.1, (0.1, 0.01, 0.001)  # of figure 5, which shows identity
 EQUAL_KL = (0.5, 1.0, 2.0, 4.0)  # nats
-SHOWN_KL = 2.0  # at which rewards are compared
-BEST_OF = (2, 4, 8, 16, 32, 64, 128, 256)
-SWEEP = np.geomspace(1e-4, 1e4, 240)  # beta above a transform's smallest, for the frontier
-MOST_N = 1e9  # beyond, the distance of the expected quantile to 1 may not be resolved
-LEAST_BETA = 1e-5
+SHOWN_KL = 2.0  # nats; of EQUAL_KL the one that the reward plot and the terminal show
+BEST_OF = (2, 4, 8, 16, 32, 64, 128, 256)  # N of the Best-of-N points
+SWEEP = np.geomspace(1e-4, 1e4, 240)  # β minus the smallest β, along the frontier
+MOST_N = 1e9  # a larger effective N is reported as infinite: float64 may not resolve 1 − expected quantile
+LEAST_BETA = 1e-5  # smallest distance of β to the smallest β at which anything is computed
+MOST_STANDARD_DEVIATIONS = 40.0  # range of integration over a normal reward
+
+Figures = dict[str, float]
 
 
-def all_numbers(chosen: dict[str, Transform], section: Any) -> dict[str, Any]:
-    """What optima.json holds: lists of flat records; what cannot be has the reason under `refused`."""
+class Grid(NamedTuple):
+    """What the transforms are compared at: β, numbers of references n, and estimators of quantiles."""
+
+    betas: Sequence[float]
+    references: Sequence[int]
+    estimators: Sequence[str]
+
+
+def all_numbers(chosen: dict[str, Transform], grid: Grid) -> dict[str, Any]:
+    """The content of figures.json: lists of flat records.
+
+    A record of something that cannot be computed has the reason under `refused`; null is infinity.
+    """
     paper = figures(transforms.identity, [PAPER_BETA])[PAPER_BETA]
     numbers: dict[str, Any] = {
         "figure_5": record({"transform": "identity", "beta": PAPER_BETA} | paper),
@@ -33,24 +50,25 @@ def all_numbers(chosen: dict[str, Transform], section: Any) -> dict[str, Any]:
         "best_of_n": [{"n": n, "kl": math.log(n) - (n - 1) / n, "expected_quantile": n / (n + 1)} for n in BEST_OF],
     }
     for transform in chosen.values():
-        priced = at_equal_kl(transform)
+        equal_kl = at_equal_kl(transform)
+        kl_betas = [row["beta"] for row in equal_kl if "beta" in row]
+        finite_betas = [beta for beta in grid.betas if beta > transform.smallest_beta]
         sweep = transform.smallest_beta + SWEEP[::-1]
-        own = [row["beta"] for row in priced if "beta" in row]
-        # All at once, as most of the time goes into compiling.
-        found = figures(transform, [*(b for b in section.betas if b > transform.smallest_beta), *own, *sweep])
-        numbers["optima"] += [record(optimum_at(transform, beta, found)) for beta in section.betas]
+        # One call for all, because compilation takes most of the time.
+        by_beta = figures(transform, [*finite_betas, *kl_betas, *sweep])
+        numbers["optima"] += [record(optimum_at(transform, beta, by_beta)) for beta in grid.betas]
         numbers["equal_kl"] += [
-            record(row | found[row["beta"]] | {"kl": row["kl"]} if "beta" in row else row) for row in priced
+            record(row | by_beta[row["beta"]] | {"kl": row["kl"]} if "beta" in row else row) for row in equal_kl
         ]
-        numbers["frontier"] += frontier(transform, {beta: found[beta] for beta in sweep})
-        numbers["gaps"] += gaps(transform, section)
+        numbers["frontier"] += frontier(transform, {beta: by_beta[beta] for beta in sweep})
+        numbers["gaps"] += gaps(transform, grid)
     return numbers
 
 
-def figures(transform: Transform, betas: Sequence[float]) -> dict[float, dict[str, float]]:
-    """All figures of the optimum by beta; every beta above the transform's smallest."""
+def figures(transform: Transform, betas: Sequence[float]) -> dict[float, Figures]:
+    """Figures of the optimum by β; every β must be above the transform's smallest."""
 
-    def each(beta: jax.Array) -> dict[str, jax.Array]:
+    def at(beta: jax.Array) -> dict[str, jax.Array]:
         return {
             "log_z": transform.log_z(beta),
             "crossing_level": optimum.crossing_level(beta, transform),
@@ -62,19 +80,19 @@ def figures(transform: Transform, betas: Sequence[float]) -> dict[float, dict[st
             "peak_density": optimum.density(jnp.ones_like(beta), beta, transform),
         }
 
-    columns = {key: np.asarray(value) for key, value in jax.jit(jax.vmap(each))(jnp.asarray(betas, float)).items()}
+    columns = {key: np.asarray(value) for key, value in jax.jit(jax.vmap(at))(jnp.asarray(betas, float)).items()}
     columns["effective_n"] = np.where(columns["effective_n"] < MOST_N, columns["effective_n"], np.inf)
     return {beta: {key: float(column[i]) for key, column in columns.items()} for i, beta in enumerate(betas)}
 
 
 def record(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers for JSON, which has no infinity: null stands for it."""
+    """Values for JSON, which has no infinity: null replaces it."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
-def optimum_at(transform: Transform, beta: float, found: dict[float, dict[str, float]]) -> dict[str, Any]:
-    named = {"transform": transform.name, "beta": beta}
-    return named | (found[beta] if beta > transform.smallest_beta else {"refused": infinite(transform)})
+def optimum_at(transform: Transform, beta: float, by_beta: dict[float, Figures]) -> dict[str, Any]:
+    figures_or_reason = by_beta[beta] if beta > transform.smallest_beta else {"refused": infinite(transform)}
+    return {"transform": transform.name, "beta": beta} | figures_or_reason
 
 
 def infinite(transform: Transform) -> str:
@@ -82,11 +100,12 @@ def infinite(transform: Transform) -> str:
 
 
 def at_equal_kl(transform: Transform) -> list[dict[str, Any]]:
-    """The β at which the optimum costs so many nats, and the mean there of a reward that the reference has normal."""
+    """For each of EQUAL_KL the β whose optimum has that KL, and the optimum's mean of a standard normal reward."""
+    bounds = (-MOST_STANDARD_DEVIATIONS, MOST_STANDARD_DEVIATIONS)
 
     @jax.jit
     def normal_reward(beta: jax.Array) -> jax.Array:
-        return optimum.expected_reward(beta, transform, norm.cdf, (-40.0, 40.0), reward_survival=norm.sf)
+        return optimum.expected_reward(beta, transform, norm.cdf, bounds, reward_survival=norm.sf)
 
     rows = []
     for kl in EQUAL_KL:
@@ -101,29 +120,30 @@ def at_equal_kl(transform: Transform) -> list[dict[str, Any]]:
     return rows
 
 
-def frontier(transform: Transform, found: dict[float, dict[str, float]]) -> list[dict[str, Any]]:
-    most, shown = 1.1 * math.log(BEST_OF[-1]), ("kl", "expected_quantile", "effective_n")
+def frontier(transform: Transform, by_beta: dict[float, Figures]) -> list[dict[str, Any]]:
+    """KL, expected quantile and effective N along the sweep of β, up to a little more than the KL of Best-of-N."""
+    most, names = 1.1 * math.log(BEST_OF[-1]), ("kl", "expected_quantile", "effective_n")
     return [
-        record({"transform": transform.name, "beta": float(beta)} | {key: row[key] for key in shown})
-        for beta, row in found.items()
+        record({"transform": transform.name, "beta": float(beta)} | {name: row[name] for name in names})
+        for beta, row in by_beta.items()
         if row["kl"] <= most
     ]
 
 
-def gaps(transform: Transform, section: Any) -> list[dict[str, Any]]:
-    """log Z_n and what the population's log Z is off by, for every β, estimator and number of references."""
-    betas, counts = jnp.asarray(section.betas, float), jnp.asarray(section.references, float)
+def gaps(transform: Transform, grid: Grid) -> list[dict[str, Any]]:
+    """log Z_n, and its difference from the exact log Z, for every estimator, β and number of references."""
+    betas, counts = jnp.asarray(grid.betas, float), jnp.asarray(grid.references, float)
     rows: list[dict[str, Any]] = []
-    for estimator in section.estimators:
+    for estimator in grid.estimators:
 
-        def each(beta: jax.Array, count: jax.Array, estimator: str = estimator) -> jax.Array:
-            return partition.finite_sample_log_z(transform, beta, count, estimator, most=max(section.references))
+        def log_z_n(beta: jax.Array, count: jax.Array, estimator: str = estimator) -> jax.Array:
+            return partition.finite_sample_log_z(transform, beta, count, estimator, most=max(grid.references))
 
-        table = np.asarray(jax.vmap(jax.vmap(each, (None, 0)), (0, None))(betas, counts))
-        for beta, of_beta in zip(section.betas, table, strict=True):
-            for count, log_z_n in zip(section.references, of_beta, strict=True):
+        table = np.asarray(jax.vmap(jax.vmap(log_z_n, (None, 0)), (0, None))(betas, counts))
+        for beta, of_beta in zip(grid.betas, table, strict=True):
+            for count, value in zip(grid.references, of_beta, strict=True):
                 row = {"transform": transform.name, "beta": beta, "estimator": estimator, "references": count}
-                rows.append(record(row | gap(transform, beta, estimator, count, log_z_n)))
+                rows.append(record(row | gap(transform, beta, estimator, count, value)))
     return rows
 
 
@@ -138,16 +158,17 @@ def gap(transform: Transform, beta: float, estimator: str, count: int, log_z_n: 
 
 
 def density_curves(transform: Transform, betas: Sequence[float], distance: np.ndarray) -> dict[float, np.ndarray]:
-    """The optimum's density at quantiles 1 - distance, [points], for every allowed beta."""
+    """The optimum's density at quantiles 1 − distance, [points], for every β for which Z is finite."""
     quantile = jnp.asarray(1 - distance)
-    allowed = [beta for beta in betas if beta > transform.smallest_beta]
-    return {beta: np.asarray(optimum.density(quantile, beta, transform)) for beta in allowed}
+    return {
+        beta: np.asarray(optimum.density(quantile, beta, transform)) for beta in betas if beta > transform.smallest_beta
+    }
 
 
 def reward_curves(transform: Transform, betas: Sequence[float], reward: np.ndarray) -> dict[float, np.ndarray]:
-    """The optimum's density of a reward that is standard normal under the reference, likewise."""
-    allowed = [beta for beta in betas if beta > transform.smallest_beta]
+    """The optimum's density, [points], of a reward that is standard normal under the reference; β as above."""
     return {
         beta: np.asarray(optimum.reward_density(jnp.asarray(reward), beta, transform, norm.cdf, norm.sf))
-        for beta in allowed
+        for beta in betas
+        if beta > transform.smallest_beta
     }

@@ -1,4 +1,4 @@
-"""Plots of the optimum: densities, the price of a quantile in KL, and what finite samples change."""
+"""Plots of the optimum: densities, quantiles by KL, and log Z with finitely many references."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from qrpo_jax.report.svg import DASHES, HIGH, INK, LOW, POLICY, RAMP, REFERENCE, SERIES, render
+from qrpo_jax.report.svg import DASHES, HIGH, INK, LOW, POLICY, RAMP, REFERENCE, SERIES, legend_below, render
 
-LEAST_DENSITY = 1e-3  # curves are not followed further down
-DEEPEST = 1e-5  # distance to quantile 1 at which quantile axes end
+LEAST_DENSITY = 1e-3  # where logarithmic density axes begin
+LEAST_DISTANCE = 1e-5  # distance to quantile 1 at which logarithmic quantile axes end
 
 Curve = tuple[np.ndarray, np.ndarray]
 
 
 def lost_and_gained(quantile: np.ndarray, density: np.ndarray, crossing: float, beta: float) -> str:
-    """Figure 5 of the paper: where the optimum's density lies below the reference's, and where above.
+    """Figure 5 of the paper: quantiles that lose probability under the optimum, and quantiles that gain.
 
     Args:
       quantile: [points], rising from 0 to 1.
@@ -44,7 +44,11 @@ def lost_and_gained(quantile: np.ndarray, density: np.ndarray, crossing: float, 
 
 
 def sharpening(curves: Mapping[float, Curve]) -> str:
-    """The optimum of `identity` for several β on a logarithmic axis, over quantiles [points]."""
+    """Densities of the optimum of `identity` for several β, on a logarithmic axis.
+
+    Args:
+      curves: for each β quantiles and the density there, [points] each.
+    """
 
     def draw(axes: Axes) -> None:
         _by_beta(axes, curves)
@@ -53,17 +57,17 @@ def sharpening(curves: Mapping[float, Curve]) -> str:
         axes.set(xlim=(0, 1), yscale="log", ylim=(LEAST_DENSITY, 2 * tallest), ylabel="density (reference = 1)")
         axes.set_xlabel("quantile of the reward under the reference")
         _plain_log(axes)
-        _legend(axes)
+        legend_below(axes)
 
-    return render("figure-5-betas", "The optimum of identity, smaller and smaller β", draw)
+    return render("figure-5-betas", "The optimum of identity for decreasing β", draw)
 
 
 def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], points: np.ndarray) -> str:
-    """Expected quantile, and effective N, that each transform buys for a KL.
+    """Expected quantile and effective N of each transform's optimum by its KL.
 
     Args:
       curves: for each transform its KL, expected quantile and effective N, [points] each.
-      points: [3, K], the same of Best-of-N.
+      points: [3, points] the same for Best-of-N.
     """
 
     def draw(above: Axes, below: Axes) -> None:
@@ -81,9 +85,9 @@ def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], po
         below.set_xlim(0, 1.05 * points[0].max())
         _plain_log(below)
         below.set_xlabel("KL from the reference (nats)")
-        _legend(above)
+        legend_below(above)
 
-    return render("frontier", "What a KL buys", draw, panels=2, height=4.4)
+    return render("frontier", "Quantile by KL", draw, panels=2, height=4.4)
 
 
 def densities(name: str, curves: Mapping[float, Curve]) -> str:
@@ -98,7 +102,7 @@ def densities(name: str, curves: Mapping[float, Curve]) -> str:
         _by_beta(axes, curves)
         axes.axhline(1, color=REFERENCE, linestyle="--", label="reference")
         tallest = max([1.0, *(float(density.max()) for _, density in curves.values())])
-        axes.set(xscale="log", yscale="log", xlim=(1, DEEPEST), ylim=(LEAST_DENSITY, min(3 * tallest, 1e7)))
+        axes.set(xscale="log", yscale="log", xlim=(1, LEAST_DISTANCE), ylim=(LEAST_DENSITY, min(3 * tallest, 1e7)))
         ticks = 10.0 ** -np.arange(0, 6)
         axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda s, _: f"{1 - s:.5g}"))
@@ -106,41 +110,48 @@ def densities(name: str, curves: Mapping[float, Curve]) -> str:
         axes.set_xlabel("quantile of the reward under the reference")
         axes.set_ylabel("density (reference = 1)")
         _plain_log(axes)
-        _legend(axes)
+        legend_below(axes)
 
     return render(f"densities {name}", f"{_plain(name)}: density of the quantile", draw)
 
 
 def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[Any, Curve]) -> str:
-    """Densities of a reward that is normal under the reference: by β for one transform, or by transform."""
+    """Densities of a reward that is normal under the reference.
+
+    Args:
+      name: makes the plot unique on its page.
+      title: of the plot.
+      reference: rewards and their density under the reference, [points] each.
+      curves: the same under optima, by β for one transform, or by name for several transforms.
+    """
 
     def draw(axes: Axes) -> None:
         axes.plot(*reference, color=INK, linewidth=1, label="reference")
-        unseen: list[float] = []
+        hidden: list[float] = []
         for i, (key, curve) in enumerate(curves.items()):
             if isinstance(key, str):
                 axes.plot(*curve, **_series(i), label=_plain(key))
             elif curve[1].max() > LEAST_DENSITY:
                 axes.plot(*curve, **_ramp(i, len(curves)), label=f"β = {key:g}")
             else:
-                unseen.append(key)
-        _unseen(axes, unseen, 0.97, "right")
+                hidden.append(key)
+        _name_hidden(axes, hidden, 0.97, "right")
         axes.set_xlabel("reward, in standard deviations under the reference")
         axes.set_ylabel("density")
         axes.set_xlim(reference[0][0], reference[0][-1])
         axes.set_ylim(bottom=0)
-        _legend(axes)
+        legend_below(axes)
 
     return render(f"rewards {name}", title, draw)
 
 
 def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[float, np.ndarray]]) -> str:
-    """log Z_n − log Z of one transform by number of references, a panel an estimator.
+    """log Z_n − log Z of one transform by number of references, one panel per estimator.
 
     Args:
       name: of the transform.
-      references: [counts], n.
-      curves: for each estimator and β the gaps [counts], NaN where n is refused.
+      references: the numbers n.
+      curves: for each estimator and β the gap at each n, NaN where it does not exist.
     """
 
     def draw(*panels: Axes) -> None:
@@ -161,24 +172,25 @@ def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[floa
             axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         panels[-1].set_xlabel("references n")
-        _legend(panels[0])
+        legend_below(panels[0])
 
     return render(f"gaps {name}", f"{_plain(name)}: log Zₙ − log Z (nats)", draw, panels=len(curves), height=3.4)
 
 
 def _by_beta(axes: Axes, curves: Mapping[float, Curve]) -> None:
-    unseen: list[float] = []
+    hidden: list[float] = []
     for i, (beta, (x, density)) in enumerate(curves.items()):
         if density.max() > LEAST_DENSITY:
-            # A curve that starts below the axes comes up into them from where it is.
+            # Density 0 has no logarithm; below the axis any value will do.
             floored = np.maximum(density, LEAST_DENSITY / 1e3)
             axes.plot(x, floored, **_ramp(i, len(curves)), label=f"β = {beta:g}")
         else:
-            unseen.append(beta)
-    _unseen(axes, unseen, 0.03, "left")
+            hidden.append(beta)
+    _name_hidden(axes, hidden, 0.03, "left")
 
 
-def _unseen(axes: Axes, betas: Sequence[float], x: float, side: str) -> None:
+def _name_hidden(axes: Axes, betas: Sequence[float], x: float, side: str) -> None:
+    """Names the β whose curves lie outside the axes."""
     if betas:
         text = "further right:\n" + "\n".join(f"β = {beta:g}" for beta in betas)
         axes.annotate(text, (x, 0.95), xycoords="axes fraction", ha=side, va="top", fontsize=8)
@@ -189,7 +201,7 @@ def _series(i: int) -> dict[str, Any]:
 
 
 def _ramp(i: int, count: int) -> dict[str, Any]:
-    """The i-th of `count` curves in order; of more than there are colours, neighbours differ in dashes."""
+    """Style of the i-th of `count` ordered curves; dashes alternate where there are more curves than colours."""
     if count <= len(RAMP):
         step = (len(RAMP) - 1) / max(count - 1, 1)
         return {"color": RAMP[round(i * step)], "linestyle": "-"}
@@ -197,18 +209,10 @@ def _ramp(i: int, count: int) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
+    """Text escaped so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
 
 
 def _plain_log(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _legend(axes: Axes) -> None:
-    """Below the plot, in as many columns as the labels leave room for."""
-    handles, labels = axes.get_legend_handles_labels()
-    longest = max(len(label) for label in labels)
-    columns = max(1, min(4, 66 // (longest + 6), len(labels)))
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.hugging_face.tokenizer import open_tokenizer
 from qrpo_jax.hugging_face.weights import load_weights, read_headers, read_tensors
 from qrpo_jax.model import decoder
+from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.heads import GATE_TEXT, Head, Tensors
 from qrpo_jax.model.settings import DecoderSettings
 
@@ -148,19 +149,19 @@ def batch_scores(
     lengths_B: Array,
     last_B: Array,
     gate_B: Array,
-    dtype: Any = jnp.float32,
+    compute: Compute = DEFAULT,
 ) -> Array:
     """Scores [B] float32 of conversations with padding behind them.
 
     Args:
       lengths_B: tokens of each; whatever follows them does not matter.
       last_B, gate_B: positions of the hidden states that the head reads.
-      dtype: compute type of the decoder's matrix products.
+      compute: how the decoder is computed.
     """
     model = nnx.merge(graph, parameters.decoder)
     positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
     segments_BxL = (positions_BxL < lengths_B[:, None]).astype(jnp.int32)
-    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, dtype=dtype)
+    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, compute=compute)
     rows_B = jnp.arange(len(tokens_BxL))
     return head.scores(parameters.head, hidden_BxLxD[rows_B, last_B], hidden_BxLxD[rows_B, gate_B])
 
@@ -170,21 +171,21 @@ class ModelScorer:
 
     Args:
       batch_rows: conversations a forward pass; more where the mesh splits rows further.
-      dtype: of the decoder's parameters and matrix products.
+      compute: how the decoder is computed; its parameters have the same type.
 
     Raises:
       UserError: a dimension that the mesh cannot split.
     """
 
-    def __init__(self, model: RewardModel, mesh: Mesh, *, batch_rows: int, dtype: Any = jnp.float32) -> None:
+    def __init__(self, model: RewardModel, mesh: Mesh, *, batch_rows: int, compute: Compute = DEFAULT) -> None:
         self.model, self._mesh = model, mesh
         self._batch_rows = round_up(batch_rows, axis_size(mesh, "rows"))
         headers = read_headers(model.folder)
         head = read_tensors(headers, model.head.tensors(model.settings.d_model))
-        body = load_weights(headers, model.settings, mesh, dtype)
+        body = load_weights(headers, model.settings, mesh, compute.dtype)
         self._parameters = RewardParameters(body, place(head, replicated(mesh)))
         graph = decoder.graph(model.settings)
-        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, dtype=dtype))
+        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, compute=compute))
 
     def score(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Scores of conversations, float32 in their order.

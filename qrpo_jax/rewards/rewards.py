@@ -1,4 +1,4 @@
-"""Rewards of completions: code run against its tests, a reward model, or any Python function."""
+"""Rewards of completions: tests that the completion must pass, a reward model, or any Python function."""
 
 import importlib
 import json
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import Row
+from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.models import ModelScorer
 from qrpo_jax.rewards.sandbox.pool import Job, Limits, Sandbox, same_value
 
@@ -18,13 +19,13 @@ TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> 
 
 
 def dialogue_share(prompt: str, completion: str, payload: str) -> float:
-    """Share of a completion's words that stand inside double quotes; 0 without words.
+    """Share of a completion's words inside double quotes; 0 for a completion without words.
 
     >>> dialogue_share("", 'He said, "Come here."', "")
     0.5
     """
     words = list(re.finditer(r"\S+", completion))
-    # Word by word, each counted once: however many quotes a word holds, the share stays below one.
+    # Counts words, not quotes, so that a word with several quotes counts once and the share stays at most one.
     quoted = [match.span(1) for match in re.finditer(r'"([^"]*)"', completion)]
     spoken = sum(any(max(word.start(), start) < min(word.end(), end) for start, end in quoted) for word in words)
     return spoken / len(words) if words else 0.0
@@ -37,24 +38,25 @@ TOO_LONG = "dropped: too long for the reward model"
 
 
 class Scores(NamedTuple):
-    """Rewards of every row's completions, and how many completions ended how ("ok", "timeout", ...).
+    """Rewards of every row's completions, None for one that cannot be scored.
 
-    A completion that no reward can be given to has None.
+    outcomes: number of completions by outcome: "ok", "timeout", ...
+    counts: numbers of other things than completions.
     """
 
     rewards: Sequence[Sequence[float | None]]
     outcomes: dict[str, int]
-    counts: Mapping[str, int] = MappingProxyType({})  # of other things than completions
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 class Reward:
     """A reward by name: "tests", a key of TEXT_REWARDS, or "package.module:function".
 
-    A context manager, because running code needs worker processes. `protections` says which limits this machine
-    can put on them.
+    A context manager, because running code needs worker processes. `protections` says which of the sandbox's limits
+    this machine enforces.
 
     Raises:
-      ValueError: no such reward.
+      UserError: no such reward.
     """
 
     def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
@@ -66,7 +68,7 @@ class Reward:
         return {} if self._sandbox is None else self._sandbox.protections
 
     def score(self, rows: Sequence[Row]) -> Scores:
-        """Rewards of all completions of `rows`, scored or not before."""
+        """Rewards of all completions of `rows`, whether or not they have one."""
         if self._sandbox is not None:
             return run_tests(self._sandbox, rows)
         assert self._function is not None
@@ -87,7 +89,7 @@ class Reward:
 
 
 class ModelReward(AbstractContextManager):
-    """The reward "model": scores of a reward model, in the place of a `Reward`."""
+    """The reward "model": a reward model with the interface of a `Reward`."""
 
     def __init__(self, scorer: ModelScorer) -> None:
         self.model, self._scorer = scorer.model, scorer
@@ -97,44 +99,44 @@ class ModelReward(AbstractContextManager):
         return {}
 
     def score(self, rows: Sequence[Row]) -> Scores:
-        """Rewards of all completions of `rows`, scored or not before; None where a conversation is too long."""
-        made = self._scorer.score_rows(rows)
-        scores = iter(made.scores)
+        """Rewards of all completions of `rows`, whether or not they have one; None where a conversation is too long."""
+        scored = self._scorer.score_rows(rows)
+        scores = iter(scored.scores)
         rewards = [[next(scores) for _ in row.completions] for row in rows]
-        long = sum(score is None for score in made.scores)
-        outcomes = {"ok": len(made.scores) - long, TOO_LONG: long}
-        return Scores(rewards, outcomes, {"special strings taken as text": made.special_strings})
+        long = sum(score is None for score in scored.scores)
+        outcomes = {"ok": len(scored.scores) - long, TOO_LONG: long}
+        return Scores(rewards, outcomes, {"special strings taken as text": scored.special_strings})
 
     def __exit__(self, *error: Any) -> None:
         pass
 
 
 def find_function(name: str) -> TextReward:
-    """The Python reward function of that name; "module:function" names one of the user's own.
+    """The Python reward function of that name: a key of TEXT_REWARDS, or "package.module:function".
 
     Raises:
-      ValueError: no such function.
+      UserError: no such function.
     """
     if name in TEXT_REWARDS:
         return TEXT_REWARDS[name]
     module, colon, function = name.partition(":")
-    allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function (config.reward.name)"
+    allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function"
     if not colon:
-        raise ValueError(f"reward is {name!r}; allowed: {allowed}")
+        raise UserError(f"reward is {name!r}; allowed: {allowed}", about="name")
     try:
-        found = getattr(importlib.import_module(module), function)
+        reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward {name!r} cannot be imported ({error}); allowed: {allowed}") from None
-    if not callable(found):
-        raise ValueError(f"reward {name!r} is not a function; allowed: {allowed}")
-    return found
+        raise UserError(f"reward {name!r} cannot be imported ({error}); allowed: {allowed}", about="name") from None
+    if not callable(reward):
+        raise UserError(f"reward {name!r} is not a function; allowed: {allowed}", about="name")
+    return reward
 
 
 def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
-    """Share of its prompt's tests that each completion passes, the completion being an expression of f(a, b).
+    """Share of its prompt's tests that each completion passes; a completion is an expression in a and b.
 
-    Every distinct completion of a prompt runs once, in a process of its own. Expected values stay here: the
-    sandbox returns what the code computed, so nothing it prints or returns can claim a pass.
+    Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
+    sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.
     """
     jobs: dict[tuple[int, str], Job] = {}
     tests = [read_tests(row) for row in rows]
@@ -147,13 +149,13 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
     rewards = []
     for index, row in enumerate(rows):
         expected = [value for _, value in tests[index]]
-        own = []
+        shares = []
         for completion in row.completions:
             outcome = outcomes[index, completion.text]
-            counts[outcome.status] = counts[outcome.status] + 1 if outcome.status in counts else 1
+            counts[outcome.status] = counts.get(outcome.status, 0) + 1
             passed = [same_value(a, b) for a, b in zip(outcome.outputs, expected, strict=False)]
-            own.append(sum(passed) / len(expected))
-        rewards.append(own)
+            shares.append(sum(passed) / len(expected))
+        rewards.append(shares)
     return Scores(rewards, counts)
 
 
@@ -161,15 +163,15 @@ def read_tests(row: Row) -> list[tuple[list[Any], Any]]:
     """The tests in a row's payload, `{"tests": [[arguments, expected value], ...]}`.
 
     Raises:
-      ValueError: no such payload.
+      UserError: the payload is not of that form.
     """
     try:
         tests = [(list(arguments), expected) for arguments, expected in json.loads(row.payload)["tests"]]
     except (KeyError, TypeError, ValueError):
         tests = []
     if not tests:
-        raise ValueError(
+        raise UserError(
             f"row {row.id!r}: its payload is {row.payload[:40]!r}, reward 'tests' needs "
-            '{"tests": [[arguments, value], ...]}; mend the prompts, or set another config.reward.name'
+            '{"tests": [[arguments, value], ...]}; correct the prompts, or set another reward'
         )
     return tests

@@ -1,148 +1,146 @@
-"""Stage `evaluate`: held-out prompts answered by reference and policy at one temperature, scored and compared."""
+"""Stage `evaluate`: reference and policy answer the held-out prompts at one temperature, and are compared."""
 
 import dataclasses
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.job.accounting import SIDES, held_out
+from qrpo_jax.errors import UserError, located
+from qrpo_jax.evaluation import kl
+from qrpo_jax.evaluation.compare import SIDES, Answers, compare
+from qrpo_jax.files import write_json
+from qrpo_jax.job.accounting import held_out
+from qrpo_jax.job.bounds import check_least
+from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.manifest import read_manifest, write_json
-from qrpo_jax.job.prompts import Prompts
-from qrpo_jax.job.units import Counts, add_counts, run_units
+from qrpo_jax.job.log_probs import make_log_probs
+from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.prompts import Prompts, open_prompts
+from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
+from qrpo_jax.job.stage import Stage
+from qrpo_jax.job.units import Counts, Work, add_counts, run_units
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.stages.reference import LogProbs, make_log_probs
-from qrpo_jax.stages.sample import make_completer
-from qrpo_jax.stages.score import describe, open_reward, score_rows, tell_dropped
+from qrpo_jax.rewards.rewards import ModelReward, Reward
 
-Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+RESULTS = "results.json"
 
 
 def run(job: Job) -> dict[str, Any] | None:
-    folder = job.folder("evaluate")
     reference = job.reference_parameters(job.local_mesh)
     parameters = {"reference": reference, "policy": job.policy_parameters(job.local_mesh, reference)}
-    prompts = Prompts(job, "eval")
-    config = job.config.evaluate
-    # KL is about the distributions that were sampled from, and greedy or cut ones have no log-ratio to average.
-    whole = config.temperature > 0 and config.top_k == 0 and config.top_p == 1
-    log_probs = {side: make_log_probs(job, side, temperature=config.temperature) for side in SIDES} if whole else None
-    counts: dict[str, Counts] = {}
-    with open_reward(job) as reward:
-        job.say(describe(reward).replace("score:", "evaluate:"))
-        for side in SIDES:
-            complete = make_completer(job, job.config.evaluate, source=side, purpose=f"evaluate {side}")
+    prompts = open_prompts(job, "eval", reference)
+    counts = sample_and_score(job, prompts, parameters)
+    if counts is None:
+        return None
 
-            def work(unit: int, side: str = side, complete: Callable = complete) -> tuple[list[Row], Counts]:
-                rows, sampled = complete(
-                    parameters[side], prompts.rows(unit, parameters["reference"]), list(prompts.indices(unit))
-                )
-                rows, scored = score_rows(reward, drawn_only(rows, side))
-                return rows, add_counts([sampled, scored])
+    rows = {side: list(side_rows) for side, side_rows in held_out(job).items()}
+    check_scored(rows)
+    results = compare({side: [answers(row) for row in rows[side]] for side in SIDES})
+    for side in SIDES:
+        results[side]["not_scored"] = report_dropped(job, f"evaluate, {side}", counts[side])
+    for side, estimates in kl_estimates(job, rows, parameters).items():
+        results[side] |= estimates
+    results |= {"settings": shown_settings(job), "optimum": training_forecast(job)}
 
-            made = run_units(job, folder / side, prompts.units, work, title=f"evaluate {side}")
-            if made is None:
-                return None
-            counts[side] = made
-    rows = {side: list(kept) for side, kept in held_out(job).items()}
-    if not rows["policy"]:
-        raise ValueError(
-            "no held-out prompt has completions of both sides that the reward model could score: they were too long "
-            "(config.reward.max_tokens, config.evaluate.max_new_tokens)"
-        )
-    results = compare(rows["reference"], rows["policy"])
-    for side in SIDES:
-        results[side]["not_scored"] = tell_dropped(job, f"evaluate, {side}", counts[side])
-    # KL from samples of each side, both log-probabilities by the function that training uses.
-    for side in SIDES:
-        if log_probs is not None:
-            results[side] |= kl_estimates(side, rows[side], parameters, log_probs)
-    results["settings"] = summary(job)
-    results["optimum"] = asked_for(job)
-    write_json(folder / "results.json", results)
-    write_json(job.workdir / "results.json", results)
-    announce(job, results)
+    for folder in (job.folder("evaluate"), job.workdir):
+        write_json(folder / RESULTS, results)
+    say_results(job, results)
     return {"units": prompts.units, "counts": counts, "results": results}
 
 
-def drawn_only(rows: list[Row], side: str) -> list[Row]:
-    """Rows without completions that came with the prompt."""
-    return [dataclasses.replace(row, completions=tuple(c for c in row.completions if c.source == side)) for row in rows]
+def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> dict[str, Counts] | None:
+    """Writes the scored rows of each side and returns the counts; None while other shards have units to write."""
+    counts: dict[str, Counts] = {}
+    with open_reward(job) as reward:
+        job.say(f"evaluate: {describe(reward)}")
+        for side in SIDES:
+            work = make_work(job, side, prompts, parameters, reward)
+            side_counts = run_units(job, job.folder("evaluate") / side, prompts.units, work, title=f"evaluate {side}")
+            if side_counts is None:
+                return None
+            counts[side] = side_counts
+    return counts
 
 
-def interval(values: np.ndarray) -> tuple[float, list[float]]:
-    """Mean and 95 % normal interval of independent values (one a prompt: its completions are not independent)."""
-    mean = float(values.mean())
-    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return mean, [mean - half, mean + half]
+def make_work(
+    job: Job, side: str, prompts: Prompts, parameters: dict[str, Parameters], reward: Reward | ModelReward
+) -> Work:
+    """The work of one unit: sample completions of its prompts from one side, and score them."""
+    complete = make_completer(job, job.config.evaluate, side=side, purpose=f"evaluate {side}")
+
+    def work(unit: int) -> tuple[list[Row], Counts]:
+        rows, sampled = complete(parameters[side], prompts.rows(unit), list(prompts.indices(unit)))
+        rows, scored = score_rows(reward, [only_from(side, row) for row in rows])
+        return rows, add_counts([sampled, scored])
+
+    return work
 
 
-def compare(reference: list[Row], policy: list[Row]) -> dict[str, Any]:
-    """Held-out figures of both sides, and of their difference prompt by prompt."""
-    results: dict[str, Any] = {}
-    means = {}
-    for side, rows in (("reference", reference), ("policy", policy)):
-        means[side] = np.asarray([np.mean([c.reward for c in row.completions]) for row in rows])
-        mean, ci95 = interval(means[side])
-        completions = [c for row in rows for c in row.completions]
-        results[side] = {
-            "mean_reward": mean,
-            "ci95": ci95,
-            "prompts": len(rows),
-            "completions": len(completions),
-            "mean_tokens": float(np.mean([len(c.tokens) for c in completions])),
-            "share_finished": float(np.mean([c.finished for c in completions])),
-            "share_full_reward": float(np.mean([c.reward >= 1.0 for c in completions])),
-        }
-    quantile = [
-        np.mean([_quantile(c.reward, [r.reward for r in before.completions]) for c in after.completions])
-        for before, after in zip(reference, policy, strict=True)
-    ]
-    gain, ci95 = interval(means["policy"] - means["reference"])
-    results["gain"] = {"mean_reward": gain, "ci95": ci95}
-    results["policy"]["mean_quantile"] = float(np.mean(quantile))
-    return results
+def only_from(source: str, row: Row) -> Row:
+    """The row without completions of other sources, such as those that came with the prompt."""
+    return dataclasses.replace(row, completions=tuple(c for c in row.completions if c.source == source))
 
 
-def _quantile(reward: float, references: list[float]) -> float:
-    """Mid-rank quantile, which is 1/2 on average for the reference itself, ties or not."""
-    values = np.asarray(references)
-    return float(np.mean(values < reward) + 0.5 * np.mean(values == reward))
+def check_scored(rows: dict[str, list[Row]]) -> None:
+    """Refuses an evaluation of which no prompt is left.
+
+    Raises:
+      UserError: naming the limits that completions exceeded.
+    """
+    with located("reward.max_tokens", "evaluate.max_new_tokens"):
+        if not rows["policy"]:
+            raise UserError(
+                "no held-out prompt has completions of both sides that the reward model could score: they were too long"
+            )
+
+
+def answers(row: Row) -> Answers:
+    return Answers(
+        np.asarray([c.reward for c in row.completions]),
+        np.asarray([len(c.tokens) for c in row.completions]),
+        np.asarray([c.finished for c in row.completions]),
+    )
 
 
 def kl_estimates(
-    side: str, rows: list[Row], parameters: dict[str, Parameters], log_probs: dict[str, LogProbs]
-) -> dict[str, float]:
-    """KL in nats per completion from this side to the other, by the k1 and k3 estimators (Schulman 2020).
+    job: Job, rows: dict[str, list[Row]], parameters: dict[str, Parameters]
+) -> dict[str, dict[str, float]]:
+    """KL in nats per completion from each side to the other, estimated from its own samples.
 
-    For samples of p against q with r = log q − log p: k1 = −r, k3 = e^r − 1 − r; both have mean KL(p‖q).
+    Log-probabilities come from the function that training uses. Greedy and truncated sampling have no estimate: the
+    distribution that is sampled is then not the one that the log-probabilities describe.
     """
-    other = SIDES[1 - SIDES.index(side)]
-    own_values, _ = log_probs[side](parameters[side], rows)
-    other_values, _ = log_probs[other](parameters[other], rows)
-    ratio = np.concatenate(other_values) - np.concatenate(own_values)
-    ratio = ratio[np.isfinite(ratio)]
-    return {f"kl_to_{other}_k1": float(np.mean(-ratio)), f"kl_to_{other}_k3": float(np.mean(np.expm1(ratio) - ratio))}
+    config = job.config.evaluate
+    if not (config.temperature > 0 and config.top_k == 0 and config.top_p == 1):
+        return {}
+    log_probs = {side: make_log_probs(job, side, temperature=config.temperature) for side in SIDES}
+    estimates = {}
+    for side, other in (SIDES, SIDES[::-1]):
+        log_prob_C, other_log_prob_C = (
+            np.concatenate(log_probs[scorer](parameters[scorer], rows[side])[0]) for scorer in (side, other)
+        )
+        log_ratio_C = other_log_prob_C - log_prob_C
+        estimates[side] = {f"kl_to_{other}_k1": kl.k1(log_ratio_C), f"kl_to_{other}_k3": kl.k3(log_ratio_C)}
+    return estimates
 
 
-def summary(job: Job) -> dict[str, Any]:
+def shown_settings(job: Job) -> dict[str, Any]:
+    """The settings that results.json shows beside the figures."""
     config = job.config
     names = ("objective", "beta", "transform", "loss", "learning_rate")
-    named = {name: config.train[name] for name in names}
-    return named | {"seed": config.seed, "temperature": config.evaluate.temperature}
+    of_training = {name: config.train[name] for name in names}
+    return of_training | {"seed": config.seed, "temperature": config.evaluate.temperature}
 
 
-def asked_for(job: Job) -> dict[str, Any]:
-    """What the settings asked of the policy on the training data, as stage train put it on record."""
-    made = read_manifest(job.folder("train"))
-    assert made is not None, "evaluate runs after train"
-    return made["asked"] or {}
+def training_forecast(job: Job) -> dict[str, Any]:
+    """The forecast of the optimum that stage `train` recorded; empty for objectives without one."""
+    manifest = read_manifest(job.folder("train"))
+    assert manifest is not None, "evaluate runs after train"
+    return manifest["forecast"] or {}
 
 
-def announce(job: Job, results: dict[str, Any]) -> None:
+def say_results(job: Job, results: dict[str, Any]) -> None:
     config = job.config.evaluate
     job.say(
         f"\nHeld-out mean reward, {results['policy']['prompts']} prompts x {config.completions} completions, "
@@ -153,3 +151,19 @@ def announce(job: Job, results: dict[str, Any]) -> None:
         job.say(f"  {side:<10} {results[side]['mean_reward']:.3f}   95 % interval {low:.3f} to {high:.3f}")
     low, high = results["gain"]["ci95"]
     job.say(f"  {'gain':<10} {results['gain']['mean_reward']:+.3f}   95 % interval {low:+.3f} to {high:+.3f}\n")
+
+
+def check(job: Job) -> None:
+    check_least(job.config, {"prompts.held_out": 2})  # an interval needs two prompts
+    check_sampling(job, "evaluate", least_completions=1)
+    check_reward(job)
+
+
+STAGE = Stage(
+    run,
+    check,
+    needs=("train",),
+    sections=("log_probs", "reward", "evaluate"),
+    machine_keys=("log_probs.batch_rows", "reward.workers", "reward.batch_rows"),
+    shardable=True,
+)

@@ -5,9 +5,14 @@ from typing import Any
 
 import jax
 
+from qrpo_jax.devices.dtypes import COMPUTE, FLOATS
 from qrpo_jax.devices.mesh import gather
+from qrpo_jax.devices.processes import is_first
+from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import adapter_folder, model_folder
-from qrpo_jax.job.job import DTYPES, Job
+from qrpo_jax.job.bounds import check_choices
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.stage import Stage
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
 
@@ -18,7 +23,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.config.export.adapter == "peft":
         return export_adapter(job)
     folder = job.folder("export") / "model"
-    # Renamed into place when complete, so a folder that is there was made before this start.
+    # Renamed into place when complete, so a folder that exists is from an earlier start.
     if not folder.exists():
         parameters, path = merged_parameters(job), job.config.model.path
         generation = model_folder.generation_settings(Path(path)) if path else {}
@@ -29,25 +34,43 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def merged_parameters(job: Job) -> Parameters:
-    """What `train` left, its adapters merged into their base where it trained such."""
+    """The parameters that `train` left; adapters merged into their base."""
     trained, adapted = job.trained_parameters("train", job.mesh), job.policy.lora
     if adapted is None:
         return trained
-    # The sum is rounded once, to what is written, and not to the type of the base before. Where the two are one type,
-    # the sum takes the place of the base.
-    dtype = DTYPES[job.config.export.dtype]
+    # The sum is rounded once, to the exported type, and not to the type of the base before. Where the two types are
+    # one, the sum replaces the base in memory.
+    dtype = FLOATS[job.config.export.dtype]
     donated = (0,) if job.config.model.parameter_dtype == job.config.export.dtype else ()
     merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, adapted, dtype), donate_argnums=donated)
     return merge(job.reference_parameters(job.mesh), trained)
 
 
 def export_adapter(job: Job) -> dict[str, Any]:
-    """Leaves the folder `adapter`, for the model that config.model.path names."""
+    """Writes the folder `adapter`, for the model that config.model.path names."""
     folder, adapted = job.folder("export") / "adapter", job.policy.lora
-    assert adapted is not None, "checked before anything ran"
+    assert adapted is not None, "check refuses adapters without LoRA"
     adapters = jax.tree.map(gather, job.trained_parameters("train", job.mesh))
-    if jax.process_index() == 0 and not folder.exists():
+    if is_first() and not folder.exists():
         base, dtype = job.config.model.path, job.config.export.dtype
         adapter_folder.save(folder, job.policy.settings, adapted, adapters, base=base, dtype=dtype)
     job.say(f"export: {folder}")
     return {"adapter": "adapter"}
+
+
+def check(job: Job) -> None:
+    config = job.config
+    check_choices(config, {"export.dtype": COMPUTE, "export.adapter": FORMS})
+    if config.export.adapter == "peft":
+        if not config.lora.rank:
+            raise UserError("export.adapter 'peft' needs LoRA (config.lora.rank); or set config.export.adapter=merged")
+        if "sft" in config.stages or not config.model.path:
+            raise UserError(
+                "export.adapter 'peft' needs a base that is a model folder, and this base comes from stage 'sft': "
+                "set config.export.adapter='merged', or config.model.path without 'sft' in config.stages"
+            )
+    with located("model", dtype="export.dtype"):
+        model_folder.check_export(job.policy.settings, job.policy.text, config.export.dtype)
+
+
+STAGE = Stage(run, check, needs=("train",), sections=("export",))

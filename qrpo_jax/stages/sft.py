@@ -1,34 +1,32 @@
 """Stage `sft`: supervised fine-tuning on the completions that come with the prompts."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from qrpo_jax.data import prompts
-from qrpo_jax.data.examples import View, build_examples
-from qrpo_jax.data.rows import Row
+from qrpo_jax.data.examples import build_examples
+from qrpo_jax.data.sources.source import all_rows
+from qrpo_jax.data.views import View
+from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.trainer import train
+from qrpo_jax.job.prompts import open_sources
+from qrpo_jax.job.stage import Stage
+from qrpo_jax.job.trainer import Training, check_optimization, train
 from qrpo_jax.training.objectives import make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
-    config, pack = job.config, job.config.pack
-    # In pairs only the chosen completion is to be imitated; rows of a JSON-lines file put it first.
+    pack = job.config.pack
+    # Only the first completion is imitated; of a pair it is the chosen one.
     view = View(first=1, max_tokens=pack.max_tokens, over_long=pack.over_long)
-    examples = build_examples(rows(job), job.policy.text, view, transform=None)
-    # A reference policy is about its own distribution, so SFT knows no sampling temperature.
-    precision = job.precision()._replace(temperature=1.0)
+    examples = build_examples(all_rows(open_sources(job)["sft"]), job.policy.text, view, transform=None)
+    # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
+    settings = job.log_prob_settings._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
-    return train(job, "sft", config.sft, examples, make_objective("sft"), precision, start)
+    return train(job, "sft", Training(examples, make_objective("sft"), settings, start))
 
 
-def rows(job: Job) -> Iterator[Row]:
-    """Rows whose first completion is to be learned; held-out prompts are not among them."""
-    config = job.config
-    if config.prompts.source == "programs":
-        return (prompts.program_solution_row(config.seed, "sft", i) for i in range(config.sft.examples))
-    kept, _ = prompts.split_rows(
-        prompts.read_jsonl(Path(config.prompts.path)), config.prompts.held_out, config.prompts.count
-    )
-    return iter(kept)
+def check(job: Job) -> None:
+    check_optimization(job.config, "sft")
+    check_least(job.config, {"sft.examples": 1})
+
+
+STAGE = Stage(run, check, sections=("model", "prompts", "pack", "sft"), machine_keys=("sft.checkpoint_every",))

@@ -1,72 +1,130 @@
-"""Metrics of a run: a JSONL file, TensorBoard files, and Weights & Biases if asked for."""
+"""Metrics of a run on disk: a JSON-lines file, TensorBoard files and, as an option, Weights & Biases."""
 
 import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tensorboardX
 
+from qrpo_jax import files
+from qrpo_jax.devices import processes
+
 
 class MetricsWriter:
-    """Writes scalars by step; a resumed run takes back what was written after its checkpoint.
+    """Writes scalars by step to every sink. A resumed run first removes the lines after its checkpoint.
 
-    A context manager; `write` keeps files complete line by line, so a kill loses at most the line being written.
+    A context manager. Lines are written whole, so a kill loses at most the line being written. Only the first process
+    writes; on the others every method does nothing.
+
+    Args:
+      resume_step: step of the checkpoint that the run resumes from, or 0.
+      wandb: arguments of `wandb.init`; None does not use Weights & Biases.
     """
 
-    def __init__(self, directory: Path, *, resume_step: int, tensorboard: bool, wandb: dict[str, Any] | None) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "metrics.jsonl"
-        kept = [m for m in read_metrics(self._path) if m["step"] <= resume_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
-        self._board = None
+    def __init__(
+        self, directory: Path, *, resume_step: int, tensorboard: bool = False, wandb: dict[str, Any] | None = None
+    ) -> None:
+        self._sinks: list[Sink] = []
+        if not processes.is_first():
+            return
+        self._sinks.append(JsonLines(directory / "metrics.jsonl", resume_step))
         if tensorboard:
-            self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
-        self._wandb = None
+            self._sinks.append(TensorBoard(directory / "tensorboard", resume_step))
         if wandb is not None:
-            import wandb as library  # an option that is never required, so never imported without being asked
-
-            name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
-            self._wandb = library.init(dir=str(directory), resume="allow", id=name, **wandb)
+            self._sinks.append(WeightsAndBiases(directory, wandb))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        # What a run does not know (a reward in SFT) is NaN, which JSON cannot say: it is left out.
+        # NaN marks a figure that a run does not have, such as a reward in SFT. JSON has no NaN, so it is left out.
         known = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **known}) + "\n")
-        self._file.flush()
-        for name, value in known.items():
-            if self._board is not None:
-                self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(known, step=step)
+        for sink in self._sinks:
+            sink.write(step, known)
 
     def flush(self) -> None:
-        """Puts everything on disk: what lies before a checkpoint must not be lost, since it is not written again."""
-        self._file.flush()
-        if self._board is not None:
-            self._board.flush()
+        """Hands everything to the operating system: lines before a checkpoint are not written a second time."""
+        for sink in self._sinks:
+            sink.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+class Sink(Protocol):
+    """One place that metrics are written to."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """A file with one JSON object a step."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+
+
+class TensorBoard:
+    """TensorBoard event files; steps after `resume_step` are purged."""
+
+    def __init__(self, directory: Path, resume_step: int) -> None:
+        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run; its id comes from the directory, so that a resumed run continues it."""
+
+    def __init__(self, directory: Path, options: dict[str, Any]) -> None:
+        import wandb  # an optional dependency
+
+        name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+        self._run = wandb.init(dir=str(directory), resume="allow", id=name, **options)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def flush(self) -> None:
+        """Weights & Biases sends in the background."""
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All complete lines of a metrics file; a line cut by a kill is left out."""
+    """All complete lines of a metrics file, which may be missing; a line cut by a kill is left out."""
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,7 +1,8 @@
-"""Objectives as a training step sees them: per-completion numbers in, unreduced losses and weights out.
+"""Objectives as a training step sees them: numbers of completions in, unreduced losses and weights out.
 
-An objective knows no model, no mesh and no config. Its losses and weights have the shape of its inputs; the
-step sums loss · weight over the global batch and divides by the sum of the weights.
+An objective knows no model, no mesh and no config. Its losses and weights have the shape [..., S] of its inputs; the
+step sums loss · weight over the global batch and divides by the sum of the weights. A new objective is a function here
+and a line in `OBJECTIVES`.
 """
 
 import math
@@ -14,25 +15,26 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from qrpo_jax import losses, transforms
+from qrpo_jax.data.per_completion import PerCompletion
+from qrpo_jax.errors import UserError
+from qrpo_jax.transforms import Transform
 
 
-class Completions(NamedTuple):
-    """What objectives may use, arrays [..., S]; the completions of a pair are neighbours, the better one first."""
+class LogProbs(NamedTuple):
+    """log π_θ in nats, for each completion and for each of its tokens.
 
-    log_prob: Array
-    reference_log_prob: Array
-    reward: Array
-    quantile: Array
-    log_z: Array  # of the completion's β; see `partition`
-    reward_scale: Array
-    length: Array
-    weight: Array  # 0 where a slot is empty or the sample selector leaves the completion out
+    The completions of a pair are neighbours, the one with the higher reward first.
+    """
+
+    completion: Array  # [..., S], summed over tokens
+    token: Array  # [..., L], 0 for prompts and padding
+    segment: Array  # [..., L], int32: 1 + the slot of the token's completion, 0 for padding
 
 
 class Length(NamedTuple):
-    """What a completion's length in tokens changes.
+    """The uses that an objective makes of a completion's length in tokens.
 
-    normalised: its β is min(β / length, cap), so that it is held to the reference token by token.
+    normalised: its β is min(β / length, cap), so that the KL penalty is per token.
     cap: see `losses.length_normalised_beta`; infinite for none.
     divides_loss: its loss is divided by its length; that of a pair by the mean length of the two.
     """
@@ -42,7 +44,7 @@ class Length(NamedTuple):
     divides_loss: bool = False
 
     def beta(self, beta: ArrayLike, length: ArrayLike) -> Array:
-        """β of each completion, in the shape of `length` if it differs between them."""
+        """β of each completion: [] if it is the same for all, else in the shape of `length`."""
         return losses.length_normalised_beta(beta, length, self.cap) if self.normalised else jnp.asarray(beta)
 
     def divide(self, loss: Array, length: Array) -> Array:
@@ -51,116 +53,217 @@ class Length(NamedTuple):
 
 PLAIN = Length()
 Losses = tuple[Array, Array]
-Objective = Callable[[Completions], Losses]
+LossFunction = Callable[[LogProbs, PerCompletion], Losses]
 
 
-def qrpo(c: Completions, *, beta: float, transform: str, loss: str, length: Length = PLAIN) -> Losses:
-    """Pointwise regression on the calibrated target; weighs every completion alike."""
+def qrpo(
+    log_probs: LogProbs, c: PerCompletion, *, beta: float, transform: Transform, loss: str, length: Length = PLAIN
+) -> Losses:
+    """Pointwise regression on the calibrated target; all completions have their own weight."""
     each = losses.qrpo(
-        c.log_prob,
+        log_probs.completion,
         c.reference_log_prob,
         c.quantile,
         beta=length.beta(beta, c.length),
-        transform=transforms.get(transform, reward_scale=c.reward_scale),
+        transform=transforms.scale_by(transform, c.reward_scale),
         loss=loss,
         log_z=c.log_z,
     )
     return length.divide(each, c.length), c.weight
 
 
-def sft(c: Completions, *, length: Length = PLAIN) -> Losses:
-    """Negative log-likelihood per token: weighs a completion by its length, or all alike if that divides the loss."""
-    tokens = jnp.maximum(c.length, 1).astype(c.log_prob.dtype)
-    return losses.sft(c.log_prob) / tokens, c.weight if length.divides_loss else c.weight * tokens
+def sft(log_probs: LogProbs, c: PerCompletion, *, length: Length = PLAIN) -> Losses:
+    """Negative log-likelihood a token; the weight grows with the length unless that divides the loss."""
+    tokens = jnp.maximum(c.length, 1).astype(log_probs.completion.dtype)
+    return losses.sft(log_probs.completion) / tokens, c.weight if length.divides_loss else c.weight * tokens
 
 
-def dpo(c: Completions, *, beta: float, length: Length = PLAIN) -> Losses:
-    w, l = pairs(held_by_length(c, beta, length))
-    each = losses.dpo(w.log_prob, l.log_prob, w.reference_log_prob, l.reference_log_prob, beta=beta)
-    return per_pair(length.divide(each, (w.length + l.length) / 2), jnp.minimum(w.weight, l.weight))
-
-
-def rebel(c: Completions, *, beta: float, length: Length = PLAIN) -> Losses:
-    w, l = pairs(held_by_length(c, beta, length))
-    each = losses.rebel(
-        w.log_prob, l.log_prob, w.reference_log_prob, l.reference_log_prob, w.reward, l.reward, beta=beta
+def dpo(log_probs: LogProbs, c: PerCompletion, *, beta: float, length: Length = PLAIN) -> Losses:
+    """The loss of each pair, at its chosen slot."""
+    (policy_w, policy_l), (reference_w, reference_l) = (
+        pairs(x) for x in scaled_by_length(log_probs.completion, c, beta, length)
     )
-    return per_pair(length.divide(each, (w.length + l.length) / 2), jnp.minimum(w.weight, l.weight))
+    each = losses.dpo(policy_w, policy_l, reference_w, reference_l, beta=beta)
+    return per_pair(length.divide(each, pair_length(c)), pair_weight(c))
 
 
-def simpo(c: Completions, *, beta: float, gamma_beta_ratio: float) -> Losses:
-    w, l = pairs(c)
-    each = losses.simpo(
-        w.log_prob,
-        l.log_prob,
-        jnp.maximum(w.length, 1),
-        jnp.maximum(l.length, 1),
-        beta=beta,
-        gamma_beta_ratio=gamma_beta_ratio,
+def rebel(log_probs: LogProbs, c: PerCompletion, *, beta: float, length: Length = PLAIN) -> Losses:
+    """The loss of each pair, at its chosen slot."""
+    (policy_w, policy_l), (reference_w, reference_l) = (
+        pairs(x) for x in scaled_by_length(log_probs.completion, c, beta, length)
     )
-    return per_pair(each, jnp.minimum(w.weight, l.weight))
+    each = losses.rebel(policy_w, policy_l, reference_w, reference_l, *pairs(c.reward), beta=beta)
+    return per_pair(length.divide(each, pair_length(c)), pair_weight(c))
 
 
-def held_by_length(c: Completions, beta: float, length: Length) -> Completions:
-    """Log-probs times β_i / β: what has one β for a pair then holds each completion by its own."""
+def simpo(log_probs: LogProbs, c: PerCompletion, *, beta: float, gamma_beta_ratio: float) -> Losses:
+    """The loss of each pair, at its chosen slot."""
+    lengths = pairs(jnp.maximum(c.length, 1))
+    each = losses.simpo(*pairs(log_probs.completion), *lengths, beta=beta, gamma_beta_ratio=gamma_beta_ratio)
+    return per_pair(each, pair_weight(c))
+
+
+def scaled_by_length(log_prob: Array, c: PerCompletion, beta: float, length: Length) -> tuple[Array, Array]:
+    """log π_θ and log π_ref times β_i / β: a loss with one β for the pair then gives each completion its own β_i."""
     if not length.normalised:
-        return c
+        return log_prob, c.reference_log_prob
     share = length.beta(beta, c.length) / beta
-    return c._replace(log_prob=c.log_prob * share, reference_log_prob=c.reference_log_prob * share)
+    return log_prob * share, c.reference_log_prob * share
 
 
-def pairs(c: Completions) -> tuple[Completions, Completions]:
-    """Chosen and rejected completions, [..., S/2] each."""
-    chosen = Completions(*(x.reshape(*x.shape[:-1], -1, 2)[..., 0] for x in c))
-    rejected = Completions(*(x.reshape(*x.shape[:-1], -1, 2)[..., 1] for x in c))
-    return chosen, rejected
+def pairs(values: Array) -> tuple[Array, Array]:
+    """Values of chosen and of rejected completions, [..., S] -> [..., S/2] each."""
+    paired = values.reshape(*values.shape[:-1], -1, 2)
+    return paired[..., 0], paired[..., 1]
+
+
+def pair_length(c: PerCompletion) -> Array:
+    """Mean length of the two, [..., S/2]."""
+    chosen, rejected = pairs(c.length)
+    return (chosen + rejected) / 2
+
+
+def pair_weight(c: PerCompletion) -> Array:
+    """The smaller weight of the two, [..., S/2]: a pair with one side left out has no weight."""
+    return jnp.minimum(*pairs(c.weight))
 
 
 def per_pair(loss: Array, weight: Array) -> Losses:
-    """Puts a pair's loss at its chosen slot, [..., S/2] -> [..., S]; the rejected slot weighs nothing.
+    """Puts a pair's loss and weight at its chosen slot, [..., S/2] -> [..., S]; the rejected slot has weight 0."""
 
-    Callers pass the smaller weight of the two: half a pair is no pair.
+    def at_chosen(values: Array) -> Array:
+        return jnp.stack([values, jnp.zeros_like(values)], axis=-1).reshape(*values.shape[:-1], -1)
+
+    return at_chosen(loss), at_chosen(weight)
+
+
+class Objective(NamedTuple):
+    """A loss with the facts that data, checks and reports need about it.
+
+    Attributes:
+      loss: (log_probs, c, **options) -> (losses, weights), [..., S] each.
+      unit: of the loss, for reports; `{loss}` stands for the kind of regression.
+      options: names of the loss's keyword arguments, `length` aside; keys of `OPTIONS`.
+      pairwise: it compares the two completions of a pair.
+      needs_reference: it reads log π_ref.
+      ranked: it reads quantiles and log Z.
+      drops_ties: it learns nothing from pairs of equal reward.
+      length_normalisable: it takes a `Length` that is `normalised`.
+      length_divisible: it takes a `Length` that `divides_loss`.
     """
-    stacked = jnp.stack([loss, jnp.zeros_like(loss)], axis=-1), jnp.stack([weight, jnp.zeros_like(weight)], axis=-1)
-    shape = (*loss.shape[:-1], -1)
-    return stacked[0].reshape(shape), stacked[1].reshape(shape)
+
+    loss: Callable[..., Losses]
+    unit: str
+    options: tuple[str, ...] = ()
+    pairwise: bool = False
+    needs_reference: bool = True
+    ranked: bool = False
+    drops_ties: bool = False
+    length_normalisable: bool = False
+    length_divisible: bool = False
 
 
-OBJECTIVES: dict[str, Callable[..., Losses]] = {"qrpo": qrpo, "dpo": dpo, "rebel": rebel, "simpo": simpo, "sft": sft}
-PAIRWISE = ("dpo", "rebel", "simpo")
-REFERENCE_FREE = ("simpo", "sft")
 # SimPO's log-probs are means over tokens already, and SFT has no β.
-LENGTH_NORMALISABLE = ("qrpo", "dpo", "rebel")
-LENGTH_DIVISIBLE = ("qrpo", "dpo", "rebel", "sft")
+OBJECTIVES = {
+    "qrpo": Objective(
+        qrpo,
+        "{loss} error of f(R_q) − β log Z",
+        ("beta", "transform", "loss"),
+        ranked=True,
+        length_normalisable=True,
+        length_divisible=True,
+    ),
+    "dpo": Objective(
+        dpo,
+        "nats a pair",
+        ("beta",),
+        pairwise=True,
+        drops_ties=True,
+        length_normalisable=True,
+        length_divisible=True,
+    ),
+    "rebel": Objective(
+        rebel,
+        "squared error of reward differences / β",
+        ("beta",),
+        pairwise=True,
+        length_normalisable=True,
+        length_divisible=True,
+    ),
+    "simpo": Objective(
+        simpo,
+        "nats a pair",
+        ("beta", "gamma_beta_ratio"),
+        pairwise=True,
+        needs_reference=False,
+        drops_ties=True,
+    ),
+    "sft": Objective(sft, "nats a token", needs_reference=False, length_divisible=True),
+}
 
 
-def make_objective(name: str, length: Length = PLAIN, **options: Any) -> Objective:
-    """The objective of that name with its options bound.
+def having(fact: str) -> tuple[str, ...]:
+    """Names of the objectives for which a fact of `Objective` is true.
+
+    >>> having("pairwise")
+    ('dpo', 'rebel', 'simpo')
+    """
+    return tuple(name for name, objective in OBJECTIVES.items() if getattr(objective, fact))
+
+
+def _positive(beta: float) -> float:
+    if not beta > 0:
+        raise UserError(f"beta is {beta}; it must be above 0", about="beta")
+    return beta
+
+
+def _transform(name: str) -> Transform:
+    try:
+        return transforms.parse(name)
+    except ValueError as error:
+        raise UserError(str(error), about="transform") from None
+
+
+def _regression(loss: str) -> str:
+    if loss not in losses.REGRESSION:
+        raise UserError(f"loss is {loss!r}; allowed: {', '.join(losses.REGRESSION)}", about="loss")
+    return loss
+
+
+# From an option's value in a config to the argument of the loss.
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "beta": _positive,
+    "transform": _transform,
+    "loss": _regression,
+    "gamma_beta_ratio": float,
+}
+
+
+def make_objective(name: str, length: Length = PLAIN, **options: Any) -> LossFunction:
+    """The loss of an objective with its options bound.
+
+    Args:
+      name: a key of `OBJECTIVES`.
+      length: the uses of completion lengths.
+      options: a value for each of the objective's `options`, as a config has it: a transform by its name.
 
     Raises:
-      ValueError: unknown name, transform or loss, β or its cap not positive, or a use of length that the objective
+      UserError: unknown name, transform or loss, β or its cap not positive, or a use of length that the objective
         does not have.
     """
     if name not in OBJECTIVES:
-        raise ValueError(f"objective is {name!r}; allowed: {', '.join(OBJECTIVES)} (config.train.objective)")
-    if "beta" in options and not options["beta"] > 0:
-        raise ValueError(f"beta is {options['beta']}; it must be above 0 (config.train.beta)")
+        raise UserError(f"objective is {name!r}; allowed: {', '.join(OBJECTIVES)}", about="name")
     if not length.cap > 0:
-        raise ValueError(f"the cap on beta is {length.cap}; it must be above 0 (config.train.beta_cap)")
-    for used, allowed, key in (
-        (length.normalised, LENGTH_NORMALISABLE, "length_normalised"),
-        (length.divides_loss, LENGTH_DIVISIBLE, "loss_over_length"),
+        raise UserError(f"the cap on beta is {length.cap}; it must be above 0", about="cap")
+    for used, fact, option, about in (
+        (length.normalised, "length_normalisable", "length_normalised", "normalised"),
+        (length.divides_loss, "length_divisible", "loss_over_length", "divides_loss"),
     ):
-        if used and name not in allowed:
-            raise ValueError(f"objective {name!r} has no use for {key}; only {', '.join(allowed)} (config.train.{key})")
-    if "transform" in options:
-        try:
-            transforms.parse(options["transform"])
-        except ValueError as error:
-            raise ValueError(f"{error} (config.train.transform)") from None
-    if "loss" in options and options["loss"] not in losses.REGRESSION:
-        allowed_losses = ", ".join(losses.REGRESSION)
-        raise ValueError(f"loss is {options['loss']!r}; allowed: {allowed_losses} (config.train.loss)")
-    if name in LENGTH_DIVISIBLE:
-        options["length"] = length
-    return partial(OBJECTIVES[name], **options)
+        if used and name not in having(fact):
+            allowed = ", ".join(having(fact))
+            raise UserError(f"objective {name!r} has no use for {option}; only {allowed}", about=about)
+    objective = OBJECTIVES[name]
+    bound = {option: OPTIONS[option](value) for option, value in options.items()}
+    if objective.length_divisible:
+        bound["length"] = length
+    return partial(objective.loss, **bound)

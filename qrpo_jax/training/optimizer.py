@@ -1,39 +1,51 @@
-"""AdamW with warm-up and decay, from optax."""
+"""AdamW with warm-up and decay, from optax, and updates of parameters in low precision."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from qrpo_jax.errors import UserError
+
 SCHEDULES = ("cosine", "linear", "constant")
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    schedule: str,
-    warmup_share: float,
-    steps: int,
-    b1: float,
-    b2: float,
-    weight_decay: float,
-    clip_norm: float,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer and its learning-rate schedule over `steps` updates.
+class Optimization(NamedTuple):
+    """Options of AdamW and of its learning rate.
+
+    learning_rate: the peak, which the warm-up ends at.
+    schedule: after the linear warm-up: "cosine" or "linear" to zero, or "constant".
+    warmup_share: share of the steps spent warming up, in [0, 1).
+    clip_norm: global gradient norm above which gradients are scaled down; 0 never clips.
+    """
+
+    learning_rate: float
+    schedule: str
+    warmup_share: float
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+
+
+def make_optimizer(options: Optimization, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer, and its learning rate as a function of the number of updates already made.
 
     Args:
-      schedule: what follows the linear warm-up: "cosine" or "linear" to zero, or "constant".
-      warmup_share: share of the steps spent warming up.
-      clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+      steps: updates of the whole run.
+
+    Raises:
+      UserError: about `schedule`, `learning_rate` or `warmup_share`.
     """
+    learning_rate, schedule, warmup_share = options.learning_rate, options.schedule, options.warmup_share
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)} (config.*.schedule)")
+        raise UserError(f"schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)}", about="schedule")
     if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 (config.*.learning_rate)")
+        raise UserError(f"learning_rate is {learning_rate}; it must be above 0", about="learning_rate")
     if not 0 <= warmup_share < 1:
-        raise ValueError(f"warmup_share is {warmup_share}; it must be in [0, 1) (config.*.warmup_share)")
+        raise UserError(f"warmup_share is {warmup_share}; it must be in [0, 1)", about="warmup_share")
     warmup = round(warmup_share * steps)
     rest = max(steps - warmup, 1)
     after = {
@@ -41,15 +53,20 @@ def make_optimizer(
         "linear": optax.linear_schedule(learning_rate, 0.0, rest),
         "constant": optax.constant_schedule(learning_rate),
     }[schedule]
-    # The first update already moves: warm-up step k of w uses k / w of the peak.
+    # Warm-up step k of w uses k / w of the peak, so that the first update is not zero.
     rise = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, max(warmup - 1, 1))
     rate = optax.join_schedules([rise, after], [warmup]) if warmup else after
-    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_matrices)
-    return (optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw), rate
+    adamw = optax.adamw(rate, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, mask=_matrices)
+    if options.clip_norm > 0:
+        return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw), rate
+    return adamw, rate
 
 
 def _matrices(parameters: Any) -> Any:
-    """Weight decay is for matrices; norm scales, biases and activations, stacked over layers, are left alone."""
+    """Which arrays weight decay applies to: matrices, but no norm scale, bias or parameter of an activation.
+
+    Names decide, not the number of axes: every array is stacked over layers.
+    """
 
     def matrix(path: Any, _: Any) -> bool:
         name = path[-1].key
@@ -59,18 +76,18 @@ def _matrices(parameters: Any) -> Any:
 
 
 def wide(tree: Any) -> Any:
-    """Float32 copies: moments of bfloat16 would not move, as a step of a running mean is less than their last digit."""
+    """Float32 copies. In bfloat16 Adam's moments would not move: each change is smaller than their last digit."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def apply_updates(parameters: Any, updates: Any, key: Array) -> Any:
     """Parameters plus float32 updates, in the type of the parameters.
 
-    bfloat16 keeps 8 bits, and most updates are less than the last of them. Sums are therefore rounded up or down by
-    chance, so that their mean is right and many small updates add up to what they are.
+    bfloat16 keeps 8 bits, and most updates are smaller than the last of them. Sums are therefore rounded up or down at
+    random, so that they are right on average and small updates accumulate.
 
     Args:
-      key: of the chance; float32 parameters do not need it.
+      key: PRNG key for the rounding; unused for float32 parameters.
     """
     leaves, structure = jax.tree.flatten(parameters)
     sums = [p.astype(jnp.float32) + u for p, u in zip(leaves, jax.tree.leaves(updates), strict=True)]
@@ -82,14 +99,15 @@ def apply_updates(parameters: Any, updates: Any, key: Array) -> Any:
 
 
 def stochastically_rounded(x: Array, key: Array) -> Array:
-    """bfloat16 numbers whose mean is x: one of the two neighbours of x, the nearer one more often.
+    """Rounds float32 to one of the two neighbouring bfloat16 numbers at random, so that the mean is `x`.
 
     >>> x = jnp.full(100_000, 1 + 1 / 512)  # a quarter of the way to the next bfloat16, 1 + 1 / 128
     >>> rounded = stochastically_rounded(x, jax.random.key(0)).astype(jnp.float32)
     >>> round(float((rounded > 1).mean()), 2)
     0.25
     """
-    # A bfloat16 is the upper half of a float32: adding noise to the lower half carries over as often as it should.
+    # A bfloat16 is the upper half of a float32. Noise added to the lower half carries into the upper half with a
+    # probability equal to the fraction that the lower half stores.
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -1,5 +1,6 @@
-"""Everything a run needs to go on: parameters, optimizer state, step and randomness."""
+"""The training state: everything a run needs to resume, and how it is created and laid out on the mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,22 @@ from qrpo_jax.training.optimizer import wide
 
 
 class State(NamedTuple):
-    step: Array  # [] int32, updates made
-    parameters: Parameters  # those that training changes: with LoRA its adapters, and nothing of the base
+    """What a step reads and replaces, and what a checkpoint holds.
+
+    step: [] int32, number of updates made.
+    parameters: the trained parameters; with LoRA the adapters alone, without their base.
+    optimizer: state of the optimizer; moments are float32.
+    key: raw PRNG key data, the same in all steps; a step folds its number into it.
+    """
+
+    step: Array
+    parameters: Parameters
     optimizer: Any
-    key: Array  # raw PRNG key data, split by nothing yet: steps that draw fold their number into it
+    key: Array
 
 
 def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first update."""
     return State(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
@@ -30,36 +40,67 @@ def initial_state(parameters: Parameters, optimizer: optax.GradientTransformatio
     )
 
 
-def state_shardings(
-    mesh: Mesh, settings: DecoderSettings, optimizer: optax.GradientTransformation, lora: Lora | None = None
-) -> State:
-    """Where each array of the state lives: optimizer moments lie with their parameters, the rest everywhere."""
-    shapes = abstract_parameters(settings, lora)
-    of_parameters = parameter_shardings(mesh, logical_axes(settings, lora), shapes)
-    everywhere: Any = replicated(mesh)  # a State of shardings stands where one of arrays is declared
-    moments = jax.eval_shape(optimizer.init, shapes)
-    of_optimizer = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, moments, of_parameters, transform_non_params=lambda _: everywhere
-    )
-    return State(everywhere, of_parameters, of_optimizer, everywhere)
-
-
-def abstract_state(
-    mesh: Mesh,
-    settings: DecoderSettings,
-    optimizer: optax.GradientTransformation,
-    dtype: Any = jnp.float32,
-    lora: Lora | None = None,
-) -> State:
-    """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into.
+def parameter_layout(
+    mesh: Mesh, settings: DecoderSettings, dtype: Any = jnp.float32, lora: Lora | None = None
+) -> Parameters:
+    """Shapes, types and shardings of a policy's parameters, without allocating them.
 
     Args:
-      dtype: of the parameters; the optimizer's moments are float32.
+      lora: with it, the layout is that of the adapters alone.
     """
-    parameters = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), abstract_parameters(settings, lora))
-    shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, 0), parameters)
+    shapes = abstract_parameters(settings, lora)
+    shardings = parameter_shardings(mesh, logical_axes(settings, lora), shapes)
     return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, settings, optimizer, lora),
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding), shapes, shardings
     )
+
+
+class Trainable(NamedTuple):
+    """What a run trains: enough to create its first state, and to restore a later one on any mesh.
+
+    layout: shapes, types and shardings of the parameters (`parameter_layout`).
+    optimizer: see `make_optimizer`.
+    start: makes the parameters before the first update, as `layout` describes them. The run donates them to its steps.
+    seed: of the randomness of all steps.
+    """
+
+    layout: Parameters
+    optimizer: optax.GradientTransformation
+    start: Callable[[], Parameters]
+    seed: int
+
+    @property
+    def mesh(self) -> Mesh:
+        return jax.tree.leaves(self.layout)[0].sharding.mesh
+
+    def fresh(self) -> State:
+        """The state before the first update, on the mesh."""
+        make = jax.jit(lambda p: initial_state(p, self.optimizer, self.seed), out_shardings=self.shardings())
+        return make(self.start())
+
+    def abstract(self) -> State:
+        """Shapes, types and shardings of the state, without allocating it: what a checkpoint restores into."""
+        shapes = jax.eval_shape(lambda p: initial_state(p, self.optimizer, self.seed), self.layout)
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            shapes,
+            self.shardings(),
+        )
+
+    def shardings(self) -> State:
+        """Where each array of the state lies: see `state_shardings`."""
+        return state_shardings(self.layout, self.optimizer)
+
+
+def state_shardings(layout: Parameters, optimizer: optax.GradientTransformation) -> State:
+    """A sharding for each array of the state: moments are split like their parameters, the rest is replicated."""
+    of_parameters = jax.tree.map(lambda leaf: leaf.sharding, layout)
+    everywhere: Any = replicated(jax.tree.leaves(layout)[0].sharding.mesh)
+    of_optimizer = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, layout),
+        of_parameters,
+        transform_non_params=lambda _: everywhere,
+    )
+    return State(everywhere, of_parameters, of_optimizer, everywhere)

@@ -10,29 +10,36 @@ from flax import nnx
 from jax import Array
 
 from qrpo_jax.data.batch import Batch
+from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
+from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
 from qrpo_jax.model.lora import join
-from qrpo_jax.training.objectives import Completions, Objective
+from qrpo_jax.training.objectives import LogProbs, LossFunction
 from qrpo_jax.training.optimizer import apply_updates, wide
 from qrpo_jax.training.state import State
 
 
-class Precision(NamedTuple):
-    """How log-probabilities are computed; the same for policy and reference, or their ratio would drift."""
+class LogProbSettings(NamedTuple):
+    """How log-probabilities are computed; the same for policy and reference, or their ratio would drift.
+
+    Attributes:
+      temperature: divides the logits.
+      vocab_chunk: tokens of the vocabulary a chunk; 0 is all of them in one.
+      compute: how the decoder is computed.
+    """
 
     temperature: float = 1.0
     vocab_chunk: int = 0
-    dtype: Any = jnp.float32
-    remat: bool = False
+    compute: Compute = DEFAULT
 
 
 # Diagnostics of one batch as (sum, count) pairs: they add up over microbatches as the loss does.
 Sums = dict[str, tuple[Array, Array]]
 
 
-def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, precision: Precision) -> Array:
-    """log π(y|x) of every completion of the batch, float32 [B, S]; prompts excluded, empty slots 0."""
+def batch_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> LogProbs:
+    """log π of the batch's completions and of their tokens, float32; 0 for empty slots, prompts and padding."""
     log_probs_BxL = row_log_probs(
         graph,
         parameters,
@@ -40,46 +47,44 @@ def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Bat
         batch.segments_BxL,
         batch.positions_BxL,
         batch.targets_BxL,
-        **precision._asdict(),
+        temperature=settings.temperature,
+        vocab_chunk=settings.vocab_chunk,
+        compute=settings.compute,
     )
-    return sum_by_completion(log_probs_BxL, batch.segments_BxL, batch.present_BxS.shape[1])
+    log_probs_BxS = sum_by_completion(log_probs_BxL, batch.segments_BxL, batch.present_BxS.shape[1])
+    return LogProbs(log_probs_BxS, log_probs_BxL, batch.segments_BxL)
 
 
-def completions(batch: Batch, log_prob_BxS: Array) -> Completions:
-    """What the objective sees; the numbers of completions that weigh nothing are harmless stand-ins.
+def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> Array:
+    """log π(y|x) of every completion of the batch, float32 [B, S]; prompts excluded, empty slots 0."""
+    return batch_log_probs(graph, parameters, batch, settings).completion
 
-    Masking the loss alone would not do: the gradient of what is masked is 0 times its slope, and 0 times NaN is NaN.
+
+def numbers_in_use(batch: Batch) -> PerCompletion:
+    """The batch's numbers for the objective, [B, S]; those of completions without weight are `NEUTRAL`.
+
+    Masking the loss alone would not do: the gradient of a masked loss is 0 times its slope, and 0 times NaN is NaN.
     """
-    weight_BxS = jnp.where(batch.present_BxS, batch.weight_BxS, 0.0)
-    used_BxS = weight_BxS > 0
-    return Completions(
-        log_prob=log_prob_BxS,
-        reference_log_prob=jnp.where(used_BxS, batch.reference_log_prob_BxS, 0.0),
-        reward=jnp.where(used_BxS, batch.reward_BxS, 0.0),
-        quantile=jnp.where(used_BxS, batch.quantile_BxS, 0.5),
-        log_z=jnp.where(used_BxS, batch.log_z_BxS, 0.0),
-        reward_scale=jnp.where(used_BxS, batch.reward_scale_BxS, 1.0),
-        length=batch.length_BxS,
-        weight=weight_BxS,
-    )
+    used_BxS = batch.present_BxS & (batch.completions_BxS.weight > 0)
+    return jax.tree.map(lambda x_BxS, neutral: jnp.where(used_BxS, x_BxS, neutral), batch.completions_BxS, NEUTRAL)
 
 
-def diagnostics(batch: Batch, c: Completions, target_BxS: Array | None) -> Sums:
-    """What a run shows besides its loss, over the completions present."""
-    log_ratio_BxS = c.log_prob - batch.reference_log_prob_BxS
-    present_BxS = batch.present_BxS
+def diagnostics(batch: Batch, log_prob_BxS: Array, target_BxS: Array | None) -> Sums:
+    """Figures of a batch besides its loss, over the completions present."""
+    c, present_BxS = batch.completions_BxS, batch.present_BxS
+    log_ratio_BxS = log_prob_BxS - c.reference_log_prob
 
     def over(values_BxS: Array, among_BxS: Array) -> tuple[Array, Array]:
         return jnp.sum(jnp.where(among_BxS, values_BxS, 0.0)), jnp.sum(among_BxS).astype(jnp.float32)
 
     sums = {
-        "reward": over(batch.reward_BxS, present_BxS),
-        "quantile": over(batch.quantile_BxS, present_BxS),
-        "tied_comparisons": over(batch.ties_BxS, present_BxS),
-        "log_prob": over(c.log_prob, present_BxS),
-        "log_ratio_high": over(log_ratio_BxS, present_BxS & batch.high_BxS),
-        "log_ratio_low": over(log_ratio_BxS, present_BxS & ~batch.high_BxS),
-        "length": over(batch.length_BxS.astype(jnp.float32), present_BxS),
+        "reward": over(c.reward, present_BxS),
+        "quantile": over(c.quantile, present_BxS),
+        "tied_comparisons": over(c.ties, present_BxS),
+        "log_prob": over(log_prob_BxS, present_BxS),
+        "log_ratio_high": over(log_ratio_BxS, present_BxS & c.high),
+        "log_ratio_low": over(log_ratio_BxS, present_BxS & ~c.high),
+        "length": over(c.length.astype(jnp.float32), present_BxS),
         "padding": (jnp.sum(batch.segments_BxL == 0).astype(jnp.float32), jnp.float32(batch.segments_BxL.size)),
     }
     if target_BxS is not None:
@@ -89,42 +94,43 @@ def diagnostics(batch: Batch, c: Completions, target_BxS: Array | None) -> Sums:
 
 def make_step(
     graph: nnx.GraphDef,
-    objective: Objective,
+    objective: LossFunction,
     optimizer: optax.GradientTransformation,
     *,
-    precision: Precision,
+    precision: LogProbSettings,
     microbatches: int = 1,
     calibrated_target: Callable[[Batch], Array] | None = None,
     reference: nnx.GraphDef | None = None,
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """A pure function `(state, batch, frozen) -> (state, metrics)`, to be jitted with shardings.
 
-    `frozen` are the parameters that `graph` has beside those of the state: the base of LoRA's adapters, and nothing
-    (the default) where everything is trained. No gradient with respect to them is computed.
+    `frozen` are the parameters of `graph` that are not trained: the base of LoRA's adapters, or none (the default). No
+    gradient with respect to them is computed.
 
     The gradient is that of Σ loss·weight / Σ weight over the *global* batch: microbatches add up numerators and
     the division comes last, so neither their number nor uneven weights change the result.
 
     Args:
-      microbatches: B must be a multiple; each needs the memory of B / microbatches rows.
-      calibrated_target: f(R_q) − β log Z per completion, for the metrics of QRPO.
-      reference: graph of the reference policy, whose parameters are `frozen`; with it log π_ref is computed here, and
-        that of the batch is not looked at.
+      objective: from log-probs and numbers of completions to losses and weights, see `objectives`.
+      microbatches: B must be a multiple of it; each needs the memory of B / microbatches rows.
+      calibrated_target: f(R_q) − β log Z of each completion, [B, S], for the metrics of QRPO.
+      reference: graph of the reference policy, whose parameters are `frozen`. With it the step computes log π_ref
+        and ignores the batch's.
     """
 
     def microbatch_loss(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
-        c = completions(batch, completion_log_probs(graph, join(frozen, parameters), batch, precision))
-        loss_BxS, weight_BxS = objective(c)
+        log_probs = batch_log_probs(graph, join(frozen, parameters), batch, precision)
+        loss_BxS, weight_BxS = objective(log_probs, numbers_in_use(batch))
         loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
-        sums = diagnostics(batch, c, calibrated_target(batch) if calibrated_target else None)
+        sums = diagnostics(batch, log_probs.completion, calibrated_target(batch) if calibrated_target else None)
         return jnp.sum(loss_BxS * weight_BxS), (jnp.sum(weight_BxS), sums, loss_BxS)
 
     def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
-        """What adds up over microbatches (gradient, loss, weight, diagnostics), and the losses one by one."""
+        """Sums over a microbatch (gradient, loss, weight, diagnostics), and each completion's loss."""
         if reference is not None:
-            batch = batch._replace(reference_log_prob_BxS=completion_log_probs(reference, frozen, batch, precision))
-        of_loss = jax.value_and_grad(microbatch_loss, has_aux=True)
-        (loss, (weight, sums, loss_BxS)), gradient = of_loss(parameters, frozen, batch)
+            batch = batch.with_numbers(reference_log_prob=completion_log_probs(reference, frozen, batch, precision))
+        value_and_gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
+        (loss, (weight, sums, loss_BxS)), gradient = value_and_gradient(parameters, frozen, batch)
         return (wide(gradient), loss, weight, sums), loss_BxS
 
     def accumulate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
@@ -150,7 +156,7 @@ def make_step(
         updates, new_optimizer = optimizer.update(gradient, state.optimizer, wide(state.parameters))
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         new = State(state.step + 1, apply_updates(state.parameters, updates, key), new_optimizer, state.key)
-        # A batch without, say, low-reward completions has no figure for them, which is not the same as 0.
+        # Where no completion counts (a batch without low-reward ones, say), the mean is unknown and not 0.
         metrics = {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
         metrics |= {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}
         metrics |= {"update_norm": optax.global_norm(updates), "completions": sums["reward"][1]}

@@ -13,16 +13,18 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from qrpo_jax import transforms
-from qrpo_jax.data.examples import View, build_examples
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import plan_batches
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.text import make_text
+from qrpo_jax.data.views import View
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.tokenizer import open_text
 from tests.helpers import chats
 
 PINNED = "26 Jul 2024"
+VIEW = View(max_tokens=2048, over_long="drop")
 NONE = np.zeros(0, np.int32)
 EVERY = pytest.mark.parametrize("name", chats.LAYOUTS)
 FRAGMENTS = [
@@ -237,7 +239,7 @@ def test_special_strings_are_counted_where_text_is_encoded():
     listed = Completion("a<|eot_id|>b", NONE, True, "dataset", 1.0)
     sampled = Completion("a<|eot_id|>b", np.asarray([5, 6], np.int32), True, "reference", 1.0)
     row = Row("r", (Message("user", "<|eot_id|><|eot_id|>"),), "", (listed, sampled), np.zeros(3, np.float32))
-    table = build_examples([row], text, View(), transforms.TRANSFORMS["identity"])
+    table = build_examples([row], text, VIEW, transforms.TRANSFORMS["identity"])
     assert table.counts["special strings taken as text"] == 3
     assert (table.tokens == end_of("llama-3")).sum() == 2 + 1  # the question's, in two prompts, and one completion's
 
@@ -261,7 +263,7 @@ def test_a_template_that_refuses_messages_names_the_row(name, roles, reason):
     if messages:
         row = Row("r7", messages, "", (Completion("a", NONE, True, "dataset", 1.0),), np.zeros(3, np.float32))
         with pytest.raises(ValueError, match=f"^row 'r7': .*{reason}"):
-            build_examples([row], opened(name), View(), transforms.TRANSFORMS["identity"])
+            build_examples([row], opened(name), VIEW, transforms.TRANSFORMS["identity"])
 
 
 def test_a_template_that_cannot_lay_out_an_answer_is_refused():
@@ -305,7 +307,7 @@ def test_the_end_token_is_trained_on_whatever_the_pad_token_is(pad):
     text = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
     answers = [Completion("fine" * n, NONE, n != 2, "dataset", float(n)) for n in (1, 2, 3)]
     row = Row("r", (Message("user", "dog"),), "", tuple(answers), np.zeros(3, np.float32))
-    table = build_examples([row], text, View(), transforms.TRANSFORMS["identity"])
+    table = build_examples([row], text, VIEW, transforms.TRANSFORMS["identity"])
     plan = plan_batches(
         table.unit_lengths(), table.unit_sizes(), batch_units=3, row_tokens=211, slots=4, row_multiple=1
     )
@@ -322,8 +324,10 @@ def test_a_cut_completion_of_nothing_but_space_is_dropped_and_counted():
     blank = Completion(" \n", NONE, False, "dataset", 1.0)
     fine = Completion("fine", NONE, False, "dataset", 1.0)
     row = Row("r", (Message("user", "dog"),), "", (blank, fine), np.zeros(3, np.float32))
-    table = build_examples([row], opened("llama-3"), View(), transforms.TRANSFORMS["identity"])
-    assert table.names == ("r/1",) and table.counts["dropped: no tokens"] == 1 and (table.lengths_C > 0).all()
+    table = build_examples([row], opened("llama-3"), VIEW, transforms.TRANSFORMS["identity"])
+    assert (
+        table.names == ("r/1",) and table.counts["dropped: no tokens"] == 1 and (table.completions_C.length > 0).all()
+    )
 
 
 def test_end_tokens_are_those_of_the_template_the_tokenizer_and_the_configs(tmp_path):

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from qrpo_jax import partition, transforms
-from qrpo_jax.data.examples import View, build_examples, pick_units
+from qrpo_jax.data import ranking
+from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.text import make_text
+from qrpo_jax.data.views import View, pick_units, unit_weights
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 
 TOKENIZER = vocabulary_tokenizer([chr(97 + i) for i in range(26)])
 TEXT = make_text(TOKENIZER, "plain", (TOKENIZER.eos_token_id,))
 NONE = np.zeros(0, np.int32)
+VIEW = View(max_tokens=2048, over_long="drop")
 
 
 def completion(reward, source="reference", tokens=NONE, finished=True, text="abc"):
@@ -41,7 +44,7 @@ def rows(count=7, seed=0, ties=False):
 
 
 def built(data, transform="identity", **view):
-    return build_examples(data, TEXT, View(**view), transforms.TRANSFORMS[transform])
+    return build_examples(data, TEXT, VIEW._replace(**view), transforms.TRANSFORMS[transform])
 
 
 def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf", ties="upper"):
@@ -80,7 +83,7 @@ def test_quantiles_and_ties_equal_counting_by_hand(transform, options, tied):
     table = built(data, transform, **options)
     expected = by_hand(data, transforms.TRANSFORMS[transform], **options)
     assert list(table.names) == list(expected)
-    got = np.stack([table.quantile_C, table.ties_C], 1)
+    got = np.stack([table.completions_C.quantile, table.completions_C.ties], 1)
     np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6, atol=1e-7)
 
 
@@ -88,8 +91,8 @@ def test_own_reward_is_dropped_only_from_ones_own_references():
     """A completion of the data set is not among the references, not even where its reward equals one of theirs."""
     data = [row("r", [1.0, 2.0, 2.0, 3.0], sources=["reference", "dataset", "reference", "reference"])]
     table = built(data)
-    np.testing.assert_allclose(table.quantile_C, [0 / 2, 2 / 3, 1 / 2, 2 / 2])
-    np.testing.assert_allclose(built(data, exclude_own=False).quantile_C, [1 / 3, 2 / 3, 2 / 3, 3 / 3])
+    np.testing.assert_allclose(table.completions_C.quantile, [0 / 2, 2 / 3, 1 / 2, 2 / 2])
+    np.testing.assert_allclose(built(data, exclude_own=False).completions_C.quantile, [1 / 3, 2 / 3, 2 / 3, 3 / 3])
 
 
 def test_random_ties_lie_between_the_ranks_and_repeat_with_the_seed():
@@ -97,7 +100,7 @@ def test_random_ties_lie_between_the_ranks_and_repeat_with_the_seed():
     low, high = (by_hand(data, transforms.identity, ties=t) for t in ("mid", "upper"))
     high = np.asarray([q for q, _ in high.values()])
     low = 2 * np.asarray([q for q, _ in low.values()]) - high
-    drawn = [built(data, ties="random", seed=s).quantile_C for s in (0, 0, 1)]
+    drawn = [built(data, ties="random", seed=s).completions_C.quantile for s in (0, 0, 1)]
     assert ((drawn[0] >= low - 1e-6) & (drawn[0] <= high + 1e-6)).all()
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
@@ -111,7 +114,7 @@ def test_reward_scale_is_each_prompts_spread_over_the_mean_spread():
         spread.append(np.std(rewards, ddof=1))
     table = built(data, "scaled-normal-icdf")
     expected = [s / np.mean(spread) for s, r in zip(spread, data, strict=True) for _ in r.completions]
-    np.testing.assert_allclose(table.reward_scale_C, expected, rtol=1e-5)
+    np.testing.assert_allclose(table.completions_C.reward_scale, expected, rtol=1e-5)
 
 
 def test_equal_rewards_everywhere_have_no_scale():
@@ -126,7 +129,7 @@ def test_singles_are_all_completions_alone_and_first_limits_them():
     assert table.names == tuple(f"{r.id}/{i}" for r in data for i in range(2))
     # They are still ranked against all references.
     full = by_hand(data, transforms.identity)
-    np.testing.assert_allclose(table.quantile_C, [full[name][0] for name in table.names], rtol=1e-6)
+    np.testing.assert_allclose(table.completions_C.quantile, [full[name][0] for name in table.names], rtol=1e-6)
 
 
 def test_best_and_worst_make_one_pair_the_better_first():
@@ -135,7 +138,7 @@ def test_best_and_worst_make_one_pair_the_better_first():
     for r, (w, l) in zip(data, table.units, strict=True):
         rewards = np.asarray([c.reward for c in r.completions])
         assert (table.names[w], table.names[l]) == (f"{r.id}/{rewards.argmax()}", f"{r.id}/{rewards.argmin()}")
-    assert table.high_C.tolist() == [True, False] * len(data)
+    assert table.completions_C.high.tolist() == [True, False] * len(data)
     limited = built(data, units="best_worst", first=3)
     assert all(int(name.split("/")[1]) < 3 for name in limited.names)
 
@@ -143,7 +146,7 @@ def test_best_and_worst_make_one_pair_the_better_first():
 def test_random_pairs_are_disjoint_ordered_and_repeat_with_the_seed():
     data = rows(ties=True)
     for r in data:
-        pairs = pick_units(r, View(units="random_pairs"), 0)
+        pairs = pick_units(r, VIEW._replace(units="random_pairs"), 0)
         used = [i for pair in pairs for i in pair]
         assert len(used) == len(set(used)) == len(r.completions) // 2 * 2
         assert all(r.completions[w].reward >= r.completions[l].reward for w, l in pairs)
@@ -152,7 +155,7 @@ def test_random_pairs_are_disjoint_ordered_and_repeat_with_the_seed():
 
 
 def test_rows_without_a_pair_are_counted():
-    table = build_examples([row("r", [1.0])], TEXT, View(units="best_worst"), None)
+    table = build_examples([row("r", [1.0])], TEXT, VIEW._replace(units="best_worst"), None)
     assert table.units == () and table.counts["rows without a pair"] == 1
 
 
@@ -164,15 +167,15 @@ def test_empirical_log_z_makes_the_references_of_each_prompt_average_to_one(tran
     beta = 0.3
     rewards = [[c.reward for c in r.completions if c.source == "reference"] for r in rows(11, ties=True)]
     data = [row(f"r{i}", own) for i, own in enumerate(rewards)]
-    view = View(estimator=estimator, ties=ties, partition="empirical")
+    view = VIEW._replace(estimator=estimator, ties=ties, partition="empirical")
     chosen = transforms.TRANSFORMS[transform]
     table = build_examples(data, TEXT, view, chosen, beta=lambda length_C: beta)
-    terms = np.exp(np.asarray(chosen.apply(table.quantile_C), float) / beta - table.log_z_C)
+    terms = np.exp(np.asarray(chosen.apply(table.completions_C.quantile), float) / beta - table.completions_C.log_z)
     owners = np.asarray([name.split("/")[0] for name in table.names])
     for owner in np.unique(owners):
         own = owners == owner
         assert terms[own].mean() == pytest.approx(1, rel=1e-5), (owner, terms[own])
-        assert np.ptp(table.log_z_C[own]) < 1e-5, table.log_z_C[own]
+        assert np.ptp(table.completions_C.log_z[own]) < 1e-5, table.completions_C.log_z[own]
 
 
 @pytest.mark.parametrize("transform", ["identity", "scaled-normal-icdf"])
@@ -189,29 +192,29 @@ def test_log_z_is_that_of_each_completions_own_beta_and_references(name, transfo
     for i, r in enumerate(data):
         texts = [dataclasses.replace(c, text="abc" * (1 + (i + j) % 3)) for j, c in enumerate(r.completions)]
         data[i] = dataclasses.replace(r, completions=tuple(texts))
-    table = build_examples(data, TEXT, View(partition=name, ties="mid"), chosen, beta=beta)
-    np.testing.assert_array_equal(lengths[0], table.lengths_C)
-    assert len(set(table.lengths_C.tolist())) == 3
+    table = build_examples(data, TEXT, VIEW._replace(partition=name, ties="mid"), chosen, beta=beta)
+    np.testing.assert_array_equal(lengths[0], table.completions_C.length)
+    assert len(set(table.completions_C.length.tolist())) == 3
     for c, label in enumerate(table.names):
         r, j = data[int(label.split("/")[0][1:])], int(label.split("/")[1])
         others = [x.reward for k, x in enumerate(r.completions) if x.source == "reference" and k != j]
         others = np.asarray([*others, *r.reference_rewards], np.float32)
-        assert table.references_C[c] == len(others)
-        scaled = transforms.scale_by(chosen, float(table.reward_scale_C[c]))
-        own = float(2.0 / table.lengths_C[c])
+        assert table.completions_C.references[c] == len(others)
+        scaled = transforms.scale_by(chosen, float(table.completions_C.reward_scale[c]))
+        own = float(2.0 / table.completions_C.length[c])
         want = partition.log_z(name, scaled, own, r.completions[j].reward, others, ties="mid")
-        assert table.log_z_C[c] == pytest.approx(float(want), rel=1e-5), label
+        assert table.completions_C.log_z[c] == pytest.approx(float(want), rel=1e-5), label
 
 
 def test_a_beta_without_a_partition_function_is_refused_unless_ranks_bound_it():
     data = rows()
-    view, logit = View(), transforms.TRANSFORMS["logit"]
+    view, logit = VIEW, transforms.TRANSFORMS["logit"]
     with pytest.raises(
         ValueError, match="'logit' has no finite partition function at beta = 0.5: beta must be above 1"
     ):
         build_examples(data, TEXT, view, logit, beta=lambda length_C: 0.5)
     bounded = build_examples(data, TEXT, view._replace(partition="finite_sample"), logit, beta=lambda length_C: 0.5)
-    assert np.isfinite(bounded.log_z_C).all()
+    assert np.isfinite(bounded.completions_C.log_z).all()
 
 
 @pytest.mark.parametrize(
@@ -220,8 +223,8 @@ def test_a_beta_without_a_partition_function_is_refused_unless_ranks_bound_it():
 )
 def test_selectors_weigh_the_sides_of_a_pair_and_leave_singles_alone(selector, expected):
     table = built(rows(31), units="best_worst", selector=selector)
-    assert {tuple(pair) for pair in table.weight_C.reshape(-1, 2).tolist()} == expected
-    assert (built(rows(), selector=selector).weight_C == 1).all()
+    assert {tuple(pair) for pair in table.completions_C.weight.reshape(-1, 2).tolist()} == expected
+    assert (built(rows(), selector=selector).completions_C.weight == 1).all()
 
 
 def test_a_pair_is_cut_to_one_prompt():
@@ -241,20 +244,20 @@ def zip_prompts(table):
 
 def test_singles_are_high_above_one_half():
     table = built(rows())
-    np.testing.assert_array_equal(table.high_C, table.quantile_C > 0.5)
+    np.testing.assert_array_equal(table.completions_C.high, table.completions_C.quantile > 0.5)
 
 
 def test_tokens_are_prompt_then_completion_with_the_end_only_if_it_ended():
     data = [row("r", [1.0], text="ab", finished=False), row("s", [1.0], text="ba"), row("t", [1.0], tokens=[9, 8, 7])]
-    table = build_examples(data, TEXT, View(), None)
+    table = build_examples(data, TEXT, VIEW, None)
     bos, end = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
     prompt = [bos, *TEXT.encode("xyz")]
     a, b = TEXT.encode("ab")
     bodies = [[a, b], [b, a, end], [9, 8, 7]]
     for c, body in enumerate(bodies):
-        start, total = table.starts_C[c], table.prompt_lengths_C[c] + table.lengths_C[c]
+        start, total = table.starts_C[c], table.prompt_lengths_C[c] + table.completions_C.length[c]
         assert table.tokens[start : start + total].tolist() == prompt + body
-        assert table.lengths_C[c] == len(body)
+        assert table.completions_C.length[c] == len(body)
     assert table.counts["cut by length limit"] == 1
 
 
@@ -272,9 +275,9 @@ def test_what_is_too_long_is_dropped_with_its_pair_and_counted():
     singles = built([long], max_tokens=12)
     assert singles.names == ("long/1", "long/2") and singles.counts["dropped: too long"] == 1
     # Its reward still counts as a reference.
-    np.testing.assert_allclose(singles.quantile_C, [1 / 2, 1.0])
+    np.testing.assert_allclose(singles.completions_C.quantile, [1 / 2, 1.0])
     pair = built([long], max_tokens=12, units="best_worst")
-    assert pair.units == () and pair.counts["dropped: too long"] == 2 and len(pair.quantile_C) == 0
+    assert pair.units == () and pair.counts["dropped: too long"] == 2 and len(pair.completions_C.quantile) == 0
 
 
 def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
@@ -288,14 +291,14 @@ def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
 
 def test_unit_lengths_and_sizes_add_up_over_pairs():
     table = built(rows(), units="best_worst")
-    total = table.prompt_lengths_C + table.lengths_C
+    total = table.prompt_lengths_C + table.completions_C.length
     np.testing.assert_array_equal(table.unit_lengths(), [total[w] + total[l] for w, l in table.units])
     assert (table.unit_sizes() == 2).all()
 
 
 def test_nothing_is_ranked_where_no_transform_asks_for_it():
-    table = build_examples([row("r", [float("nan")])], TEXT, View(), None)
-    assert np.isnan(table.quantile_C).all() and np.isnan(table.reward_C).all()
+    table = build_examples([row("r", [float("nan")])], TEXT, VIEW, None)
+    assert np.isnan(table.completions_C.quantile).all() and np.isnan(table.completions_C.reward).all()
 
 
 @pytest.mark.parametrize(
@@ -337,5 +340,29 @@ def test_where_references_are_not_needed_their_absence_is_not_refused():
     data = [row("r", [1.0, 0.0], sources=("dataset", "dataset"))]
     with pytest.raises(ValueError, match="n = 0"):
         built(data)
-    table = build_examples(data, TEXT, View(units="best_worst"), transforms.identity, need_references=False)
-    assert np.isnan(table.quantile_C).all() and table.units == ((0, 1),) and table.high_C.tolist() == [True, False]
+    table = build_examples(data, TEXT, VIEW._replace(units="best_worst"), transforms.identity, need_references=False)
+    assert (
+        np.isnan(table.completions_C.quantile).all()
+        and table.units == ((0, 1),)
+        and table.completions_C.high.tolist() == [True, False]
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_random_selector_draws_one_number_a_unit_in_order(seed):
+    """Singles take a draw too, so that the draws of a seed depend on the order of units only."""
+    units = [(0,), (1, 2), (3, 4), (5,), (6, 7), (8, 9), (10, 11)]
+    generator, expected = np.random.default_rng([seed, 1]), []
+    for unit in units:
+        chosen = int(generator.integers(2))
+        expected += [1] if len(unit) == 1 else [chosen, 1 - chosen]
+    got = unit_weights(units, VIEW._replace(selector="random", seed=seed))
+    assert got.tolist() == expected and got.dtype == np.float32
+
+
+def test_ranking_is_compiled_once_for_equal_settings():
+    data = rows(5)
+    built(data, "log", ties="mid")
+    before = ranking._rank_part._cache_size()
+    built(data, "log", ties="mid", seed=3)
+    assert ranking._rank_part._cache_size() == before

@@ -1,8 +1,10 @@
-"""Batches from a plan: what stands where, and that the iterator goes on where it was."""
+"""Batches from a plan: the contents of slots, and that a restored iterator resumes where it stopped."""
 
+import jax
 import numpy as np
 
 from qrpo_jax.data.loader import assemble, batches
+from qrpo_jax.data.per_completion import NEUTRAL
 from tests.helpers import tiny
 
 TABLE = tiny.examples(23)
@@ -17,26 +19,26 @@ def test_every_completion_stands_whole_in_its_slot():
             c = batch.example_BxS[b, s]
             seen.append(int(c))
             here = batch.segments_BxL[b] == s + 1
-            prompt, length = TABLE.prompt_lengths_C[c], TABLE.lengths_C[c]
+            prompt, length = TABLE.prompt_lengths_C[c], TABLE.completions_C.length[c]
             start = TABLE.starts_C[c]
             assert np.ptp(np.flatnonzero(here)) + 1 == here.sum() == prompt + length
             np.testing.assert_array_equal(batch.tokens_BxL[b, here], TABLE.tokens[start : start + prompt + length])
             np.testing.assert_array_equal(batch.positions_BxL[b, here], np.arange(prompt + length))
             np.testing.assert_array_equal(batch.targets_BxL[b, here], np.arange(prompt + length) >= prompt)
-            for name in ("weight", "reward", "quantile", "reward_scale", "reference_log_prob", "high", "ties"):
-                assert getattr(batch, f"{name}_BxS")[b, s] == getattr(TABLE, f"{name}_C")[c], name
-            assert batch.length_BxS[b, s] == length
+            for name, values_BxS in batch.completions_BxS._asdict().items():
+                assert values_BxS[b, s] == getattr(TABLE.completions_C, name)[c], name
     assert sorted(seen) == sorted([*range(23)] * 2)
 
 
-def test_what_is_left_is_padding_without_targets_and_slots_without_weight():
+def test_padding_has_no_targets_and_empty_slots_hold_the_neutral_numbers():
     for index in range(PLAN.steps):
         batch = assemble(TABLE, PLAN, index)
         pad, empty = batch.segments_BxL == 0, ~batch.present_BxS
         assert not batch.targets_BxL[pad].any() and not batch.tokens_BxL[pad].any()
-        assert (batch.weight_BxS[empty] == 0).all() and (batch.example_BxS[empty] == -1).all()
-        assert all(np.isfinite(x[empty]).all() for x in batch if x.shape == empty.shape)
-        assert ((batch.quantile_BxS[empty] > 0) & (batch.quantile_BxS[empty] < 1)).all()
+        assert (batch.example_BxS[empty] == -1).all()
+        for name, values_BxS in batch.completions_BxS._asdict().items():
+            neutral = getattr(NEUTRAL, name)
+            assert values_BxS.dtype == neutral.dtype and (values_BxS[empty] == neutral).all(), name
         # The first token of a row is never a target: nothing in the row could have predicted it.
         assert not batch.targets_BxL[:, 0].any()
 
@@ -56,13 +58,13 @@ def test_pairs_stand_in_neighbouring_slots_of_one_row_the_better_one_first():
         here = w >= 0
         np.testing.assert_array_equal(here, l >= 0)
         np.testing.assert_array_equal(l[here], w[here] + 1)
-        assert (batch.reward_BxS[:, 0::2][here] >= batch.reward_BxS[:, 1::2][here]).all()
+        assert (batch.completions_BxS.reward[:, 0::2][here] >= batch.completions_BxS.reward[:, 1::2][here]).all()
         count += here.sum()
     assert count == 17
 
 
 def equal(first, second):
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
 def test_the_iterator_gives_the_batches_of_the_plan_in_order_and_ends():

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from qrpo_jax.data import row_files, rows
 from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.errors import UserError
 from tests.helpers.sample_rows import make_row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,7 @@ def test_tfds_opens_a_finished_directory_without_tensorflow(tmp_path: Path) -> N
         "builder = tfds.builder_from_directory(sys.argv[1])\n"
         "print(len(builder.as_data_source('test')))\n"
         "print(*[e['id'].decode() for e in builder.as_data_source('train')])\n"
-        "from qrpo_jax import row_files\n"
+        "from qrpo_jax.data import row_files\n"
         "print(*[row.id for row in row_files.read(sys.argv[1])])\n"
         "heavy = {'tensorflow', 'jax', 'torch', 'pandas', 'grain'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -227,7 +228,7 @@ def test_a_killed_writer_leaves_a_whole_unit_or_none(tmp_path: Path, delay: floa
         row_files.finish(tmp_path, 1)  # checks the sha256
         assert [row.id for row in row_files.read(tmp_path)] == [f"row-{i}" for i in range(info.count)]
     else:
-        with pytest.raises(ValueError, match="lacks 1 of 1 units"):
+        with pytest.raises(UserError, match="lacks 1 of 1 units"):
             row_files.finish(tmp_path, 1)
     row_files.write_unit(tmp_path, 0, 1, [make_row(5)])
     row_files.finish(tmp_path, 1)
@@ -253,33 +254,33 @@ def test_a_unit_is_absent_until_its_sidecar_fits_its_file(tmp_path: Path) -> Non
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     bad = dataclasses.replace(make_row(0), payload="\ud800")
-    with pytest.raises(ValueError, match="row 'row-0': payload"):
+    with pytest.raises(UserError, match="row 'row-0': payload"):
         row_files.write_unit(tmp_path, 0, 1, [make_row(1), bad])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_incomplete_or_damaged_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="split 'train' is not complete"):
+    with pytest.raises(UserError, match="split 'train' is not complete"):
         row_files.read(tmp_path)
     row_files.write_unit(tmp_path, 1, 2, [make_row(0)])
-    with pytest.raises(ValueError, match="lacks 1 of 2 units, the first is 0"):
+    with pytest.raises(UserError, match="lacks 1 of 2 units, the first is 0"):
         row_files.finish(tmp_path, 2)
     row_files.write_unit(tmp_path, 0, 2, [make_row(1)])
     path = row_files.unit_path(tmp_path, 1, 2)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match="not the file that was written"):
+    with pytest.raises(UserError, match="not the file that was written"):
         row_files.finish(tmp_path, 2)
     path.write_bytes(whole)
     row_files.finish(tmp_path, 2)
-    with pytest.raises(ValueError, match=re.escape("complete splits: ['train']")):
+    with pytest.raises(UserError, match=re.escape("complete splits: ['train']")):
         row_files.read(tmp_path, "test")
     os.truncate(path, len(whole) // 2)
-    with pytest.raises(ValueError, match="bytes, not"):
+    with pytest.raises(UserError, match="bytes, not"):
         row_files.read(tmp_path)
     path.write_bytes(whole)
     (tmp_path / row_files.FEATURES_FILE).write_text("{}")
-    with pytest.raises(ValueError, match="not the layout"):
+    with pytest.raises(UserError, match="not the layout"):
         row_files.read(tmp_path)
 
 
@@ -287,7 +288,7 @@ def test_units_of_another_number_are_refused(tmp_path: Path) -> None:
     write(tmp_path, [make_row(0)], units=1)
     for unit in range(2):
         row_files.write_unit(tmp_path, unit, 2, [make_row(unit)])
-    with pytest.raises(ValueError, match="also rows-train.array_record-00000-of-00001"):
+    with pytest.raises(UserError, match="also rows-train.array_record-00000-of-00001"):
         row_files.finish(tmp_path, 2)
 
 
@@ -322,7 +323,7 @@ EMPTY = np.zeros(0, np.int32)
     ],
 )
 def test_check_row_names_the_row(row: Row, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         rows.check_row(row)
 
 
@@ -334,17 +335,11 @@ def test_check_row_accepts_text_without_tokens_and_tokens_without_text() -> None
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
 def test_check_scored_names_the_completion(reward: float) -> None:
     rows.check_scored(make_row(8))
-    with pytest.raises(ValueError, match=f"row 'row-8', completion 2: the reward is {reward}"):
+    with pytest.raises(UserError, match=f"row 'row-8', completion 2: the reward is {reward}"):
         rows.check_scored(replace_completion(make_row(8), 2, reward=reward))
     references = np.array([0.5, reward], np.float32)
-    with pytest.raises(ValueError, match=f"row 'row-8', reference reward 1: .* {reward}"):
+    with pytest.raises(UserError, match=f"row 'row-8', reference reward 1: .* {reward}"):
         rows.check_scored(dataclasses.replace(make_row(8), reference_rewards=references))
-
-
-def test_missing_counts_every_nan() -> None:
-    assert rows.missing([make_row(0), make_row(1)]) == (0, 2, 0)
-    unscored = replace_completion(make_row(0), 2, reward=math.nan, reference_log_prob=math.nan)
-    assert rows.missing([unscored, make_row(1)]) == (1, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,30 @@
-"""The device mesh: sizes, and where each array lies."""
+"""The device mesh: sizes, and how each array is split over it."""
 
 import jax
 import numpy as np
 import pytest
 
 from qrpo_jax.devices.mesh import axis_size, make_mesh, parameter_shardings, place, replicated, row_sharding
+from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.state import abstract_state, state_shardings
+from qrpo_jax.training.state import Trainable, parameter_layout, state_shardings
 from tests.helpers import tiny
+from tests.helpers.steps import OPTIMIZER
 
 
 @pytest.mark.parametrize(
     "sizes, shape",
     [((-1, 1, 1), (8, 1, 1)), ((1, -1, 2), (1, 4, 2)), ((2, 2, -1), (2, 2, 2)), ((4, 2, 1), (4, 2, 1))],
 )
-def test_one_size_takes_what_is_left(sizes, shape):
+def test_a_size_of_minus_one_uses_all_devices(sizes, shape):
     assert make_mesh(*sizes).devices.shape == shape
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 8), (-1, 3, 1), (-2, 1, 1), (16, 1, 1), (-1, 16, 1)])
 def test_sizes_that_do_not_make_eight_devices_are_refused(sizes):
-    with pytest.raises(ValueError, match=r"config\.mesh"):
+    with pytest.raises(UserError, match="mesh") as caught:
         make_mesh(*sizes)
+    assert caught.value.about == ("mesh",)
 
 
 def test_parameters_split_over_fsdp_and_tensor_and_rows_over_data_and_fsdp():
@@ -39,7 +41,7 @@ def test_parameters_split_over_fsdp_and_tensor_and_rows_over_data_and_fsdp():
 
 
 def test_a_dimension_that_does_not_split_is_refused():
-    with pytest.raises(ValueError, match="kv_heads of size 2 cannot be split 8 ways"):
+    with pytest.raises(UserError, match="kv_heads of size 2 cannot be split 8 ways"):
         parameter_shardings(
             make_mesh(1, 1, 8),
             {"k": ("embed", "kv_heads", "head_dim")},
@@ -47,15 +49,12 @@ def test_a_dimension_that_does_not_split_is_refused():
         )
 
 
-def test_optimizer_moments_lie_with_their_parameters():
-    optimizer, _ = make_optimizer(
-        learning_rate=1.0, schedule="cosine", warmup_share=0.5, steps=4, b1=0.9, b2=0.9, weight_decay=0.1, clip_norm=1
-    )
-    mesh = make_mesh(2, 2, 2)
-    shardings = state_shardings(mesh, tiny.SETTINGS, optimizer)
+def test_optimizer_moments_are_split_like_their_parameters():
+    layout = parameter_layout(make_mesh(2, 2, 2), tiny.SETTINGS)
+    shardings = state_shardings(layout, OPTIMIZER)
     adam = [x for x in jax.tree.leaves(shardings.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
     assert len(adam) == 1 and adam[0].mu == adam[0].nu == shardings.parameters
-    abstract = abstract_state(mesh, tiny.SETTINGS, optimizer)
+    abstract = Trainable(layout, OPTIMIZER, tiny.parameters, seed=0).abstract()
     assert abstract.parameters["embedding"].sharding == shardings.parameters["embedding"]
     assert jax.tree.structure(abstract) == jax.tree.structure(jax.tree.map(lambda x: x, shardings))
 

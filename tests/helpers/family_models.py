@@ -1,4 +1,4 @@
-"""Models of tests/family_cases.py in this package: opened, decoded token by token, and turned back into tensors."""
+"""The models of `family_cases` in this package: loading, decoding token by token, and conversion to stored tensors."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tensors import stored_tensors
 from qrpo_jax.model import decoder
+from qrpo_jax.model.cache import Cache, start_cache
 
 
 def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
@@ -20,7 +21,7 @@ def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
 
 
 def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameters) -> dict[str, np.ndarray]:
-    """A tree of the parameters' structure as the tensors of a folder."""
+    """The tensors of a model folder, made from a tree with the structure of the parameters."""
     flat = nnx.traversals.flatten_mapping(parameters)
 
     def rows(part: Any) -> np.ndarray:
@@ -36,9 +37,9 @@ def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameter
 def decoded(
     settings: decoder.DecoderSettings, parameters: decoder.Parameters, tokens_L: np.ndarray, prompt: int
 ) -> np.ndarray:
-    """Logits [2, L - prompt, V] of a sequence whose tokens after the prompt pass through the cache, in two copies.
+    """Logits [2, L - prompt, V] of two copies of a sequence; the tokens after the prompt pass through the cache.
 
-    They share the batch with two completions of a longer prompt.
+    The batch also has two completions of a longer prompt.
     """
     graph, steps = decoder.graph(settings), len(tokens_L) - prompt
 
@@ -48,11 +49,10 @@ def decoded(
         within = np.broadcast_to(np.arange(prompt + 2), (2, prompt + 2))
         lengths = jnp.asarray([prompt, prompt + 2])
         prompts = np.stack([tokens_L[: prompt + 2]] * 2)
-        _, kept = model(prompts, (within < lengths[:, None]).astype(jnp.int32), within, keep_keys=True)
-        empty = jnp.zeros((settings.layers, 4, settings.kv_heads, settings.head_dim, steps))
-        cache = decoder.Cache(*kept, lengths, empty, empty, jnp.zeros((), jnp.int32))
+        _, (k, v) = model(prompts, (within < lengths[:, None]).astype(jnp.int32), within, keep_keys=True)
+        cache = start_cache(k, v, lengths, completions=2, max_new_tokens=steps)
 
-        def step(cache: decoder.Cache, token: jax.Array) -> Any:
+        def step(cache: Cache, token: jax.Array) -> Any:
             hidden, cache = model.decode(jnp.full(4, token), cache)
             return cache, model.logits(hidden)
 

@@ -8,6 +8,7 @@ from ml_collections import FrozenConfigDict
 from configs import quickstart
 from qrpo_jax import pipeline
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -42,7 +43,7 @@ def job(workdir: Path, **overrides: object) -> Job:
             config[section][name] = value
         else:
             config[section] = value
-    return Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
 
 
 def refused(tmp_path: Path, message: str, **overrides: object) -> None:

@@ -8,22 +8,16 @@ import numpy as np
 from qrpo_jax import losses, transforms
 from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
 from qrpo_jax.training.objectives import make_objective
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.state import initial_state, state_shardings
-from qrpo_jax.training.step import Precision, make_step
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
+from qrpo_jax.training.step import LogProbSettings, make_step
 from tests.helpers import tiny
 
 BETA = 0.3
-OPTIMIZER, _ = make_optimizer(
-    learning_rate=0.01,
-    schedule="cosine",
-    warmup_share=0.0,
-    steps=10,
-    b1=0.9,
-    b2=0.95,
-    weight_decay=0.1,
-    clip_norm=1.0,
+OPTIMIZATION = Optimization(
+    learning_rate=0.01, schedule="cosine", warmup_share=0.0, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0
 )
+OPTIMIZER, _ = make_optimizer(OPTIMIZATION, steps=10)
 OPTIONS = {
     "qrpo": {"beta": BETA, "transform": "identity", "loss": "mse"},
     "dpo": {"beta": BETA},
@@ -31,12 +25,12 @@ OPTIONS = {
 }
 # Eight rows of up to four completions, of uneven number, length and weight; two rows are empty.
 TABLE = tiny.examples(14, pairs=True)
-TABLE = TABLE._replace(weight_C=np.asarray([1, 1, 3, 3, 2, 2, 1, 1, 5, 5, 0, 0, 1, 1], np.float32))
+TABLE = tiny.with_numbers(TABLE, weight=np.asarray([1, 1, 3, 3, 2, 2, 1, 1, 5, 5, 0, 0, 1, 1], np.float32))
 BATCH = tiny.batch(TABLE, row_multiple=8)
 
 
 def target(batch):
-    return losses.calibrated_target(batch.quantile_BxS, BETA, transforms.identity)
+    return losses.calibrated_target(batch.completions_BxS.quantile, BETA, transforms.identity)
 
 
 @functools.cache
@@ -46,21 +40,21 @@ def compiled(name="qrpo", microbatches=1, mesh_sizes=None):
         tiny.GRAPH,
         objective,
         OPTIMIZER,
-        precision=Precision(vocab_chunk=7),
+        precision=LogProbSettings(vocab_chunk=7),
         microbatches=microbatches,
         calibrated_target=target if name == "qrpo" else None,
     )
     if mesh_sizes is None:
         return jax.jit(step)
     mesh = make_mesh(*mesh_sizes)
-    return jax.jit(step, out_shardings=(state_shardings(mesh, tiny.SETTINGS, OPTIMIZER), None))
+    return jax.jit(step, out_shardings=(state_shardings(parameter_layout(mesh, tiny.SETTINGS), OPTIMIZER), None))
 
 
 def update(batch=BATCH, name="qrpo", microbatches=1, mesh_sizes=None):
     state = initial_state(tiny.parameters(), OPTIMIZER, seed=0)
     if mesh_sizes is not None:
         mesh = make_mesh(*mesh_sizes)
-        state = jax.device_put(state, state_shardings(mesh, tiny.SETTINGS, OPTIMIZER))
+        state = jax.device_put(state, state_shardings(parameter_layout(mesh, tiny.SETTINGS), OPTIMIZER))
         batch = place(batch, row_sharding(mesh))
     new, metrics = compiled(name, microbatches, mesh_sizes)(state, batch)
     return jax.device_get(new), jax.device_get(metrics)

@@ -1,4 +1,4 @@
-"""A tiny policy and random completions that the tests of floors 1 to 3 share."""
+"""A tiny policy and random completions for the tests of model, data and training."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import Plan, plan_batches
+from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.model import decoder
 
 # Twice a prime where a mesh splits by two, so that a transposed or wrongly split axis shows.
@@ -21,7 +22,7 @@ SETTINGS = decoder.DecoderSettings(
 )
 UNTIED = dataclasses.replace(SETTINGS, tie_embeddings=False)
 GRAPH = decoder.graph(SETTINGS)
-BETA = 0.3  # that the examples' log Z is of
+BETA = 0.3  # for which the examples' log Z is
 SPREAD = dict(embedding=0.4, head=0.4, q=0.2, k=0.2, v=0.2, o=0.1, gate=0.2, up=0.2, down=0.1)
 
 
@@ -55,20 +56,27 @@ def examples(count: int, *, pairs: bool = False, seed: int = 0, vocab: int = SET
         tokens=rng.integers(1, vocab, total.sum()).astype(np.int32),
         starts_C=np.cumsum([0, *total[:-1]]),
         prompt_lengths_C=prompt_lengths.astype(np.int32),
-        lengths_C=lengths.astype(np.int32),
-        reward_C=reward,
-        quantile_C=quantile,
-        ties_C=rng.integers(0, 4, count).astype(np.float32) / 7,
-        references_C=np.full(count, 7, np.int32),
-        log_z_C=np.full(count, transforms.identity.log_z(BETA), np.float32),
-        reward_scale_C=rng.uniform(0.5, 2, count).astype(np.float32),
-        reference_log_prob_C=-rng.uniform(2, 20, count).astype(np.float32),
-        weight_C=np.ones(count, np.float32),
-        high_C=np.arange(count) % 2 == 0 if pairs else quantile > 0.5,
+        completions_C=PerCompletion(
+            reward=reward,
+            quantile=quantile,
+            ties=rng.integers(0, 4, count).astype(np.float32) / 7,
+            references=np.full(count, 7, np.int32),
+            log_z=np.full(count, transforms.identity.log_z(BETA), np.float32),
+            reward_scale=rng.uniform(0.5, 2, count).astype(np.float32),
+            reference_log_prob=-rng.uniform(2, 20, count).astype(np.float32),
+            length=lengths.astype(np.int32),
+            weight=np.ones(count, np.float32),
+            high=np.arange(count) % 2 == 0 if pairs else quantile > 0.5,
+        ),
         names=tuple(f"row-{i}/0" for i in range(count)),
         units=tuple((i, i + 1) for i in range(0, count, 2)) if pairs else tuple((i,) for i in range(count)),
         counts={},
     )
+
+
+def with_numbers(table: Examples, **changes: Any) -> Examples:
+    """`table` with other values for fields of `PerCompletion`, [C] each."""
+    return table._replace(completions_C=table.completions_C._replace(**changes))
 
 
 def plan(table: Examples, **changes: Any) -> Plan:
@@ -85,7 +93,7 @@ def one_by_one(table: Examples) -> list[Batch]:
     """Every completion alone in a batch that is exactly as long as it is: nothing packed, nothing padded."""
     batches = []
     for c in range(len(table.names)):
-        total = int(table.prompt_lengths_C[c] + table.lengths_C[c])
+        total = int(table.prompt_lengths_C[c] + table.completions_C.length[c])
         alone = Plan((((0,),),), 1, total, 1, 0.0)
         batches.append(assemble(table._replace(units=((c,),)), alone, 0))
     return batches

@@ -21,7 +21,7 @@ from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
 from qrpo_jax.model.layers import RMSNorm
 from qrpo_jax.sampling import sampler
-from qrpo_jax.training.optimizer import make_optimizer
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from tests.helpers import family_cases as cases
 from tests.helpers import tiny
 from tests.helpers.family_models import decoded, load, stored_form
@@ -220,9 +220,9 @@ EVERYTHING = dataclasses.replace(
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:
-    """Without a gradient, biases, norms and activations do not change, whatever axes they have."""
-    options: dict[str, Any] = dict(schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, clip_norm=0.0)
-    optimizer, _ = make_optimizer(learning_rate=0.5, weight_decay=0.1, **options)
+    """Biases, norms and activations stay where they are without a gradient, whatever axes they have."""
+    options: dict[str, Any] = dict(schedule="constant", warmup_share=0.0, b1=0.9, b2=0.9, clip_norm=0.0)
+    optimizer, _ = make_optimizer(Optimization(learning_rate=0.5, weight_decay=0.1, **options), steps=1)
     shapes = decoder.abstract_parameters(EVERYTHING)
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     none = jax.tree.map(np.zeros_like, ones)

@@ -14,6 +14,7 @@ from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
+from qrpo_jax.model.compute import Compute
 from tests.helpers import family_cases as cases
 from tests.helpers import live_models, tiny
 from tests.helpers.family_models import decoded, load, stored_form
@@ -83,7 +84,9 @@ def test_gradients_are_theirs(theirs: Any) -> None:
     @jax.grad
     def gradient(parameters: decoder.Parameters) -> jax.Array:
         rows = (tokens, np.ones_like(tokens), at)
-        scored = log_probs.row_log_probs(graph, parameters, *rows, weights != 0, vocab_chunk=17, remat=True)
+        scored = log_probs.row_log_probs(
+            graph, parameters, *rows, weights != 0, vocab_chunk=17, compute=Compute(remat=True)
+        )
         return (scored * weights).sum()
 
     ours = stored_form(settings, gradient(parameters))

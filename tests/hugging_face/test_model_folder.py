@@ -22,7 +22,7 @@ from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.job import Job, Policy, Shard
 from qrpo_jax.model import decoder, log_probs, rope
 from qrpo_jax.sampling import sampler
-from qrpo_jax.stages import export
+from qrpo_jax.stages import STAGES, export
 from tests.helpers.exports import CHARACTERS, TIED, assert_identical, fresh, one_device
 
 LLAMA3 = dataclasses.replace(
@@ -245,7 +245,7 @@ def test_an_export_keeps_the_sampling_settings_of_its_base(
     (copy / "generation_config.json").write_text(json.dumps(before))
     config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
     graph = decoder.graph(TIED)
-    job = Job(config, tmp_path / "run", Shard(0, 1))
+    job = Job(config, tmp_path / "run", Shard(0, 1), STAGES)
     job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
     monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
     export.run(job)

@@ -26,7 +26,10 @@ from tests.helpers.jobs import ROOT, job, refused
         ({"train__beta": 0.0}, r"beta is 0.0; it must be finite, above 0 \(config.train.beta\)"),
         ({"train__beta": -0.1}, "beta is -0.1; it must be finite, above 0"),
         ({"train__beta": float("nan")}, "beta is nan; it must be finite"),
-        ({"train__transform": "normal-icdf", "select__references": 1, "select__exclude_own": False}, "n = 1 reference"),
+        (
+            {"train__transform": "normal-icdf", "select__reference_count": 1, "select__exclude_own": False},
+            "n = 1 reference",
+        ),
         ({"train__transform": "normal-icdf", "sample__completions": 2}, "n = 1 reference"),
         ({"sample__completions": 1}, "n = 0 reference"),
         ({"sample__completions": 0}, "bring no completions"),
@@ -79,7 +82,7 @@ def test_a_config_that_cannot_run_is_refused_before_anything_is_written(tmp_path
 
 def test_a_workdir_of_other_settings_is_refused_with_the_difference_and_left_as_it_is(tmp_path: Path) -> None:
     first = job(tmp_path)
-    manifest.begin(tmp_path / "sft", pipeline.settings(first.config, "sft"))
+    manifest.begin(tmp_path / "sft", pipeline.settings(first, "sft"), alone=True)
     manifest.complete(tmp_path / "sft", {"steps": 7})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"sft\.learning_rate: 0\.003 -> 0\.5.*choose another --workdir"):
@@ -176,17 +179,17 @@ def test_the_command_line_says_one_line_and_exits_with_status_2(tmp_path: Path, 
 def test_a_kill_while_settings_are_written_does_not_lock_the_workdir(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / ".tmp-settings.json-of-a-killed-run").write_text("{")
-    config = job(tmp_path).config
-    manifest.check_settings(tmp_path / "sft", pipeline.settings(config, "sft"))
-    manifest.begin(tmp_path / "sft", pipeline.settings(config, "sft"))
+    settings = pipeline.settings(job(tmp_path), "sft")
+    manifest.check_settings(tmp_path / "sft", settings)
+    manifest.begin(tmp_path / "sft", settings, alone=True)
     assert [path.name for path in (tmp_path / "sft").iterdir()] == [manifest.SETTINGS]
 
 
 def test_what_decides_a_stage_is_recorded_and_the_machine_is_not(tmp_path: Path) -> None:
     def of(stage: str, **overrides: object) -> dict:
-        return pipeline.settings(job(tmp_path, **overrides).config, stage)
+        return pipeline.settings(job(tmp_path, **overrides), stage)
 
-    assert of("reference") != of("reference", reference__temperature=0.7)
+    assert of("reference") != of("reference", log_probs__temperature=0.7)
     assert of("train") != of("train", train__beta=0.7) and of("sample") == of("sample", train__beta=0.7)
     assert of("evaluate") != of("evaluate", reward__memory_mb=512)
     for machine in (

@@ -55,7 +55,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     )
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = decoder.abstract_parameters(settings)
-    abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: where, shapes), jnp.float32)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=where), shapes)
     loaded = checkpoints.load_parameters(folder / "parameters", abstract)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(loaded)}
 
@@ -94,7 +94,7 @@ def test_shards_made_apart_are_the_rows_of_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_adapters_on_a_base_split_over_two_processes_are_those_of_one_process(tmp_path: Path) -> None:
-    lora = ["--config.lora.rank=3", "--config.train.reference=on_the_fly", "--config.export.adapter=merged"]
+    lora = ["--config.lora.rank=3", "--config.train.reference_log_probs=on_the_fly", "--config.export.adapter=merged"]
     lora += ["--config.stages=('sft','sample','score','train','export')", "--config.sft.examples=97"]
     run(tmp_path / "one", 1, *lora)
     shutil.copytree(tmp_path / "one", tmp_path / "two")

@@ -1,4 +1,4 @@
-"""The decoder: what each position may depend on, and that it computes what Llama is defined to compute."""
+"""The decoder: which tokens each position depends on, and that it computes a Llama as defined."""
 
 import dataclasses
 
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder, rope
+from qrpo_jax.model.cache import start_cache
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.settings import inverse_frequencies
 from tests.helpers import tiny
 
@@ -36,7 +39,7 @@ def plain_llama(settings, parameters, tokens):
     def norm(x, scale):
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + settings.norm_epsilon) * scale
 
-    def turned(x_LxK):
+    def rotated(x_LxK):
         half = settings.head_dim // 2
         angle = np.arange(len(x_LxK))[:, None] * inverse_frequencies(settings).astype(np.float64)
         spun = (x_LxK[:, :half] + 1j * x_LxK[:, half:]) * np.exp(1j * angle)
@@ -48,7 +51,7 @@ def plain_llama(settings, parameters, tokens):
         y = norm(x, layer["attention_norm"]["scale"])
         for h in range(settings.heads):
             g = h // (settings.heads // settings.kv_heads)
-            q, k = turned(y @ layer["attention"]["q"][:, h]), turned(y @ layer["attention"]["k"][:, g])
+            q, k = rotated(y @ layer["attention"]["q"][:, h]), rotated(y @ layer["attention"]["k"][:, g])
             v = y @ layer["attention"]["v"][:, g]
             for i in range(len(tokens)):
                 score = np.exp(q[i] @ k[: i + 1].T / np.sqrt(settings.head_dim))
@@ -64,7 +67,7 @@ def test_forward_is_llama_written_as_loops(hidden):
     np.testing.assert_allclose(hidden[1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_segments_are_sequences_of_their_own(hidden):
+def test_packed_segments_are_independent_sequences(hidden):
     for columns in (slice(0, 5), slice(5, 11)):
         expected = plain_llama(tiny.SETTINGS, tiny.parameters(), TOKENS[0, columns])
         np.testing.assert_allclose(hidden[0, columns], expected, rtol=1e-4, atol=1e-5)
@@ -96,8 +99,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward():
     model = nnx.merge(decoder.graph(settings), parameters)
     within = np.broadcast_to(np.arange(7), (2, 7))
     _, (k, v) = model(prompts, (within < lengths[:, None]).astype(np.int32), within, keep_keys=True)
-    empty = jnp.zeros((settings.layers, 4, settings.kv_heads, settings.head_dim, steps))
-    cache = decoder.Cache(k, v, jnp.asarray(lengths), empty, empty, jnp.zeros((), jnp.int32))
+    cache = start_cache(k, v, jnp.asarray(lengths), completions=2, max_new_tokens=steps)
     decode = jax.jit(lambda p, tokens, c: nnx.merge(decoder.graph(settings), p).decode(tokens, c))
     got = []
     for t in range(steps):
@@ -112,14 +114,14 @@ def test_decoding_with_a_cache_equals_the_whole_forward():
 def test_remat_changes_neither_value_nor_gradient():
     def loss(parameters, remat):
         model = nnx.merge(tiny.GRAPH, parameters)
-        return jnp.sum(jnp.sin(model(TOKENS, SEGMENTS, POSITIONS, remat=remat)[0]))
+        return jnp.sum(jnp.sin(model(TOKENS, SEGMENTS, POSITIONS, compute=Compute(remat=remat))[0]))
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     tiny.assert_trees_close(run(tiny.parameters(), False), run(tiny.parameters(), True), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_compute_stays_near_float32(hidden):
-    low = forward(tiny.SETTINGS, tiny.parameters(), TOKENS, dtype=jnp.bfloat16).astype(np.float32)
+    low = forward(tiny.SETTINGS, tiny.parameters(), TOKENS, compute=Compute(jnp.bfloat16)).astype(np.float32)
     assert np.abs(low - hidden)[SEGMENTS > 0].max() < 0.15 * np.abs(hidden).max()
 
 
@@ -166,5 +168,5 @@ def test_axes_shapes_and_count_describe_the_parameters(settings):
     ],
 )
 def test_impossible_shapes_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(tiny.SETTINGS, **change)

@@ -1,4 +1,4 @@
-"""Log-probabilities: chunked = full, packed = unpacked, and nothing but completions counts."""
+"""Log-probabilities: chunked = full, packed = unpacked, and only completions count."""
 
 import functools
 
@@ -10,19 +10,19 @@ import pytest
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.model import log_probs
-from qrpo_jax.training.step import Precision, completion_log_probs
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs
 from tests.helpers import tiny
 
 TABLE = tiny.examples(11)
 
 
 @functools.cache
-def scorer(precision):
-    return jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))
+def scorer(settings):
+    return jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, settings))
 
 
-def scored(batch, **precision):
-    return np.asarray(scorer(Precision(**precision))(tiny.parameters(), batch))
+def scored(batch, **settings):
+    return np.asarray(scorer(LogProbSettings(**settings))(tiny.parameters(), batch))
 
 
 def spread_out():
@@ -46,7 +46,7 @@ def test_packing_does_not_change_a_completions_log_prob(unpacked, row_tokens, sl
 
 
 def test_padding_does_not_change_a_completions_log_prob(unpacked):
-    """Against batches that are exactly as long as the completion and hold nothing else."""
+    """Compared with batches of one completion, exactly as long as it is."""
     for c, batch in enumerate(tiny.one_by_one(TABLE)[:3]):
         np.testing.assert_allclose(scored(batch), [[unpacked[c]]], rtol=2e-5)
 
@@ -54,7 +54,7 @@ def test_padding_does_not_change_a_completions_log_prob(unpacked):
 def test_packing_does_not_change_the_gradient():
     def total(parameters, batch):
         weights = jnp.where(batch.example_BxS >= 0, 1.0 + batch.example_BxS % 5, 0.0)
-        return jnp.sum(weights * completion_log_probs(tiny.GRAPH, parameters, batch, Precision()))
+        return jnp.sum(weights * completion_log_probs(tiny.GRAPH, parameters, batch, LogProbSettings()))
 
     gradient = jax.jit(jax.grad(total))
     packed = gradient(tiny.parameters(), tiny.batch(TABLE, row_multiple=11))
@@ -62,7 +62,7 @@ def test_packing_does_not_change_the_gradient():
     tiny.assert_trees_close(packed, apart, rtol=1e-4, atol=1e-5 * tiny.largest(packed))
 
 
-def test_what_stands_in_padding_is_never_looked_at():
+def test_tokens_in_padding_change_nothing():
     batch = tiny.batch(TABLE, row_multiple=11)
     noise = np.random.default_rng(0).integers(0, 46, batch.tokens_BxL.shape)
     tokens = np.where(batch.segments_BxL == 0, noise, batch.tokens_BxL).astype(np.int32)

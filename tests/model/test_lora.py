@@ -25,18 +25,19 @@ from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.lora_targets import make_lora, modules
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.model import decoder
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.lora import join, merge
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.sampling.sampler import make_sampler
-from qrpo_jax.stages import export
-from qrpo_jax.training import fit as fit_module
-from qrpo_jax.training.fit import Pace, fit
+from qrpo_jax.stages import STAGES, export
+from qrpo_jax.training.fit import fit
 from qrpo_jax.training.objectives import make_objective
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.state import abstract_state, initial_state, state_shardings
-from qrpo_jax.training.step import Precision, completion_log_probs, make_step
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import steps, tiny
 from tests.helpers.jobs import refused
+from tests.helpers.runs import Killed, books, killing, trainable
 
 LORA = make_lora(tiny.SETTINGS, rank=3, alpha=5, targets=".*_proj")
 GRAPH = decoder.graph(tiny.SETTINGS, LORA)
@@ -60,7 +61,9 @@ def filled(settings=tiny.SETTINGS, lora=LORA, seed=0):
 
 @functools.cache
 def scorer(graph=GRAPH, dtype=jnp.float32):
-    return jax.jit(lambda p, b: completion_log_probs(graph, p, b, Precision(vocab_chunk=7, dtype=dtype)))
+    return jax.jit(
+        lambda p, b: completion_log_probs(graph, p, b, LogProbSettings(vocab_chunk=7, compute=Compute(dtype)))
+    )
 
 
 @functools.cache
@@ -74,7 +77,7 @@ def compiled(microbatches=1, mesh_sizes=None, on_the_fly=False):
         GRAPH,
         OBJECTIVE,
         steps.OPTIMIZER,
-        precision=Precision(vocab_chunk=7),
+        precision=LogProbSettings(vocab_chunk=7),
         microbatches=microbatches,
         reference=tiny.GRAPH if on_the_fly else None,
     )
@@ -84,7 +87,7 @@ def compiled(microbatches=1, mesh_sizes=None, on_the_fly=False):
 
 
 def shardings(mesh):
-    return state_shardings(mesh, tiny.SETTINGS, steps.OPTIMIZER, LORA)
+    return state_shardings(parameter_layout(mesh, tiny.SETTINGS, lora=LORA), steps.OPTIMIZER)
 
 
 def update(adapters, batch=BATCH, microbatches=1, mesh_sizes=None, on_the_fly=False):
@@ -99,7 +102,7 @@ def update(adapters, batch=BATCH, microbatches=1, mesh_sizes=None, on_the_fly=Fa
 
 @functools.cache
 def plain():
-    return update(filled(), BATCH._replace(reference_log_prob_BxS=reference()))
+    return update(filled(), BATCH.with_numbers(reference_log_prob=reference()))
 
 
 def paths(tree):
@@ -116,11 +119,11 @@ def test_at_the_start_log_probs_are_those_of_the_base_bit_for_bit(dtype):
 
 def test_at_the_start_the_loss_is_that_of_the_targets_alone():
     """The reference on the fly is the base, and the policy equals it."""
-    metrics = update(fresh(), BATCH._replace(reference_log_prob_BxS=np.full_like(reference(), np.nan)), 1, None, True)[
+    metrics = update(fresh(), BATCH.with_numbers(reference_log_prob=np.full_like(reference(), np.nan)), 1, None, True)[
         1
     ]
-    weight = BATCH.weight_BxS * BATCH.present_BxS
-    target = losses.calibrated_target(BATCH.quantile_BxS, tiny.BETA, transforms.identity)
+    weight = BATCH.completions_BxS.weight * BATCH.present_BxS
+    target = losses.calibrated_target(BATCH.completions_BxS.quantile, tiny.BETA, transforms.identity)
     expected = (weight * np.asarray(target) ** 2).sum() / weight.sum()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
     assert abs(metrics["log_ratio_high"]) < 1e-5 and abs(metrics["log_ratio_low"]) < 1e-5, metrics
@@ -190,7 +193,7 @@ def test_no_gradient_of_the_bases_size_is_computed(remat):
     matrices |= {shape[::-1] for shape in matrices}
 
     def shapes(graph, parameters, frozen):
-        step = make_step(graph, OBJECTIVE, steps.OPTIMIZER, precision=Precision(remat=remat))
+        step = make_step(graph, OBJECTIVE, steps.OPTIMIZER, precision=LogProbSettings(compute=Compute(remat=remat)))
         program = jax.make_jaxpr(step)(initial_state(parameters, steps.OPTIMIZER, 0), BATCH, frozen)
         return set(products(program.jaxpr))
 
@@ -212,13 +215,13 @@ def test_a_step_moves_every_adapter_and_nothing_else():
 
 
 def test_at_the_start_gradients_reach_b_alone_for_a_is_multiplied_by_nothing():
-    new, _ = update(fresh(), BATCH._replace(reference_log_prob_BxS=reference()))
+    new, _ = update(fresh(), BATCH.with_numbers(reference_log_prob=reference()))
     for path, leaf in nnx.traversals.flatten_mapping(steps.moments(new)).items():
         assert (np.abs(leaf).max() > 1e-7) == (path[-1] == "b"), path
 
 
 def test_log_probs_on_the_fly_are_those_stored():
-    got = update(filled(), BATCH._replace(reference_log_prob_BxS=np.full_like(reference(), np.nan)), 1, None, True)
+    got = update(filled(), BATCH.with_numbers(reference_log_prob=np.full_like(reference(), np.nan)), 1, None, True)
     steps.assert_same_update(got, plain())
     np.testing.assert_allclose(got[1]["loss"], plain()[1]["loss"], rtol=1e-6)
 
@@ -247,7 +250,7 @@ def test_adapters_are_split_with_their_matrices():
 def test_the_state_is_three_times_the_adapters_and_no_more():
     """Adapters and two moments: the base is in neither optimizer nor checkpoint, whatever its size."""
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    state = abstract_state(mesh, tiny.SETTINGS, steps.OPTIMIZER, lora=LORA)
+    state = trainable(steps.OPTIMIZER, mesh, fresh, LORA).abstract()
     count = decoder.parameter_count(tiny.SETTINGS, LORA)
     # r (inputs + outputs) of q, k, v, o, gate, up, down in 3 layers.
     assert count == 3 * 3 * ((26 + 60) + 2 * (26 + 20) + (60 + 26) + 3 * (26 + 34)), count
@@ -257,60 +260,29 @@ def test_the_state_is_three_times_the_adapters_and_no_more():
 
 
 def test_weight_decay_pulls_adapters_towards_the_base():
-    optimizer, _ = make_optimizer(
-        learning_rate=0.1, schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0
-    )
+    options = Optimization(0.1, schedule="constant", warmup_share=0.0, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0)
+    optimizer, _ = make_optimizer(options, steps=1)
     adapters = {"layers": {"mlp": {"down_adapter": filled()["layers"]["mlp"]["down_adapter"]}}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, adapters), optimizer.init(adapters), adapters)
     for leaf in jax.tree.leaves(jax.tree.map(lambda u, p: u / p, updates, adapters)):
         np.testing.assert_allclose(leaf, -0.05, rtol=1e-5)
 
 
-class Killed(BaseException):
-    """Ends a run as a signal would."""
-
-
-def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(tmp_path):
     table, steps = tiny.examples(17), 4
-    optimizer, schedule = make_optimizer(
-        learning_rate=0.05, schedule="linear", warmup_share=0, steps=steps, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1
-    )
-    step = make_step(GRAPH, OBJECTIVE, optimizer, precision=Precision(), reference=tiny.GRAPH)
-    real = fit_module.place
+    options = Optimization(0.05, schedule="linear", warmup_share=0, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1)
+    optimizer, schedule = make_optimizer(options, steps)
+    step = make_step(GRAPH, OBJECTIVE, optimizer, precision=LogProbSettings(), reference=tiny.GRAPH)
+    what = trainable(optimizer, make_mesh(1, 1, 1, jax.devices()[:1]), fresh, LORA)
 
-    def run(directory, stop_at=None):
-        calls = []
-
-        def stopping(*arguments):
-            calls.append(0)
-            if len(calls) == stop_at:
-                raise Killed
-            return real(*arguments)
-
-        monkeypatch.setattr(fit_module, "place", stopping)
-        plan = tiny.plan(table, batch_units=5, epochs=2, seed=0)
-        return fit(
-            step,
-            optimizer,
-            tiny.SETTINGS,
-            make_mesh(1, 1, 1, jax.devices()[:1]),
-            loader.batches(table, plan),
-            steps=steps,
-            start=lambda: jax.tree.map(jnp.copy, fresh()),
-            seed=0,
-            pace=Pace(log_every=1, checkpoint_every=2),
-            directory=directory,
-            names=table.names,
-            schedule=schedule,
-            title="test",
-            tensorboard=False,
-            lora=LORA,
-            frozen=tiny.parameters(),
-        )
+    def run(directory, kill_at=0):
+        batches = killing(loader.batches(table, tiny.plan(table, batch_units=5, epochs=2, seed=0)), kill_at)
+        with books(directory, steps=steps, names=table.names, schedule=schedule) as writing:
+            return fit(step, what, batches, frozen=tiny.parameters(), **writing)
 
     undisturbed = jax.device_get(run(tmp_path / "a"))
     with pytest.raises(Killed):
-        run(tmp_path / "b", stop_at=4)
+        run(tmp_path / "b", kill_at=4)
     tiny.assert_trees_equal(jax.device_get(run(tmp_path / "b")), undisturbed)
     assert tiny.largest(jax.tree.map(lambda a, b: a - b, undisturbed, jax.device_get(fresh()))) > 0.01
     with ocp.StandardCheckpointer() as checkpointer:
@@ -354,7 +326,7 @@ def tuned(folder, workdir, stages, **train):
     config.lora.update({"rank": 2, "alpha": 6.0, "targets": "self_attn.*|down_proj"})
     config.log.tensorboard = False
     config.export.adapter = "peft"
-    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
     job.__dict__["mesh"] = make_mesh(1, 1, 1, jax.devices()[:1])  # programs for one device compile faster
     return job
 
@@ -405,7 +377,9 @@ def test_a_job_with_stored_log_probs_trains_the_same_adapters(finished, tmp_path
 def test_another_lora_is_another_run(finished, tmp_path):
     job, _ = finished
     with pytest.raises(ValueError, match=r"lora\.rank: 2 -> 3"):
-        pipeline.run(Job(FrozenConfigDict(job.config.to_dict() | changed(job, rank=3)), job.workdir, Shard(0, 1)))
+        pipeline.run(
+            Job(FrozenConfigDict(job.config.to_dict() | changed(job, rank=3)), job.workdir, Shard(0, 1), STAGES)
+        )
 
 
 def changed(job, **lora):
@@ -466,12 +440,12 @@ def test_what_cannot_be_adapted_is_refused(change, message):
         ({"lora__rank": -1}, "lora.rank is -1; it must be at least 1, or 0 for none"),
         ({"lora__rank": 2, "lora__targets": "nothing"}, "matches no module"),
         ({"lora__rank": 2, "stages": ("sft", "sample")}, "only stage 'train' has adapters"),
-        ({"train__reference": "later"}, "train.reference is 'later'; allowed: stored, on_the_fly"),
-        ({"train__reference": "on_the_fly"}, "'on_the_fly' needs LoRA"),
-        ({"train__reference": "on_the_fly", "lora__rank": 2}, "no use for what stage 'reference' stores"),
+        ({"train__reference_log_probs": "later"}, "train.reference_log_probs is 'later'; allowed: stored, on_the_fly"),
+        ({"train__reference_log_probs": "on_the_fly"}, "'on_the_fly' needs LoRA"),
+        ({"train__reference_log_probs": "on_the_fly", "lora__rank": 2}, "no use for what stage 'reference' stores"),
         (
             {
-                "train__reference": "on_the_fly",
+                "train__reference_log_probs": "on_the_fly",
                 "train__objective": "simpo",
                 "lora__rank": 2,
                 "stages": ("sft", "sample", "score", "train"),
@@ -481,7 +455,7 @@ def test_what_cannot_be_adapted_is_refused(change, message):
         ({"export__adapter": "gguf"}, "export.adapter is 'gguf'; allowed: merged, peft"),
         ({"export__adapter": "peft"}, "'peft' needs LoRA"),
         ({"export__adapter": "peft", "lora__rank": 2}, "needs a base that is a model folder"),
-        ({"stages": ("sft", "sample", "score", "train"), "lora__rank": 2}, "train.reference='on_the_fly'"),
+        ({"stages": ("sft", "sample", "score", "train"), "lora__rank": 2}, "train.reference_log_probs='on_the_fly'"),
     ],
 )
 def test_a_config_without_a_place_for_lora_is_refused(tmp_path, overrides, message):

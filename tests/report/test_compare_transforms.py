@@ -1,4 +1,4 @@
-"""The optimum stage: its numbers are the library's, its page says them, and bad settings are refused."""
+"""Stage compare_transforms: its numbers are the library's, its page shows them, and bad settings are refused."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from configs import optimum as config_file
 from qrpo_jax import optimum, partition, pipeline, transforms
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import svg, transform_figures
+from qrpo_jax.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("identity", "normal-icdf", "logit")
@@ -29,14 +30,14 @@ COUNTS = (1, 7)
 def make_job(workdir: Path, **overrides: object) -> Job:
     config = config_file.get_config()
     config.compare_transforms.update({"transforms": NAMES, "betas": BETAS, "references": COUNTS} | overrides)
-    return Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    made = make_job(tmp_path_factory.mktemp("optimum") / "run")
-    assert pipeline.run(made)
-    return made
+    job = make_job(tmp_path_factory.mktemp("optimum") / "run")
+    assert pipeline.run(job)
+    return job
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def page(job: Job) -> str:
     return (job.folder("compare_transforms") / "report.html").read_text(encoding="utf-8")
 
 
-def test_figure_5_of_the_paper_says_77_and_23_percent(page: str, numbers: dict[str, Any]) -> None:
+def test_figure_5_of_the_paper_has_77_and_23_percent(page: str, numbers: dict[str, Any]) -> None:
     figure = numbers["figure_5"]
     closed = 0.1 * math.log(0.1 * math.expm1(10))
     np.testing.assert_allclose([figure["share_losing"], figure["crossing_level"]], closed, rtol=1e-12)
@@ -63,11 +64,11 @@ def test_figure_5_of_the_paper_says_77_and_23_percent(page: str, numbers: dict[s
 
 
 def test_numbers_are_those_of_the_library(numbers: dict[str, Any]) -> None:
-    found = {(row["transform"], row["beta"]): row for row in numbers["optima"]}
-    assert list(found) == [(name, beta) for name in NAMES for beta in BETAS]
+    optima = {(row["transform"], row["beta"]): row for row in numbers["optima"]}
+    assert list(optima) == [(name, beta) for name in NAMES for beta in BETAS]
     with jax.enable_x64(True):
         for name, beta in (("identity", 0.03), ("identity", 1.7), ("normal-icdf", 1.7), ("logit", 1.7)):
-            transform, row = transforms.parse(name), found[name, beta]
+            transform, row = transforms.parse(name), optima[name, beta]
             for key, function in {
                 "crossing_level": optimum.crossing_level,
                 "share_losing": optimum.crossing_share,
@@ -78,11 +79,11 @@ def test_numbers_are_those_of_the_library(numbers: dict[str, Any]) -> None:
                 np.testing.assert_allclose(row[key], function(beta, transform), rtol=1e-9, err_msg=f"{name} {key}")
             np.testing.assert_allclose(row["log_z"], transform.log_z(beta), rtol=1e-12)
             np.testing.assert_allclose(row["share_in_top_percent"], 1 - optimum.cdf(0.99, beta, transform), rtol=1e-9)
-    assert found["identity", 0.1]["peak_density"] == pytest.approx(10 / (1 - math.exp(-10)), rel=1e-12)
-    assert found["normal-icdf", 1.7]["peak_density"] is None
+    assert optima["identity", 0.1]["peak_density"] == pytest.approx(10 / (1 - math.exp(-10)), rel=1e-12)
+    assert optima["normal-icdf", 1.7]["peak_density"] is None
 
 
-def test_an_effective_n_that_float64_cannot_resolve_is_not_given(numbers: dict[str, Any]) -> None:
+def test_an_effective_n_that_float64_cannot_resolve_is_null(numbers: dict[str, Any]) -> None:
     """For normal-icdf it is 1 / Phi(-1 / (beta sqrt 2)) - 1."""
     for row in numbers["optima"]:
         if row["transform"] == "normal-icdf":
@@ -91,7 +92,7 @@ def test_an_effective_n_that_float64_cannot_resolve_is_not_given(numbers: dict[s
             assert row["effective_n"] == expected, (row, exact)
 
 
-def test_gaps_are_those_of_the_partition_and_what_cannot_be_says_why(numbers: dict[str, Any], page: str) -> None:
+def test_gaps_are_those_of_the_partition_and_missing_ones_have_a_reason(numbers: dict[str, Any], page: str) -> None:
     rows = numbers["gaps"]
     assert len(rows) == len(NAMES) * len(BETAS) * 2 * len(COUNTS)
     with jax.enable_x64(True):
@@ -148,18 +149,18 @@ def test_the_page_fetches_nothing_and_its_references_resolve(page: str) -> None:
     assert len(ids) == len(set(ids)) and set(re.findall(r'(?:href="|url\()#([^")]*)', page)) <= set(ids)
 
 
-def test_every_colour_of_a_plot_has_a_place_in_the_page_for_dark_schemes(page: str) -> None:
+def test_every_colour_of_a_plot_has_a_variant_for_dark_schemes(page: str) -> None:
     dark = "".join(re.findall(r"prefers-color-scheme: dark\) \{(.*?)\n\}", page, re.DOTALL))
-    places = {value[4:].partition(",")[0] for value in svg.COLOURS.values() if value != "currentColor"}
-    assert {name for name in places if f"{name}:" not in dark} == set(), dark
+    variables = {value[4:].partition(",")[0] for value in svg.COLOURS.values() if value != "currentColor"}
+    assert {name for name in variables if f"{name}:" not in dark} == set(), dark
     used = set(re.findall(r"var\((--[a-z0-9-]+), #", page))
-    assert {"--policy", "--low", "--high", "--ramp-1"} <= used <= places, used
-    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", page), "a colour that no scheme can change"
+    assert {"--policy", "--low", "--high", "--ramp-1"} <= used <= variables, used
+    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", page), "a colour that ignores the page's scheme"
 
 
 def test_names_of_functions_cannot_put_markup_into_the_page() -> None:
-    made = svg.render("x", 'a"<b>&', lambda axes: axes.set_xlabel("<i>&"))
-    assert 'aria-label="a&#34;&lt;b&gt;&amp;"' in made and "<i>" not in made and "<b>" not in made
+    element = svg.render("x", 'a"<b>&', lambda axes: axes.set_xlabel("<i>&"))
+    assert 'aria-label="a&#34;&lt;b&gt;&amp;"' in element and "<i>" not in element and "<b>" not in element
 
 
 def test_a_rerun_skips_and_other_settings_are_refused(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

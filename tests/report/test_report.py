@@ -1,4 +1,4 @@
-"""The report: what it shows, what it must not do with hostile text, and that it depends on nothing but the run."""
+"""The report of a run: its figures, its claims, hostile text in it, and that it depends on the run alone."""
 
 import json
 import math
@@ -15,10 +15,11 @@ from configs import default
 from qrpo_jax import transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
-from qrpo_jax.job import accounting, manifest
+from qrpo_jax.evaluation.compare import SIDES, compare
+from qrpo_jax.job import manifest
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.report import forecast, run_plots
-from qrpo_jax.stages import evaluate, report
+from qrpo_jax.report import forecast, run_page, run_plots
+from qrpo_jax.stages import STAGES, evaluate, report
 from tests.helpers import tiny
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e</pre><img src=x onerror=alert(2)>"
@@ -40,9 +41,9 @@ def held_out(side: str, skill: float, scale: float = 1.0, shift: float = 0.0) ->
         share = np.clip(ease + skill, 0, 1)
         passed = np.round(rng.beta(0.2 + 3 * share, 0.2 + 3 * (1 - share), COMPLETIONS) * 10) / 10
         texts = [HOSTILE if prompt == 0 and i == 0 else f"a * {i} + b\n" for i in range(COMPLETIONS)]
-        drawn = [completion(t, float(r * scale + shift), side) for t, r in zip(texts, passed, strict=True)]
+        completions = [completion(t, float(r * scale + shift), side) for t, r in zip(texts, passed, strict=True)]
         message = Message("user", f"Write f(a, b):\nf(2,5)={prompt} & <b>")
-        rows.append(Row(f"eval-{prompt}", (message,), "", tuple(drawn), np.zeros(0, np.float32)))
+        rows.append(Row(f"eval-{prompt}", (message,), "", tuple(completions), np.zeros(0, np.float32)))
     return rows
 
 
@@ -66,8 +67,8 @@ def metrics(calibrated: bool) -> list[dict[str, float]]:
     return lines
 
 
-def asked_of(job: Job) -> dict[str, Any] | None:
-    """What stage train puts on record."""
+def forecast_of(job: Job) -> dict[str, Any] | None:
+    """The forecast that stage train puts on record."""
     config = job.config.train
     if config.objective != "qrpo":
         return None
@@ -81,12 +82,12 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     config: ConfigDict = default.get_config()
     config.stages, config.train.objective = stages, objective
     config.evaluate.completions = COMPLETIONS
-    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1))
+    job = Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
     sides = {side: held_out(side, skill, **of_rewards) for side, skill in (("reference", 0.0), ("policy", 0.35))}
     for side, rows in sides.items():
         row_files.write_unit(job.folder("evaluate") / side, 0, 1, rows)
         row_files.finish(job.folder("evaluate") / side, 1)
-    results = evaluate.compare(sides["reference"], sides["policy"])
+    results = compare({side: [evaluate.answers(row) for row in rows] for side, rows in sides.items()})
     results["reference"] |= {"kl_to_policy_k1": 1.75, "kl_to_policy_k3": 1.5}
     results["policy"] |= {"kl_to_reference_k1": 1.25, "kl_to_reference_k3": 1.125}
     row_files.write_unit(job.folder("reference"), 0, 1, sides["reference"])
@@ -97,11 +98,11 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
             job.folder(stage).mkdir()
             lines = [json.dumps(line) + "\n" for line in metrics(stage == "train" and objective == "qrpo")]
             (job.folder(stage) / "metrics.jsonl").write_text("".join(lines))
-            manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625, "asked": asked_of(job)})
-    results |= {"settings": evaluate.summary(job), "optimum": evaluate.asked_for(job)}
+            manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625, "forecast": forecast_of(job)})
+    results |= {"settings": evaluate.shown_settings(job), "optimum": evaluate.training_forecast(job)}
     manifest.write_json(workdir / "evaluate" / "results.json", results)
-    held = {"network": False, "filesystem": True, "memory": True}
-    manifest.complete(job.folder("score"), {"counts": {"completions: ok": 371}, "protections": held})
+    protections = {"network": False, "filesystem": True, "memory": True}
+    manifest.complete(job.folder("score"), {"counts": {"completions: ok": 371}, "protections": protections})
     manifest.complete(job.folder("evaluate"), {"counts": {side: {"prompts": PROMPTS} for side in sides}})
     job.folder("report").mkdir()
     return job
@@ -135,10 +136,10 @@ def test_the_headline_figures_are_those_of_results_json(job: Job, page: str) -> 
     assert "The interval lies above zero" in page
 
 
-def test_what_was_dropped_and_what_the_machine_could_not_forbid_is_said(page: str) -> None:
+def test_the_page_lists_dropped_rows_and_what_the_machine_could_not_prevent(page: str) -> None:
     assert "dropped: too long" in page and "4,321" in page and "6.2%" in page
-    open_doors = page[page.index("could not keep that code from") : page.index("<h2>Settings")]
-    assert "connect to the network" in open_doors and "write files" not in open_doors
+    not_prevented = page[page.index("could not prevent the following") : page.index("<h2>Settings")]
+    assert "connect to the network" in not_prevented and "write files" not in not_prevented
 
 
 def test_hostile_completions_are_shown_and_inert(page: str) -> None:
@@ -149,19 +150,19 @@ def test_hostile_completions_are_shown_and_inert(page: str) -> None:
 
 
 def test_the_page_fetches_nothing(page: str) -> None:
-    found = re.findall(r"https?://[^\s\"<]*|@import|url\((?!#)[^)]*\)|<link|<iframe|\ssrc=", page)
-    found = [f for f in found if f != " src="]  # in the hostile completion, escaped
-    assert not found, found
+    links = re.findall(r"https?://[^\s\"<]*|@import|url\((?!#)[^)]*\)|<link|<iframe|\ssrc=", page)
+    links = [link for link in links if link != " src="]  # in the hostile completion, escaped
+    assert not links, links
     assert "default-src 'none'" in page
 
 
 def test_the_same_run_gives_the_same_bytes_wherever_it_lies(job: Job, page: str, tmp_path: Path) -> None:
     elsewhere = shutil.copytree(job.workdir, tmp_path / "elsewhere")
-    assert page_of(Job(job.config, elsewhere, job.shard)) == page
+    assert page_of(Job(job.config, elsewhere, job.shard, STAGES)) == page
 
 
 def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: Path) -> None:
-    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard)
+    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard, STAGES)
     for stage in ("sft", "train"):
         path = moved.folder(stage) / "metrics.jsonl"
         path.write_text(path.read_text().replace("12345.0", "77.0"))
@@ -185,7 +186,7 @@ def test_a_run_without_sft_has_no_sft_plot(page: str, tmp_path: Path) -> None:
 
 def test_an_objective_without_a_known_optimum_claims_none(page: str, tmp_path: Path) -> None:
     dpo = page_of(make_job(tmp_path, objective="dpo"))
-    for claim in ("What the optimum asks for", "optimum of identity", "At the optimum", "β log Z"):
+    for claim in ("The optimum and the policy", "optimum of identity", "At the optimum", "β log Z"):
         assert claim in page and claim not in dpo, claim
 
 
@@ -196,45 +197,16 @@ def test_full_reward_is_named_only_where_rewards_are_shares(page: str, tmp_path:
 
 
 def test_an_interval_around_or_below_zero_is_not_called_a_gain() -> None:
-    results = {
-        side: {"mean_reward": 0.5, "prompts": 2, "completions": 4, "mean_quantile": 0.5} for side in report.SIDES
-    } | {"settings": {"temperature": 1.0}}
+    results = {side: {"mean_reward": 0.5, "prompts": 2, "completions": 4, "mean_quantile": 0.5} for side in SIDES} | {
+        "settings": {"temperature": 1.0}
+    }
     for ci95, words in (
         ([-0.1, 0.1], "contains zero"),
         ([-0.2, -0.1], "became worse"),
         ([math.nan, math.nan], "too few prompts"),
     ):
-        text = report.verdict(results | {"gain": {"mean_reward": 0.0, "ci95": ci95}})
+        text = run_page.verdict(results | {"gain": {"mean_reward": 0.0, "ci95": ci95}})
         assert words in text and "improved" not in text, text
-
-
-def test_the_references_own_ranks_are_flat_with_and_without_ties() -> None:
-    """Samples of the reference policy have density 1 in every bin, in expectation over all that could be drawn."""
-    rng = np.random.default_rng(0)
-    for levels in (2, 5, 10**9):
-        rewards = rng.integers(0, levels, (20011, 8)).astype(float)
-        density = report.rank_density(list(rewards[:, :7]), list(rewards[:, 7:]))
-        assert density.shape == (8,) and abs(density.mean() - 1) < 1e-9
-        assert np.abs(density - 1).max() < 0.06, (levels, density)
-
-
-def test_mean_of_the_shown_ranks_is_the_mid_rank_quantile() -> None:
-    """With n references: mean over the ranks' bins k / n equals mean of (below + tied / 2) / n."""
-    rng = np.random.default_rng(1)
-    references, samples = rng.integers(0, 4, (31, 7)).astype(float), rng.integers(1, 5, (31, 3)).astype(float)
-    density = report.rank_density(list(references), list(samples))
-    shown = float((density / 8 * np.arange(8) / 7).sum())
-    mid = np.mean([[evaluate._quantile(s, list(r)) for s in own] for r, own in zip(references, samples, strict=True)])
-    assert abs(shown - mid) < 1e-12, (shown, mid)
-
-
-def test_shares_of_tied_comparisons_leave_out_a_completion_itself() -> None:
-    def row(rewards: list[float]) -> Row:
-        drawn = tuple(completion("x", r, "reference") for r in rewards)
-        return Row("r", (Message("user", "p"),), "", drawn, np.zeros(0, np.float32))
-
-    found = accounting.tied_shares([row([0.1, 0.1, 0.3]), row([0.7, 0.7, 0.7])])
-    assert found == {"compared": 12, "tied": 8 / 12, "prompts": 2, "flat": 0.5}
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.1, 0.30000001, 1.0], [-3.25, 0.1, 17.0, 17.01], [2.0], [0.0, 1 / 3, 0.5]])

@@ -20,11 +20,13 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.job.scoring import ROWS_DROPPED, score_rows
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
 from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
-from qrpo_jax.stages.score import EMPTIED, score_rows
+from qrpo_jax.stages import STAGES
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
 from tests.helpers import reward_folders as folders
@@ -138,7 +140,7 @@ def test_eight_devices_score_as_one(reward_folder):
 
 def test_bfloat16_scores_are_close_and_not_the_same(tmp_path):
     tensors = folders.write(tmp_path, folders.ARMO)
-    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, dtype=jax.numpy.bfloat16)
+    half = ModelScorer(open_reward_model(tmp_path), one_device(), batch_rows=1, compute=Compute(jax.numpy.bfloat16))
     one = models.conversation(half.model, MESSAGES, ANSWERS[2], "here")
     error = np.abs(half.score([one]) - by_hand(tensors, half.model, one.tokens))
     assert 0 < error.max() < 0.1, error
@@ -213,7 +215,7 @@ def test_what_is_too_long_is_dropped_and_counted_and_never_cut(reward_folder):
     assert counts == {
         "completions: ok": 6,
         f"completions: {TOO_LONG}": 3,
-        EMPTIED: 1,
+        ROWS_DROPPED: 1,
         "special strings taken as text": 0,
     }
 
@@ -306,7 +308,7 @@ def job(tmp_path: Path, **overrides: Any) -> Job:
             config[section][name] = value
         else:
             config[section] = value
-    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1))
+    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
 
 
 def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
@@ -341,10 +343,10 @@ def test_a_job_with_a_reward_model_that_cannot_work_is_refused_before_it_begins(
 
 
 def test_another_reward_model_is_another_run(tmp_path):
-    before = pipeline.settings(job(tmp_path).config, "score")
+    before = pipeline.settings(job(tmp_path), "score")
     assert {"reward.path config sha256", "reward.path weight bytes"} < set(before)
     with_config(gating_temperature=11)(tmp_path / "reward")
-    after = pipeline.settings(job(tmp_path).config, "score")
+    after = pipeline.settings(job(tmp_path), "score")
     assert [key for key in before if before[key] != after[key]] == ["reward.path config sha256"]
 
 

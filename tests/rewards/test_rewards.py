@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data import programs
-from qrpo_jax.data.prompts import program_row
 from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.data.sources.programs import program_row
 from qrpo_jax.rewards import rewards
 from qrpo_jax.rewards.rewards import Reward, dialogue_share
 from qrpo_jax.rewards.sandbox.pool import Limits

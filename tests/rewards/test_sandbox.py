@@ -343,8 +343,8 @@ def test_a_dead_supervisor_is_replaced_and_costs_one_job() -> None:
         ]
 
 
-NO_TOOLS = "import qrpo_jax.sandbox_kernel as k; k.MACHINE = None"
-NO_NAMESPACE = "import os, qrpo_jax.sandbox_kernel as k; k.fork = lambda own: -1 if own else os.fork()"
+NO_TOOLS = "import qrpo_jax.rewards.sandbox.kernel as k; k.MACHINE = None"
+NO_NAMESPACE = "import os, qrpo_jax.rewards.sandbox.kernel as k; k.fork = lambda own: -1 if own else os.fork()"
 
 
 @pytest.mark.parametrize(("lacking", "holds"), [(NO_TOOLS, False), (NO_NAMESPACE, None)])

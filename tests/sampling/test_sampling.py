@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, that it ends where it says, and that its log-probs are those that scoring gives."""
+"""Sampling: the distribution of the tokens, where completions end, and log-probs equal to those of scoring."""
 
 import functools
 
@@ -37,7 +37,7 @@ def scorer(temperature):
 
 
 def laid_out(samples):
-    """Prompts and completions as rows, one a row: tokens, segments, positions, targets."""
+    """Tokens, segments, positions and targets of rows with one prompt and completion each."""
     count, fan, width = samples.tokens_PxnxT.shape
     rows = np.zeros((4, count * fan, 7 + width), np.int32)
     for b in range(count * fan):
@@ -56,7 +56,7 @@ def samples():
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 7, "top_p": 0.9}, GREEDY])
 def test_sampled_log_probs_are_scored_log_probs(options):
-    """At the sampling temperature (greedy: at 1), whatever top-k and top-p cut away."""
+    """At the sampling temperature (greedy: at 1), whether or not top-k and top-p cut tokens away."""
     samples = draw(**options)
     temperature = 1.0 if options == GREEDY else 0.8
     scored = np.asarray(scorer(temperature)(tiny.parameters(), *laid_out(samples))).sum(1)
@@ -79,7 +79,7 @@ def test_a_prompts_samples_do_not_depend_on_its_batch_or_padding(samples):
     order = np.asarray([2, 0])
     wider = np.zeros((2, 13), np.int32)
     wider[:, :7] = PROMPTS[order]
-    wider[:, 7:] = 45  # what stands in padding is not looked at
+    wider[:, 7:] = 45  # must not matter: padding
     other = draw(wider, LENGTHS[order], KEYS[order])
     np.testing.assert_array_equal(other.tokens_PxnxT, samples.tokens_PxnxT[order])
     np.testing.assert_allclose(other.log_probs_Pxn, samples.log_probs_Pxn[order], rtol=1e-5)
@@ -89,8 +89,8 @@ def test_the_first_completions_do_not_depend_on_how_many_are_drawn(samples):
     np.testing.assert_array_equal(draw(completions=2).tokens_PxnxT, samples.tokens_PxnxT[:, :2])
 
 
-def test_prompts_with_nothing_in_them_disturb_no_other(samples):
-    """Fill-up rows of a last batch have length 0."""
+def test_empty_prompts_do_not_disturb_others(samples):
+    """The last batch is filled up with rows of length 0."""
     prompts, lengths = np.zeros((3, 7), np.int32), np.asarray([0, 7, 0], np.int32)
     prompts[1] = PROMPTS[1]
     got = draw(prompts, lengths, KEYS)

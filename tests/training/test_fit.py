@@ -1,5 +1,6 @@
-"""The training loop: interrupted and resumed equals undisturbed, and what is not finite stops it."""
+"""The training loop: an interrupted run ends like an undisturbed one, and a loss that is not finite stops it."""
 
+import contextlib
 import json
 
 import jax
@@ -8,74 +9,48 @@ import pytest
 
 from qrpo_jax.data import loader
 from qrpo_jax.devices.mesh import make_mesh
-from qrpo_jax.training import fit as fit_module
-from qrpo_jax.training.checkpoints import Checkpoints
-from qrpo_jax.training.fit import NonFiniteLossError, Pace, fit
+from qrpo_jax.training.fit import fit
+from qrpo_jax.training.logbook import NonFiniteLossError
 from qrpo_jax.training.metrics import MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import make_objective
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.state import abstract_state
-from qrpo_jax.training.step import Precision, make_step
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.step import LogProbSettings, make_step
 from tests.helpers import tiny
+from tests.helpers.runs import Killed, Watched, books, figures, killing, trainable
 
 TABLE = tiny.examples(23)
 STEPS = 7
-OPTIMIZER, SCHEDULE = make_optimizer(
-    learning_rate=0.01, schedule="cosine", warmup_share=0.3, steps=STEPS, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1
+OPTIMIZATION = Optimization(
+    learning_rate=0.01, schedule="cosine", warmup_share=0.3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1
 )
-STEP = make_step(
-    tiny.GRAPH, make_objective("qrpo", beta=0.3, transform="identity", loss="mse"), OPTIMIZER, precision=Precision()
-)
+OPTIMIZER, SCHEDULE = make_optimizer(OPTIMIZATION, STEPS)
+OBJECTIVE = make_objective("qrpo", beta=0.3, transform="identity", loss="mse")
 
 
-class Killed(BaseException):
-    """Ends a run as a signal would: nobody catches it."""
+def new_step():
+    """A step that jit has not seen."""
+    return make_step(tiny.GRAPH, OBJECTIVE, OPTIMIZER, precision=LogProbSettings())
 
 
-def run(directory, *, table=TABLE, stop_at=None, monkeypatch=None, checkpoint_every=2, sizes=(1, 1, 1), **options):
-    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    plan = tiny.plan(table, batch_units=5, epochs=2, seed=0, row_multiple=2)
-    assert plan.steps >= STEPS
-    batches = loader.batches(table, plan)
-    if stop_at is not None:
-        real, calls = fit_module.place, []
-
-        def place(*arguments):
-            calls.append(0)
-            if len(calls) == stop_at:
-                raise Killed
-            return real(*arguments)
-
-        monkeypatch.setattr(fit_module, "place", place)
-    try:
-        return jax.device_get(
-            fit(
-                STEP,
-                OPTIMIZER,
-                tiny.SETTINGS,
-                mesh,
-                batches,
-                steps=STEPS,
-                # A copy: the state is donated to the step.
-                start=lambda: jax.tree.map(lambda x: x.copy(), tiny.parameters()),
-                seed=0,
-                pace=Pace(log_every=1, checkpoint_every=checkpoint_every),
-                directory=directory,
-                names=table.names,
-                schedule=SCHEDULE,
-                title="test",
-                tensorboard=False,
-                **options,
-            )
-        )
-    finally:
-        if stop_at is not None:
-            monkeypatch.setattr(fit_module, "place", real)
+STEP = new_step()
 
 
-def figures(directory):
-    lines = read_metrics(directory / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+def plan(table=TABLE):
+    return tiny.plan(table, batch_units=5, epochs=2, seed=0, row_multiple=2)
+
+
+def mesh_of(*sizes):
+    return make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+
+
+def run(directory, *, step=STEP, table=TABLE, kill_at=0, sizes=(1, 1, 1), before=None, frozen=None, **options):
+    """Trains to the end, or until the `kill_at`-th batch of this call; returns parameters on the host."""
+    assert plan(table).steps >= STEPS
+    batches = killing(loader.batches(table, plan(table)), kill_at)
+    what = trainable(OPTIMIZER, mesh_of(*sizes), tiny.parameters)
+    with books(directory, steps=STEPS, names=table.names, schedule=SCHEDULE, **options) as writing:
+        batches = Watched(batches, before) if before else batches
+        return jax.device_get(fit(step, what, batches, frozen=frozen, **writing))
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +59,11 @@ def undisturbed(tmp_path_factory):
     return run(directory), figures(directory)
 
 
-def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(undisturbed, tmp_path, monkeypatch):
-    """Stopped before the first checkpoint, between two, and before the last step."""
-    for stop_at in (2, 5, 3):
+def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(undisturbed, tmp_path):
+    """Killed before the first checkpoint, between two, and before the last step."""
+    for kill_at in (2, 5, 3):
         with pytest.raises(Killed):
-            run(tmp_path, stop_at=stop_at, monkeypatch=monkeypatch)
+            run(tmp_path, kill_at=kill_at)
     parameters = run(tmp_path)
     tiny.assert_trees_equal(parameters, undisturbed[0])
     assert figures(tmp_path) == undisturbed[1]
@@ -96,9 +71,9 @@ def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(undisturbed, tmp
     tiny.assert_trees_equal(run(tmp_path), undisturbed[0])
 
 
-def test_another_mesh_goes_on_from_the_same_checkpoint(undisturbed, tmp_path, monkeypatch):
+def test_another_mesh_resumes_from_the_same_checkpoint(undisturbed, tmp_path):
     with pytest.raises(Killed):
-        run(tmp_path, stop_at=6, monkeypatch=monkeypatch)
+        run(tmp_path, kill_at=6)
     parameters = run(tmp_path, sizes=(1, 2, 1))
     tiny.assert_trees_close(parameters, undisturbed[0], rtol=1e-3, atol=1e-4)
     assert [line["step"] for line in figures(tmp_path)] == [*range(1, STEPS + 1)]
@@ -107,55 +82,121 @@ def test_another_mesh_goes_on_from_the_same_checkpoint(undisturbed, tmp_path, mo
 def test_every_step_is_logged_with_the_figures_of_its_own_batch(undisturbed):
     lines = undisturbed[1]
     assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
-    plan = tiny.plan(TABLE, batch_units=5, epochs=2, seed=0, row_multiple=2)
     for i, line in enumerate(lines):
-        batch = loader.assemble(TABLE, plan, i)
-        assert line["reward"] == pytest.approx(batch.reward_BxS[batch.present_BxS].mean(), rel=1e-4, abs=1e-6)
+        batch = loader.assemble(TABLE, plan(), i)
+        assert line["reward"] == pytest.approx(
+            batch.completions_BxS.reward[batch.present_BxS].mean(), rel=1e-4, abs=1e-6
+        )
         assert line["learning_rate"] == pytest.approx(float(SCHEDULE(i)))
     needed = {"loss", "gradient_norm", "quantile", "log_ratio_high", "log_ratio_low", "tied_comparisons", "padding"}
     assert needed <= set(lines[0])
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_rows_and_last_good_checkpoint(tmp_path):
-    plan = tiny.plan(TABLE, batch_units=5, epochs=2, seed=0, row_multiple=2)
-    fourth = loader.assemble(TABLE, plan, 3)
+    fourth = loader.assemble(TABLE, plan(), 3)
     bad = int(fourth.example_BxS[fourth.present_BxS][2])
-    reference = TABLE.reference_log_prob_C.copy()
+    reference = TABLE.completions_C.reference_log_prob.copy()
     reference[bad] = np.nan
-    first = loader.assemble(TABLE, plan, 0)
+    first = loader.assemble(TABLE, plan(), 0)
     assert bad not in first.example_BxS
     with pytest.raises(NonFiniteLossError) as caught:
-        run(tmp_path, table=TABLE._replace(reference_log_prob_C=reference), checkpoint_every=3)
+        run(tmp_path, table=tiny.with_numbers(TABLE, reference_log_prob=reference), save_every=3)
     message = str(caught.value)
     assert message.startswith("step 4: loss nan") and "\n" not in message
     assert f"row-{bad}/0" in message and message.count("row-") == 1
     good = tmp_path / "checkpoints" / "3"
     assert message.endswith(f"last good checkpoint: {good}") and good.is_dir()
-    # The bad step was neither saved nor logged, and the good checkpoint can be gone on from.
+    # The bad step was neither saved nor logged, and a run resumes from the good checkpoint.
     assert [line["step"] for line in figures(tmp_path)] == [1, 2, 3]
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest == 3
-        mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-        state = checkpoints.restore(abstract_state(mesh, tiny.SETTINGS, OPTIMIZER), loader.batches(TABLE, plan))
-    assert state.step == 3 and all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.parameters)))
+    parameters = run(tmp_path, save_every=3)
+    assert [line["step"] for line in figures(tmp_path)] == [*range(1, STEPS + 1)]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(parameters))
 
 
-def test_the_first_batch_is_shown_with_its_metrics_once(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_says_so(tmp_path):
+    reference = np.full_like(TABLE.reference_log_prob_C, np.nan)
+    with pytest.raises(NonFiniteLossError, match="^step 1: loss nan.* last good checkpoint: none yet$"):
+        run(tmp_path, table=TABLE._replace(reference_log_prob_C=reference))
+    assert figures(tmp_path) == []
+
+
+def test_the_first_batch_is_shown_with_its_metrics_once(tmp_path):
     shown = []
     with pytest.raises(Killed):
-        run(tmp_path, stop_at=5, monkeypatch=monkeypatch, on_first=lambda *x: shown.append(x))
+        run(tmp_path, kill_at=5, on_first=lambda *x: shown.append(x))
     run(tmp_path, on_first=lambda *x: shown.append(x))
     ((batch, metrics),) = shown
     assert batch.present_BxS.sum() == 5 and np.isfinite(metrics["loss"])
 
 
+@contextlib.contextmanager
+def explicit_transfers():
+    """Called before each batch, what this returns refuses implicit transfers from the first batch on."""
+    with contextlib.ExitStack() as stack:
+        yield lambda n: stack.enter_context(jax.transfer_guard("disallow")) if n == 1 else None
+
+
+def test_no_step_transfers_anything_but_its_batch_and_what_is_logged(tmp_path, monkeypatch):
+    """From the first batch on, through checkpoints, and after a resume.
+
+    On a CPU the guard sees uploads alone, so conversions of an array to numbers of Python are refused as well.
+    """
+
+    def refuse(array):
+        raise AssertionError(f"implicit download of {array.aval}")
+
+    def guarded(**options):
+        with explicit_transfers() as before:
+            run(tmp_path, before=before, **options)
+
+    for conversion in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+        monkeypatch.setattr(type(jax.numpy.zeros(())), conversion, refuse)
+    with pytest.raises(Killed):
+        guarded(kill_at=6)
+    guarded()
+    assert [line["step"] for line in figures(tmp_path)] == [*range(1, STEPS + 1)]
+
+
+def test_an_array_of_the_host_given_to_the_step_is_an_implicit_transfer(tmp_path):
+    """Without this the test above would show nothing."""
+
+    def step(state, batch, frozen):
+        return STEP(state, batch.with_numbers(weight=batch.completions_BxS.weight * frozen["weight"]))
+
+    with (
+        pytest.raises(Exception, match="Disallowed host-to-device transfer"),
+        explicit_transfers() as before,
+    ):
+        run(tmp_path, step=step, before=before, frozen={"weight": np.float32(2)})
+
+
+def test_the_step_is_compiled_once_a_process(tmp_path):
+    """However many steps a run makes, and also when it resumes from a checkpoint."""
+    compiled = []
+
+    def listen(event, duration, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    step = new_step()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.raises(Killed):
+            run(tmp_path, step=step, kill_at=6)
+        assert compiled.count("jit(step)") == 1, compiled
+        run(tmp_path, step=step)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled.count("jit(step)") == 1, compiled
+
+
 def write(directory, steps, resume_step=0):
-    with MetricsWriter(directory, resume_step=resume_step, tensorboard=False, wandb=None) as writer:
+    with MetricsWriter(directory, resume_step=resume_step) as writer:
         for step in steps:
             writer.write(step, {"loss": float(step)})
 
 
-def test_metrics_after_the_checkpoint_are_taken_back_on_resume(tmp_path):
+def test_a_resumed_run_drops_metrics_after_its_checkpoint(tmp_path):
     write(tmp_path, range(1, 6))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # cut by a kill
@@ -165,7 +206,7 @@ def test_metrics_after_the_checkpoint_are_taken_back_on_resume(tmp_path):
 
 
 def test_metrics_are_json_even_where_a_figure_is_not_known(tmp_path):
-    with MetricsWriter(tmp_path, resume_step=0, tensorboard=True, wandb=None) as writer:
+    with MetricsWriter(tmp_path, resume_step=0, tensorboard=True) as writer:
         writer.write(1, {"loss": 0.5, "reward": float("nan")})
 
     def refuse(constant):

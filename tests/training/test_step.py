@@ -1,12 +1,16 @@
-"""One update: what its result may depend on. Microbatches, devices, packing and padding are not among it."""
+"""One update: microbatches, devices, packing and padding do not change its result."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from qrpo_jax.training.optimizer import make_optimizer
-from qrpo_jax.training.step import Precision, completion_log_probs
+from qrpo_jax.errors import UserError
+from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
+from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.state import initial_state
+from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import tiny
 from tests.helpers.steps import BATCH, BETA, TABLE, assert_same_update, moments, plain, target, update
 
@@ -15,7 +19,7 @@ from tests.helpers.steps import BATCH, BETA, TABLE, assert_same_update, moments,
     "name, microbatches", [("qrpo", 2), pytest.param("qrpo", 8, marks=pytest.mark.slow), ("sft", 4)]
 )
 def test_microbatches_change_nothing_though_their_weights_are_uneven(name, microbatches):
-    weights = BATCH.weight_BxS * BATCH.present_BxS
+    weights = BATCH.completions_BxS.weight * BATCH.present_BxS
     per_part = weights.reshape(-1, microbatches, 4).sum((0, 2))
     assert len(set(per_part.tolist())) > 1, per_part
     got = update(name=name, microbatches=microbatches)
@@ -44,27 +48,29 @@ def test_packing_and_padding_rows_change_nothing():
 
 
 def test_loss_is_the_weighted_mean_over_the_completions_of_the_whole_batch():
-    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision()))(tiny.parameters(), BATCH)
-    weight = (BATCH.weight_BxS * BATCH.present_BxS).astype(np.float64)
-    residual = np.asarray(target(BATCH)) - BETA * (np.asarray(each, np.float64) - BATCH.reference_log_prob_BxS)
+    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings()))(tiny.parameters(), BATCH)
+    weight = (BATCH.completions_BxS.weight * BATCH.present_BxS).astype(np.float64)
+    residual = np.asarray(target(BATCH)) - BETA * (
+        np.asarray(each, np.float64) - BATCH.completions_BxS.reference_log_prob
+    )
     metrics = plain()[1]
     np.testing.assert_allclose(metrics["loss"], (weight * residual**2).sum() / weight.sum(), rtol=1e-5)
-    tokens = (weight * BATCH.length_BxS).sum()
+    tokens = (weight * BATCH.completions_BxS.length).sum()
     np.testing.assert_allclose(plain("sft")[1]["loss"], -(weight * each).sum() / tokens, rtol=1e-5)
 
 
 def test_diagnostics_are_means_over_the_completions_present():
-    metrics, here, high = plain()[1], BATCH.present_BxS, BATCH.high_BxS
-    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision()))(tiny.parameters(), BATCH)
-    ratio = np.asarray(each) - BATCH.reference_log_prob_BxS
+    metrics, here, high = plain()[1], BATCH.present_BxS, BATCH.completions_BxS.high
+    each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings()))(tiny.parameters(), BATCH)
+    ratio = np.asarray(each) - BATCH.completions_BxS.reference_log_prob
     for name, expected in {
-        "reward": BATCH.reward_BxS[here].mean(),
-        "quantile": BATCH.quantile_BxS[here].mean(),
-        "tied_comparisons": BATCH.ties_BxS[here].mean(),
+        "reward": BATCH.completions_BxS.reward[here].mean(),
+        "quantile": BATCH.completions_BxS.quantile[here].mean(),
+        "tied_comparisons": BATCH.completions_BxS.ties[here].mean(),
         "log_prob": np.asarray(each)[here].mean(),
         "log_ratio_high": ratio[here & high].mean(),
         "log_ratio_low": ratio[here & ~high].mean(),
-        "length": BATCH.length_BxS[here].mean(),
+        "length": BATCH.completions_BxS.length[here].mean(),
         "calibrated_target": np.asarray(target(BATCH))[here].mean(),
         "padding": (BATCH.segments_BxL == 0).mean(),
         "completions": 14,
@@ -74,29 +80,31 @@ def test_diagnostics_are_means_over_the_completions_present():
 
 def test_before_the_first_update_qrpos_loss_is_the_mean_squared_target():
     """Policy and reference are the same model on the same code path, so every log-ratio is 0."""
-    run = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, Precision(vocab_chunk=7)))
-    batch = BATCH._replace(reference_log_prob_BxS=np.asarray(run(tiny.parameters(), BATCH)))
+    run = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings(vocab_chunk=7)))
+    batch = BATCH.with_numbers(reference_log_prob=np.asarray(run(tiny.parameters(), BATCH)))
     _, metrics = update(batch)
-    weight = batch.weight_BxS * batch.present_BxS
+    weight = batch.completions_BxS.weight * batch.present_BxS
     expected = (weight * np.asarray(target(batch)) ** 2).sum() / weight.sum()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     assert abs(metrics["log_ratio_high"]) < 1e-5 and abs(metrics["log_ratio_low"]) < 1e-5
 
 
-FIELDS = ("reward_BxS", "quantile_BxS", "reward_scale_BxS", "reference_log_prob_BxS", "weight_BxS", "ties_BxS")
+FLOATS = ("reward", "quantile", "ties", "log_z", "reward_scale", "reference_log_prob", "weight")
 
 
 def test_nan_in_an_empty_slot_does_not_leak():
-    filled = {name: np.where(BATCH.present_BxS, getattr(BATCH, name), np.nan) for name in FIELDS}
-    assert_same_update(update(BATCH._replace(**filled)), plain())
+    numbers = BATCH.completions_BxS
+    filled = {name: np.where(BATCH.present_BxS, getattr(numbers, name), np.nan) for name in FLOATS}
+    assert_same_update(update(BATCH.with_numbers(**filled)), plain())
 
 
 @pytest.mark.parametrize("name", ["qrpo", "dpo"])
 def test_nan_in_a_completion_without_weight_does_not_leak(name):
-    masked = BATCH.present_BxS & (BATCH.weight_BxS == 0)
+    masked = BATCH.present_BxS & (BATCH.completions_BxS.weight == 0)
     assert masked.any()
-    fields = {f: np.where(masked, np.nan, getattr(BATCH, f)).astype(np.float32) for f in FIELDS if f != "weight_BxS"}
-    new, metrics = update(BATCH._replace(**fields), name)
+    numbers = BATCH.completions_BxS
+    filled = {f: np.where(masked, np.nan, getattr(numbers, f)).astype(np.float32) for f in FLOATS if f != "weight"}
+    new, metrics = update(BATCH.with_numbers(**filled), name)
     want, others = plain(name)
     np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], others["gradient_norm"], rtol=1e-6)
@@ -104,7 +112,7 @@ def test_nan_in_a_completion_without_weight_does_not_leak(name):
 
 
 def test_a_completion_without_weight_does_not_count():
-    table = TABLE._replace(units=tuple(u for u in TABLE.units if TABLE.weight_C[u[0]] > 0))
+    table = TABLE._replace(units=tuple(u for u in TABLE.units if TABLE.completions_C.weight[u[0]] > 0))
     got = update(tiny.batch(table, row_multiple=8))
     for name in ("loss", "gradient_norm"):
         np.testing.assert_allclose(got[1][name], plain()[1][name], rtol=1e-5)
@@ -120,9 +128,8 @@ def test_the_step_counts_itself_and_clips_the_update():
 
 def test_weight_decay_leaves_norms_alone():
     """With a gradient of zero only decay moves parameters: every matrix shrinks by the same share, no scale does."""
-    optimizer, _ = make_optimizer(
-        learning_rate=0.1, schedule="constant", warmup_share=0.0, steps=1, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0
-    )
+    options = Optimization(0.1, schedule="constant", warmup_share=0.0, b1=0.9, b2=0.9, weight_decay=0.5, clip_norm=0)
+    optimizer, _ = make_optimizer(options, steps=1)
     every = tiny.parameters()
     parameters = {"norm": every["norm"], "layers": {"mlp": {"down": every["layers"]["mlp"]["down"]}}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
@@ -134,7 +141,7 @@ def test_weight_decay_leaves_norms_alone():
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_learning_rate_rises_from_its_first_share_to_the_peak_and_decays(schedule):
     options = dict(learning_rate=1.0, b1=0.9, b2=0.9, weight_decay=0.0, clip_norm=0)
-    rate = make_optimizer(schedule=schedule, warmup_share=0.3, steps=10, **options)[1]
+    rate = make_optimizer(Optimization(schedule=schedule, warmup_share=0.3, **options), steps=10)[1]
     rates = np.asarray([float(rate(i)) for i in range(11)])
     np.testing.assert_allclose(rates[:4], [1 / 3, 2 / 3, 1, 1], rtol=1e-6)
     done = np.arange(8) / 7
@@ -147,14 +154,60 @@ def test_learning_rate_rises_from_its_first_share_to_the_peak_and_decays(schedul
     [({"schedule": "step"}, "'step'"), ({"learning_rate": 0.0}, "0.0"), ({"warmup_share": 1.0}, "1.0")],
 )
 def test_impossible_optimizers_are_refused(change, message):
-    options = dict(learning_rate=1.0, schedule="cosine", warmup_share=0.0, b1=0.9, b2=0.9, weight_decay=0.0)
-    with pytest.raises(ValueError, match=message):
-        make_optimizer(**(options | {"steps": 3, "clip_norm": 0} | change))
+    options = dict(
+        learning_rate=1.0, schedule="cosine", warmup_share=0.0, b1=0.9, b2=0.9, weight_decay=0.0, clip_norm=0
+    )
+    with pytest.raises(UserError, match=message) as error:
+        make_optimizer(Optimization(**(options | change)), steps=3)
+    assert error.value.about == tuple(change) and "config" not in str(error.value)
+
+
+CLIP = -2.5  # nats; most tokens of the tiny policy are below it and some above
+
+
+def clipped_tokens(log_probs, c):
+    """Rewards times log-probs of tokens, clipped from above token by token, summed by completion."""
+    each_BxL = jnp.minimum(log_probs.token, CLIP) * (log_probs.token < 0)
+    return -c.reward * sum_by_completion(each_BxL, log_probs.segment, c.reward.shape[1]), c.weight
+
+
+def clipped_tokens_by_hand(parameters, batch):
+    """The same weighted mean, completion by completion and token by token."""
+    log_probs_BxL = row_log_probs(tiny.GRAPH, parameters, *batch[:4])
+    numerator, denominator = 0.0, 0.0
+    for b, s in np.argwhere(batch.present_BxS):
+        tokens = np.flatnonzero((batch.segments_BxL[b] == s + 1) & batch.targets_BxL[b])
+        total = sum(jnp.minimum(log_probs_BxL[b, l], CLIP) for l in tokens)
+        numerator -= batch.completions_BxS.weight[b, s] * batch.completions_BxS.reward[b, s] * total
+        denominator += batch.completions_BxS.weight[b, s]
+    return numerator / denominator
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_objective_of_tokens_trains_on_the_loss_and_gradient_computed_by_hand(microbatches):
+    """The room for GRPO and PPO: an objective reads each token's log-prob and its segment."""
+    rate = 1e-3
+    loss, gradient = jax.value_and_grad(clipped_tokens_by_hand)(tiny.parameters(), BATCH)
+    plain_descent = optax.sgd(rate)
+    step = jax.jit(
+        make_step(tiny.GRAPH, clipped_tokens, plain_descent, precision=LogProbSettings(), microbatches=microbatches)
+    )
+    state, metrics = step(initial_state(tiny.parameters(), plain_descent, seed=0), BATCH)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    moved = jax.tree.map(
+        lambda new, old, g: np.asarray(new) - (old - rate * g), state.parameters, tiny.parameters(), gradient
+    )
+    assert tiny.largest(moved) < 1e-6 < rate * tiny.largest(gradient), (tiny.largest(moved), tiny.largest(gradient))
+    clipped = np.asarray(row_log_probs(tiny.GRAPH, tiny.parameters(), *BATCH[:4]))[BATCH.targets_BxL] > CLIP
+    assert 0.05 < clipped.mean() < 0.95, clipped.mean()
+    for _ in range(5):
+        state, later = step(state, BATCH)
+    assert later["loss"] < metrics["loss"], (later["loss"], metrics["loss"])
 
 
 def test_golden_step():
     """One QRPO update of the tiny policy. Update the figures only with a change that is meant to change the
-    mathematics of a step (or of tests/tiny.py), and say so in the commit; a refactoring must not."""
+    mathematics of a step (or of tests/helpers/tiny.py), and say so in the commit; a refactoring must not."""
     metrics = plain()[1]
     golden = {"loss": 56.07153, "gradient_norm": 231.03075}
     got = {name: float(metrics[name]) for name in golden}

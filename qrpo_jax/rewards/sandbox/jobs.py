@@ -1,4 +1,4 @@
-"""What goes into the sandbox and what comes out: limits, jobs, outcomes, and comparing values."""
+"""Jobs for the sandbox and their outcomes: limits, reports, and the comparison of values."""
 
 import json
 import math
@@ -28,17 +28,17 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands for an output that does not exist: an exception's name, or the job's status."""
+    """In place of an output that does not exist; `reason` is an exception's name, or the job's status."""
 
     reason: str
 
 
 class Outcome(NamedTuple):
-    """What a job returned: one output (or `Failed`) per input, in their order.
+    """The result of a job: one output, or `Failed`, per input, in their order.
 
-    status: "ok" every input was tried; "error" the code or the call did not load; "timeout",
-    "memory", "output" a limit was met; "killed" it ended otherwise before its last input, or forged
-    its report.
+    status: "ok": every input was tried; "error": the code or the call did not load; "timeout",
+    "memory", "output": the job reached a limit; "killed": it ended before its last input for another
+    reason, or forged its report.
     """
 
     status: str
@@ -62,7 +62,7 @@ def same_value(first: Any, second: Any) -> bool:
 
 
 def read_outcome(cause: bytes, code: int, count: int, report: bytes, output_bytes: int) -> Outcome:
-    """The outcome of a job of `count` inputs from how it ended and its untrusted report."""
+    """The outcome of a job of `count` inputs, from the way it ended and its untrusted report."""
     lines = report.split(b"\n")[:-1]
     entries: list[tuple[str, Any]] = []
     for line in lines:

@@ -1,7 +1,7 @@
-"""What the Linux kernel offers to confine a process: system-call filter, Landlock, namespaces.
+"""Confinement by the Linux kernel: system-call filter, Landlock, namespaces.
 
-Everything goes through ctypes, as the standard library has none of it. On other systems, and on
-processors without a table here, the functions do nothing; the sandbox's probe reports what holds.
+Everything goes through ctypes, because the standard library has none of it. On other systems, and on
+processors without a table here, the functions do nothing; the sandbox's probe finds what is enforced.
 """
 
 import ctypes
@@ -89,7 +89,7 @@ def fix_addresses() -> bool:
 
 
 def filter_calls(namespace: bool) -> None:
-    """Installs, for ever, the filter that refuses DENIED and opening for writing with EPERM.
+    """Installs the filter that refuses the calls in DENIED, and opening for writing, with EPERM.
 
     With `namespace` the calls NEEDED by a zygote remain; they are harmless only where a completion
     is alone in a process namespace.
@@ -183,7 +183,7 @@ def fork(namespace: bool) -> int:
 
 
 def cpu_time(pid: int) -> float:
-    """CPU seconds that a child has used so far; 0 where the system does not tell."""
+    """CPU seconds that a child has used so far; 0 where the system does not say."""
     try:
         return time.clock_gettime(~pid << 3 | 2) if LINUX else 0.0
     except OSError:

@@ -1,14 +1,14 @@
-"""Sandbox: runs untrusted Python functions on inputs, each completion in its own limited process.
+"""The sandbox: runs untrusted Python functions on inputs, each completion in a separate, limited process.
 
-The threat is a policy's output: code that loops, allocates, forks, writes, connects, exits, forges
-its report or attacks its supervisor. Expected values never enter the sandbox; the caller compares
-the returned outputs itself (`same_value`): only producing the right output earns a pass.
+The threat is code that a policy wrote: it may loop, allocate, fork, write, connect, exit, forge its report or attack
+its supervisor. Expected values never enter the sandbox. The caller compares the outputs with `same_value`, so only
+the right output earns a pass.
 
-Outputs keep JSON's types: None, bool, int, float, str, list and dict with str keys; tuples come back
-as lists. Anything else, an exception, or an input never reached is a `Failed`.
+Outputs have JSON's types: None, bool, int, float, str, list and dict with str keys; tuples become lists. Another type,
+an exception, or an input that the code never reached is a `Failed`.
 
-Outcomes are repeatable: the hash seed, the random seed and addresses are fixed, entropy is refused,
-and the limit is CPU time, not wall time. Only code that reads a clock can differ between runs.
+Outcomes are repeatable: the hash seed, the random seed and addresses are fixed, entropy is refused, and the limit is
+CPU time, not wall time. Only code that reads a clock can differ between runs.
 """
 
 import json
@@ -49,7 +49,7 @@ main(float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
 
 
 def anonymous_file(content: bytes = b"") -> int:
-    """A file with no name, open at its start: how a job goes in and its outputs come out."""
+    """An open file without a name, at its start. Jobs enter and outputs leave through such files."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("job")
     else:
@@ -62,7 +62,7 @@ def anonymous_file(content: bytes = b"") -> int:
 
 
 def as_json(job: Job) -> str:
-    """The job as the worker reads it."""
+    """The job in the form that the worker reads."""
     try:
         return json.dumps(job._asdict())
     except (TypeError, ValueError) as error:
@@ -70,12 +70,11 @@ def as_json(job: Job) -> str:
 
 
 class Zygote:
-    """One locked-down interpreter and the jobs sent to it that have not ended, oldest first."""
+    """One locked-down interpreter, and the jobs sent to it that have not ended, oldest first."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        # Generous: a loaded machine must not turn an honest answer into a timeout.
-        # Only code that waits for something meets this; a busy machine must not.
+        # Generous: only code that waits for something may reach it, never honest code on a busy machine.
         self.wall_seconds = 5 * limits.cpu_seconds + 10
         self.running: deque[tuple[int, int, int]] = deque()  # job, its number of inputs, its report
         self.since = time.monotonic()  # when the oldest one could begin
@@ -170,11 +169,11 @@ class Zygote:
 class Sandbox:
     """Context manager holding `workers` zygotes; `run` sends jobs through them.
 
-    `protections` says, as tried by a child at the start, what a completion cannot do here:
+    `protections` says what a completion cannot do here, as a child tried at the start:
     "network" connect, "filesystem" write, "reading" read outside the interpreter's library,
-    "processes" start or signal others, "memory" and "cpu" exceed the limits; and "repeatable",
-    whether addresses, which some hashes are, stay the same. Where the machine offers no such
-    protection it is False, and the jobs run without it.
+    "processes" start or signal others, "memory" and "cpu" exceed the limits. "repeatable" says
+    whether addresses, on which some hashes depend, are the same in every run. A protection that the
+    machine does not offer is False, and the jobs run without it.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS, workers: int = os.cpu_count() or 1) -> None:
@@ -201,20 +200,23 @@ class Sandbox:
         try:
             while len(self._zygotes) < self.workers:
                 self._zygotes.append(Zygote(self.limits))
-            found = [zygote.greet() for zygote in self._zygotes]
+            protections = [zygote.greet() for zygote in self._zygotes]
         except BaseException:
             self._close()
             raise
-        self.protections = {name: all(each[name] for each in found) for name in found[0]}
+        self.protections = {name: all(each[name] for each in protections) for name in protections[0]}
 
     def _close(self) -> None:
         while self._zygotes:
             self._zygotes.pop().close()
 
     def run(self, jobs: Sequence[Job], progress: Callable[[int], None] | None = None) -> list[Outcome]:
-        """Outcomes in the order of `jobs`; `progress` is told the number of jobs done so far.
+        """Outcomes in the order of `jobs`; `progress` is called with the number of jobs done so far.
 
-        Equal jobs are run once, as outcomes are repeatable. An input that is not JSON: ValueError.
+        Equal jobs run once, because outcomes are repeatable.
+
+        Raises:
+          ValueError: an input that is not JSON.
         """
         if not self._zygotes:
             self._open()

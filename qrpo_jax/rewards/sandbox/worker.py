@@ -1,8 +1,8 @@
-"""The sandbox's own interpreter: locks itself down, then runs each completion in its own child.
+"""The interpreter of the sandbox: it locks itself down, then runs each completion in a new child.
 
-`sandbox.py` starts it with nothing imported but the standard library. It never sees an expected
-value, and it does not read the jobs either: a job arrives as two open files (what to run, where to
-answer), handed to a new child, so no child finds another job's code or answers in its memory.
+`pool.py` starts it with nothing imported but the standard library. It never sees an expected value, and it does not
+read the jobs: a job arrives as two open files, one to read and one for the answer, which go to the new child. So no
+child finds another job's code or answers in its memory.
 """
 
 import builtins
@@ -37,7 +37,7 @@ FILES = 32  # open files of this process and of a completion
 
 
 def lock_down(memory_bytes: int, output_bytes: int) -> None:
-    """What can be forbidden once, for this process and all its children."""
+    """Forbids what can be forbidden once, for this process and all its children."""
     for name in PRELOADED.split():
         importlib.import_module(name)
     random.seed(0)
@@ -64,7 +64,7 @@ def enter_child(files: list[int], cpu_seconds: float, namespace: bool) -> list[i
     os.closerange(3, FILES - 8)
     low = [os.dup2(file, 3 + at, inheritable=False) for at, file in enumerate(high)]
     os.closerange(3 + len(low), FILES)
-    # A second line, later than the exact one in `supervise`, so that the two cannot race.
+    # A second limit, later than the exact one in `supervise`, so that the two cannot race.
     limit("CPU", math.ceil(cpu_seconds) + 1)
     if not namespace:
         random.seed(0)  # os.fork has given it another seed
@@ -86,7 +86,7 @@ def plain(value: Any) -> Any:
 
 
 def kind(error: BaseException) -> str:
-    """The name of the error's class; hostile classes may refuse to tell it."""
+    """The name of the error's class; a hostile class may refuse to give it."""
     try:
         return str(type(error).__name__)[:80]
     except BaseException:
@@ -207,7 +207,7 @@ def rehearse() -> None:
 
 
 def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int, output_bytes: int) -> None:
-    """Locks down, tells the parent which protections hold, then serves jobs until it goes."""
+    """Locks down, reports to the parent which protections hold, then serves jobs until the parent ends."""
     fixed = kernel.fix_addresses()
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)

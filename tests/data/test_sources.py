@@ -1,5 +1,6 @@
-"""Prompts: programs by index, JSON lines as they stand, and one clear line for what is wrong with them."""
+"""Sources of prompts: rows by index, JSON lines read unchanged, and one clear line for each fault."""
 
+import dataclasses
 import json
 import math
 
@@ -7,7 +8,27 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data import programs
-from qrpo_jax.data.prompts import program_row, program_solution_row, read_jsonl, split_rows
+from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row, encode
+from qrpo_jax.data.sources import SOURCES, listed
+from qrpo_jax.data.sources.jsonl import read_jsonl, split_rows
+from qrpo_jax.data.sources.programs import demonstration_row, program_row
+from qrpo_jax.data.sources.source import Settings, all_rows
+from qrpo_jax.data.text import make_text, vocabulary_tokenizer
+from qrpo_jax.errors import UserError
+
+
+def beginnings(indices, split):
+    return [f"{split} text {index}" for index in indices]
+
+
+def settings(path, **overrides):
+    defaults = {"seed": 3, "count": 5, "held_out": 2, "demonstrations": 11, "path": path, "draw_beginnings": beginnings}
+    return Settings(**defaults | overrides)
+
+
+def sources(name, tmp_path, **overrides):
+    lines = [{"prompt": f"p{i}", "completions": ["c"]} for i in range(13)]
+    return SOURCES[name].open(settings(write(tmp_path, *lines), **overrides))
 
 
 def write(tmp_path, *records):
@@ -20,7 +41,7 @@ def test_a_program_row_is_its_problem():
     row, problem = program_row(3, "train", 5), programs.problem(3, "train", 5)
     assert row.id == "train-5" and row.messages[0].content == problem.prompt and row.completions == ()
     assert [(tuple(a), v) for a, v in json.loads(row.payload)["tests"]] == list(problem.tests)
-    solved = program_solution_row(3, "train", 5)
+    solved = demonstration_row(3, "train", 5)
     assert (solved.id, solved.messages, solved.payload) == (row.id, row.messages, row.payload)
     assert [c.text for c in solved.completions] == [problem.demonstration] and solved.completions[0].finished
 
@@ -84,24 +105,82 @@ def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path, line, message):
     path = write(tmp_path, {"prompt": "good"}, line)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         read_jsonl(path)
+    assert caught.value.about == ("path",)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_files_that_are_not_there_empty_or_not_text_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no file .*config\.prompts\.path"):
+    with pytest.raises(UserError, match=r"no file .*missing\.jsonl; name a JSON-lines file$") as caught:
         read_jsonl(tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match="holds no row"):
+    assert caught.value.about == ("path",)
+    with pytest.raises(UserError, match="holds no row"):
         read_jsonl(write(tmp_path, "", ""))
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"prompt": "caf\xe9"}')
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         read_jsonl(path)
 
 
 def test_the_last_prompts_are_held_out():
     rows = [program_row(0, "train", i) for i in range(5)]
     assert split_rows(rows, 2) == (rows[:3], rows[3:]) and split_rows(rows, 0) == (rows, [])
-    with pytest.raises(ValueError, match="held_out is 5 of 5"):
+    assert split_rows(rows, 2, count=2) == (rows[:2], rows[3:]) and split_rows(rows, 2, count=7) == (rows[:3], rows[3:])
+    with pytest.raises(UserError, match="held_out is 5 of 5") as caught:
         split_rows(rows, 5)
+    assert caught.value.about == ("held_out",)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_row_is_the_same_in_whatever_order_and_company_it_is_read(tmp_path, name):
+    for split, source in sources(name, tmp_path).items():
+        forwards = [encode(row) for row in all_rows(source)]
+        backwards = [encode(row) for index in reversed(range(source.count)) for row in source.rows([index])]
+        assert forwards == backwards[::-1] and len(set(forwards)) == source.count, (split, source.count)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_has_the_splits_and_the_rows_that_its_record_announces(tmp_path, name):
+    kind, splits = SOURCES[name], sources(name, tmp_path)
+    assert set(splits) == {"train", "eval"} | ({"sft"} if kind.demonstrations else set())
+    assert (splits["train"].count, splits["eval"].count) == (5, 2)
+    if kind.demonstrations:
+        assert all(row.completions for row in all_rows(splits["sft"]))
+    completions = sum(len(row.completions) for row in all_rows(splits["train"]))
+    assert completions == 5 * kind.completions, completions
+    texts = [{row.messages[-1].content for row in all_rows(splits[split])} for split in ("train", "eval")]
+    assert not texts[0] & texts[1], "a prompt is trained on and held out"
+
+
+def test_a_beginning_is_drawn_for_its_split_and_index(tmp_path):
+    rows = sources("model", tmp_path)["eval"].rows([1, 0])
+    assert [(row.id, row.messages) for row in rows] == [
+        ("eval-1", (Message("user", "eval text 1"),)),
+        ("eval-0", (Message("user", "eval text 0"),)),
+    ]
+
+
+def test_listed_rows_without_completions_or_of_which_none_fits_are_refused():
+    tokenizer = vocabulary_tokenizer(("a", "b"))
+    text = make_text(tokenizer, "plain", (tokenizer.eos_token_id,))
+    short, long = (Row(f"row-{n}", (Message("user", "a" * n),)) for n in (5, 7))
+    answered = dataclasses.replace(short, completions=(Completion("b", NO_TOKENS, True, "dataset", 0.5),))
+    listed.check_completions([answered])
+    with pytest.raises(UserError, match=r"row 'row-7' has no completion \(2 have none\)") as caught:
+        listed.check_completions([answered, long, short])
+    assert caught.value.about == ("completions",)
+    listed.check_lengths([long, short], text, 6, "to train on")  # BOS and five letters
+    listed.check_lengths([], text, 6, "held out")
+    with pytest.raises(
+        UserError, match="all 2 prompts held out are longer than 5 tokens, the shortest has 6"
+    ) as caught:
+        listed.check_lengths([long, short], text, 5, "held out")
+    assert caught.value.about == ("max_tokens",)
+
+
+def test_rows_are_scored_when_every_completion_has_a_finite_reward():
+    scored, unscored = (
+        Row("r", (), completions=(Completion("b", NO_TOKENS, True, "dataset", reward),)) for reward in (0.5, math.nan)
+    )
+    assert listed.all_scored([scored, scored]) and not listed.all_scored([scored, unscored])

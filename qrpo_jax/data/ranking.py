@@ -1,0 +1,176 @@
+"""Ranking: quantiles, ties, log Z and reward scales of completions among their prompts' reference rewards."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qrpo_jax import partition, quantiles, transforms
+from qrpo_jax.data.per_completion import PerCompletion
+from qrpo_jax.data.rows import Row
+from qrpo_jax.data.views import View
+from qrpo_jax.errors import UserError
+from qrpo_jax.transforms import Transform
+
+PART = 1 << 16  # completions ranked at a time, at most
+PART_COMPARISONS = 1 << 24  # of rewards at a time, where all references are compared with each other
+
+
+class References(NamedTuple):
+    """Reference rewards of R rows, padded to the longest set."""
+
+    rewards_RxN: np.ndarray  # float32
+    mask_RxN: np.ndarray  # bool, entries that are no padding
+
+
+def reference_rewards(row: Row, most: int) -> np.ndarray:
+    """Rewards that a row's completions are ranked against, float32 [n]: the first `most`, or all if that is 0."""
+    sampled = [c.reward for c in row.completions if c.source == "reference"]
+    rewards = np.asarray([*sampled, *row.reference_rewards], np.float32)
+    return rewards[:most] if most else rewards
+
+
+def are_references(row: Row, most: int) -> np.ndarray:
+    """Whether each completion's own reward is among `reference_rewards(row, most)`, bool [completions]."""
+    sampled = np.asarray([c.source == "reference" for c in row.completions], bool)
+    return sampled & (np.cumsum(sampled) <= most) if most else sampled
+
+
+def pad(references: Sequence[np.ndarray]) -> References:
+    """Sets of reference rewards, one a row, as one array."""
+    most = max((len(rewards) for rewards in references), default=0)
+    rewards_RxN = np.zeros((len(references), max(most, 1)), np.float32)
+    mask_RxN = np.zeros(rewards_RxN.shape, bool)
+    for i, rewards in enumerate(references):
+        rewards_RxN[i, : len(rewards)] = rewards
+        mask_RxN[i, : len(rewards)] = True
+    return References(rewards_RxN, mask_RxN)
+
+
+def rank(
+    completions_C: PerCompletion,
+    references: References,
+    row_C: np.ndarray,
+    is_reference_C: np.ndarray,
+    *,
+    view: View,
+    transform: Transform,
+    beta: Callable[[np.ndarray], Any] | None,
+    need_references: bool,
+) -> PerCompletion:
+    """Completions with quantile, ties, number of references, log Z and reward scale filled in.
+
+    Args:
+      completions_C: reward and length are read.
+      row_C: index of each completion's row in `references`.
+      is_reference_C: whether a completion's own reward is in its row's set.
+      transform: f; decides clamps, the smallest number of references and log Z.
+      beta: β of completions of these lengths, [C] -> [C] or []; None leaves log Z unknown.
+      need_references: refuse sets that are too small; otherwise their quantiles are NaN.
+
+    Raises:
+      UserError: too few references, no scale, or a β for which Z is infinite.
+    """
+    exclude_C = is_reference_C & view.exclude_own
+    count_C = references.mask_RxN.sum(1)[row_C] - exclude_C
+    if len(row_C) and need_references:
+        quantiles.check_references(count_C, transform, view.estimator)
+    scale_C = reward_scale(references, transform)[row_C].astype(np.float32)
+    beta_C = None if beta is None else np.broadcast_to(beta(completions_C.length), len(row_C))
+    # The log Z of finite samples depends on the references as the quantiles do, and is computed with them.
+    sampled = view.partition if beta_C is not None and view.partition != "population" else None
+    betas_C = np.ones(len(row_C), np.float32) if beta_C is None else beta_C.astype(np.float32)
+    keys_C = jax.random.split(jax.random.key(view.seed), len(row_C))
+    settings = {"transform": transform, "estimator": view.estimator, "ties": view.ties, "partition_name": sampled}
+    columns_C = (completions_C.reward, exclude_C, keys_C, betas_C, scale_C)
+    quantile_C, ties_C, log_z_C = _in_parts(references, row_C, columns_C, settings)
+    if beta_C is not None and sampled is None:
+        log_z_C = population_log_z(transform, beta_C, scale_C)
+    return completions_C._replace(
+        quantile=quantile_C,
+        ties=ties_C,
+        references=count_C.astype(np.int32),
+        log_z=log_z_C,
+        reward_scale=scale_C,
+    )
+
+
+def _in_parts(
+    references: References, row_C: np.ndarray, columns_C: tuple[Any, ...], settings: dict[str, Any]
+) -> list[np.ndarray]:
+    """Results of `_rank_part` for all completions, float32 [C] each, computed in parts that fit the memory."""
+    size = PART
+    if settings["partition_name"] is not None:
+        size = min(PART, max(256, PART_COMPARISONS // (references.rewards_RxN.shape[1] + 1) ** 2))
+    parts: list[tuple] = [([], [], [])]
+    for part in _slices(len(row_C), size):
+        rows = row_C[part]
+        sets = references.rewards_RxN[rows], references.mask_RxN[rows]
+        parts.append(_rank_part(*sets, *(column[part] for column in columns_C), **settings))
+    return [np.concatenate([np.asarray(x, np.float32) for x in column]) for column in zip(*parts, strict=True)]
+
+
+@partial(jax.jit, static_argnames=("transform", "estimator", "ties", "partition_name"))
+def _rank_part(
+    references_CxN: Array,
+    mask_CxN: Array,
+    reward_C: Array,
+    exclude_C: Array,
+    key_C: Array,
+    beta_C: Array,
+    scale_C: Array,
+    *,
+    transform: Transform,
+    estimator: str,
+    ties: str,
+    partition_name: str | None,
+) -> tuple[Array, Array, Array]:
+    """Quantile, share of ties and log Z (NaN without a partition) of each completion, [C]."""
+    how = {"estimator": estimator, "ties": ties}
+
+    def one(
+        references_N: Array, mask_N: Array, reward: Array, exclude: Array, key: Array, beta: Array, scale: Array
+    ) -> tuple[Array, Array, Array]:
+        others_N = jnp.where(exclude, quantiles.exclude_own(reward, references_N, mask_N), mask_N)
+        quantile = quantiles.estimate(reward, references_N, others_N, **how, clamped=transform.clamp, key=key)
+        log_z = jnp.float32(jnp.nan)
+        if partition_name is not None:
+            scaled = transforms.scale_by(transform, scale)
+            log_z = partition.log_z(partition_name, scaled, beta, reward, references_N, others_N, **how)
+        return quantile, quantiles.tied_share(reward, references_N, others_N), log_z
+
+    return jax.vmap(one)(references_CxN, mask_CxN, reward_C, exclude_C, key_C, beta_C, scale_C)
+
+
+def reward_scale(references: References, transform: Transform) -> np.ndarray:
+    """Each row's std of reference rewards over its mean across rows, [R].
+
+    Raises:
+      UserError: a scaled transform where no row's references differ.
+    """
+    counts_R = references.mask_RxN.sum(1)
+    std_R = np.asarray(jax.vmap(quantiles.reward_std)(*references)) if len(counts_R) else np.zeros(0)
+    # A single reference has no spread; as NaN it stays out of the mean.
+    std_R = np.where(counts_R > 1, std_R, np.nan)
+    mean_std = np.nanmean(std_R) if np.isfinite(std_R).any() else np.nan
+    if transform.scaled and not mean_std > 0:
+        raise UserError(
+            f"every prompt's reference rewards are equal; transform {transform.name!r} has no scale", about="transform"
+        )
+    return std_R / mean_std if mean_std > 0 else np.ones_like(std_R)
+
+
+def population_log_z(transform: Transform, beta_C: np.ndarray, scale_C: np.ndarray) -> np.ndarray:
+    """log Z of exact quantiles at each completion's β, [C], computed once for each pair of β and scale."""
+    pairs_Cx2 = np.stack([beta_C, scale_C if transform.scaled else np.ones_like(scale_C)], 1)
+    distinct, which_C = np.unique(pairs_Cx2, axis=0, return_inverse=True)
+    scaled = transforms.scale_by(transform, distinct[:, 1])
+    return np.asarray(scaled.log_z(distinct[:, 0].astype(np.float32)), np.float32)[which_C.reshape(-1)]
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))

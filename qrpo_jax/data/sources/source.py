@@ -1,0 +1,72 @@
+"""A source of prompts: rows by index, before anything is sampled or scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qrpo_jax.data.rows import Row
+
+# From indices and a split to one text for each index, sampled from the reference policy.
+DrawBeginnings = Callable[[Sequence[int], str], list[str]]
+
+
+class Source(Protocol):
+    """The prompts of one split; row i is always the same, in whatever order and company it is read."""
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+
+    def rows(self, indices: Sequence[int]) -> list[Row]:
+        """The rows at `indices`, each from 0 to count - 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a source may use; most ignore some of it.
+
+    Attributes:
+      seed: of everything that is drawn.
+      count: prompts to train on; for a source with listed rows, 0 means all.
+      held_out: prompts of split "eval".
+      demonstrations: rows of split "sft", for a source that generates them.
+      path: file of a source with listed rows.
+      draw_beginnings: samples texts from the reference policy; None before its parameters are loaded.
+    """
+
+    seed: int
+    count: int
+    held_out: int
+    demonstrations: int
+    path: Path
+    draw_beginnings: DrawBeginnings | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKind:
+    """How to open a source, and what the checks of a config must know about it.
+
+    Attributes:
+      open: from settings to a source for each split: "train", "eval" (held out) and, with demonstrations, "sft".
+      completions: its training rows may bring completions, so that none need to be sampled.
+      demonstrations: it has a split "sft", whose rows bring a first completion to imitate.
+      tests: the payloads of its rows may hold unit tests.
+      listed: the file at `Settings.path` lists its rows, so all of them can be checked before a run.
+      sampled: it calls `Settings.draw_beginnings`.
+      vocabulary: words for the tokenizer of a model that is trained from scratch; None if such a model cannot read
+        these prompts.
+    """
+
+    open: Callable[[Settings], Mapping[str, Source]]
+    completions: bool = False
+    demonstrations: bool = False
+    tests: bool = False
+    listed: bool = False
+    sampled: bool = False
+    vocabulary: Callable[[], tuple[str, ...]] | None = None
+
+
+def all_rows(source: Source) -> list[Row]:
+    """Every row of a source, in order."""
+    return source.rows(range(source.count))

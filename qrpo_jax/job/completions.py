@@ -1,0 +1,122 @@
+"""Completions sampled from a side of the job, the reference or the trained policy, for rows of prompts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from qrpo_jax.data.rows import Completion, Row
+from qrpo_jax.data.text import Text
+from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.errors import UserError
+from qrpo_jax.job.bounds import check_least, check_range
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.units import Counts
+from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
+from qrpo_jax.sampling.sampler import Samples, make_sampler
+
+WIDTH = 16  # prompts are padded to a multiple of this, so that few widths need compiling
+
+Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts]]
+
+
+def check_sampling(job: Job, name: str, least_completions: int) -> None:
+    """Refuses settings of a section that cannot be sampled with, or that exceed the model's positions.
+
+    Args:
+      name: "sample" or "evaluate".
+
+    Raises:
+      UserError: naming the key.
+    """
+    config, positions = job.config, job.policy.settings.max_positions
+    check_least(config, {f"{name}.completions": least_completions, f"{name}.max_new_tokens": 1, f"{name}.top_k": 0})
+    check_range(config, f"{name}.temperature", 0)
+    check_range(config, f"{name}.top_p", 1e-9, 1)
+    longest = config.prompts.max_tokens + config[name].max_new_tokens
+    if longest > positions:
+        raise UserError(
+            f"prompts.max_tokens + {name}.max_new_tokens is {longest}, the model was made for {positions} positions; "
+            f"lower config.prompts.max_tokens or config.{name}.max_new_tokens"
+        )
+
+
+def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:
+    """A function that appends `section.completions` sampled completions to each row.
+
+    It takes the side's parameters, rows, and the index of each row's prompt.
+
+    Args:
+      section: of the config, with completions, max_new_tokens, temperature, top_k and top_p.
+      side: "reference" or "policy", which the completions are marked as coming from.
+      purpose: seeds the draws, together with the job's seed and the prompt's index.
+    """
+    text, mesh = job.policy.text, job.local_mesh
+    sampler = make_sampler(
+        job.graph(side),
+        completions=section.completions,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        end_tokens=text.end_tokens,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        compute=job.compute,
+    )
+    jitted = jax.jit(with_raw_keys(sampler))
+    batch_prompts = round_up(job.config.prompts.unit, axis_size(mesh, "rows"))
+
+    def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
+        prompts = [text.prompt(row.messages, f"row {row.id!r}") for row in rows]
+        kept, counts = _fitting(rows, prompts, job.config.prompts.max_tokens)
+        rows, prompts, indices = [rows[i] for i in kept], [prompts[i] for i in kept], [indices[i] for i in kept]
+        if section.completions == 0 or not rows:
+            return rows, counts
+        tokens_PxL, lengths_P = _padded_prompts(prompts, batch_prompts)
+        keys = prompt_keys(job.config.seed, purpose, indices, batch_prompts)
+        samples = jax.device_get(jitted(parameters, *place((tokens_PxL, lengths_P, keys), row_sharding(mesh))))
+        completed = [
+            dataclasses.replace(row, completions=(*row.completions, *_completions(samples, i, text, side)))
+            for i, row in enumerate(rows)
+        ]
+        return completed, counts | _sample_counts(samples, len(rows))
+
+    return complete
+
+
+def _fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tuple[list[int], Counts]:
+    """Indices of the rows whose prompt can be completed, and how many cannot."""
+    # A model that samples beginnings of texts as prompts may end at once.
+    filled = [any(m.content.strip() for m in row.messages) for row in rows]
+    kept = [i for i, prompt in enumerate(prompts) if filled[i] and len(prompt) <= max_tokens]
+    empty = filled.count(False)
+    dropped = {"prompts dropped: empty": empty, "prompts dropped: too long": len(rows) - len(kept) - empty}
+    return kept, {"prompts": len(kept)} | dropped
+
+
+def _padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [count, L] padded on the right, and lengths [count]; rows without a prompt have length 1."""
+    width = round_up(max(len(prompt) for prompt in prompts), WIDTH)
+    tokens_PxL, lengths_P = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+    for i, prompt in enumerate(prompts):
+        tokens_PxL[i, : len(prompt)], lengths_P[i] = prompt, len(prompt)
+    return tokens_PxL, lengths_P
+
+
+def _completions(samples: Samples, prompt: int, text: Text, side: str) -> list[Completion]:
+    completions = []
+    for c in range(samples.tokens_PxnxT.shape[1]):
+        tokens = np.asarray(samples.tokens_PxnxT[prompt, c, : samples.lengths_Pxn[prompt, c]], np.int32)
+        finished, log_prob = bool(samples.finished_Pxn[prompt, c]), float(samples.log_probs_Pxn[prompt, c])
+        completions.append(Completion(text.decode(tokens, finished), tokens, finished, side, log_prob=log_prob))
+    return completions
+
+
+def _sample_counts(samples: Samples, rows: int) -> Counts:
+    return {
+        "completions": samples.lengths_Pxn[:rows].size,
+        "completions cut by length limit": int((~samples.finished_Pxn[:rows]).sum()),
+        "completion tokens": int(samples.lengths_Pxn[:rows].sum()),
+    }

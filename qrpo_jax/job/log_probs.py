@@ -1,0 +1,53 @@
+"""Log-probabilities of the completions of rows, packed and computed as training does it."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from qrpo_jax.data.examples import build_examples
+from qrpo_jax.data.loader import assemble
+from qrpo_jax.data.packing import plan_rows
+from qrpo_jax.data.rows import Row
+from qrpo_jax.data.views import View
+from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.units import Counts
+from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.training.step import completion_log_probs
+
+LogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
+
+
+def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> LogProbs:
+    """A function from parameters and rows to an array [completions] a row, NaN where one was dropped as too long.
+
+    Args:
+      side: whose parameters they are, "reference" or "policy".
+      temperature: of the distribution; that of training by default.
+    """
+    pack, text, mesh, settings = job.config.pack, job.policy.text, job.local_mesh, job.log_prob_settings
+    if temperature is not None:
+        settings = settings._replace(temperature=temperature)
+    graph = job.graph(side)
+    view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
+    batch_rows = round_up(job.config.log_probs.batch_rows, axis_size(mesh, "rows"))
+    jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings))
+
+    def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:
+        examples = build_examples(rows, text, view, transform=None)
+        by_example: dict[int, float] = {}
+        if examples.units:
+            plan = plan_rows(examples.unit_lengths(), examples.unit_sizes(), pack.row_tokens, pack.slots, batch_rows)
+            for index in range(plan.steps):
+                batch = assemble(examples, plan, index)
+                values_BxS = np.asarray(jitted(parameters, place(batch, row_sharding(mesh))))
+                present = batch.example_BxS >= 0
+                by_example |= dict(zip(batch.example_BxS[present].tolist(), values_BxS[present].tolist(), strict=True))
+        by_name = {name: by_example[c] for c, name in enumerate(examples.names)}
+        values = [
+            np.asarray([by_name.get(f"{row.id}/{i}", np.nan) for i in range(len(row.completions))]) for row in rows
+        ]
+        return values, examples.counts
+
+    return log_probs

@@ -1,0 +1,132 @@
+"""Rewards for the completions of rows: the job's reward, opened, and applied to what has no reward yet."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from qrpo_jax.data.rows import Row, check_scored
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources.source import all_rows
+from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.bounds import check_least, check_range
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import open_sources
+from qrpo_jax.job.units import Counts
+from qrpo_jax.rewards import models
+from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function, read_tests
+from qrpo_jax.rewards.sandbox.pool import Limits
+
+ROWS_DROPPED = "rows dropped: no completion left"
+
+
+def check_reward(job: Job) -> None:
+    """Refuses a reward that does not exist or that cannot score this job's prompts.
+
+    Raises:
+      UserError: naming the key.
+    """
+    config = job.config.reward
+    check_least(job.config, {"reward.workers": 0, "reward.max_tokens": 0, "reward.batch_rows": 1})
+    check_range(job.config, "reward.cpu_seconds", 0.01)
+    check_range(job.config, "reward.memory_mb", 64)
+    if config.name == MODEL:
+        if not config.path:
+            raise UserError("reward 'model' needs a Hugging Face folder of a reward model (config.reward.path)")
+        with located("reward.path", max_tokens="reward.max_tokens"):
+            model = models.open_reward_model(Path(config.path), config.max_tokens)
+        with located("mesh"):
+            models.check_mesh(model, job.local_mesh)
+    elif config.path:
+        raise UserError(
+            f"reward.path is set, but reward {config.name!r} reads no folder: "
+            "set config.reward.name='model', or unset config.reward.path"
+        )
+    elif config.name != TESTS:
+        with located("reward.name"):
+            find_function(config.name)
+    elif not SOURCES[job.config.prompts.source].tests:
+        raise UserError(
+            f"reward 'tests' needs prompts with tests, which prompts from {job.config.prompts.source!r} lack "
+            "(config.reward.name)"
+        )
+    if SOURCES[job.config.prompts.source].listed:
+        check_listed(job)
+
+
+def check_listed(job: Job) -> None:
+    """Refuses listed rows that the reward cannot score: without tests, or that its chat template refuses.
+
+    Raises:
+      UserError: naming the row and the key.
+    """
+    config, sources = job.config.reward, open_sources(job)
+    for split in ("train", "eval"):
+        rows = all_rows(sources[split])
+        if config.name == TESTS:
+            with located("reward.name", "prompts.path"):
+                for row in rows:
+                    read_tests(row)
+        elif config.name == MODEL:
+            with located("reward.path", max_tokens="reward.max_tokens"):
+                models.check_prompts(models.open_reward_model(Path(config.path), config.max_tokens), rows)
+
+
+def open_reward(job: Job) -> Reward | ModelReward:
+    """The reward, as a context manager: running code needs worker processes."""
+    config = job.config.reward
+    if config.name == MODEL:
+        model = models.open_reward_model(Path(config.path), config.max_tokens)
+        return ModelReward(models.ModelScorer(model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute))
+    limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
+    return Reward(config.name, limits=limits, workers=config.workers)
+
+
+def describe(reward: Reward | ModelReward) -> str:
+    """One line on the limits that this machine puts on model-written code, or on the reward model."""
+    if isinstance(reward, ModelReward):
+        model = reward.model
+        return f"by the reward model in {model.folder}, conversations of up to {model.max_tokens} tokens"
+    if not reward.protections:
+        return "the reward runs no model-written code"
+    limited = ", ".join(name for name, holds in reward.protections.items() if holds)
+    unlimited = ", ".join(name for name, holds in reward.protections.items() if not holds)
+    return f"code runs in separate processes, limited: {limited}" + (f"; NOT limited: {unlimited}" if unlimited else "")
+
+
+def report_dropped(job: Job, title: str, counts: Counts) -> int:
+    """Prints how many completions were too long for the reward model, and returns it."""
+    dropped = sum(count for name, count in counts.items() if name == f"completions: {TOO_LONG}")
+    if dropped:
+        job.say(
+            f"{title}: {dropped} completions were too long for the reward model and were dropped, and with them "
+            f"{counts[ROWS_DROPPED]} rows that have no other (config.reward.max_tokens)"
+        )
+    return dropped
+
+
+def score_rows(reward: Reward | ModelReward, rows: list[Row]) -> tuple[list[Row], Counts]:
+    """Rows with the missing rewards filled in; rewards that are there stay.
+
+    Completions that cannot be scored are dropped and counted, and rows that have no other.
+
+    Raises:
+      UserError: the reward function returned NaN or infinity.
+    """
+    pending = [
+        dataclasses.replace(row, completions=tuple(c for c in row.completions if math.isnan(c.reward))) for row in rows
+    ]
+    scores = reward.score(pending)
+    scored = []
+    for row, rewards in zip(rows, scores.rewards, strict=True):
+        fresh = iter(rewards)
+        pairs = [(c, next(fresh) if math.isnan(c.reward) else c.reward) for c in row.completions]
+        completions = tuple(dataclasses.replace(c, reward=reward) for c, reward in pairs if reward is not None)
+        if row.completions and not completions:
+            continue
+        filled = dataclasses.replace(row, completions=completions)
+        check_scored(filled)
+        scored.append(filled)
+    counts = {f"completions: {status}": count for status, count in scores.outcomes.items()} | dict(scores.counts)
+    if isinstance(reward, ModelReward):
+        counts[ROWS_DROPPED] = len(rows) - len(scored)
+    return scored, counts

@@ -1,0 +1,61 @@
+"""Checks of the config sections that several stages share: model, mesh, prompts, rows, adapters, logs."""
+
+import importlib.util
+
+from qrpo_jax.devices.dtypes import COMPUTE
+from qrpo_jax.devices.mesh import parameter_shardings
+from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.bounds import check_choices, check_least, check_range
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import check_prompts, check_source
+from qrpo_jax.model import decoder
+
+
+def check(job: Job) -> None:
+    """Refuses shared settings that no stage could run with. Opens the model folder, of whose weights only headers.
+
+    Raises:
+      UserError: naming the key.
+    """
+    config = job.config
+    check_least(config, {"seed": 0})
+    check_source(config)
+    check_model(job)
+    check_prompts(job)
+    check_packing(job)
+    check_range(config, "log_probs.temperature", 1e-9)
+    check_least(config, {"log_probs.batch_rows": 1})
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
+
+
+def check_model(job: Job) -> None:
+    """Refuses a model that cannot be opened, or that the mesh cannot split."""
+    config = job.config
+    check_choices(config, {"model.compute_dtype": COMPUTE, "model.parameter_dtype": COMPUTE})
+    check_least(config, {"model.vocab_chunk": 0, "lora.rank": 0})
+    if "sft" not in config.stages and not config.model.path:
+        raise UserError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
+    if config.lora.rank and "train" not in config.stages:
+        raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
+    assert job.compute  # refuses an unknown attention backend
+    settings = job.policy.settings
+    shapes = decoder.abstract_parameters(settings)
+    with located("mesh"):
+        # Adapters split along the same axes.
+        parameter_shardings(job.mesh, decoder.logical_axes(settings), shapes)
+
+
+def check_packing(job: Job) -> None:
+    """Refuses packed rows that the model or a completion does not fit."""
+    config, positions = job.config, job.policy.settings.max_positions
+    pack = config.pack
+    check_choices(config, {"pack.over_long": ("drop", "truncate_prompt_left")})
+    check_least(config, {"pack.max_tokens": 2, "pack.slots": 2, "pack.row_tokens": pack.max_tokens})
+    if pack.slots % 2:
+        raise UserError(f"pack.slots is {pack.slots}; pairs need an even number (config.pack.slots)")
+    if pack.max_tokens > positions:
+        raise UserError(
+            f"pack.max_tokens is {pack.max_tokens}, the model was made for {positions} positions; "
+            "lower config.pack.max_tokens"
+        )

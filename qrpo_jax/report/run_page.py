@@ -1,0 +1,164 @@
+"""The page of a run: from its results and records to HTML. Text, tables and examples; `run_pictures` has the plots."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from qrpo_jax.data.rows import Row
+from qrpo_jax.evaluation.compare import SIDES
+from qrpo_jax.report import run_plots
+from qrpo_jax.report.page import number, render
+from qrpo_jax.report.run_pictures import Picture
+
+TEMPLATE = "report.html"
+SHOWN_COMPLETIONS = 4  # of each side, in an example
+HEADLINE = {
+    "mean_quantile": "Mean quantile among reference completions",
+    "mean_tokens": "Mean tokens per completion",
+    "share_finished": "Finished within the length limit",
+    "share_full_reward": "With full reward (1)",
+}
+
+
+class HeldOut(NamedTuple):
+    """Held-out completions of both sides; prompts are in the same order on both.
+
+    Attributes:
+      rewards: for each side the rewards [S] of each prompt.
+      examples: for each side the rows of the first few prompts.
+    """
+
+    rewards: dict[str, list[np.ndarray]]
+    examples: dict[str, list[Row]]
+
+
+class Record(NamedTuple):
+    """What the stages of a run put on record besides results.json.
+
+    Attributes:
+      counts: for each stage its counts by name.
+      padding: share of padding in each training stage's batches.
+      comparisons: ties among the training rewards, as `ties`; empty if unknown.
+      protections: what model-written code was prevented from doing, and what not; None if no such code ran.
+      settings: all settings of the run by name.
+      speeds: tokens per second of each training stage.
+    """
+
+    counts: list[tuple[str, list[tuple[str, int]]]]
+    padding: dict[str, float]
+    comparisons: dict[str, float]
+    protections: dict[str, list[str]] | None
+    settings: dict[str, Any]
+    speeds: dict[str, float]
+
+
+def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture], record: Record) -> str:
+    """The page as HTML.
+
+    Args:
+      results: content of results.json.
+      held_out: the completions behind it.
+      pictures: plots with their captions.
+      record: everything else that the page lists.
+    """
+    rewards = [number(results[side]["mean_reward"]) for side in SIDES]
+    return render(
+        TEMPLATE,
+        title=f"{results['settings']['objective'].upper()} run: held-out reward {' → '.join(rewards)}",
+        results=results,
+        verdict=verdict(results),
+        headline=headline(results, held_out.rewards),
+        intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in SIDES})),
+        optimum=optimum_table(results),
+        plots=pictures,
+        examples=examples(held_out),
+        **record._asdict(),
+    )
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """The result in a few sentences."""
+    reference, policy, gain = results["reference"], results["policy"], results["gain"]
+    low, high = gain["ci95"]
+    if not (math.isfinite(low) and math.isfinite(high)):
+        conclusion = "There are too few prompts for an interval."
+    elif low > 0:
+        conclusion = "The interval lies above zero: the policy improved by more than chance explains."
+    elif high < 0:
+        conclusion = "The interval lies below zero: the policy became worse."
+    else:
+        conclusion = "The interval contains zero: these prompts show no clear difference between policy and reference."
+    return (
+        f"On {policy['prompts']} held-out prompts, with {policy['completions'] / policy['prompts']:g} completions each "
+        f"at temperature {results['settings']['temperature']:g}, the mean reward is {number(reference['mean_reward'])} "
+        f"for the reference and {number(policy['mean_reward'])} for the trained policy: a change of "
+        f"{number(gain['mean_reward'], sign=True)} (95 % interval {number(low, sign=True)} to "
+        f"{number(high, sign=True)}). {conclusion} On average a completion of the policy ranks at quantile "
+        f"{number(policy['mean_quantile'])} among the reference's completions of the same prompt; 0.5 means no change."
+    )
+
+
+def headline(results: dict[str, Any], rewards: dict[str, list[np.ndarray]]) -> list[tuple[str, ...]]:
+    """Rows of the table of results: label, reference, policy."""
+    gain = results["gain"]
+    low, high = (number(end, sign=True) for end in gain["ci95"])
+    table: list[tuple[str, ...]] = [
+        ("Mean reward", *(number(results[side]["mean_reward"]) for side in SIDES)),
+        ("95 % interval", *(" to ".join(map(number, results[side]["ci95"])) for side in SIDES)),
+        ("Gain, with 95 % interval", "", f"{number(gain['mean_reward'], sign=True)} ({low} to {high})"),
+    ]
+    # The reference's own completions have mean mid-rank quantile 1/2 by definition.
+    figures = {side: {"mean_quantile": 0.5} | results[side] for side in SIDES}
+    for name, label in HEADLINE.items():
+        if name == "share_full_reward" and not in_unit_interval(rewards):
+            continue  # 1 is no special value of an unbounded reward
+        written = "{:.1%}".format if name.startswith("share") else number
+        table.append((label, *(written(figures[side][name]) for side in SIDES)))
+    for estimator in ("k1", "k3"):
+        estimates = (
+            results["reference"].get(f"kl_to_policy_{estimator}", math.nan),
+            results["policy"].get(f"kl_to_reference_{estimator}", math.nan),
+        )
+        table.append((f"KL to the other side, {estimator} estimate (nats)", *map(number, estimates)))
+    sizes = [(results[side]["prompts"], results[side]["completions"]) for side in SIDES]
+    table.append(("Prompts × completions per prompt", *(f"{p} × {round(c / p, 2):g}" for p, c in sizes)))
+    return table
+
+
+def in_unit_interval(rewards: dict[str, list[np.ndarray]]) -> bool:
+    every = np.concatenate([reward_S for side in SIDES for reward_S in rewards[side]])
+    return bool(every.min() >= 0 and every.max() <= 1)
+
+
+def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of the table of the optimum: label, optimum, policy; none for objectives without a known optimum."""
+    optimum, policy = results["optimum"], results["policy"]
+    if optimum.get("kl") is None:
+        return []
+    quantile = policy["mean_quantile"]
+    effective_n = quantile / (1 - quantile) if quantile < 1 else math.inf
+    k1, k3 = (number(policy.get(f"kl_to_reference_{estimator}", math.nan)) for estimator in ("k1", "k3"))
+    return [
+        ("Expected quantile", number(optimum["expected_quantile"]), number(quantile)),
+        ("KL(policy ‖ reference), nats", number(optimum["kl"]), f"{k1} (k1), {k3} (k3)"),
+        ("Effective N of Best-of-N", number(optimum["effective_best_of_n"]), number(effective_n)),
+    ]
+
+
+def examples(held_out: HeldOut) -> list[dict[str, Any]]:
+    """The first held-out prompts with the first completions of each side."""
+    entries = []
+    for i, (reference, policy) in enumerate(zip(*(held_out.examples[side] for side in SIDES), strict=True)):
+        rows = {"reference": reference, "policy": policy}
+        entries.append(
+            {
+                "messages": policy.messages,
+                "completions": {side: row.completions[:SHOWN_COMPLETIONS] for side, row in rows.items()},
+                "means": {side: float(held_out.rewards[side][i].mean()) for side in SIDES},
+                "counts": {side: len(row.completions) for side, row in rows.items()},
+            }
+        )
+    return entries

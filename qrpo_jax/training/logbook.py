@@ -1,0 +1,154 @@
+"""The logbook of a run: reads the metrics of each step, reports them, and stops a run that diverged."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+from tqdm import tqdm
+
+from qrpo_jax.data.batch import Batch
+from qrpo_jax.devices import processes
+from qrpo_jax.training.checkpoints import Checkpoints
+from qrpo_jax.training.metrics import MetricsWriter
+
+# The metric of a step that is an array: the loss of each completion. All others are scalars.
+LOSSES = "losses_BxS"
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient became infinite or NaN; the message names step, rows and last good checkpoint."""
+
+
+class Record(NamedTuple):
+    """A step that has been dispatched; its metrics may still be on their way."""
+
+    step: int
+    batch: Batch
+    metrics: dict[str, Array]
+
+
+class Logbook:
+    """Reports steps to the metrics files and the progress bar.
+
+    A step is read when the next one is recorded: by then the device works on that one and does not wait for the host.
+    A context manager; leaving it closes the progress bar.
+
+    Args:
+      checkpoints: of the run: the step that it resumes from, and the last good checkpoint for messages.
+      steps: of the whole run.
+      every: steps from one line to the next; the first and the last step are always reported.
+      names: of the examples that `Batch.example_BxS` points at, for messages.
+      schedule: learning rate by number of updates made before the step.
+      title: of the progress bar.
+      on_first: called with the first batch and its metrics when a run starts from the beginning.
+    """
+
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        checkpoints: Checkpoints,
+        *,
+        steps: int,
+        every: int,
+        names: tuple[str, ...],
+        schedule: optax.Schedule,
+        title: str,
+        on_first: Callable[[Batch, dict[str, float]], None] | None = None,
+    ) -> None:
+        self._writer, self._checkpoints = writer, checkpoints
+        self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
+        self._schedule = schedule
+        self._pending: Record | None = None
+        self._clock = Clock()
+        done, silent = checkpoints.latest or 0, not processes.is_first()
+        self._bar = tqdm(total=steps, initial=done, desc=title, unit="step", disable=silent, mininterval=0.5)
+
+    def record(self, step: int, batch: Batch, metrics: dict[str, Array]) -> None:
+        """Takes note of a dispatched step, and reports the one before.
+
+        Args:
+          batch: the host's copy.
+
+        Raises:
+          NonFiniteLossError: the loss or gradient norm of the step before is not finite.
+        """
+        self._report()
+        self._pending = Record(step, batch, metrics)
+
+    def settle(self) -> None:
+        """Reports every recorded step, waiting for the device, and flushes the files.
+
+        Raises:
+          NonFiniteLossError: the loss or gradient norm of the last step is not finite.
+        """
+        self._report()
+        self._writer.flush()
+
+    def _report(self) -> None:
+        if self._pending is None:
+            return
+        record, self._pending = self._pending, None
+        step, batch, metrics = record
+        values = scalars(metrics)
+        if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
+            raise NonFiniteLossError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; "
+                f"offending rows: {offending_rows(record, self._names) or 'none (the gradient overflowed)'}; "
+                f"last good checkpoint: {self._checkpoints.latest_folder or 'none yet'}"
+            )
+        if step == 1 and self._on_first is not None:
+            self._on_first(batch, values)
+        self._clock.tokens += int((batch.segments_BxL > 0).sum())
+        if step % self._every == 0 or step in (1, self._steps):
+            rate = {"learning_rate": learning_rate(self._schedule, step)}
+            self._writer.write(step, values | rate | self._clock.lap())
+            self._bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
+        self._bar.update()
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def scalars(metrics: dict[str, Array]) -> dict[str, float]:
+    """The scalar metrics of a step on the host."""
+    values = jax.device_get({name: value for name, value in metrics.items() if name != LOSSES})
+    return {name: float(value) for name, value in values.items()}
+
+
+def learning_rate(schedule: optax.Schedule, step: int) -> float:
+    """The learning rate that a step, counted from 1, was made with."""
+    # The schedule computes with Python's numbers. Uploading them is meant, so a transfer guard lets them pass.
+    with jax.transfer_guard_host_to_device("allow"):
+        return float(jax.device_get(schedule(step - 1)))
+
+
+def offending_rows(record: Record, names: tuple[str, ...], most: int = 8) -> str:
+    """Names of the completions whose loss is not finite; empty if there is none.
+
+    Args:
+      most: names listed; the others are counted.
+    """
+    losses_BxS, example_BxS = jax.device_get(record.metrics[LOSSES]), record.batch.example_BxS
+    rows = [names[i] for i in example_BxS[~np.isfinite(losses_BxS) & (example_BxS >= 0)]]
+    return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+
+
+class Clock:
+    """Tokens per second of each lap, except the first, which includes compilation."""
+
+    def __init__(self) -> None:
+        self.tokens, self._since, self._laps = 0, time.perf_counter(), 0
+
+    def lap(self) -> dict[str, float]:
+        """Starts the next lap and returns the speed of the one that ends."""
+        now = time.perf_counter()
+        speed = {"tokens_per_second": self.tokens / (now - self._since)} if self._laps else {}
+        self.tokens, self._since, self._laps = 0, now, self._laps + 1
+        return speed

@@ -1,0 +1,91 @@
+"""A job's prompts: any source that a table names, unit by unit, and beginnings that depend on their index alone."""
+
+import re
+
+import numpy as np
+import pytest
+
+from qrpo_jax.data import row_files
+from qrpo_jax.data.rows import Message, Row
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources.source import SourceKind
+from qrpo_jax.errors import UserError
+from qrpo_jax.job.prompts import Beginnings, check_source, open_prompts, open_sources
+from qrpo_jax.job.units import run_units
+from tests.helpers.jobs import job, refused
+
+
+class Squares:
+    """A toy source."""
+
+    count = 7
+
+    def rows(self, indices):
+        return [Row(f"square-{i}", (Message("user", f"What is {i} squared?"),)) for i in indices]
+
+
+TABLE = SOURCES | {"squares": SourceKind(open=lambda settings: {"train": Squares(), "eval": Squares()})}
+
+
+@pytest.mark.parametrize(("size", "units"), [(3, 3), (7, 1), (11, 1)])
+def test_a_job_reads_a_source_that_is_a_class_and_a_line_of_the_table(tmp_path, size, units) -> None:
+    toy = job(tmp_path, prompts__source="squares", prompts__unit=size)
+    prompts = open_prompts(toy, "train", sources=TABLE)
+    assert prompts.units == units
+    counts = run_units(
+        toy, tmp_path, units, lambda u: (prompts.rows(u), {"prompts": len(prompts.indices(u))}), title="test"
+    )
+    assert counts == {"prompts": 7}
+    assert [row.id for row in row_files.read(tmp_path)] == [f"square-{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({}, "a model that is trained from scratch knows only the words of 'programs', not those of .*'squares'"),
+        ({"model__path": "a"}, "prompts from 'squares' bring nothing to learn from: remove 'sft'"),
+        (
+            {"model__path": "a", "stages": ("sample",), "sample__completions": 0},
+            r"'squares' bring no completions \(config.sample.completions\)",
+        ),
+    ],
+)
+def test_a_source_is_checked_by_its_record_and_not_by_its_name(tmp_path, overrides, message) -> None:
+    config = job(tmp_path, prompts__source="squares", **overrides).config
+    with pytest.raises(UserError, match=message):
+        check_source(config, TABLE)
+    check_source(job(tmp_path, prompts__source="squares", model__path="a", stages=("sample",)).config, TABLE)
+
+
+def test_what_is_wrong_with_a_file_names_its_config_key(tmp_path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    options = {"prompts__source": "jsonl", "prompts__path": str(path), "prompts__held_out": 2}
+    with pytest.raises(UserError, match=re.escape(f"no file {path}; name a JSON-lines file (config.prompts.path)")):
+        open_sources(job(tmp_path, **options))
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    with pytest.raises(UserError, match=r"line 2: the prompt is empty; .* \(config\.prompts\.path\)$"):
+        open_sources(job(tmp_path, **options))
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(UserError, match=r"held_out is 2 of 2 prompts; .* \(config\.prompts\.held_out\)$"):
+        open_sources(job(tmp_path, **options))
+
+
+def test_a_beginning_depends_on_split_and_index_alone(tmp_path) -> None:
+    toy = job(tmp_path, prompts__beginning_tokens=5)
+    draw = Beginnings(toy, toy.fresh_parameters(toy.local_mesh))
+    together = draw(range(11), "train")
+    apart = [text for index in reversed(range(11)) for text in draw([index], "train")]
+    assert apart[::-1] == together
+    assert len(set(together)) > 7 and draw(range(11), "eval") != together, together
+
+
+def test_prompts_from_the_model_need_a_model_that_can_write_them(tmp_path) -> None:
+    refused(tmp_path, "knows only the words of 'programs', not those of prompts from 'model'", prompts__source="model")
+
+
+def test_units_cover_every_prompt_once(tmp_path) -> None:
+    for size in (1, 2, 3, 5, 7, 13):
+        toy = job(tmp_path, prompts__source="squares", prompts__unit=size)
+        prompts = open_prompts(toy, "eval", sources=TABLE)
+        indices = np.concatenate([prompts.indices(unit) for unit in range(prompts.units)])
+        np.testing.assert_array_equal(indices, np.arange(7), err_msg=f"units of {size}")

@@ -1,0 +1,145 @@
+"""Attention backends: another way to compute attention plugs in and changes no number."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qrpo_jax.errors import UserError
+from qrpo_jax.model import attention, decoder, log_probs
+from qrpo_jax.model.attention import plain
+from qrpo_jax.model.compute import Compute
+from qrpo_jax.sampling.sampler import make_sampler
+from tests.helpers import tiny
+
+BLOCK = 5  # does not divide the 13 tokens of a row
+WINDOWS = dict(sliding_window=4, sliding_layers=(True, False, True))
+CASES = {
+    "plain": tiny.SETTINGS,
+    "window": dataclasses.replace(tiny.SETTINGS, sliding_window=3),
+    "windows of some layers": dataclasses.replace(tiny.SETTINGS, **WINDOWS),
+    "soft cap": dataclasses.replace(tiny.SETTINGS, attention_cap=2.0, query_scalar=7),
+    "soft cap and windows": dataclasses.replace(tiny.SETTINGS, attention_cap=2.0, **WINDOWS),
+}
+TOKENS = np.random.default_rng(1).integers(1, 46, (2, 13)).astype(np.int32)
+# Two segments and padding in the first row; padding before and after one segment in the second.
+SEGMENTS = np.asarray([[1] * 5 + [2] * 6 + [0] * 2, [0] * 1 + [1] * 11 + [0] * 1], np.int32)
+POSITIONS = np.asarray([[*range(5), *range(6), 0, 0], [0, *range(11), 0]], np.int32)
+TARGETS = (SEGMENTS > 0) & (POSITIONS > 1)
+
+
+def by_key_blocks(q, k, v, segments, positions, window, *, scale, cap):
+    """The softmax as running sums over blocks of keys; queries that see no key return 0."""
+    batch, length, heads, k_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, k_dim) * (k_dim**-0.5 if scale is None else scale)
+    missing = -length % BLOCK
+
+    def blocks(x):
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, -1, BLOCK, *x.shape[2:]), 1, 0)
+
+    def step(carry, block):
+        high, total, mixed = carry
+        k, v, key_segments, key_positions = block
+        seen = (segments[:, :, None] == key_segments[:, None]) & (key_segments > 0)[:, None]
+        back = positions[:, :, None] - key_positions[:, None]
+        seen = seen & (back >= 0) & (True if window is None else back < window)
+        scores = jnp.einsum("BLGRK,BMGK->BLGRM", q, k)
+        scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+        scores = jnp.where(seen[:, :, None, None], scores, -1e30)
+        new_high = jnp.maximum(high, scores.max(-1))
+        weights = jnp.where(seen[:, :, None, None], jnp.exp(scores - new_high[..., None]), 0.0)
+        shrink = jnp.exp(high - new_high)
+        total = total * shrink + weights.sum(-1)
+        mixed = mixed * shrink[..., None] + jnp.einsum("BLGRM,BMGK->BLGRK", weights, v)
+        return (new_high, total, mixed), None
+
+    start = (jnp.full(q.shape[:-1], -1e30), jnp.zeros(q.shape[:-1]), jnp.zeros(q.shape))
+    (_, total, mixed), _ = jax.lax.scan(step, start, tuple(map(blocks, (k, v, segments, positions))))
+    return (mixed / jnp.maximum(total, 1e-30)[..., None]).reshape(batch, length, heads, k_dim)
+
+
+def value_and_gradient(settings, backend, remat=False):
+    """Log-probs of all targets, and the gradient of a weighted sum of them."""
+    weights = np.random.default_rng(2).normal(size=TOKENS.shape).astype(np.float32)
+    graph, compute = decoder.graph(settings), Compute(remat=remat, attention=backend)
+
+    def total(parameters):
+        rows = (TOKENS, SEGMENTS, POSITIONS, TARGETS)
+        log_probs_BxL = log_probs.row_log_probs(graph, parameters, *rows, compute=compute)
+        return jnp.sum(weights * log_probs_BxL), log_probs_BxL
+
+    gradient, log_probs_BxL = jax.jit(jax.grad(total, has_aux=True))(tiny.parameters(settings))
+    return log_probs_BxL, gradient
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(case):
+    log_probs_BxL, gradient = value_and_gradient(CASES[case], by_key_blocks, remat=case == "plain")
+    expected_BxL, expected = value_and_gradient(CASES[case], plain.attend)
+    np.testing.assert_allclose(log_probs_BxL, expected_BxL, rtol=1e-5, atol=1e-5)
+    tiny.assert_trees_close(gradient, expected, rtol=1e-5, atol=1e-5 * tiny.largest(expected))
+
+
+@pytest.mark.parametrize(
+    "case, window, scale, cap",
+    [("plain", None, None, None), ("window", 3, None, None), ("soft cap and windows", (), None, 2.0)]
+    + [("soft cap", None, 7**-0.5, 2.0)],
+)
+def test_a_backend_receives_segments_positions_and_window_of_its_layer(case, window, scale, cap):
+    """A window that differs between layers is a traced scalar, shape ()."""
+    received = []
+
+    def record(*arrays, **options):
+        *arrays, window = arrays
+        received.append(([x.shape for x in arrays], getattr(window, "shape", window), options))
+        return plain.attend(*arrays, window, **options)
+
+    graph, shapes = decoder.graph(CASES[case]), decoder.abstract_parameters(CASES[case])
+    rows = (TOKENS, SEGMENTS, POSITIONS, TARGETS)
+    compute = Compute(attention=record)
+    jax.eval_shape(lambda p: log_probs.row_log_probs(graph, p, *rows, compute=compute), shapes)
+    expected = [(2, 13, 6, 10), (2, 13, 2, 10), (2, 13, 2, 10), (2, 13), (2, 13)]
+    assert received and all(each == (expected, window, {"scale": scale, "cap": cap}) for each in received), received
+
+
+def test_prompts_of_samples_pass_through_the_chosen_backend():
+    prompts, lengths = TOKENS[:, :7], np.asarray([3, 7], np.int32)
+    calls = []
+
+    def counted(*arrays, **options):
+        calls.append(1)
+        return by_key_blocks(*arrays, **options)
+
+    def draw(backend):
+        options = dict(completions=3, max_new_tokens=5, temperature=0.8, end_tokens=(46,))
+        sampler = make_sampler(tiny.GRAPH, **options, compute=Compute(attention=backend))
+        return jax.jit(sampler)(tiny.parameters(), prompts, lengths, jax.random.split(jax.random.key(0), 2))
+
+    samples, expected = draw(counted), draw(plain.attend)
+    assert calls
+    np.testing.assert_array_equal(samples.tokens_PxnxT, expected.tokens_PxnxT)
+    np.testing.assert_allclose(samples.log_probs_Pxn, expected.log_probs_Pxn, rtol=1e-5)
+
+
+def test_a_soft_cap_far_above_all_scores_changes_nothing():
+    """The plain formula has one way with a soft cap and one without."""
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.normal(size=(2, 13, heads, 10)).astype(np.float32) for heads in (6, 2, 2))
+    run = jax.jit(plain.attend, static_argnames=("scale", "cap"))
+    capped, uncapped = (run(q, k, v, SEGMENTS, POSITIONS, 4, scale=0.9, cap=cap) for cap in (1e4, None))
+    np.testing.assert_allclose(capped[SEGMENTS > 0], uncapped[SEGMENTS > 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["auto", "plain"])
+def test_a_name_chooses_a_backend(name):
+    assert attention.choose(name) is plain.attend
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist():
+    with pytest.raises(UserError, match="attention is 'fast'; allowed: auto, plain") as caught:
+        attention.choose("fast")
+    assert caught.value.about == ("attention",)
