@@ -1,4 +1,4 @@
-"""Packaging of qrpo-jax. Versions are bounded to those that are known to work together."""
+"""Packaging of qrpo-jax. `.ci/run` tests the lowest jax of these bounds, and the newest releases that they allow."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=["qrpo_jax", "qrpo_jax.*"]),
     package_data={"qrpo_jax": ["py.typed"], "qrpo_jax.report": ["templates/*"]},
     install_requires=[
-        "jax>=0.10.2,<0.11",
+        "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
@@ -25,12 +25,12 @@ setup(
         "array_record>=0.8.3,<0.9",
         "tensorflow-datasets>=4.9.10,<4.10",
         "importlib_resources>=6,<8",
-        "transformers>=5.23,<5.24",
+        "transformers>=5.23,<6",
         "tokenizers>=0.22,<0.24",
         "safetensors>=0.8,<0.9",
         "ml-collections>=1.1,<2",
         "absl-py>=2.1,<3",
-        "numpy>=2.0,<2.5",
+        "numpy>=2.0,<2.6",
         "scipy>=1.14,<2",
         "tensorboardX>=2.6,<2.7",
         "matplotlib>=3.9,<3.12",
@@ -38,8 +38,8 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "hf": ["huggingface_hub>=1.0,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,

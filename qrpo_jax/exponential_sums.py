@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import broadcast_to_rank
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
@@ -44,7 +45,8 @@ def log_mean_exp(values: Any, weights: Any, inverse_beta: ArrayLike, halves: Any
 
     x = jnp.asarray(inverse_beta)[..., None] * 1.0
     weights, halves, centred, below, log_weights = (
-        jnp.asarray(a).astype(x.dtype) for a in (weights, halves, centred, below, log_weights)
+        broadcast_to_rank(jnp.asarray(a).astype(x.dtype), x.ndim)
+        for a in (weights, halves, centred, below, log_weights)
     )
     mean, top = (jnp.asarray(a).astype(x.dtype) for a in (mean, top))
     return _log_mean_exp(x, weights, halves, centred, below, log_weights, mean, top)

@@ -1,7 +1,7 @@
 """Partition functions for estimated quantiles: log Z if R_q is estimated from n references.
 
 log Z normalises: exp(f(R_q) / beta - log Z) has mean 1 under the reference policy. `Transform.log_z` satisfies this for
-the exact quantile of a reward without ties, the limit of infinitely many references. An estimate from n references takes
+the exact quantile of a reward without ties, the limit of infinitely many references. An estimate from n references has
 finitely many values, and its mean of exp(f / beta) is a different number:
 
 | partition | averages exp(f / beta) over | the mean is exactly 1 for |
@@ -12,9 +12,9 @@ finitely many values, and its mean of exp(f / beta) is a different number:
 
 `empirical` is exact because a completion of the reference policy and its n references are exchangeable: given the n + 1
 rewards, each is equally likely to be the completion's. Its log Z therefore includes the completion's own reward, and
-differs slightly between completions that are ranked against the same references; for completions that are their own
-references (`quantiles.exclude_own`) it is the same for the whole prompt. For completions of another policy the mean need
-not be 1: there log Z only has to match the quantile estimate that defines the optimum.
+differs slightly between completions ranked against the same references. For completions that are their own references
+(`quantiles.exclude_own`) it is the same for the whole prompt. For completions of another policy the mean need not be 1:
+there log Z only has to match the quantile estimate that defines the optimum.
 
 Functions take one completion and one prompt's references, as in `quantiles`; callers vmap.
 """

@@ -1,4 +1,4 @@
-"""Training by the package's own objective ends at pi* = pi_ref exp(f(R_q) / beta) / Z, from any distribution's data."""
+"""Training with the QRPO objective ends at pi* = pi_ref exp(f(R_q) / beta) / Z, for data of any distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from qrpo_jax import optimum, partition, quantiles, transforms
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.training import objectives
 
-# One of every kind, with a beta that moves the policy far and one that hardly does.
+# One transform of every kind, with a beta that moves the policy far and one that hardly moves it.
 CASES = [
     ("identity", 0.15, 2.0),
     ("log", 0.3, 3.0),
@@ -27,7 +27,7 @@ CASES = [
 
 
 def true_quantiles(rewards, probability):
-    """P(R < r) + P(R = r) / 2 under the reference policy, of every completion."""
+    """P(R < r) + P(R = r) / 2 under the reference policy, for every completion."""
     below = (rewards[None, :] < rewards[:, None]) @ probability
     return below + ((rewards[None, :] == rewards[:, None]) @ probability) / 2
 
@@ -50,13 +50,13 @@ def completions(log_prob, reference, rewards, quantile, log_z, weight):
 
 
 def trained(objective, beta, reference, rewards, quantile, log_z, weight, steps, rate):
-    """Logits of a table after gradient descent on the weighted mean loss, from the reference policy on; [K] each."""
+    """Logits [K] of a tabular policy after gradient descent on the weighted mean loss, starting from the reference."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.99)
 
     def total(logits):
         c = completions(jax.nn.log_softmax(logits), reference, rewards, quantile, log_z, weight)
         each, weights = objective(*c)
-        # The residual is in units of f: over beta it is one of log-probabilities, whatever beta is.
+        # The residual is in units of f; divided by beta it is in nats, whatever beta is.
         return jnp.sum(each * weights) / jnp.sum(weights) / beta**2
 
     def step(carry, _):
@@ -70,19 +70,19 @@ def trained(objective, beta, reference, rewards, quantile, log_z, weight, steps,
 
 
 def data_distributions(rng, size):
-    """Weights of completions in the loss: offline data of five kinds, all with full support."""
+    """Weights of completions in the loss: five distributions of offline data, all with full support."""
     skewed = np.geomspace(1, 1e-4, size)[rng.permutation(size)]
     draws = [rng.dirichlet(np.ones(size)) for _ in range(2)]
     draws += [rng.dirichlet(np.full(size, 5.0)), skewed / skewed.sum()]
-    # Finite data: how often each completion was drawn, once at least.
-    few = 1 + rng.multinomial(40, rng.dirichlet(np.ones(size)))
-    return np.stack([np.maximum(d, 1e-5) / np.maximum(d, 1e-5).sum() for d in draws] + [few / few.sum()])
+    # Finite data: how often each completion occurs, at least once.
+    counts = 1 + rng.multinomial(40, rng.dirichlet(np.ones(size)))
+    return np.stack([np.maximum(d, 1e-5) / np.maximum(d, 1e-5).sum() for d in draws] + [counts / counts.sum()])
 
 
 @pytest.mark.parametrize("size", [11, 13])
 @pytest.mark.parametrize(("name", "low", "high"), CASES)
 def test_a_table_reaches_the_optimum_from_any_data(name, low, high, size):
-    """KL(pi_theta || pi*) < 1e-6, with log Z that of the reference policy's own quantiles, which are atoms."""
+    """KL(pi_theta || pi*) < 1e-6, with log Z over the finitely many quantiles of the reference policy."""
     low, high = (low, high) if size == 11 else (high, low)
     rng = np.random.default_rng(size)
     with jax.enable_x64(True):
@@ -114,7 +114,7 @@ def test_a_table_reaches_the_optimum_from_any_data(name, low, high, size):
 
 
 def test_the_populations_log_z_misses_the_optimum_of_few_completions():
-    """The same with the population's log Z, which is not that of 11 atoms: the test above can fail."""
+    """The population's log Z is not that of 11 completions, so the test above can fail."""
     rng = np.random.default_rng(11)
     with jax.enable_x64(True):
         probability = rng.dirichlet(np.full(11, 2.0))
@@ -126,10 +126,10 @@ def test_the_populations_log_z_misses_the_optimum_of_few_completions():
         objective = objectives.make_objective("qrpo", beta=beta, transform="log", loss="mse")
         off = []
         for log_z in (partition.atoms_log_z(transform, beta, quantile, probability), transform.log_z(beta)):
-            given = (
+            arrays = (
                 jnp.asarray(x) for x in (np.log(probability), rewards, quantile, log_z, data_distributions(rng, 11)[3])
             )
-            logits, _ = trained(objective, beta, *given, 4000, 0.1)
+            logits, _ = trained(objective, beta, *arrays, 4000, 0.1)
             log_policy = np.asarray(jax.nn.log_softmax(logits))
             off.append((np.exp(log_policy) * (log_policy - log_optimum)).sum())
         print(off)
@@ -140,7 +140,7 @@ CELLS = 4096
 
 
 def continuous(rng):
-    """A normal reference policy over 4096 cells of y and a reward that goes up and down: no order to lean on."""
+    """A normal reference policy over 4096 cells of y, and a reward that rises and falls with y."""
     y = np.linspace(-4, 4, CELLS)
     probability = np.exp(-y * y / 2)
     probability /= probability.sum()
@@ -148,10 +148,13 @@ def continuous(rng):
 
 
 def ks_distance(rng, log_policy, probability, quantile, beta, transform):
-    """Of 1e5 draws of the policy: their true quantiles, spread evenly over their cell, against the optimum's."""
+    """Kolmogorov-Smirnov distance between the quantiles of 1e5 samples of the policy and the optimum's distribution.
+
+    The true quantile of a sample is spread evenly over its cell.
+    """
     policy = np.exp(log_policy - log_policy.max())
-    drawn = rng.choice(CELLS, 100_000, p=policy / policy.sum())
-    t = np.sort(quantile[drawn] + (rng.random(drawn.size) - 0.5) * probability[drawn])
+    cells = rng.choice(CELLS, 100_000, p=policy / policy.sum())
+    t = np.sort(quantile[cells] + (rng.random(cells.size) - 0.5) * probability[cells])
     levels = np.unique(np.concatenate([np.linspace(0, 1, 257), 1 - np.geomspace(1e-5, 1e-2, 64)]))
     expected = np.asarray(jax.jit(lambda x: optimum.cdf(x, beta, transform))(levels))
     return np.abs(np.searchsorted(t, levels, side="right") / t.size - expected).max()
@@ -171,9 +174,9 @@ def ks_distance(rng, log_policy, probability, quantile, beta, transform):
     ],
 )
 def test_continuous_rewards_with_the_populations_log_z_reach_the_quantile_density(name, beta, estimated):
-    """KS distance below 0.02 after training on 60,000 completions of another policy, one uniform over the cells.
+    """KS distance below 0.02 after training on 60,000 completions of another policy, uniform over the cells.
 
-    estimated: quantiles are mid-points among 16,000 references instead of the exact ones.
+    estimated: quantiles are mid-points among 16,000 references instead of exact.
     """
     rng = np.random.default_rng(23)
     y, probability, rewards = continuous(rng)
@@ -187,8 +190,8 @@ def test_continuous_rewards_with_the_populations_log_z_reach_the_quantile_densit
             quantile = np.asarray(place(rewards))
         data = np.bincount(rng.integers(0, CELLS, 60_000), minlength=CELLS).astype(float)
         objective = objectives.make_objective("qrpo", beta=beta, transform=name, loss="mse")
-        given = (jnp.asarray(x) for x in (np.log(probability), rewards, quantile, transform.log_z(beta), data))
-        logits, _ = jax.jit(lambda *a: trained(objective, beta, *a, 1500, 0.15))(*given)
+        arrays = (jnp.asarray(x) for x in (np.log(probability), rewards, quantile, transform.log_z(beta), data))
+        logits, _ = jax.jit(lambda *a: trained(objective, beta, *a, 1500, 0.15))(*arrays)
         before, after = (
             ks_distance(rng, np.asarray(x), probability, exact, beta, transform) for x in (np.log(probability), logits)
         )
@@ -196,11 +199,11 @@ def test_continuous_rewards_with_the_populations_log_z_reach_the_quantile_densit
         assert before > 0.05 and after < 0.02, (before, after)
 
 
-def test_features_that_must_be_learnt_reach_the_quantile_density():
-    """A policy whose logits are log pi_ref plus 48 waves of y, trained on single completions in minibatches."""
+def test_a_policy_of_learnt_features_reaches_the_quantile_density():
+    """A policy with logits log pi_ref plus 48 waves of y, trained on minibatches of single completions."""
     rng = np.random.default_rng(29)
     y, probability, rewards = continuous(rng)
-    rewards = np.sin(2 * y) + 0.3 * y  # what 48 waves can follow
+    rewards = np.sin(2 * y) + 0.3 * y  # smooth enough for 48 waves
     exact = true_quantiles(rewards, probability)
     transform, beta = transforms.identity, 0.3
     waves = np.arange(1, 25) * np.pi / 8
@@ -223,7 +226,7 @@ def test_features_that_must_be_learnt_reach_the_quantile_density():
         updates, state = optimizer.update(jax.grad(total)(weights), state)
         return (optax.apply_updates(weights, updates), state), None
 
-    # Data from a narrower policy on the wrong side: normal around 0.5, and a tenth of it anywhere.
+    # Data from a narrower policy: normal around 0.5, and three tenths uniform.
     draws = np.clip(np.round((rng.normal(0.5, 0.8, (800, 256)) + 4) / 8 * (CELLS - 1)), 0, CELLS - 1).astype(int)
     draws = np.where(rng.random(draws.shape) < 0.3, rng.integers(0, CELLS, draws.shape), draws)
     start = jnp.zeros(features.shape[1])

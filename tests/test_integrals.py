@@ -1,4 +1,4 @@
-"""Log Z against quadrature with 60 digits, for random transforms of every kind, and the quadrature's own limits."""
+"""log Z against quadrature with 60 digits, for random transforms of every kind, and the limits of the quadrature."""
 
 import collections
 import json
@@ -18,7 +18,7 @@ for row in ROWS:
     head, _, rest = row["transform"].partition("(")
     BY_KIND[f"affine({rest.split('(')[0].split(',')[0]})" if head == "affine" else head].append(row)
 
-# As tests/vectors/make_partition.py has them, f of t and, where it matters, of s = 1 - t.
+# The functions of tests/vectors/make_partition.py, in t and, where precision requires it, in s = 1 - t.
 USER = {
     "sin3": (lambda t: jnp.sin(3 * t), {}),
     "bump": (lambda t: t * (1 - t), {}),
@@ -36,26 +36,28 @@ USER = {
     "falling_log": (lambda t: -0.5 * jnp.log(t), {}),
 }
 ONE_SIGN = {"identity", "square", "sqrt", "log", "power", "threshold", "normal-icdf", "exponential-icdf", "logit"}
-MADE: dict[str, transforms.Transform] = {}
+CACHE: dict[str, transforms.Transform] = {}
 
 
 def transform_of(text):
-    if text not in MADE:
-        name = text.removeprefix("user:")
-        found = USER[name] if name in USER and text != name else None
-        MADE[text] = transforms.from_function(found[0], name, **found[1]) if found else transforms.parse(text)
-    return MADE[text]
+    if text not in CACHE:
+        if text.startswith("user:"):
+            name = text.removeprefix("user:")
+            f, options = USER[name]
+            CACHE[text] = transforms.from_function(f, name, **options)
+        else:
+            CACHE[text] = transforms.parse(text)
+    return CACHE[text]
 
 
 @pytest.mark.parametrize("x64", [True, False])
 @pytest.mark.parametrize("kind", sorted(BY_KIND))
-def test_log_z_and_its_slope_are_those_of_sixty_digits(kind, x64):
-    """At every beta of the file, which are float32 numbers: rounding beta is not the formula's error.
+def test_log_z_and_its_slope_match_sixty_digits(kind, x64):
+    """At every beta of the file; these are float32 numbers, so rounding beta does not count as an error of the formula.
 
-    log Z = E f / beta + (log Z - E f / beta), the second term never negative, is how every formula that meets an f of
-    both signs adds up, so near a zero of log Z the error is that of these terms: tolerances are relative to
-    |log Z| + |E f| / beta; to |log Z| alone where f has one sign, or a closed form. A slope has rounding of that sum
-    over beta besides its own.
+    For an f of both signs every formula computes log Z = E f / beta + (log Z - E f / beta), the second term >= 0, and
+    near a zero of log Z the error is that of these terms. Tolerances are therefore relative to |log Z| + |E f| / beta,
+    or to |log Z| alone if f has one sign or log Z a closed form. A slope adds the rounding of this sum over beta.
     """
     tolerance, slope_tolerance = (1e-9, 1e-8) if x64 else (1e-6, 3e-6)
     worst, worst_slope = (0.0, ""), (0.0, "")
@@ -68,7 +70,7 @@ def test_log_z_and_its_slope_are_those_of_sixty_digits(kind, x64):
             beta, log_z, slope, mean = (
                 np.array([float(row[k]) for row in rows]) for k in ("beta", "log_z", "slope", "mean")
             )
-            # All texts' betas have one shape, so that operations are compiled once.
+            # One shape for the betas of all transforms, so that operations are compiled once.
             padded = jnp.asarray(np.resize(beta, 16), float)
             size = np.abs(log_z) + (0 if kind in ONE_SIGN else np.abs(mean) / beta)
             got, got_slope = jax.vmap(jax.value_and_grad(transform.log_z))(padded)
@@ -85,7 +87,7 @@ def test_log_z_and_its_slope_are_those_of_sixty_digits(kind, x64):
     assert worst_slope[0] <= slope_tolerance, worst_slope
 
 
-def test_the_file_has_every_kind_and_the_whole_range():
+def test_the_file_covers_every_kind_and_the_whole_range_of_beta():
     kinds = {"identity", "square", "sqrt", "log", "normal-icdf", "exponential-icdf", "logit", "power", "threshold"}
     assert kinds | {"piecewise-linear"} | {f"user:{name}" for name in USER} <= set(BY_KIND)
     assert {f"affine({kind})" for kind in kinds | {"piecewise-linear"}} <= set(BY_KIND)
@@ -96,12 +98,12 @@ def test_the_file_has_every_kind_and_the_whole_range():
 
 @pytest.mark.parametrize("x64", [True, False])
 def test_log_mean_exp_takes_any_size_of_exponent(x64):
-    """Against the largest term's own form, and cumulants where that cancels; a weight of zero hides NaN."""
+    """Against the form with the largest term factored out, or cumulants where that cancels; weight 0 hides NaN."""
     values = np.array([-3.0, 0.5, 0.5, 2.0, np.nan])
     weights = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
     with jax.enable_x64(x64):
         for x in (1e-9, 1e-3, 0.3, 2.0, 9.0, 1e4):
-            # log(0.4) + 2 x + log1p(...) with the smaller terms, or the first cumulants where x is tiny.
+            # log(0.4) + 2 x + log1p(the smaller terms), or the first cumulants for tiny x.
             rest = 0.5 / 0.4 * np.exp(-1.5 * x) + 0.1 / 0.4 * np.exp(-5 * x)
             expected = np.log(0.4) + 2 * x + np.log1p(rest)
             if x < 1e-2:
@@ -143,7 +145,7 @@ def test_an_integral_infinite_at_every_beta_is_refused(f, complement):
         (lambda t: jnp.log1p(-t) - 0.5 * jnp.log(t), 0.5),
     ],
 )
-def test_the_smallest_beta_of_a_function_is_found_and_named(f, smallest):
+def test_the_smallest_beta_of_a_function_is_detected_and_reported(f, smallest):
     transform = transforms.from_function(f, "mine")
     assert transform.smallest_beta == pytest.approx(smallest, rel=1e-6)
     with pytest.raises(ValueError, match=rf"'mine'.*beta = {0.9 * smallest:g}.*above {smallest:g}"):
@@ -152,36 +154,36 @@ def test_the_smallest_beta_of_a_function_is_found_and_named(f, smallest):
     assert not np.isfinite(jax.jit(transform.log_z)(0.9 * smallest))
 
 
-def test_what_cannot_be_resolved_is_refused_and_breaks_mend_it():
+def test_an_unresolved_jump_is_refused_and_breaks_resolve_it():
     def jump(t):
         return jnp.where(t < 0.37, 0.0, t)
 
     with pytest.raises(ValueError, match="breaks"):
         transforms.from_function(jump)
-    mended = transforms.from_function(jump, breaks=(0.37,))
+    resolved = transforms.from_function(jump, breaks=(0.37,))
     knots = transforms.piecewise_linear((0, 0), (0.37, 0), (0.37, 0.37), (1, 1))
     with jax.enable_x64(True):
         betas = jnp.geomspace(1e-4, 100, 31)
-        np.testing.assert_allclose(mended.log_z(betas), knots.log_z(betas), rtol=1e-12)
+        np.testing.assert_allclose(resolved.log_z(betas), knots.log_z(betas), rtol=1e-12)
     for breaks in ((0.0,), (1.0,), (0.5, 0.5), (float("nan"),)):
         with pytest.raises(ValueError, match="inside"):
             transforms.from_function(jump, breaks=breaks)
 
 
-def test_functions_that_are_none_are_refused_in_one_line():
-    for f, said in (
+def test_invalid_functions_are_refused_in_one_line():
+    for f, message in (
         (lambda t: 1.0, "elementwise"),
         (lambda t: jnp.sum(t), "elementwise"),
         (lambda t: jnp.where(jnp.abs(t - 0.5) < 0.1, jnp.nan, t), "not finite"),
         (3.0, "function"),
     ):
-        with pytest.raises(ValueError, match=said) as error:
+        with pytest.raises(ValueError, match=message) as error:
             transforms.from_function(f, "mine")
         assert "mine" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_function_agrees_with_the_closed_form_of_the_same_f():
-    """Within 1e-6 in both precisions, from what is resolved up."""
+    """Within 1e-6 in both precisions, from the smallest resolved beta up."""
     for f, complement, same in (
         (lambda t: t, None, transforms.identity),
         (jnp.log, None, transforms.log),

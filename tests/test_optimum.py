@@ -1,4 +1,4 @@
-"""Laws of the optimum in reward space, against closed forms and an independent quadrature."""
+"""Laws of the optimum, against closed forms and an independent quadrature."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from qrpo_jax import optimum, transforms
+from qrpo_jax.errors import UserError
 
 POPULATION = ["identity", "log", "square", "sqrt", "normal-icdf"]
 BETAS = [0.03, 0.1, 1.0, 7.0]
 
 
 def grid():
-    """Mid-points and weights on (0, 1) in t = z^2 (3 - 2 z), which thins out at both ends."""
+    """Mid-points and weights on (0, 1) in t = z^2 (3 - 2 z), denser at both ends."""
     z = (np.arange(100_000) + 0.5) / 100_000
     return z * z * (3 - 2 * z), 6 * z * (1 - z) / 100_000
 
@@ -57,9 +58,7 @@ def test_kl_and_expected_quantile_are_their_integrals(name, beta):
 @pytest.mark.parametrize("x64", [True, False])
 @pytest.mark.parametrize("beta", [1e-3, 0.1, 1.0, 20.0])
 def test_expected_quantiles_with_closed_forms(beta, x64):
-    """log: N / (N + 1), N = 1 + 1/beta; identity: 1 / (1 - e^{-1/beta}) - beta;
-    normal: Phi(1 / (beta sqrt 2)).
-    """
+    """log: N / (N + 1), N = 1 + 1/beta; identity: 1 / (1 - e^{-1/beta}) - beta; normal: Phi(1 / (beta sqrt 2))."""
     expected = {
         "log": (1 + 1 / beta) / (2 + 1 / beta),
         "identity": -1 / np.expm1(-1 / beta) - beta,
@@ -92,8 +91,8 @@ def test_kl_of_the_normal_is_half_the_squared_shift():
 
 
 @pytest.mark.parametrize("name", POPULATION)
-def test_a_looser_leash_goes_further(name):
-    """As beta falls, the KL and the expected quantile grow; for large beta they are 0 and 1/2."""
+def test_kl_and_expected_quantile_grow_as_beta_falls(name):
+    """For large beta they are 0 and 1/2."""
     transform = transforms.get(name)
     with jax.enable_x64(True):
         betas = jnp.geomspace(0.2, 1000, 17)
@@ -114,7 +113,7 @@ def test_everything_runs_under_jit_and_grad():
         optimum.expected_quantile(jnp.ones(3), transforms.identity)
 
 
-# Closed forms, tables, jumps, falls to minus infinity, no bound at 1; all non-decreasing.
+# With closed forms, by quadrature, with jumps, unbounded below, unbounded at 1; all non-decreasing.
 EVERY = [
     "identity",
     "log",
@@ -133,7 +132,7 @@ EVERY = [
 
 
 def fine_grid(transform, ends=1.0):
-    """Mid-points, complements and weights on (0, ends), crowded at 0, 1 and the breaks: 1 - t down to 1e-18."""
+    """Mid-points and weights on (0, ends), dense at 0, 1 and the breaks."""
     z = (np.arange(20_000) + 0.5) / 20_000 * 2 - 1
     cuts = [0.0, *(b for b in transform.breaks if b < ends), ends]
     t, weights = [], []
@@ -148,14 +147,14 @@ def fine_grid(transform, ends=1.0):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_density_cdf_and_kl_agree_with_a_plain_sum(name):
-    """int p = 1, cdf = int_0^t p, KL = int p log p, E t = int t p: mid-point sums on a grid of this test's own."""
+    """int p = 1, cdf = int_0^t p, KL = int p log p, E t = int t p, as mid-point sums on an independent grid."""
     transform = transforms.parse(name)
     betas = [1.5, 7.0] if transform.smallest_beta else [0.6, 3.0] if name == "normal-icdf" else [0.02, 0.3, 5.0]
     with jax.enable_x64(True):
         for beta in betas:
             t, weights = fine_grid(transform)
             p = np.asarray(optimum.density(t, beta, transform))
-            # 1 - t is at least 1e-16: at beta = 1.5 exponential-icdf has (1e-16)^(1/3) = 5e-6 beyond it.
+            # 1 - t is at least 1e-16; at beta = 1.5 exponential-icdf has a mass of (1e-16)^(1/3) = 5e-6 beyond.
             close = 2e-5 if transform.smallest_beta else 1e-8
             assert weights @ p == pytest.approx(1, abs=close), beta
             kl = weights @ np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0)
@@ -178,21 +177,22 @@ def test_beta_for_is_the_inverse_of_every_figure(name):
         for figure in (optimum.kl, optimum.expected_quantile, optimum.best_of_n):
             for above in (0.11, 1.7):
                 beta = transform.smallest_beta + above
-                found = optimum.beta_for(figure, float(figure(beta, transform)), transform)
-                # Where hardly anything is left to gain a figure says little about beta.
-                assert found == pytest.approx(beta, rel=1e-6), (figure.__name__, beta)
+                root = optimum.beta_for(figure, float(figure(beta, transform)), transform)
+                # 1e-6, because a figure close to its limit hardly depends on beta.
+                assert root == pytest.approx(beta, rel=1e-6), (figure.__name__, beta)
 
 
-def test_figures_that_no_optimum_has_are_refused():
-    """A threshold at q takes all mass above it at most: KL < -log(1 - q), E t < (1 + q) / 2, N < (1 + q) / (1 - q)."""
+def test_unreachable_figures_are_refused():
+    """All mass above a threshold q is the limit: KL < -log(1 - q), E t < (1 + q) / 2, N < (1 + q) / (1 - q)."""
     step = transforms.threshold(0.8)
     for figure, most in ((optimum.kl, -np.log(0.2)), (optimum.expected_quantile, 0.9), (optimum.best_of_n, 9)):
         with jax.enable_x64(True):
             beta = optimum.beta_for(figure, most * 0.99, step)
             assert float(figure(beta, step)) == pytest.approx(most * 0.99, rel=1e-9)
         for value in (most + 1e-9, most * 1.01, 1e9):
-            with pytest.raises(ValueError, match=rf"'threshold\(0.8\)'.*{figure.__name__}.*between"):
+            with pytest.raises(UserError, match=rf"'threshold\(0.8\)'.*{figure.__name__}.*between") as error:
                 optimum.beta_for(figure, value, step)
+            assert error.value.about == ("value",)
     for figure, value in (
         (optimum.kl, 0.0),
         (optimum.kl, -1),
@@ -211,8 +211,8 @@ def test_log_is_best_of_n_at_every_beta():
         betas = jnp.geomspace(1e-4, 100, 41)
         n = jax.jit(jax.vmap(lambda beta: optimum.best_of_n(beta, transforms.log)))(betas)
         np.testing.assert_allclose(n, 1 + 1 / betas, rtol=1e-9)
-        found = [optimum.beta_for(optimum.best_of_n, 1 + 1 / beta, transforms.log) for beta in (1e-3, 0.1, 10.0)]
-        np.testing.assert_allclose(found, [1e-3, 0.1, 10.0], rtol=1e-9)
+        roots = [optimum.beta_for(optimum.best_of_n, 1 + 1 / beta, transforms.log) for beta in (1e-3, 0.1, 10.0)]
+        np.testing.assert_allclose(roots, [1e-3, 0.1, 10.0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.03, 0.1, 0.5, 2.0])
@@ -223,14 +223,14 @@ def test_best_of_n_of_the_normal_reaches_far_into_the_tail(beta):
         n = float(optimum.best_of_n(beta, transforms.normal_icdf))
         assert n == pytest.approx((1 - missing) / missing, rel=1e-9)
     with jax.enable_x64(True):
-        for room in (1e-4, 0.01, 1.0):  # t of an exponential: 1 - t has density (1 - x) s^{-x}
+        for room in (1e-4, 0.01, 1.0):  # s = 1 - t has density (1 - x) s^{-x}, x = 1 / beta
             n = float(optimum.best_of_n(1 + room, transforms.exponential_icdf))
             x = 1 / (1 + room)
             assert n == pytest.approx(1 / (1 - x), rel=1e-9)
 
 
 def test_expected_reward_has_its_closed_forms():
-    """Normal rewards move by sigma / beta; uniform rewards have E t; exponential ones a rate of 1 - 1 / beta."""
+    """Normal rewards shift by sigma / beta, uniform rewards follow E t, exponential rewards have rate 1 - 1 / beta."""
     norm = jax.scipy.stats.norm
     with jax.enable_x64(True):
         for beta in (0.1, 0.4, 2.0):
@@ -244,7 +244,7 @@ def test_expected_reward_has_its_closed_forms():
             assert float(shifted) == pytest.approx(3 + 2 / beta, rel=1e-9)
         half = optimum.expected_reward(0.5, transforms.normal_icdf, lambda r: norm.cdf((r - 3) / 2), (-80.0, 80.0))
         assert float(half) == pytest.approx(7, rel=1e-6)
-        # Nearly all of the optimum is where the cdf has rounded to 1: no figure rather than a wrong one.
+        # Nearly all of the optimum is where the cdf rounds to 1: NaN rather than a wrong figure.
         assert np.isnan(optimum.expected_reward(0.1, transforms.normal_icdf, norm.cdf, (-40.0, 40.0)))
         for name in EVERY:
             transform = transforms.parse(name)
@@ -268,7 +268,7 @@ def test_reward_density_of_three_reward_distributions():
             expected = norm.pdf(r, loc=1 / beta)
             np.testing.assert_allclose(exact, expected, rtol=1e-10)
             np.testing.assert_allclose(np.asarray(plain)[r < 5], expected[r < 5], rtol=1e-5)
-        # Exponential rewards under the transform of their own: rate 1 - 1 / beta. Uniform rewards: p itself.
+        # Exponential rewards under exponential-icdf have rate 1 - 1 / beta; uniform rewards have density p.
         grown = optimum.reward_density(
             np.abs(r), 2.0, transforms.exponential_icdf, lambda x: -jnp.expm1(-x), lambda x: jnp.exp(-x)
         )

@@ -1,7 +1,7 @@
-"""E[exp(f(R_q) / beta - log Z)] = 1 under the reference policy, where `partition` claims it, and not where it does not.
+"""E[exp(f(R_q) / beta - log Z)] = 1 under the reference policy exactly where `partition` claims it.
 
-Rewards of few grades are enumerated, every (n + 1)-tuple of them; continuous rewards need no more than the n! orders,
-which ranks stand for; Monte Carlo adds prompts, masks and completions that are their own references.
+For rewards of few grades every (n + 1)-tuple is enumerated; for continuous rewards enumerating ranks is enough; Monte
+Carlo adds prompts, masks and completions that are their own references.
 """
 
 import itertools
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qrpo_jax import partition, quantiles, transforms
+from qrpo_jax.errors import UserError
 
 GRADES = np.array([0.0, 1.0, 2.0, 3.0])
 SHARES = np.array([0.45, 0.1, 0.3, 0.15])
@@ -20,14 +21,14 @@ KINDS = list(itertools.product(quantiles.ESTIMATORS, quantiles.TIES, partition.P
 
 
 def holds(ties, kind, tied):
-    """The table of qrpo_jax/partition.py."""
+    """Whether the mean is exactly 1, by the table of qrpo_jax/partition.py."""
     return {"population": False, "finite_sample": not tied or ties == "random", "empirical": True}[kind]
 
 
 def mean_ratio(transform, beta, rewards, references, estimator, ties, kind, key=None):
     """exp(f(R_q) / beta - log Z) of each row: rewards [P], references [P, N] -> [P].
 
-    With ties="random" and no key, the mean over the places a tied reward can take.
+    With ties="random" and no key, the mean over the possible places of a tied reward.
     """
 
     def one(reward, row, key):
@@ -42,7 +43,7 @@ def mean_ratio(transform, beta, rewards, references, estimator, ties, kind, key=
         quantile = quantiles.estimate(reward, row, estimator=estimator, ties=ties, clamped=transform.clamp, key=key)
         return jnp.exp(transform.apply(quantile) / beta - log_z)
 
-    # Not jitted: of the many cases here most are made of operations of the same shapes, compiled once.
+    # Not jitted: most cases consist of operations of the same shapes, which are compiled once.
     if key is None:
         return jax.vmap(lambda r, row: one(r, row, None))(rewards, references)
     return jax.vmap(one)(rewards, references, jax.random.split(key, len(rewards)))
@@ -50,7 +51,7 @@ def mean_ratio(transform, beta, rewards, references, estimator, ties, kind, key=
 
 @pytest.mark.parametrize(("estimator", "ties", "kind"), KINDS)
 def test_identity_on_tied_rewards_by_enumeration(estimator, ties, kind, count=4):
-    """Every tuple of a completion's and its references' grades, with its probability: to 1e-12 or clearly not."""
+    """Over every tuple of grades with its probability, the mean is 1 to 1e-12, or differs by more than 1e-3."""
     tuples = np.array(list(itertools.product(range(4), repeat=count + 1)))
     probability = SHARES[tuples].prod(axis=1)
     off = []
@@ -69,7 +70,7 @@ def test_identity_on_tied_rewards_by_enumeration(estimator, ties, kind, count=4)
 @pytest.mark.parametrize("count", [7])
 @pytest.mark.parametrize(("estimator", "kind"), itertools.product(quantiles.ESTIMATORS, partition.PARTITIONS))
 def test_identity_on_continuous_rewards_by_enumeration(estimator, kind, count):
-    """Without ties a completion's rank is each of 0..n equally often, and nothing else matters."""
+    """Without ties only a completion's rank matters, and each of 0..n is equally likely."""
     with jax.enable_x64(True):
         references = jnp.tile(jnp.asarray(np.random.default_rng(count).permutation(count) * 1.0), (count + 1, 1))
         rewards = jnp.arange(count + 1) - 0.5
@@ -102,9 +103,9 @@ DRAWS = 40_000
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("estimator", "ties", "kind"), KINDS)
 def test_identity_by_monte_carlo(estimator, ties, kind, tied):
-    """Fresh completions and n = 3 references each; 4.5 standard errors, and far more where nothing is claimed.
+    """New completions with n = 3 references each: the mean is within 4.5 standard errors of 1, or beyond 6.
 
-    A wrong constant, off by 2 % say, would be 5 or more standard errors away for these f / beta.
+    An error of 2 % in Z would be at least 5 standard errors for these f / beta.
     """
     rewards = draw(jax.random.key(17), tied, (DRAWS, 4))
     ratios = mean_ratio(
@@ -117,16 +118,16 @@ def test_identity_by_monte_carlo(estimator, ties, kind, tied):
     assert error < 0.02 / 5
     if holds(ties, kind, tied):
         assert abs(score) < 4.5
-    elif (estimator, kind) != ("midpoint", "population"):  # too close for these draws; enumeration tells them apart
+    elif (estimator, kind) != ("midpoint", "population"):  # too close for these draws; the enumeration covers it
         assert abs(score) > 6
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["finite_sample", "empirical"])
 def test_identity_for_completions_that_are_their_own_references(kind, tied):
-    """m completions of one prompt, each ranked among the other m - 1 by `exclude_own`: m is 2 to 7, by a mask.
+    """m completions of one prompt, each ranked among the other m - 1 by `exclude_own`; a mask makes m 2 to 7.
 
-    `empirical` is then one number a prompt, and the identity holds for every prompt by itself.
+    `empirical` is then the same for a whole prompt, and the identity holds for every single prompt.
     """
     prompts, most = 20_000, 7
     ties = "random" if tied and kind == "finite_sample" else "upper"
@@ -160,13 +161,13 @@ def test_identity_for_completions_that_are_their_own_references(kind, tied):
 
 
 @pytest.mark.parametrize(("estimator", "ties"), [("ecdf", "upper"), ("midpoint", "mid"), ("ecdf", "random")])
-def test_masked_references_might_as_well_not_be_there(estimator, ties):
-    """A mask equals slicing, vmapped over prompts of different n, whatever it hides; gradients in beta too."""
+def test_masked_references_have_no_effect(estimator, ties):
+    """A mask equals slicing, whatever it hides, under vmap over prompts of different n; so do gradients in beta."""
     rng = np.random.default_rng(3)
     rewards, references = rng.integers(0, 4, 11) * 1.0, rng.integers(0, 4, (11, 7)) * 1.0
     mask = rng.random((11, 7)) < 0.6
     mask[:, 2:4] = True
-    shown = np.where(mask, references, rng.choice([np.nan, np.inf, -np.inf, 1e30], (11, 7)))
+    masked = np.where(mask, references, rng.choice([np.nan, np.inf, -np.inf, 1e30], (11, 7)))
     i = 4
     assert 2 < mask[i].sum() < 7
 
@@ -179,11 +180,11 @@ def test_masked_references_might_as_well_not_be_there(estimator, ties):
             ]
         )
 
-    def both(*given):
-        return log_zs(*given), jax.jacfwd(log_zs)(*given)
+    def both(*arguments):
+        return log_zs(*arguments), jax.jacfwd(log_zs)(*arguments)
 
     with jax.enable_x64(True):
-        got, slope = jax.jit(jax.vmap(both, (None, 0, 0, 0)))(0.3, rewards, shown, mask)
+        got, slope = jax.jit(jax.vmap(both, (None, 0, 0, 0)))(0.3, rewards, masked, mask)
         alone, alone_slope = jax.jit(both)(0.3, rewards[i], references[i][mask[i]])
         np.testing.assert_allclose(got[i], alone, rtol=1e-12)
         np.testing.assert_allclose(slope[i], alone_slope, rtol=1e-10)
@@ -203,9 +204,9 @@ def test_finite_samples_have_log_z_where_the_population_has_none():
 
 @pytest.mark.parametrize("name", ["log", "normal-icdf", "logit"])
 def test_finite_sample_log_z_is_its_sum_in_both_precisions(name):
-    """Against log-sum-exp in float64 of NumPy, from beta 1e-4 to 100.
+    """Against NumPy's log-sum-exp in float64, from beta 1e-4 to 100.
 
-    Relative to |log Z| + E|f| / beta: an f of both signs is itself rounded, by that much over 2^24.
+    Relative to |log Z| + E|f| / beta, because an f of both signs is itself rounded, by this over 2^24.
     """
     transform = transforms.parse(name)
     for estimator, count in itertools.product(quantiles.ESTIMATORS, (2, 50)):
@@ -226,15 +227,25 @@ def test_finite_sample_log_z_is_its_sum_in_both_precisions(name):
 
 
 def test_mistakes_are_refused():
-    for wrong, said in (
-        (lambda: partition.log_z("exact", transforms.identity, 0.1, 1.0, [0.0]), "'exact'.*population"),
-        (lambda: partition.finite_sample_log_z(transforms.identity, 0.1, 3, "median"), "'median'.*midpoint"),
-        (lambda: partition.empirical_log_z(transforms.identity, 0.1, 1.0, [0.0], ties="none"), "'none'.*mid"),
-        (lambda: partition.finite_sample_log_z(transforms.identity, 0.0, 3), "beta = 0"),
-        (lambda: partition.finite_sample_log_z(transforms.identity, 0.1, 7, most=5), "count is 7"),
+    for call, message, about in (
+        (lambda: partition.log_z("exact", transforms.identity, 0.1, 1.0, [0.0]), "'exact'.*population", ("partition",)),
+        (
+            lambda: partition.finite_sample_log_z(transforms.identity, 0.1, 3, "median"),
+            "'median'.*midpoint",
+            ("estimator",),
+        ),
+        (
+            lambda: partition.empirical_log_z(transforms.identity, 0.1, 1.0, [0.0], ties="none"),
+            "'none'.*mid",
+            ("ties",),
+        ),
+        (lambda: partition.finite_sample_log_z(transforms.identity, 0.0, 3), "beta = 0", ("beta",)),
     ):
-        with pytest.raises(ValueError, match=said):
-            wrong()
+        with pytest.raises(UserError, match=message) as error:
+            call()
+        assert error.value.about == about
+    with pytest.raises(ValueError, match="count is 7"):
+        partition.finite_sample_log_z(transforms.identity, 0.1, 7, most=5)
     for kind in ("finite_sample", "empirical"):
         assert np.isnan(partition.log_z(kind, transforms.identity, 0.1, 1.0, [0.0, 1.0], [False, False]))
     assert np.isnan(partition.log_z("empirical", transforms.identity, 0.1, 1.0, [0.0, jnp.nan]))

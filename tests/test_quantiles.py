@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrpo_jax import quantiles, transforms
+from qrpo_jax.errors import UserError
 
 REFERENCES = jnp.array([0.0, 1.0, 1.0, 1.0, 2.0, 5.0, 5.0])
 GRADES = st.lists(st.integers(0, 4), min_size=7, max_size=7)
@@ -27,8 +28,8 @@ def test_upper_is_the_share_of_references_not_above(references, reward):
     reward=st.integers(0, 4),
     present=st.lists(st.booleans(), min_size=7, max_size=7),
 )
-def test_masked_references_might_as_well_not_be_there(references, reward, present):
-    """Each estimator on a masked set equals itself on the smaller set, NaN under the mask or not."""
+def test_masked_references_have_no_effect(references, reward, present):
+    """Each estimator on a masked set, NaN under the mask, equals itself on the smaller set."""
     present[2] = True
     mask = np.array(present)
     references = np.array(references, np.float32)
@@ -53,7 +54,7 @@ def test_tie_rules_differ_only_where_there_are_ties():
 
 
 def test_random_ties_make_the_rank_of_a_reference_sample_uniform():
-    """Rewards of three grades only, yet the rank among n = 5 references is uniform on 0..5."""
+    """With rewards of three grades only, the rank among n = 5 references is uniform on 0..5."""
     draws, count = 60_000, 5
     keys = jax.random.split(jax.random.key(11), draws)
     rewards = jax.random.randint(jax.random.key(7), (draws, count + 1), 0, 3).astype(float)
@@ -65,7 +66,7 @@ def test_random_ties_make_the_rank_of_a_reference_sample_uniform():
 
     # A standard error is sqrt(1/6 * 5/6 / 60000) = 0.0015.
     np.testing.assert_allclose(rank("random"), 1 / 6, atol=0.007)
-    assert rank("upper")[count] > 0.3, "the published rule pushes ties up"
+    assert rank("upper")[count] > 0.3, "the published rule ranks ties high"
 
 
 def test_midpoints_of_all_ranks_have_mean_one_half_and_need_no_clamp():
@@ -93,7 +94,7 @@ def test_clamped_ranks_have_finite_transforms(name, count):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_exclude_own_removes_one_equal_entry(seed):
-    """Dropping a reference's own reward gives the quantile among the others."""
+    """Without a reference's own reward, the estimate is the quantile among the others."""
     rewards = np.random.default_rng(seed).integers(0, 4, 7).astype(np.float32)
     masks = jax.vmap(quantiles.exclude_own, (0, None))(rewards, rewards)
     assert masks.sum(1).tolist() == [6] * 7
@@ -109,13 +110,13 @@ def test_exclude_own_leaves_masked_and_unequal_entries():
     assert quantiles.exclude_own(1.0, REFERENCES, mask).tolist() == [False, False] + [True] * 4 + [False]
 
 
-def test_a_nan_reward_is_not_taken_for_the_lowest():
+def test_a_nan_reward_has_no_quantile():
     assert np.isnan(quantiles.ecdf(jnp.nan, REFERENCES))
     assert np.isnan(quantiles.midpoint(1.0, REFERENCES.at[3].set(jnp.nan)))
     assert np.isnan(quantiles.ecdf(1.0, REFERENCES, jnp.zeros(7, bool))), "no reference, no quantile"
 
 
-def test_equal_references_have_std_zero_and_one_has_none():
+def test_equal_references_have_std_zero_and_a_single_one_has_nan():
     assert float(quantiles.reward_std(jnp.full(5, 2.0))) == 0
     assert np.isnan(quantiles.reward_std(jnp.array([2.0])))
     assert np.isfinite(jax.grad(quantiles.reward_std)(jnp.full(5, 2.0))).all()
@@ -143,38 +144,42 @@ def test_dtypes_are_kept():
 
 
 def test_mistakes_are_refused():
+    """Mistakes in data or settings are the user's; wrong shapes and missing keys are the caller's."""
     with pytest.raises(ValueError, match="vmap over completions"):
         quantiles.ecdf(jnp.ones(3), REFERENCES)
     with pytest.raises(ValueError, match="vmap over prompts"):
         quantiles.ecdf(1.0, jnp.ones((3, 5)))
-    with pytest.raises(ValueError, match="'lower'.*upper.*mid.*random"):
+    with pytest.raises(UserError, match="'lower'.*upper.*mid.*random") as error:
         quantiles.ecdf(1.0, REFERENCES, ties="lower")
+    assert error.value.about == ("ties",)
     with pytest.raises(ValueError, match="needs a key"):
         quantiles.ecdf(1.0, REFERENCES, ties="random")
     with pytest.raises(ValueError, match="'middle'.*both"):
         quantiles.clamp(0.5, 3, "middle")
-    with pytest.raises(ValueError, match="'mean'.*ecdf.*midpoint"):
+    with pytest.raises(UserError, match="'mean'.*ecdf.*midpoint") as error:
         quantiles.of_rank(1, 3, "mean")
+    assert error.value.about == ("estimator",)
 
 
 def test_too_few_references_are_refused():
-    """n = 1 leaves a clamped quantile one place, or none where f is finite; n = 0 leaves nothing at all."""
+    """With n = 1 a clamped quantile has one value, or none where f is finite; n = 0 has no quantile."""
     for name in ("normal-icdf", "scaled-normal-icdf", "logit", "log", "exponential-icdf"):
         transform = transforms.TRANSFORMS[name]
         quantiles.check_references([2, 6], transform)
         with pytest.raises(ValueError, match=f"n = 1 .*{name}.*at least 2"):
             quantiles.check_references([6, 1], transform)
         quantiles.check_references(1, transform, "midpoint")
-    with pytest.raises(ValueError, match="n = 0 .*identity.*at least 1"):
+    with pytest.raises(UserError, match="n = 0 .*identity.*at least 1") as error:
         quantiles.check_references(0, transforms.identity)
+    assert error.value.about == ("references",)
 
 
 def test_random_ties_are_uniform_by_chi_square():
-    """Every place that a reward has among 7 references of one grade is as likely as the others."""
+    """Every possible place of a reward among 5 tied references is equally likely."""
     draws, references = 40_000, jnp.array([2.0] * 5 + [1.0, 3.0])
     keys = jax.random.split(jax.random.key(2), draws)
-    drawn = jax.vmap(lambda key: quantiles.ecdf(2.0, references, ties="random", key=key))(keys)
-    counts = np.bincount(np.round(np.asarray(drawn) * 7).astype(int), minlength=8)
+    quantile = jax.vmap(lambda key: quantiles.ecdf(2.0, references, ties="random", key=key))(keys)
+    counts = np.bincount(np.round(np.asarray(quantile) * 7).astype(int), minlength=8)
     assert counts[0] == counts[7] == 0 and counts.sum() == draws
     expected = draws / 6
     chi_square = ((counts[1:7] - expected) ** 2 / expected).sum()
@@ -184,12 +189,12 @@ def test_random_ties_are_uniform_by_chi_square():
 
 @pytest.mark.parametrize("estimator", list(quantiles.ESTIMATORS))
 @pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf])
-def test_whatever_a_mask_hides_is_never_looked_at(estimator, hidden):
-    """Under jit and vmap over prompts of different n: estimate, tied share, std and the mask without its own."""
+def test_hidden_rewards_have_no_effect_under_jit_and_vmap(estimator, hidden):
+    """Estimate, tied share and the mask without the completion itself, over prompts of different n."""
     rng = np.random.default_rng(7)
     rewards, references = rng.integers(0, 3, 5) * 1.0, rng.integers(0, 3, (5, 7)) * 1.0
     mask = np.arange(7) < np.array([2, 3, 5, 6, 7])[:, None]
-    shown = np.where(mask, references, hidden)
+    masked = np.where(mask, references, hidden)
 
     def figures(reward, row, mask, key):
         mask = quantiles.exclude_own(reward, row, mask)
@@ -200,7 +205,7 @@ def test_whatever_a_mask_hides_is_never_looked_at(estimator, hidden):
         return jnp.stack([*estimates, quantiles.tied_share(reward, row, mask), jnp.sum(mask)])
 
     keys = jax.random.split(jax.random.key(1), 5)
-    got = jax.jit(jax.vmap(figures))(rewards, shown, mask, keys)
+    got = jax.jit(jax.vmap(figures))(rewards, masked, mask, keys)
     for i in range(5):
         alone = figures(rewards[i], references[i][mask[i]], None, keys[i])
         np.testing.assert_allclose(got[i], alone, rtol=1e-6)

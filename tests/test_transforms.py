@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrpo_jax import transforms
+from qrpo_jax.errors import UserError
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors" / "partition.json").read_text())
 NAMES = sorted({case["transform"] for case in VECTORS})
 POPULATION = ["identity", "log", "square", "sqrt", "normal-icdf"]
 
-# mpmath 1.3 with 60 digits, closed forms confirmed by quadrature; none of these betas is in
-# VECTORS, some lie on either side of the switch from closed form to series at beta = 1/2.
+# From mpmath 1.3 with 60 digits, closed forms confirmed by quadrature. None of these betas is in VECTORS; some are on
+# either side of beta = 1/2, where a series replaces the closed form.
 DIGITS = [
     ("identity", 0.0001, "9990.78965962802381726392803418126254317"),
     ("square", 0.0001, "9990.096562453715414172995175084899052653"),
@@ -73,7 +74,7 @@ def worst(rows: list[tuple[float, str]]) -> tuple[float, str]:
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 2e-6)])
 @pytest.mark.parametrize("name", NAMES)
 def test_log_z_is_the_log_of_the_integral(name, x64, tolerance):
-    """Every 60-digit quadrature of the vector file."""
+    """Against every 60-digit quadrature of the vector file."""
     rows = []
     with jax.enable_x64(x64):
         for case in (case for case in VECTORS if case["transform"] == name):
@@ -84,7 +85,7 @@ def test_log_z_is_the_log_of_the_integral(name, x64, tolerance):
 
 
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-13), (False, 1e-6)])
-def test_log_z_holds_between_the_vectors(x64, tolerance):
+def test_log_z_matches_sixty_digits_at_other_betas(x64, tolerance):
     rows = []
     with jax.enable_x64(x64):
         for name, beta, digits in DIGITS:
@@ -95,14 +96,14 @@ def test_log_z_holds_between_the_vectors(x64, tolerance):
 
 @pytest.mark.parametrize("name", POPULATION)
 def test_float32_log_z_and_slope_agree_with_float64_at_every_beta(name):
-    """From beta 1e-4 to 100, both finite; the slope in beta also equals a finite difference."""
+    """Both finite from beta 1e-4 to 100; the slope in beta also equals a finite difference."""
     betas = np.geomspace(1e-4, 100, 1201)
     log_z = transforms.get(name).log_z
     both = jax.vmap(jax.value_and_grad(log_z))
     with jax.enable_x64(False):
         single = [np.asarray(a, np.float64) for a in both(jnp.asarray(betas, jnp.float32))]
     with jax.enable_x64(True):
-        # At the float32 numbers themselves: the rounding of beta is not the formula's error.
+        # At the float32 betas themselves, so that rounding beta does not count as an error of the formula.
         rounded = jnp.asarray(betas.astype(np.float32), float)
         double = [np.asarray(a) for a in both(rounded)]
         width = 1e-5 * rounded
@@ -118,9 +119,9 @@ def test_float32_log_z_and_slope_agree_with_float64_at_every_beta(name):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(beta=st.floats(0.05, 20))
 def test_exp_f_over_beta_minus_log_z_has_mean_one(name, beta):
-    """E[exp(f(t) / beta - log Z)] = 1, t uniform: the definition of Z, by quadrature in Phi(z)."""
+    """E[exp(f(t) / beta - log Z)] = 1 for uniform t, the definition of Z, by quadrature over t = Phi(z)."""
     z, step = np.linspace(-8, 8, 4001, retstep=True)
-    # Under normal-icdf the mass sits at z = 1 / beta, beyond where t = Phi(z) can be told from 1.
+    # For normal-icdf the mass is near z = 1 / beta, where t = Phi(z) would round to 1.
     beta = max(beta, 0.5) if name == "normal-icdf" else beta
     transform = transforms.get(name)
     with jax.enable_x64(True):
@@ -133,7 +134,7 @@ def test_exp_f_over_beta_minus_log_z_has_mean_one(name, beta):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(low=st.floats(1e-4, 50), ratio=st.floats(1.01, 10))
 def test_beta_log_z_falls_towards_the_mean_of_f(low, ratio):
-    """beta log Z, the level a reward must pass to gain probability, falls as beta grows."""
+    """beta log Z, the level of f above which completions gain probability, falls as beta grows."""
     with jax.enable_x64(True):
         for name in POPULATION:
             transform = transforms.get(name)
@@ -157,7 +158,7 @@ def test_gaussian_is_the_affine_image_of_the_normal(shift, scale, beta):
 
 
 def test_scale_may_differ_by_prompt_and_be_zero():
-    """A prompt with equal references has a constant transform: log Z = 0, slopes finite."""
+    """A prompt with equal references has a constant transform, with log Z = 0 and finite slopes."""
     scale = jnp.array([0.0, 0.5, 2.0])
 
     def total(scale, beta):
@@ -172,7 +173,7 @@ def test_scale_may_differ_by_prompt_and_be_zero():
 
 @pytest.mark.parametrize("name", POPULATION)
 def test_dtypes_are_kept(name):
-    """float32 in, float32 out, float64 in, float64 out, and integers are taken as floats."""
+    """float32 stays float32, float64 stays float64, integers become floats."""
     with jax.enable_x64(True):
         transform = transforms.affine(transforms.get(name), 0.5, 2.0)
         single = jnp.asarray([0.3, 0.7], jnp.float32)
@@ -219,7 +220,7 @@ EVERY = [
 
 @pytest.mark.parametrize("name", EVERY)
 def test_log_z_takes_every_kind_of_beta(name):
-    """Numbers of Python and NumPy, arrays, jit, vmap and grad under each are one function."""
+    """Numbers of Python and NumPy, arrays, jit, vmap and grad all give the same values."""
     log_z = transforms.parse(name).log_z
     with jax.enable_x64(True):
         for beta in (3, np.int64(3), 3.0, np.float64(3), np.float32(3), jnp.asarray(3), jnp.asarray(3.0)):
@@ -244,7 +245,7 @@ def test_below_its_domain_log_z_is_refused_or_nan(name):
     for beta in (1.0, 1, 0.3, 0.0, -2.0, float("nan"), [2.0, 0.9], np.float32(1)):
         with pytest.raises(ValueError, match="no finite partition function.*must be above 1"):
             transform.log_z(beta)
-    # Traced numbers cannot be looked at; between 1/3 and 1/2 the formula of logit would be finite again.
+    # Traced numbers cannot be checked; between 1/3 and 1/2 the formula of logit would be finite again.
     assert np.isnan(jax.jit(transform.log_z)(jnp.asarray([1.0, 0.7, 0.45, 0.4, 0.2, 0.0, -3.0]))).all()
 
 
@@ -256,7 +257,7 @@ def test_every_transform_refuses_a_beta_that_is_not_positive():
         assert np.isnan(jax.jit(transforms.parse(name).log_z)(-1.0)), name
 
 
-def test_scales_that_differ_have_smallest_betas_that_differ():
+def test_each_scale_has_its_smallest_beta():
     scale = np.array([0.0, 0.5, 2.0])
     transform = transforms.affine(transforms.logit, scale=scale)
     assert transform.smallest_beta == 2
@@ -271,8 +272,8 @@ def test_scales_that_differ_have_smallest_betas_that_differ():
     assert np.isfinite(slopes).all()
 
 
-def test_a_sum_is_exact_next_to_its_smallest_beta():
-    """affine(f, 0, 3) at beta = 3 (1 + 1e-4) in float32: beta / 3 would have lost what log Z depends on."""
+def test_an_affine_image_is_exact_next_to_its_smallest_beta():
+    """affine(f, 0, 3) at beta = 3 (1 + 1e-4) in float32, where beta / 3 - 1 would have lost its digits."""
     for f in (transforms.exponential_icdf, transforms.logit):
         for scale in (3.0, 0.75):
             beta = np.float32(scale * 1.0001)
@@ -295,7 +296,7 @@ def test_a_name_can_be_parsed_again(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "allowed: identity"),
         ("cube", "allowed: identity"),
@@ -334,21 +335,43 @@ def test_a_name_can_be_parsed_again(text):
         ("(" * 300, "allowed"),
     ],
 )
-def test_texts_that_name_no_transform_are_refused_in_one_line(text, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_texts_that_name_no_transform_are_refused_in_one_line(text, message):
+    with pytest.raises(UserError, match=message) as error:
         transforms.parse(text)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and error.value.about == ("transform",)
+
+
+@pytest.mark.parametrize(
+    ("call", "about"),
+    [
+        (lambda: transforms.get("cubic"), ("transform",)),
+        (lambda: transforms.power(-0.5), ("p",)),
+        (lambda: transforms.threshold(1.5), ("q",)),
+        (lambda: transforms.piecewise_linear((0, 0)), ("knots",)),
+        (lambda: transforms.affine(transforms.log, scale=-1), ("scale",)),
+        (lambda: transforms.affine(transforms.log, shift=float("inf")), ("shift",)),
+        (lambda: transforms.from_function(jnp.square, clamp="top"), ("clamp",)),
+        (lambda: transforms.from_function(jnp.square, breaks=(2.0,)), ("breaks",)),
+        (lambda: transforms.from_function(jnp.sum), ("f",)),
+        (lambda: transforms.logit.log_z(0.7), ("transform", "beta")),
+        (lambda: transforms.log.log_z(-1.0), ("beta",)),
+    ],
+)
+def test_a_mistake_names_the_argument_at_fault(call, about):
+    with pytest.raises(UserError) as error:
+        call()
+    assert error.value.about == about, error.value
 
 
 def test_numbers_of_numpy_do_not_widen_float32():
     with jax.enable_x64(True):
         t, beta = jnp.float32(0.3), jnp.float32(0.5)
-        for made in (transforms.power(np.float64(0.65)), transforms.threshold(np.float64(0.7))):
-            assert made.apply(t).dtype == made.log_z(beta).dtype == jnp.float32, made.name
+        for transform in (transforms.power(np.float64(0.65)), transforms.threshold(np.float64(0.7))):
+            assert transform.apply(t).dtype == transform.log_z(beta).dtype == jnp.float32, transform.name
 
 
-def test_steps_and_knots_have_the_values_that_are_said():
-    """A knot that stands twice takes its later value, at the ends as well; NaN stays NaN."""
+def test_steps_and_knots_take_their_values():
+    """At a repeated knot f has the later value, at the ends too; NaN stays NaN."""
     f = transforms.piecewise_linear((0, -1), (0, 0), (0.5, 1), (0.5, 3), (1, 2), (1, 7)).apply
     np.testing.assert_allclose(f(jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])), [0, 0.5, 3, 2.5, 7])
     for name in ("piecewise-linear((0, 0), (1, 1))", "threshold(0.5)", "power(3)"):
@@ -369,31 +392,31 @@ def test_complements_are_f_at_one_minus_s(name):
 
 
 def affine_logit(beta: float, shift: float, scale: float) -> float:
-    """shift / beta + log(pi x / sin(pi x)), x = scale / beta; 1 - x in fractions, so that nothing cancels."""
+    """shift / beta + log(pi x / sin(pi x)), x = scale / beta, with 1 - x as a fraction, which does not cancel."""
     rest = float((Fraction(beta) - Fraction(scale)) / Fraction(beta))
     return shift / beta + math.log(math.pi * scale / beta / math.sin(math.pi * rest))
 
 
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 2e-6)])
-def test_affine_keeps_the_digits_of_numbers_that_float32_has_not(x64, tolerance):
-    """Made before anyone asked for float64; also next to the smallest beta, which is no float32 either."""
+def test_affine_keeps_the_digits_of_shift_and_scale_beyond_float32(x64, tolerance):
+    """Although it is built without float64; also next to the smallest beta, which is no float32 number either."""
     shift, scale = -1.4543, 10.409195860329845
     transform = transforms.affine(transforms.logit, shift, scale)
     edge = float(np.nextafter(np.float32(scale), np.float32(np.inf)))
     for beta in (edge, scale * (1 + 1e-4), 23.7):
         with jax.enable_x64(x64):
-            given = jnp.asarray(beta)
-            made, beta = float(transform.log_z(given)), float(given)
+            rounded = jnp.asarray(beta)
+            actual, beta = float(transform.log_z(rounded)), float(rounded)
         expected = affine_logit(beta, shift, scale)
-        assert abs(made / expected - 1) < tolerance, (beta, made, expected)
+        assert abs(actual / expected - 1) < tolerance, (beta, actual, expected)
 
 
-def test_a_transform_of_each_prompts_spread_is_not_shifted():
-    """Its spread would have multiplied the shift too."""
+def test_a_transform_scaled_by_prompt_cannot_be_shifted():
+    """The prompt's spread would multiply the shift too."""
     with pytest.raises(ValueError, match="differs from prompt to prompt; it cannot be shifted or scaled"):
         transforms.parse("affine(scaled-normal-icdf, 1, 1)")
 
 
-def test_an_unknown_clamp_is_refused_where_it_is_named():
+def test_an_unknown_clamp_is_refused():
     with pytest.raises(ValueError, match="has clamp 'top'; allowed: none, lower, upper, both"):
         transforms.from_function(jnp.square, clamp="top")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.lax import broadcast_to_rank
 
 from qrpo_jax.model.rope import LongRope, rotate
 from qrpo_jax.model.settings import DecoderSettings, Lora
@@ -56,7 +57,7 @@ def linear(
     if adapter is not None:
         flat = flat + adapter(x_BLxI)
     product = flat.reshape(*rows, *outputs)
-    return product if bias is None else product + bias[...].astype(x.dtype)
+    return product if bias is None else product + broadcast_to_rank(bias[...].astype(x.dtype), product.ndim)
 
 
 def _bias(wanted: bool, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param | None:
@@ -73,7 +74,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         x32, scale = x.astype(jnp.float32), self.scale[...].astype(jnp.float32)
-        over = tuple(range(-scale.ndim, 0))
+        over, scale = tuple(range(-scale.ndim, 0)), broadcast_to_rank(scale, x.ndim)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
         if self.rounds and x.dtype != jnp.float32:
             # Not by casting to x.dtype and back: the compiler may remove such a pair of casts.
@@ -94,8 +95,9 @@ class XIELU(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
-        above = jax.nn.softplus(self.alpha_p[...].astype(jnp.float32)) * x32 * x32
-        below = self.BETA + jax.nn.softplus(self.alpha_n[...].astype(jnp.float32))
+        alpha_p, alpha_n = (broadcast_to_rank(a[...].astype(jnp.float32), x.ndim) for a in (self.alpha_p, self.alpha_n))
+        above = jax.nn.softplus(alpha_p) * x32 * x32
+        below = self.BETA + jax.nn.softplus(alpha_n)
         below = below * (jnp.expm1(jnp.minimum(x32, self.EPSILON)) - x32)
         return (jnp.where(x32 > 0, above, below) + self.BETA * x32).astype(x.dtype)
 

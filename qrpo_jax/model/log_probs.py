@@ -48,7 +48,7 @@ def token_log_probs(
         logits_BxLxC = jnp.einsum("BLD,CD->BLC", hidden_BxLxD, columns_CxD, preferred_element_type=jnp.float32)
         logits_BxLxC = soft_cap(logits_BxLxC, cap) / temperature
         ids_C = start + jnp.arange(chunk)
-        logits_BxLxC = jnp.where(ids_C < vocab, logits_BxLxC, -jnp.inf)
+        logits_BxLxC = jnp.where((ids_C < vocab)[None, None], logits_BxLxC, -jnp.inf)
         # The maximum only shifts the exponents and needs no gradient.
         new_high_BxL = jnp.maximum(high_BxL, jax.lax.stop_gradient(logits_BxLxC.max(-1)))
         total_BxL = total_BxL * jnp.exp(high_BxL - new_high_BxL)
@@ -105,5 +105,5 @@ def row_log_probs(
 
 def sum_by_completion(values_BxL: Array, segments_BxL: Array, completions: int) -> Array:
     """Sums per-token values into the row's completions, float32 [B, S]; segment s fills slot s - 1."""
-    member_BxLxS = segments_BxL[..., None] == jnp.arange(1, completions + 1)
+    member_BxLxS = segments_BxL[..., None] == jnp.arange(1, completions + 1)[None, None]
     return jnp.sum(jnp.where(member_BxLxS, values_BxL[..., None], 0.0), axis=1)

@@ -85,7 +85,7 @@ def rotate(x_BxLxHxK: Array, positions_BxL: Array, inverse_frequencies: Array, s
       inverse_frequencies: [R/2]; the first R of the K dimensions are rotated, the others unchanged.
       scale: factor of the rotated dimensions.
     """
-    angles = positions_BxL[..., None].astype(jnp.float32) * inverse_frequencies
+    angles = positions_BxL[..., None].astype(jnp.float32) * inverse_frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     if scale != 1.0:
         cos, sin = cos * scale, sin * scale

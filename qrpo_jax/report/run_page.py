@@ -110,7 +110,7 @@ def headline(results: dict[str, Any], rewards: dict[str, list[np.ndarray]]) -> l
         ("95 % interval", *(" to ".join(map(number, results[side]["ci95"])) for side in SIDES)),
         ("Gain, with 95 % interval", "", f"{number(gain['mean_reward'], sign=True)} ({low} to {high})"),
     ]
-    # The reference's own completions have mean mid-rank quantile 1/2 by definition.
+    # The reference's completions have mean mid-rank quantile 1/2 by definition.
     figures = {side: {"mean_quantile": 0.5} | results[side] for side in SIDES}
     for name, label in HEADLINE.items():
         if name == "share_full_reward" and not in_unit_interval(rewards):

@@ -106,7 +106,7 @@ def answers(row: Row) -> Answers:
 def kl_estimates(
     job: Job, rows: dict[str, list[Row]], parameters: dict[str, Parameters]
 ) -> dict[str, dict[str, float]]:
-    """KL in nats per completion from each side to the other, estimated from its own samples.
+    """KL in nats per completion from each side to the other, estimated from samples of the first.
 
     Log-probabilities come from the function that training uses. Greedy and truncated sampling have no estimate: the
     distribution that is sampled is then not the one that the log-probabilities describe.

@@ -175,7 +175,7 @@ OBJECTIVES = {
     ),
     "dpo": Objective(
         dpo,
-        "nats a pair",
+        "nats per pair",
         ("beta",),
         pairwise=True,
         drops_ties=True,
@@ -192,13 +192,13 @@ OBJECTIVES = {
     ),
     "simpo": Objective(
         simpo,
-        "nats a pair",
+        "nats per pair",
         ("beta", "gamma_beta_ratio"),
         pairwise=True,
         needs_reference=False,
         drops_ties=True,
     ),
-    "sft": Objective(sft, "nats a token", needs_reference=False, length_divisible=True),
+    "sft": Objective(sft, "nats per token", needs_reference=False, length_divisible=True),
 }
 
 
@@ -217,23 +217,16 @@ def _positive(beta: float) -> float:
     return beta
 
 
-def _transform(name: str) -> Transform:
-    try:
-        return transforms.parse(name)
-    except ValueError as error:
-        raise UserError(str(error), about="transform") from None
-
-
 def _regression(loss: str) -> str:
     if loss not in losses.REGRESSION:
         raise UserError(f"loss is {loss!r}; allowed: {', '.join(losses.REGRESSION)}", about="loss")
     return loss
 
 
-# From an option's value in a config to the argument of the loss.
+# For each option the function from its value in a config to the argument of the loss.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "beta": _positive,
-    "transform": _transform,
+    "transform": transforms.parse,
     "loss": _regression,
     "gamma_beta_ratio": float,
 }

@@ -1,4 +1,4 @@
-"""Views of rows: which completions are trained on, and where each one ranks among its references."""
+"""Views of rows: the completions that are selected, and the rank of each among its references."""
 
 import dataclasses
 
@@ -32,15 +32,15 @@ def row(name, rewards, *, sources=None, extra=(), prompt="xyz", **options):
 def rows(count=7, seed=0, ties=False):
     """Rows of 4 to 7 reference completions, one dataset completion each, and up to two further rewards."""
     rng = np.random.default_rng(seed)
-    made = []
+    result = []
     for i in range(count):
         n = int(rng.integers(4, 8))
         rewards = rng.integers(0, 4, n + 1) / 3 if ties else rng.normal(size=n + 1)
         rewards = rewards.astype(np.float32).tolist()
         sources = ["reference"] * n
         sources.insert(int(rng.integers(0, n + 1)), "dataset")
-        made.append(row(f"r{i}", rewards, sources=sources, extra=rng.normal(size=i % 3)))
-    return made
+        result.append(row(f"r{i}", rewards, sources=sources, extra=rng.normal(size=i % 3)))
+    return result
 
 
 def built(data, transform="identity", **view):
@@ -49,7 +49,7 @@ def built(data, transform="identity", **view):
 
 def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf", ties="upper"):
     """name -> (quantile, share of ties), one completion at a time."""
-    found = {}
+    expected = {}
     for r in data:
         for i, c in enumerate(r.completions):
             pool = [(j, x.reward) for j, x in enumerate(r.completions) if x.source == "reference"]
@@ -63,8 +63,8 @@ def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf"
             else:
                 low, high = {"none": (0, 1), "lower": (1 / n, 1), "both": (1 / n, 1 - 1 / n)}[transform.clamp]
                 quantile = np.clip(rank / n, low, high)
-            found[f"{r.id}/{i}"] = quantile, (others == reward).mean()
-    return found
+            expected[f"{r.id}/{i}"] = quantile, (others == reward).mean()
+    return expected
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -87,8 +87,8 @@ def test_quantiles_and_ties_equal_counting_by_hand(transform, options, tied):
     np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6, atol=1e-7)
 
 
-def test_own_reward_is_dropped_only_from_ones_own_references():
-    """A completion of the data set is not among the references, not even where its reward equals one of theirs."""
+def test_a_reward_is_excluded_only_where_the_completion_is_a_reference():
+    """A completion of the data set is not among the references, not even where its reward equals a reference's."""
     data = [row("r", [1.0, 2.0, 2.0, 3.0], sources=["reference", "dataset", "reference", "reference"])]
     table = built(data)
     np.testing.assert_allclose(table.completions_C.quantile, [0 / 2, 2 / 3, 1 / 2, 2 / 2])
@@ -127,7 +127,7 @@ def test_singles_are_all_completions_alone_and_first_limits_them():
     assert [len(u) for u in built(data).units] == [1] * sum(len(r.completions) for r in data)
     table = built(data, first=2)
     assert table.names == tuple(f"{r.id}/{i}" for r in data for i in range(2))
-    # They are still ranked against all references.
+    # All references still count in their ranks.
     full = by_hand(data, transforms.identity)
     np.testing.assert_allclose(table.completions_C.quantile, [full[name][0] for name in table.names], rtol=1e-6)
 
@@ -162,25 +162,25 @@ def test_rows_without_a_pair_are_counted():
 @pytest.mark.parametrize("ties", ["upper", "mid"])
 @pytest.mark.parametrize("estimator", ["ecdf", "midpoint"])
 @pytest.mark.parametrize("transform", ["identity", "normal-icdf"])
-def test_empirical_log_z_makes_the_references_of_each_prompt_average_to_one(transform, estimator, ties):
+def test_with_empirical_log_z_exp_of_the_target_over_beta_averages_to_one_a_prompt(transform, estimator, ties):
     """Exactly, whatever the ties: sum over a prompt's references of exp(f(R_q) / beta - log Z) = n."""
     beta = 0.3
     rewards = [[c.reward for c in r.completions if c.source == "reference"] for r in rows(11, ties=True)]
-    data = [row(f"r{i}", own) for i, own in enumerate(rewards)]
+    data = [row(f"r{i}", values) for i, values in enumerate(rewards)]
     view = VIEW._replace(estimator=estimator, ties=ties, partition="empirical")
     chosen = transforms.TRANSFORMS[transform]
     table = build_examples(data, TEXT, view, chosen, beta=lambda length_C: beta)
     terms = np.exp(np.asarray(chosen.apply(table.completions_C.quantile), float) / beta - table.completions_C.log_z)
     owners = np.asarray([name.split("/")[0] for name in table.names])
     for owner in np.unique(owners):
-        own = owners == owner
-        assert terms[own].mean() == pytest.approx(1, rel=1e-5), (owner, terms[own])
-        assert np.ptp(table.completions_C.log_z[own]) < 1e-5, table.completions_C.log_z[own]
+        here = owners == owner
+        assert terms[here].mean() == pytest.approx(1, rel=1e-5), (owner, terms[here])
+        assert np.ptp(table.completions_C.log_z[here]) < 1e-5, table.completions_C.log_z[here]
 
 
 @pytest.mark.parametrize("transform", ["identity", "scaled-normal-icdf"])
 @pytest.mark.parametrize("name", ["population", "finite_sample", "empirical"])
-def test_log_z_is_that_of_each_completions_own_beta_and_references(name, transform):
+def test_log_z_belongs_to_each_completions_beta_and_references(name, transform):
     data = rows(ties=True)
     chosen = transforms.TRANSFORMS[transform]
     lengths = []
@@ -201,8 +201,8 @@ def test_log_z_is_that_of_each_completions_own_beta_and_references(name, transfo
         others = np.asarray([*others, *r.reference_rewards], np.float32)
         assert table.completions_C.references[c] == len(others)
         scaled = transforms.scale_by(chosen, float(table.completions_C.reward_scale[c]))
-        own = float(2.0 / table.completions_C.length[c])
-        want = partition.log_z(name, scaled, own, r.completions[j].reward, others, ties="mid")
+        beta_of_c = float(2.0 / table.completions_C.length[c])
+        want = partition.log_z(name, scaled, beta_of_c, r.completions[j].reward, others, ties="mid")
         assert table.completions_C.log_z[c] == pytest.approx(float(want), rel=1e-5), label
 
 
@@ -221,7 +221,7 @@ def test_a_beta_without_a_partition_function_is_refused_unless_ranks_bound_it():
     "selector, expected",
     [("both", {(0.5, 0.5)}), ("chosen", {(1, 0)}), ("rejected", {(0, 1)}), ("random", {(1, 0), (0, 1)})],
 )
-def test_selectors_weigh_the_sides_of_a_pair_and_leave_singles_alone(selector, expected):
+def test_selectors_set_the_weights_of_pairs_and_singles_keep_weight_one(selector, expected):
     table = built(rows(31), units="best_worst", selector=selector)
     assert {tuple(pair) for pair in table.completions_C.weight.reshape(-1, 2).tolist()} == expected
     assert (built(rows(), selector=selector).completions_C.weight == 1).all()
@@ -261,7 +261,7 @@ def test_tokens_are_prompt_then_completion_with_the_end_only_if_it_ended():
     assert table.counts["cut by length limit"] == 1
 
 
-def test_what_is_too_long_is_dropped_with_its_pair_and_counted():
+def test_completions_that_are_too_long_are_dropped_with_their_pair_and_counted():
     long = row("long", [1.0, 2.0, 3.0])
     bodies = [[5] * 9, [5] * 2, [5] * 3]
     long = dataclasses.replace(
@@ -284,7 +284,7 @@ def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
     data = [row("r", [1.0, 2.0], tokens=[5] * 9), row("s", [1.0, 2.0], tokens=[5] * 12)]
     table = built(data, max_tokens=12, over_long="truncate_prompt_left")
     assert table.names == ("r/0", "r/1") and table.prompt_lengths_C.tolist() == [3, 3]
-    # What begins every sequence stays; the oldest words go.
+    # The BOS token stays; the oldest words go.
     assert table.tokens[:12].tolist() == [TEXT.tokenizer.bos_token_id, *TEXT.encode("yz"), *[5] * 9]
     assert table.counts["prompts cut"] == 2 and table.counts["dropped: too long"] == 2
 
@@ -296,7 +296,7 @@ def test_unit_lengths_and_sizes_add_up_over_pairs():
     assert (table.unit_sizes() == 2).all()
 
 
-def test_nothing_is_ranked_where_no_transform_asks_for_it():
+def test_without_a_transform_nothing_is_ranked_and_rewards_may_be_nan():
     table = build_examples([row("r", [float("nan")])], TEXT, VIEW, None)
     assert np.isnan(table.completions_C.quantile).all() and np.isnan(table.completions_C.reward).all()
 
@@ -327,7 +327,7 @@ def test_rows_that_cannot_be_trained_on_are_refused_in_one_line(bad, transform, 
     assert "\n" not in str(caught.value)
 
 
-def test_pairs_of_equal_reward_are_counted_and_dropped_where_only_better_and_worse_count():
+def test_pairs_of_equal_reward_are_counted_and_dropped_on_request():
     data = [row("r", [1.0, 1.0]), row("s", [0.0, 2.0])]
     kept = built(data, units="random_pairs")
     assert kept.counts["pairs of equal reward"] == 1 and len(kept.units) == 2
@@ -336,7 +336,7 @@ def test_pairs_of_equal_reward_are_counted_and_dropped_where_only_better_and_wor
     assert dropped.names[dropped.units[0][0]] == "s/1"
 
 
-def test_where_references_are_not_needed_their_absence_is_not_refused():
+def test_rows_without_references_are_refused_only_where_references_are_needed():
     data = [row("r", [1.0, 0.0], sources=("dataset", "dataset"))]
     with pytest.raises(ValueError, match="n = 0"):
         built(data)

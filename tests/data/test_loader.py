@@ -11,7 +11,7 @@ TABLE = tiny.examples(23)
 PLAN = tiny.plan(TABLE, batch_units=5, epochs=2, seed=0)
 
 
-def test_every_completion_stands_whole_in_its_slot():
+def test_every_completion_is_whole_in_its_slot_with_its_numbers():
     seen = []
     for index in range(PLAN.steps):
         batch = assemble(TABLE, PLAN, index)
@@ -48,7 +48,7 @@ def test_share_of_padding_is_that_of_the_plan():
     assert abs(empty - PLAN.padding) < 1e-12
 
 
-def test_pairs_stand_in_neighbouring_slots_of_one_row_the_better_one_first():
+def test_pairs_occupy_neighbouring_slots_of_one_row_the_higher_reward_first():
     table = tiny.examples(34, pairs=True)
     plan = tiny.plan(table, batch_units=5, seed=1)
     count = 0
@@ -67,13 +67,13 @@ def equal(first, second):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
-def test_the_iterator_gives_the_batches_of_the_plan_in_order_and_ends():
+def test_the_iterator_yields_the_batches_of_the_plan_in_order_and_ends():
     got = list(batches(TABLE, PLAN))
     assert len(got) == PLAN.steps
     assert all(equal(batch, assemble(TABLE, PLAN, i)) for i, batch in enumerate(got))
 
 
-def test_a_restored_iterator_gives_the_batches_that_would_have_come():
+def test_a_restored_iterator_yields_the_remaining_batches():
     for taken in (0, 1, 4, PLAN.steps - 1):
         iterator = batches(TABLE, PLAN)
         for _ in range(taken):

@@ -1,4 +1,4 @@
-"""Packing plans: everything once an epoch, nothing over the edge, pairs together, the same every time."""
+"""Packing plans: every unit once an epoch, rows within their limits, the same plan for the same seed."""
 
 import math
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrpo_jax.data.packing import plan_batches, plan_rows
+from qrpo_jax.errors import UserError
 
 units = st.lists(st.tuples(st.integers(1, 31), st.sampled_from([1, 2])), min_size=1, max_size=41)
 
@@ -30,7 +31,7 @@ def check_rows(plan, lengths, sizes):
 
 @settings(max_examples=60, deadline=None)
 @given(units, st.integers(1, 9), st.integers(1, 3), st.integers(0, 5), st.integers(1, 4))
-def test_every_unit_exactly_once_an_epoch_in_batches_of_exactly_so_many(drawn, size, epochs, seed, multiple):
+def test_plans_hold_every_unit_once_an_epoch_in_batches_of_equal_size(drawn, size, epochs, seed, multiple):
     lengths, sizes = arrays(drawn)
     options = dict(batch_units=size, row_tokens=37, slots=3, epochs=epochs, row_multiple=multiple)
     plan = plan_batches(lengths, sizes, seed=seed, **options)
@@ -87,11 +88,16 @@ def test_first_fit_decreasing_leaves_little_padding():
 
 
 @pytest.mark.parametrize(
-    "lengths, sizes, message",
-    [([], [], "nothing to pack"), ([3, 38], [1, 1], "38 tokens"), ([3, 5], [1, 4], "4 completions")],
+    "lengths, sizes, message, about",
+    [
+        ([], [], "nothing to pack", "lengths"),
+        ([3, 38], [1, 1], "38 tokens", "row_tokens"),
+        ([3, 5], [1, 4], "4 completions", "slots"),
+    ],
 )
-def test_what_no_row_can_hold_is_refused(lengths, sizes, message):
-    with pytest.raises(ValueError, match=message):
+def test_units_that_no_row_can_hold_are_refused_about_an_argument(lengths, sizes, message, about):
+    with pytest.raises(UserError, match=message) as of_batches:
         plan_batches(np.asarray(lengths), np.asarray(sizes), batch_units=2, row_tokens=37, slots=3)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message) as of_rows:
         plan_rows(np.asarray(lengths), np.asarray(sizes), 37, 3, 2)
+    assert of_batches.value.about == of_rows.value.about == (about,)

@@ -10,10 +10,10 @@ from qrpo_jax.evaluation import ties
 def test_ties_are_those_of_the_quantiles_of_training() -> None:
     """A completion that is a reference itself is compared with the others, as `quantiles.exclude_own` has it."""
     rng = np.random.default_rng(0)
-    own, further = rng.integers(0, 3, 5).astype(np.float32), rng.integers(0, 3, 7).astype(np.float32)
-    reward_S = np.concatenate([own, rng.integers(0, 3, 2).astype(np.float32)])
+    sampled, further = rng.integers(0, 3, 5).astype(np.float32), rng.integers(0, 3, 7).astype(np.float32)
+    reward_S = np.concatenate([sampled, rng.integers(0, 3, 2).astype(np.float32)])
     is_reference_S = np.arange(7) < 5
-    reward_N = np.concatenate([own, further])
+    reward_N = np.concatenate([sampled, further])
     comparisons = ties.compare_with_references(reward_S, is_reference_S, reward_N)
 
     def share(reward: jax.Array, is_reference: bool) -> float:

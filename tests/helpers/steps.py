@@ -1,4 +1,4 @@
-"""A step of the tiny policy on fourteen completions, and what two updates must agree on."""
+"""A step of the tiny policy on fourteen completions, and the comparison of two updates."""
 
 import functools
 
@@ -68,8 +68,8 @@ def plain(name="qrpo"):
 def assert_same_update(got, want, *, reordered=False):
     """Loss, gradient norm, diagnostics and new parameters.
 
-    Adam divides by the gradient's size, so where a gradient is rounding and nothing else, its sign decides a whole
-    step of the learning rate; the moments, of which it is the first after one step, are what is compared there.
+    Adam divides by the gradient's size. Where a gradient is nothing but rounding, its sign decides a whole step of the
+    learning rate; such parameters are left out, and their moments are compared instead.
     """
     (state, metrics), (other, others) = got, want
     names = set(metrics) - ({"losses_BxS"} | ({"padding"} if reordered else set()))
@@ -85,5 +85,5 @@ def assert_same_update(got, want, *, reordered=False):
 
 def moments(state):
     """Adam's first moments: 0.1 times the clipped gradient after one step."""
-    found = [x.mu for x in jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
-    return found[0]
+    parts = jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "mu"))
+    return next(part.mu for part in parts if hasattr(part, "mu"))

@@ -39,12 +39,12 @@ def note(path: Path) -> Stage:
     return Stage(run, check_nothing, sections=("log",), needs_model=False)
 
 
-def toy_job(workdir: Path, stages: dict[str, Stage], **overrides: Any) -> Job:
+def toy_job(workdir: Path, table: dict[str, Stage], **overrides: Any) -> Job:
     config = default.get_config()
-    config.stages = tuple(stages)
+    config.stages = tuple(table)
     for key, value in overrides.items():
         config[key] = value
-    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES | stages)
+    return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES | table)
 
 
 def test_a_stage_is_one_record_in_the_table(tmp_path: Path) -> None:

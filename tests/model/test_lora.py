@@ -335,7 +335,7 @@ def tuned(folder, workdir, stages, **train):
 def finished(tmp_path_factory):
     folder = base_folder(tmp_path_factory.mktemp("model") / "base")
     stages = ("sample", "train", "evaluate", "export")
-    job = tuned(folder, tmp_path_factory.mktemp("run"), stages, reference="on_the_fly")
+    job = tuned(folder, tmp_path_factory.mktemp("run"), stages, reference_log_probs="on_the_fly")
     assert pipeline.run(job)
     return job, folder
 
@@ -437,7 +437,7 @@ def test_what_cannot_be_adapted_is_refused(change, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"lora__rank": -1}, "lora.rank is -1; it must be at least 1, or 0 for none"),
+        ({"lora__rank": -1}, "lora.rank is -1; it must be at least 0"),
         ({"lora__rank": 2, "lora__targets": "nothing"}, "matches no module"),
         ({"lora__rank": 2, "stages": ("sft", "sample")}, "only stage 'train' has adapters"),
         ({"train__reference_log_probs": "later"}, "train.reference_log_probs is 'later'; allowed: stored, on_the_fly"),

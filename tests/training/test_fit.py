@@ -114,9 +114,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_rows_and_last_good_check
 
 
 def test_a_loss_that_is_not_finite_before_the_first_checkpoint_says_so(tmp_path):
-    reference = np.full_like(TABLE.reference_log_prob_C, np.nan)
+    reference = np.full_like(TABLE.completions_C.reference_log_prob, np.nan)
     with pytest.raises(NonFiniteLossError, match="^step 1: loss nan.* last good checkpoint: none yet$"):
-        run(tmp_path, table=TABLE._replace(reference_log_prob_C=reference))
+        run(tmp_path, table=tiny.with_numbers(TABLE, reference_log_prob=reference))
     assert figures(tmp_path) == []
 
 

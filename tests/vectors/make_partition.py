@@ -2,9 +2,10 @@
 
     python tests/vectors/make_partition.py
 
-Nothing of qrpo_jax is used. Z = int_0^1 exp(f(t) / beta) dt is integrated as it stands, f measured from its largest
-value, over pieces between the points where f jumps or bends and ever closer to both ends; where f is infinite at an
-end, over L = -log of the distance to that end, or over z = Phi^{-1}(t). Where a closed form is known it must agree.
+The script is independent of qrpo_jax. It integrates Z = int_0^1 exp(f(t) / beta) dt directly, with f relative to its
+largest value, over pieces between the points where f jumps or bends and increasingly close to both ends. If f is
+infinite at an end, it integrates over L = -log of the distance to that end, or over z = Phi^{-1}(t). Where a closed
+form exists, it must agree.
 """
 
 import json
@@ -23,18 +24,18 @@ INF = mp.inf
 
 
 def single(x: float) -> float:
-    """The float32 next to x: these are exact in both precisions."""
+    """The float32 nearest to x, which is exact in both precisions."""
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
 def moments(f: Callable, beta, breaks=()) -> tuple:
-    """log Z and E*[f] of a bounded f; `f(t, s)` is given t and s = 1 - t."""
+    """log Z, E*[f] and E[f] of a bounded f(t, s), s = 1 - t."""
     beta = mp.mpf(beta)
     cuts = sorted({mp.mpf(b) for b in breaks} | {mp.mpf(0), mp.mpf("0.5"), mp.mpf(1)})
     pieces = []
     for a, b in zip(cuts, cuts[1:], strict=False):
         width = b - a
-        # From either end of the piece inwards, in distances to that end.
+        # Inwards from either end of the piece, as distances to that end.
         for end, sign in ((a, 1), (b, -1)):
             near = [mp.mpf(0), *(width * e for e in ENDS), width / 2]
             pieces += [(end, sign, low, high) for low, high in zip(near, near[1:], strict=False)]
@@ -53,7 +54,7 @@ def moments(f: Callable, beta, breaks=()) -> tuple:
 
 
 def moments_on_line(f: Callable, log_density: Callable, beta, points) -> tuple:
-    """The same for f(v), v on the line with the log-density that t uniform gives it."""
+    """The same for f(v), with v on the real line and its log-density for uniform t."""
     beta = mp.mpf(beta)
     middle = [v for v in points if abs(v) != INF]
     top = max(f(v) / beta + log_density(v) for v in middle)
@@ -66,13 +67,13 @@ def normal(beta):
     beta = mp.mpf(beta)
     centre, half = 1 / beta, mp.log(2 * mp.pi) / 2
     tilted = [centre + d for d in (-40, -20, -10, -5, -2, 0, 2, 5, 10, 20, 40)]
-    found = moments_on_line(lambda v: v, lambda v: -v * v / 2 - half, beta, tilted)
-    assert mp.almosteq(found[0], centre**2 / 2, 1e-50)
-    return found[0], found[1], mp.mpf(0)
+    log_z, first, _ = moments_on_line(lambda v: v, lambda v: -v * v / 2 - half, beta, tilted)
+    assert mp.almosteq(log_z, centre**2 / 2, 1e-50)
+    return log_z, first, mp.mpf(0)
 
 
 def with_tails(f_of_low: Callable, f_of_high: Callable, beta, decay) -> tuple:
-    """f infinite at an end: f_of_low(L), L = -log t, for t < 1/2; f_of_high(L), L = -log(1 - t), above.
+    """The same for f infinite at an end: f_of_low(L), L = -log t, for t < 1/2; f_of_high(L), L = -log(1 - t), above.
 
     decay: the slowest rate at which exp(f / beta - L) falls.
     """
@@ -100,7 +101,7 @@ def step(q):
 
 def polygon(knots):
     def f(t, s):
-        # From whichever knot lies left of t, the later one where two share their t.
+        # From the last knot left of t; of two knots at the same t, the later one.
         for (a, low), (b, high) in reversed(list(zip(knots, knots[1:], strict=False))):
             if a <= t and a < b:
                 a, b, low, high = (mp.mpf(x) for x in (a, b, low, high))
@@ -114,7 +115,7 @@ def number(x: float) -> str:
     return repr(float(x))
 
 
-# Functions as a user would give them; tests/test_integrals.py has the same in JAX.
+# Functions as users would define them; tests/test_integrals.py has the same in JAX.
 USER = {
     "sin3": (lambda t, s: mp.sin(3 * t), ()),
     "bump": (lambda t, s: t * s, ()),
@@ -125,7 +126,7 @@ USER = {
     "root_of_rest": (lambda t, s: -mp.sqrt(s), ()),
     "minus_inverse": (lambda t, s: -1 / t if t else mp.mpf("-1e70"), ()),
 }
-# Infinite at an end: f in terms of -log of the distance to either end.
+# Infinite at an end: f as a function of -log of the distance to either end.
 USER_TAILS = {
     "exponential": (lambda v: -log1m(v), lambda v: v, 1.0),
     "tilted_exponential": (lambda v: -log1m(v) + mp.exp(-v), lambda v: v + 1 - mp.exp(-v), 1.0),
@@ -151,19 +152,19 @@ def cases(rng: np.random.Generator):
 
         def of_power(b, p=float(p)):
             p, b = mp.mpf(p), mp.mpf(b)
-            found = moments(lambda t, s: t**p if t else mp.mpf(0), b)
+            figures = moments(lambda t, s: t**p if t else mp.mpf(0), b)
             known = mp.log(mp.hyp1f1(1 / p, 1 + 1 / p, 1 / b)) if b > 1e-3 else None
-            assert known is None or mp.almosteq(found[0], known, 1e-30), (p, b, found[0], known)
-            return found
+            assert known is None or mp.almosteq(figures[0], known, 1e-30), (p, b, figures[0], known)
+            return figures
 
         plain.append((f"power({number(p)})", 0, 5, of_power))
     for q in [*rng.uniform(0, 1, 5), 0.001, 0.999, 1e-6]:
 
         def of_step(b, q=float(q)):
-            found = moments(step(q), b, (q,))
+            figures = moments(step(q), b, (q,))
             known = mp.log(mp.mpf(q) + (1 - mp.mpf(q)) * mp.exp(1 / mp.mpf(b)))
-            assert mp.almosteq(found[0], known, 1e-50)
-            return found
+            assert mp.almosteq(figures[0], known, 1e-50)
+            return figures
 
         plain.append((f"threshold({number(q)})", 0, 4, of_step))
     polygons = [((0.0, 0.0), (0.8, 0.1), (1.0, 1.0)), ((0.0, -1.0), (0.25, -0.2), (0.25, 0.3), (0.9, 0.3), (1.0, 0.1))]
@@ -176,26 +177,26 @@ def cases(rng: np.random.Generator):
         plain.append((text, 0, 7, lambda b, k=knots, br=breaks: moments(polygon(k), b, br)))
 
     def of_exponential(b):
-        found = with_tails(*USER_TAILS["exponential"][:2], b, 1 - 1 / mp.mpf(b))
-        assert mp.almosteq(found[0], mp.log(mp.mpf(b) / (mp.mpf(b) - 1)), 1e-40)
-        return found
+        figures = with_tails(*USER_TAILS["exponential"][:2], b, 1 - 1 / mp.mpf(b))
+        assert mp.almosteq(figures[0], mp.log(mp.mpf(b) / (mp.mpf(b) - 1)), 1e-40)
+        return figures
 
     def of_logit(b):
-        found = with_tails(lambda v: -v - log1m(v), lambda v: log1m(v) + v, b, 1 - 1 / mp.mpf(b))
-        assert mp.almosteq(found[0], mp.log(mp.pi / mp.mpf(b) / mp.sin(mp.pi / mp.mpf(b))), 1e-40)
-        return found
+        figures = with_tails(lambda v: -v - log1m(v), lambda v: log1m(v) + v, b, 1 - 1 / mp.mpf(b))
+        assert mp.almosteq(figures[0], mp.log(mp.pi / mp.mpf(b) / mp.sin(mp.pi / mp.mpf(b))), 1e-40)
+        return figures
 
     def of_log(b):
-        found = with_tails(lambda v: -v, lambda v: log1m(v), b, mp.mpf(1))
-        assert mp.almosteq(found[0], mp.log(mp.mpf(b) / (mp.mpf(b) + 1)), 1e-40)
-        return found
+        figures = with_tails(lambda v: -v, lambda v: log1m(v), b, mp.mpf(1))
+        assert mp.almosteq(figures[0], mp.log(mp.mpf(b) / (mp.mpf(b) + 1)), 1e-40)
+        return figures
 
     plain += [("log", 0, 10, of_log), ("normal-icdf", 0, 10, normal)]
     plain += [("exponential-icdf", 1, 8, of_exponential), ("logit", 1, 8, of_logit)]
     for text, smallest, count, of in plain:
         for beta in above(1, count) if smallest else betas(count):
             yield text, beta, *of(beta)
-        # Sums a + b f, with b a float32 so that beta / b is what both precisions are asked for.
+        # Affine images a + b f; b is a float32 number, so both precisions evaluate the same beta / b.
         shift, scale = single(rng.normal()), single(math.exp(rng.normal(0, 0.7)))
         for beta in betas(2) if not smallest else betas(2, 1.02 * scale, 100):
             log_z, first, mean = of(mp.mpf(beta) / mp.mpf(scale))

@@ -39,14 +39,14 @@ def attend_cached(
     prompt = jnp.einsum("PnGRK,PGKL->PnGRL", q_PxnxGxRxK, prompt_k_PxGxKxL, preferred_element_type=f32) * scale
     completion = jnp.einsum("BGRK,BGKT->BGRT", q_BxGxRxK, k_BxGxKxT, preferred_element_type=f32) * scale
     prompt, completion = soft_cap(prompt, cap), soft_cap(completion, cap)
-    in_prompt_PxL = jnp.arange(width) < prompt_lengths_P[:, None]
+    in_prompt_PxL = jnp.arange(width)[None] < prompt_lengths_P[:, None]
     in_completion_T = jnp.arange(completion.shape[-1]) < filled
     if window is not None:
         # The query is at position prompt length + filled - 1; slot t of its completion at prompt length + t.
-        in_prompt_PxL &= in_window(prompt_lengths_P[:, None] + filled - 1, jnp.arange(width), window)
+        in_prompt_PxL &= in_window(prompt_lengths_P[:, None] + filled - 1, jnp.arange(width)[None], window)
         in_completion_T &= in_window(filled - 1, jnp.arange(completion.shape[-1]), window)
     prompt = jnp.where(in_prompt_PxL[:, None, None, None, :], prompt, -jnp.inf)
-    completion = jnp.where(in_completion_T, completion, -jnp.inf)
+    completion = jnp.where(in_completion_T[None, None, None], completion, -jnp.inf)
     high = jnp.maximum(prompt.max(-1).reshape(completion.shape[:-1]), completion.max(-1))[..., None]
     prompt = jnp.exp(prompt - high.reshape(*prompt.shape[:-1], 1))
     completion = jnp.exp(completion - high)
