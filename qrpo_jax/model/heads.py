@@ -113,9 +113,9 @@ class GatedObjectives(NamedTuple):
         rewards_BxO = _linear(last_BxD, tensors["regression_layer.weight"])
         x = gate_BxD
         for i in range(self.gate_layers + 1):
-            x = _linear(x, tensors[f"gating.layers.{i}.weight"]) + tensors[f"gating.layers.{i}.bias"]
+            x = _linear(x, tensors[f"gating.layers.{i}.weight"]) + tensors[f"gating.layers.{i}.bias"][None]
             x = jax.nn.relu(x) if i < self.gate_layers else x
-        gate_BxO = jax.nn.softmax(x / self.temperature) * tensors["gating.logit_scale"]
+        gate_BxO = jax.nn.softmax(x / self.temperature) * tensors["gating.logit_scale"][None]
         adjusted_BxO = _linear(rewards_BxO, tensors["reward_transform_matrix"].T)
         return (gate_BxO * adjusted_BxO).sum(-1)
 
