@@ -5,7 +5,7 @@ template lays it out from its first token to its last, as the cards of the publi
 beginning of sequence; Skywork's card removes it again. A completion that was cut off is closed like any other.
 Conversations of more than `max_tokens` tokens get no score; nothing is ever cut.
 
-A score does not depend on what shares its batch: each conversation is a row of its own, with padding behind its end.
+A score does not depend on what shares its batch: each conversation has its own row, with padding behind its end.
 Batches of another shape are summed in another order, which in float32 changes scores by less than 1e-5 of their size.
 """
 
