@@ -160,16 +160,17 @@ def check_optimization(config: Any, stage: str) -> None:
 def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
     """Packs the examples of all epochs into batches whose rows split over the mesh and into microbatches."""
     pack = job.config.pack
-    return plan_batches(
-        examples.unit_lengths(),
-        examples.unit_sizes(),
-        batch_units=section.batch_size,
-        row_tokens=pack.row_tokens,
-        slots=pack.slots,
-        epochs=section.epochs,
-        seed=job.config.seed,
-        row_multiple=axis_size(job.mesh, "rows") * section.microbatches,
-    )
+    with located(lengths="select", row_tokens="pack.row_tokens", slots="pack.slots"):
+        return plan_batches(
+            examples.unit_lengths(),
+            examples.unit_sizes(),
+            batch_units=section.batch_size,
+            row_tokens=pack.row_tokens,
+            slots=pack.slots,
+            epochs=section.epochs,
+            seed=job.config.seed,
+            row_multiple=axis_size(job.mesh, "rows") * section.microbatches,
+        )
 
 
 def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | None) -> None:

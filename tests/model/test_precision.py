@@ -20,7 +20,7 @@ OPTIMIZER, _ = make_optimizer(OPTIMIZATION, steps=3)
 KINDS = [(p, c) for p in ("float32", "bfloat16") for c in ("float32", "bfloat16")]
 
 
-def stored(parameters, batch: Batch, log_probs: LogProbSettings) -> np.ndarray:
+def stored(parameters, batch: Batch, settings: LogProbSettings) -> np.ndarray:
     """Log-probs as the reference stage computes them."""
     return np.asarray(jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, settings))(parameters, batch))
 
