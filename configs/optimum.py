@@ -2,11 +2,11 @@
 
     python -m qrpo_jax.main --config=configs/optimum.py --workdir=runs/optimum
 
-It needs no model, no data and no accelerator. It writes compare_transforms/report.html: the paper's figure 5 (at beta 0.1
-the optimum of identity takes probability from 77 % of the reference's completions and gives it to 23 %), what each
-transform buys for the same KL, and for every transform and beta its densities, figures, and the gap between the log Z
-of the population and that of n references. compare_transforms/figures.json holds the numbers. To choose others, quoted
-for the shell:
+It needs no model, no data and no accelerator. It writes compare_transforms/report.html: the paper's figure 5 (at beta
+0.1 the optimum of identity takes probability from 77 % of the reference's completions and gives it to 23 %), what
+each transform buys for the same KL, and for every transform and beta its densities, figures, and the gap between the
+log Z of the population and that of n references. compare_transforms/figures.json holds the numbers. To choose others,
+quoted for the shell:
 
     --config.compare_transforms.transforms="('power(0.7)', 'threshold(0.8)')"
     --config.compare_transforms.betas="(0.05, 0.2)"

@@ -2,12 +2,12 @@
 
     python -m qrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The task: a prompt names the operations of an unknown f(a, b) and shows four calls. The answer is one expression, and its
-reward is the share of ten hidden calls that it gets right when it runs (`qrpo_jax/data/programs.py`). A decoder of 1.1
-million parameters is trained from scratch on 12,800 demonstrations. In 60 % of them the last operation is missing, so the
-reference policy is weak on purpose: it omits operations as often as its corpus, and many of its complete answers are
-wrong too. QRPO then trains on 8 scored samples of each of 2,048 prompts. No held-out prompt occurs in the training
-sets; the functions behind the prompts do.
+The task: a prompt names the operations of an unknown f(a, b) and shows four calls. The answer is one expression, and
+its reward is the share of ten hidden calls that it gets right when it runs (`qrpo_jax/data/programs.py`). A decoder
+of 1.1 million parameters is trained from scratch on 12,800 demonstrations. In 60 % of them the last operation is
+missing, so the reference policy is weak on purpose: it omits operations as often as its corpus, and many of its
+complete answers are wrong too. QRPO then trains on 8 scored samples of each of 2,048 prompts. No held-out prompt
+occurs in the training sets; the functions behind the prompts do.
 
 MEASURED
 
@@ -15,9 +15,9 @@ Not measured: how much of the gain comes from complete answers, and how much fro
 size whose corpus had no incomplete demonstrations, QRPO gained nothing.
 
 Beta is high because the data are few. At 0.2 (seed 0, an earlier mix of functions) the policy moved 1.5 nats from the
-reference, where the optimum is at 0.65, and gained no more than at 0.3. Only seed 2 is a clean held-out result: learning
-rate and beta were tuned on the held-out prompts of seed 0, and the mix of functions was made easier after seed 1 had
-gained only +0.134 (+0.113 to +0.154) with more branching functions.
+reference, where the optimum is at 0.65, and gained no more than at 0.3. Only seed 2 is a clean held-out result:
+learning rate and beta were tuned on the held-out prompts of seed 0, and the mix of functions was made easier after
+seed 1 had gained only +0.134 (+0.113 to +0.154) with more branching functions.
 """
 
 from ml_collections import ConfigDict

@@ -22,7 +22,7 @@ def log_mean_exp(values: Any, weights: Any, inverse_beta: ArrayLike, halves: Any
     """log sum_i w_i exp(f_i / beta), with full relative accuracy for large and for small beta.
 
     Args:
-      values: [N], f_i; differences are taken in the precision of `values`, so float64 NumPy arrays keep theirs.
+      values: [N], f_i; differences are taken in the precision of `values`, so float64 NumPy arrays stay exact.
       weights: [N], w_i >= 0, with sum 1; a value of weight 0 has no effect, even NaN.
       inverse_beta: [...], 1 / beta >= 0; determines shape and dtype of the result.
       halves: [N], half rises h_i: f rises linearly from f_i - h_i to f_i + h_i over the i-th part of the unit interval,

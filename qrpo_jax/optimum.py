@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import broadcast_to_rank
 from jax.typing import ArrayLike
 from scipy.optimize import brentq
 
@@ -52,8 +53,10 @@ def _masses(top: Array, beta: ArrayLike, transform: Transform) -> tuple[Array, A
     stretched = np.pi * np.sinh(u)
     log_share, log_rest = -np.logaddexp(0, -stretched), -np.logaddexp(0, stretched)
     slopes = np.log(step * np.pi * np.cosh(u)) + log_share + log_rest
-    log_slope, share, rest = (jnp.asarray(x, top.dtype) for x in (slopes, np.exp(log_share), np.exp(log_rest)))
     top = top[..., None]
+    log_slope, share, rest = (
+        broadcast_to_rank(jnp.asarray(x, top.dtype), top.ndim) for x in (slopes, np.exp(log_share), np.exp(log_rest))
+    )
     ends = [jnp.minimum(end, top) for end in (0.0, *transform.breaks, 1.0)]
     nodes, complements, widths = [], [], []
     for a, b in itertools.pairwise(ends):

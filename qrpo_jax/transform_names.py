@@ -47,13 +47,18 @@ def _build(tree: ast.expr, transforms: Mapping[str, Transform], families: Famili
         return transforms[tree.id.replace("_", "-")]
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
         arguments = [
-            _build(argument, transforms, families)
-            if isinstance(argument, ast.Name | ast.Call)
-            else ast.literal_eval(argument)
+            _build(argument, transforms, families) if isinstance(argument, ast.Name | ast.Call) else _literal(argument)
             for argument in tree.args
         ]
         return families[tree.func.id.replace("_", "-")](*arguments)
     raise TypeError("neither a word nor a word with arguments")
+
+
+def _literal(tree: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(tree)
+    except ValueError:
+        raise TypeError("neither a name nor a literal") from None
 
 
 def of_numbers(make: Callable[..., Transform], *, transforms: int = 0) -> Callable[..., Transform]:

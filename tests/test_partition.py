@@ -140,13 +140,13 @@ def test_identity_for_completions_that_are_their_own_references(kind, tied):
         present = jnp.arange(most) < size
         row = jnp.where(present, row, jnp.nan)
 
-        def own(reward, key):
+        def among_others(reward, key):
             mask = quantiles.exclude_own(reward, row, present)
             log_z = partition.log_z(kind, transform, beta, reward, row, mask, ties=ties)
             quantile = quantiles.estimate(reward, row, mask, ties=ties, key=key)
             return jnp.exp(transform.apply(quantile) / beta - log_z), log_z
 
-        ratios, log_zs = jax.vmap(own)(row, jax.random.split(key, most))
+        ratios, log_zs = jax.vmap(among_others)(row, jax.random.split(key, most))
         spread = jnp.where(present, log_zs, -jnp.inf).max() - jnp.where(present, log_zs, jnp.inf).min()
         return jnp.sum(jnp.where(present, ratios, 0)) / size, spread
 

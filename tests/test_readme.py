@@ -39,7 +39,7 @@ def test_every_mentioned_config_key_exists(page: Path) -> None:
     text = (ast.get_docstring(ast.parse(text)) or "") if page.suffix == ".py" else text
     for key in re.findall(r"config\.([a-z_]+(?:\.[a-z_]+)?)", text):
         section, _, name = key.partition(".")
-        if (section, name) == ("get", "") or section in ("json", "py"):
+        if (section, name) == ("get", "") or section in ("json", "py", "yaml"):
             continue
         assert section in config, f"{page.name}: config.{key}"
         assert not name or name in config[section], f"{page.name}: config.{key}"

@@ -307,6 +307,7 @@ def test_a_name_can_be_parsed_again(text):
         ("power(p=2)", "allowed"),
         ("power(2)+1", "allowed"),
         ("power(1, 2)", "allowed"),
+        ("power(2+3)", "allowed"),
         ("threshold(1)", "inside"),
         ("threshold(0, 1)", "allowed"),
         ("affine(0.5, 1)", "allowed"),

@@ -104,8 +104,8 @@ def settings_of(
     fields |= read_rope(folder, family, config, sizes)
     try:
         return DecoderSettings(**fields)
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json: {error}", about="path") from None
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error.message}", about="path") from None
 
 
 def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A training run from examples to saved parameters, shared by stages `sft` and `train`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints, save_parameters
-from qrpo_jax.training.fit import fit
+from qrpo_jax.training.fit import Step, fit
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.metrics import MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import LossFunction
@@ -60,39 +61,14 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     Args:
       stage: also the name of the config section with the options of the training.
     """
-    section, folder, examples = job.config[stage], job.folder(stage), training.examples
-    lora = None if training.frozen is None else job.policy.lora
-    plan = make_plan(job, section, examples)
-    describe(job, stage, plan, examples, lora)
+    examples, folder = training.examples, job.folder(stage)
+    plan = make_plan(job, job.config[stage], examples)
+    describe(job, stage, plan, examples, adapters(job, training))
     optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
-    step = make_step(
-        job.policy.graph if lora is None else job.policy.trained_graph,
-        training.objective,
-        optimizer,
-        precision=training.log_probs,
-        microbatches=section.microbatches,
-        calibrated_target=training.calibrated_target,
-        reference=job.policy.graph if training.reference_on_the_fly else None,
-    )
-    dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
-    layout = parameter_layout(job.mesh, job.policy.settings, dtype, lora)
-    with (
-        Checkpoints(folder / "checkpoints", every=section.checkpoint_every) as checkpoints,
-        MetricsWriter(folder, resume_step=checkpoints.latest or 0, **boards(job, stage)) as writer,
-        Logbook(
-            writer,
-            checkpoints,
-            steps=plan.steps,
-            every=section.log_every,
-            names=examples.names,
-            schedule=schedule,
-            title=stage,
-            on_first=training.on_first,
-        ) as logbook,
-    ):
+    with open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook):
         parameters = fit(
-            step,
-            Trainable(layout, optimizer, training.start, job.config.seed),
+            policy_step(job, stage, training, optimizer),
+            trainable(job, training, optimizer),
             batches(examples, plan),
             steps=plan.steps,
             checkpoints=checkpoints,
@@ -107,6 +83,56 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
         "rows": plan.rows,
         "last": last_metrics(folder),
     }
+
+
+def adapters(job: Job, training: Training) -> Lora | None:
+    """The shape of the adapters to train; None if all parameters are trained."""
+    return None if training.frozen is None else job.policy.lora
+
+
+def policy_step(job: Job, stage: str, training: Training, optimizer: optax.GradientTransformation) -> Step:
+    """One update of the policy."""
+    return make_step(
+        job.policy.graph if training.frozen is None else job.policy.trained_graph,
+        training.objective,
+        optimizer,
+        log_prob_settings=training.log_probs,
+        microbatches=job.config[stage].microbatches,
+        calibrated_target=training.calibrated_target,
+        reference=job.policy.graph if training.reference_on_the_fly else None,
+    )
+
+
+def trainable(job: Job, training: Training, optimizer: optax.GradientTransformation) -> Trainable:
+    """The training state; adapters are float32 on a base of any type."""
+    lora = adapters(job, training)
+    dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
+    layout = parameter_layout(job.mesh, job.policy.settings, dtype, lora)
+    return Trainable(layout, optimizer, training.start, job.config.seed)
+
+
+@contextmanager
+def open_books(
+    job: Job, stage: str, training: Training, steps: int, schedule: optax.Schedule
+) -> Iterator[tuple[Checkpoints, Logbook]]:
+    """Checkpoints and logbook in the stage's folder; closed at the end, also after an error."""
+    section, log, folder = job.config[stage], job.config.log, job.folder(stage)
+    wandb = {"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"} if log.wandb else None
+    with (
+        Checkpoints(folder / "checkpoints", every=section.checkpoint_every) as checkpoints,
+        MetricsWriter(folder, resume_step=checkpoints.latest or 0, tensorboard=log.tensorboard, wandb=wandb) as writer,
+        Logbook(
+            writer,
+            checkpoints,
+            steps=steps,
+            every=section.log_every,
+            names=training.examples.names,
+            schedule=schedule,
+            title=stage,
+            on_first=training.on_first,
+        ) as logbook,
+    ):
+        yield checkpoints, logbook
 
 
 def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -135,26 +161,20 @@ def check_optimization(config: Any, stage: str) -> None:
     configured_optimizer(config, stage, steps=1)
 
 
-def boards(job: Job, stage: str) -> dict[str, Any]:
-    """The destinations of metrics besides the JSON-lines file, as arguments of `MetricsWriter`."""
-    log = job.config.log
-    wandb = {"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"}
-    return {"tensorboard": log.tensorboard, "wandb": wandb if log.wandb else None}
-
-
 def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
     """Packs the examples of all epochs into batches whose rows split over the mesh and into microbatches."""
     pack = job.config.pack
-    return plan_batches(
-        examples.unit_lengths(),
-        examples.unit_sizes(),
-        batch_units=section.batch_size,
-        row_tokens=pack.row_tokens,
-        slots=pack.slots,
-        epochs=section.epochs,
-        seed=job.config.seed,
-        row_multiple=axis_size(job.mesh, "rows") * section.microbatches,
-    )
+    with located(lengths="select", row_tokens="pack.row_tokens", slots="pack.slots"):
+        return plan_batches(
+            examples.unit_lengths(),
+            examples.unit_sizes(),
+            batch_units=section.batch_size,
+            row_tokens=pack.row_tokens,
+            slots=pack.slots,
+            epochs=section.epochs,
+            seed=job.config.seed,
+            row_multiple=axis_size(job.mesh, "rows") * section.microbatches,
+        )
 
 
 def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | None) -> None:
@@ -163,8 +183,8 @@ def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | 
     job.say(f"{stage}: {counts}")
     size = f"{parameter_count(job.policy.settings):,} parameters"
     if lora is not None:
-        adapters = parameter_count(job.policy.settings, lora)
-        size = f"{adapters:,} parameters of LoRA adapters on {size} that do not change"
+        count = parameter_count(job.policy.settings, lora)
+        size = f"{count:,} parameters of LoRA adapters on {size} that do not change"
     shape = f"{plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     job.say(f"{stage}: {size}, {plan.steps} steps of {shape}, on {devices}")

@@ -4,7 +4,7 @@ Axes: O objectives. There are two heads.
 
 - `SingleLogit`, of `*ForSequenceClassification` with one label: `score.weight` [1, D] times the hidden state of the
   last token that is not the padding token, as transformers computes it. Where a conversation ends with the padding
-  token, such as an end of turn, the token before it is read, as transformers does.
+  token, as some chat templates do, the token before it is read, as transformers does.
 - `GatedObjectives`, of `LlamaForRewardModelWithGating`, which is ArmoRM (Wang et al. 2024, arXiv 2406.12845). From the
   code published with RLHFlow/ArmoRM-Llama3-8B-v0.1:
   - rewards = hidden state of the last token · `regression_layer.weight`ᵀ, [O], O = 19, without bias;
@@ -113,9 +113,9 @@ class GatedObjectives(NamedTuple):
         rewards_BxO = _linear(last_BxD, tensors["regression_layer.weight"])
         x = gate_BxD
         for i in range(self.gate_layers + 1):
-            x = _linear(x, tensors[f"gating.layers.{i}.weight"]) + tensors[f"gating.layers.{i}.bias"]
+            x = _linear(x, tensors[f"gating.layers.{i}.weight"]) + tensors[f"gating.layers.{i}.bias"][None]
             x = jax.nn.relu(x) if i < self.gate_layers else x
-        gate_BxO = jax.nn.softmax(x / self.temperature) * tensors["gating.logit_scale"]
+        gate_BxO = jax.nn.softmax(x / self.temperature) * tensors["gating.logit_scale"][None]
         adjusted_BxO = _linear(rewards_BxO, tensors["reward_transform_matrix"].T)
         return (gate_BxO * adjusted_BxO).sum(-1)
 

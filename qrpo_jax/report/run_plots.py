@@ -149,7 +149,7 @@ def bins(values: Sequence[float]) -> np.ndarray:
     if len(distinct) < 2:
         middle = float(distinct[0]) if len(distinct) else 0.0
         return np.array([middle - 0.5, middle + 0.5])
-    low, high, gap = distinct[0], distinct[-1], np.diff(distinct).min()
+    low, high, gap = distinct[0], distinct[-1], np.min(np.diff(distinct))
     places = (distinct - low) / gap
     if places[-1] <= MOST_BINS and np.allclose(places, np.round(places), atol=0.01):
         count = int(round(places[-1])) + 1
@@ -161,7 +161,7 @@ def bins(values: Sequence[float]) -> np.ndarray:
 def prompt_means(reference: Sequence[float], policy: Sequence[float]) -> str:
     """Mean reward of each held-out prompt, reference against policy; equal points become one larger dot."""
     points, counts = np.unique(np.round(np.stack([reference, policy], 1), 4), axis=0, return_counts=True)
-    areas = counts * min(16.0, 500.0 / counts.max())  # points²
+    areas = counts * min(16.0, 500.0 / float(np.max(counts)))  # points²
 
     def draw(axes: Axes) -> None:
         low, high = float(points.min()), float(points.max())

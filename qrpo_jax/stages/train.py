@@ -82,14 +82,15 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
     """
     config = job.config.train
     ranked = OBJECTIVES[config.objective].ranked
-    examples = build_examples(
-        row_files.read(job.folder(job.rows_before("train"))),
-        job.policy.text,
-        view(job),
-        transform,
-        beta=(lambda length_C: length(job).beta(config.beta, length_C)) if ranked else None,
-        need_references=ranked,
-    )
+    with located(**KEYS):
+        examples = build_examples(
+            row_files.read(job.folder(job.rows_before("train"))),
+            job.policy.text,
+            view(job),
+            transform,
+            beta=(lambda length_C: length(job).beta(config.beta, length_C)) if ranked else None,
+            need_references=ranked,
+        )
     if config.reference_log_probs == "stored" and OBJECTIVES[config.objective].needs_reference:
         missing = np.flatnonzero(~np.isfinite(examples.completions_C.reference_log_prob))
         if len(missing):

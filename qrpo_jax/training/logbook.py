@@ -34,11 +34,11 @@ class Record(NamedTuple):
 class Logbook:
     """Reports steps to the metrics files and the progress bar.
 
-    A step is read when the next one is recorded: by then the device works on that one and does not wait for the host.
-    A context manager; leaving it closes the progress bar.
+    The metrics of a step are read when the next step is recorded: the device then has work, and never waits for the
+    host. A context manager; leaving it closes the progress bar.
 
     Args:
-      checkpoints: of the run: the step that it resumes from, and the last good checkpoint for messages.
+      checkpoints: where the run resumes from, and the last good one for messages.
       steps: of the whole run.
       every: steps from one line to the next; the first and the last step are always reported.
       names: of the examples that `Batch.example_BxS` points at, for messages.

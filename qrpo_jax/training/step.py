@@ -97,7 +97,7 @@ def make_step(
     objective: LossFunction,
     optimizer: optax.GradientTransformation,
     *,
-    precision: LogProbSettings,
+    log_prob_settings: LogProbSettings,
     microbatches: int = 1,
     calibrated_target: Callable[[Batch], Array] | None = None,
     reference: nnx.GraphDef | None = None,
@@ -119,7 +119,7 @@ def make_step(
     """
 
     def microbatch_loss(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
-        log_probs = batch_log_probs(graph, join(frozen, parameters), batch, precision)
+        log_probs = batch_log_probs(graph, join(frozen, parameters), batch, log_prob_settings)
         loss_BxS, weight_BxS = objective(log_probs, numbers_in_use(batch))
         loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
         sums = diagnostics(batch, log_probs.completion, calibrated_target(batch) if calibrated_target else None)
@@ -128,7 +128,9 @@ def make_step(
     def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         """Sums over a microbatch (gradient, loss, weight, diagnostics), and each completion's loss."""
         if reference is not None:
-            batch = batch.with_numbers(reference_log_prob=completion_log_probs(reference, frozen, batch, precision))
+            batch = batch.with_numbers(
+                reference_log_prob=completion_log_probs(reference, frozen, batch, log_prob_settings)
+            )
         value_and_gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
         (loss, (weight, sums, loss_BxS)), gradient = value_and_gradient(parameters, frozen, batch)
         return (wide(gradient), loss, weight, sums), loss_BxS

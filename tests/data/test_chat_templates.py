@@ -28,25 +28,8 @@ VIEW = View(max_tokens=2048, over_long="drop")
 NONE = np.zeros(0, np.int32)
 EVERY = pytest.mark.parametrize("name", chats.LAYOUTS)
 FRAGMENTS = [
-    " ",
-    "  ",
-    "\n",
-    "\n\n",
-    "\t",
-    "the dog",
-    "said",
-    " 42",
-    "7",
-    "?",
-    ".",
-    "é",
-    "你好",
-    "🙂",
-    "<",
-    "|",
-    ">",
-    "[",
-    "/",
+    *(" ", "  ", "\n", "\n\n", "\t", "the dog", "said", " 42", "7", "?"),
+    *(".", "é", "你好", "🙂", "<", "|", ">", "[", "/"),
 ]
 
 

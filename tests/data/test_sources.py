@@ -13,7 +13,8 @@ from qrpo_jax.data.sources import SOURCES, listed
 from qrpo_jax.data.sources.jsonl import read_jsonl, split_rows
 from qrpo_jax.data.sources.programs import demonstration_row, program_row
 from qrpo_jax.data.sources.source import Settings, all_rows
-from qrpo_jax.data.text import make_text, vocabulary_tokenizer
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
 
 

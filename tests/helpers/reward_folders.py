@@ -1,11 +1,12 @@
 """Folders of small random reward models in the published layouts, and their forward passes by hand."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.hugging_face.tensors import stored_tensors
@@ -89,6 +90,50 @@ def write(folder: Path, config: dict[str, Any], layout: str = "llama-3", **token
     save_file(tensors, folder / "model.safetensors")
     chats.tokenizer(layout, **tokenizer).save_pretrained(folder)
     return tensors
+
+
+def without_tensor(name: str) -> Callable[[Path], None]:
+    """Removes a tensor from a folder."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[name]
+        save_file(tensors, folder / "model.safetensors")
+
+    return change
+
+
+def with_tensor(name: str, shape: tuple[int, ...]) -> Callable[[Path], None]:
+    """Adds or replaces a tensor of zeros."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors | {name: np.zeros(shape, np.float32)}, folder / "model.safetensors")
+
+    return change
+
+
+def with_config(**changes: Any) -> Callable[[Path], None]:
+    """Sets keys of config.json, and removes those that are "absent"."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+
+    return change
+
+
+def with_tokenizer(layout: str, **changes: Any) -> Callable[[Path], None]:
+    """Replaces the tokenizer."""
+
+    def change(folder: Path) -> None:
+        tokenizer = chats.tokenizer(layout, **changes)
+        tokenizer.add_tokens(["\n\n\n\n"])  # real ones have it too
+        tokenizer.save_pretrained(folder)
+        if "chat_template" in changes and not changes["chat_template"]:
+            (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+    return change
 
 
 def llama_hidden(tensors: dict[str, np.ndarray], tokens_L: np.ndarray) -> np.ndarray:

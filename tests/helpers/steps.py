@@ -40,7 +40,7 @@ def compiled(name="qrpo", microbatches=1, mesh_sizes=None):
         tiny.GRAPH,
         objective,
         OPTIMIZER,
-        precision=LogProbSettings(vocab_chunk=7),
+        log_prob_settings=LogProbSettings(vocab_chunk=7),
         microbatches=microbatches,
         calibrated_target=target if name == "qrpo" else None,
     )

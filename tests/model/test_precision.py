@@ -20,9 +20,9 @@ OPTIMIZER, _ = make_optimizer(OPTIMIZATION, steps=3)
 KINDS = [(p, c) for p in ("float32", "bfloat16") for c in ("float32", "bfloat16")]
 
 
-def stored(parameters, batch: Batch, precision: LogProbSettings) -> np.ndarray:
+def stored(parameters, batch: Batch, settings: LogProbSettings) -> np.ndarray:
     """Log-probs as the reference stage computes them."""
-    return np.asarray(jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, precision))(parameters, batch))
+    return np.asarray(jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, settings))(parameters, batch))
 
 
 def cast(dtype: str):
@@ -38,11 +38,11 @@ def by_example(values_BxS: np.ndarray, batch: Batch) -> np.ndarray:
 def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(parameter, compute) -> None:
     """Of the training step, whose program includes the gradient, against those of a jitted forward pass."""
     table = tiny.examples(14, pairs=True)
-    batch, parameters, precision = tiny.batch(table), cast(parameter), LogProbSettings(compute=Compute(compute))
-    batch = batch.with_numbers(reference_log_prob=stored(parameters, batch, precision))
+    batch, parameters, settings = tiny.batch(table), cast(parameter), LogProbSettings(compute=Compute(compute))
+    batch = batch.with_numbers(reference_log_prob=stored(parameters, batch, settings))
     # With equal rewards REBEL's loss is the squared difference of two log-ratios, and nothing else.
     batch = batch.with_numbers(reward=np.zeros_like(batch.completions_BxS.reward))
-    step = make_step(tiny.GRAPH, make_objective("rebel", beta=1.0), OPTIMIZER, precision=precision)
+    step = make_step(tiny.GRAPH, make_objective("rebel", beta=1.0), OPTIMIZER, log_prob_settings=settings)
     _, metrics = jax.jit(step)(initial_state(parameters, OPTIMIZER, 0), batch)
     zeros = {name: float(metrics[name]) for name in ("log_ratio_high", "log_ratio_low", "loss")}
     assert zeros == {"log_ratio_high": 0.0, "log_ratio_low": 0.0, "loss": 0.0}, zeros
@@ -53,10 +53,10 @@ def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(para
 @pytest.mark.parametrize("parameter, compute", KINDS)
 def test_packing_in_another_way_moves_log_ratios_by_rounding_only(parameter, compute) -> None:
     """The reference stage packs rows in another way than training, and products of other shapes round differently."""
-    table, parameters, precision = tiny.examples(14), cast(parameter), LogProbSettings(compute=Compute(compute))
+    table, parameters, settings = tiny.examples(14), cast(parameter), LogProbSettings(compute=Compute(compute))
     packed, loose = tiny.batch(table), tiny.batch(table, row_tokens=43, slots=6)
-    drift = by_example(stored(parameters, packed, precision), packed) - by_example(
-        stored(parameters, loose, precision), loose
+    drift = by_example(stored(parameters, packed, settings), packed) - by_example(
+        stored(parameters, loose, settings), loose
     )
     bound = 2e-5 if compute == "float32" else 0.05
     assert np.abs(drift).max() < bound, np.abs(drift).max()
@@ -81,7 +81,7 @@ def test_log_probs_are_float32_and_near_those_of_float64(compute, bound) -> None
 def test_a_step_keeps_the_type_of_the_parameters_and_a_float32_loss(parameter) -> None:
     batch = tiny.batch(tiny.examples(14))
     objective = make_objective("qrpo", beta=tiny.BETA, transform="identity", loss="mse")
-    step = make_step(tiny.GRAPH, objective, OPTIMIZER, precision=LogProbSettings(compute=Compute("bfloat16")))
+    step = make_step(tiny.GRAPH, objective, OPTIMIZER, log_prob_settings=LogProbSettings(compute=Compute("bfloat16")))
     new, metrics = jax.jit(step)(initial_state(cast(parameter), OPTIMIZER, 0), batch)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(new.parameters)} == {parameter}
     assert metrics["loss"].dtype == metrics["losses_BxS"].dtype == jnp.float32
@@ -109,7 +109,7 @@ def test_small_updates_of_bfloat16_parameters_add_up_as_those_of_float32_do() ->
     moved = {}
     for dtype in ("float32", "bfloat16"):
         start = jax.tree.map(lambda x, dtype=dtype: x.astype("bfloat16").astype(dtype), tiny.parameters())
-        step = jax.jit(make_step(tiny.GRAPH, objective, optimizer, precision=LogProbSettings()))
+        step = jax.jit(make_step(tiny.GRAPH, objective, optimizer, log_prob_settings=LogProbSettings()))
         state = initial_state(start, optimizer, 0)
         assert {str(x.dtype) for x in jax.tree.leaves(state.optimizer) if x.ndim} == {"float32"}
         for _ in range(30):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from configs import default
 from qrpo_jax import pipeline
@@ -31,6 +31,7 @@ from tests.helpers import chats
 from tests.helpers import family_cases as cases
 from tests.helpers import reward_folders as folders
 from tests.helpers.jobs import override
+from tests.helpers.reward_folders import with_config, with_tensor, with_tokenizer, without_tensor
 
 GOLDENS = Path(__file__).resolve().parents[1] / "hugging_face" / "goldens"
 NONE = np.zeros(0, np.int32)
@@ -220,42 +221,6 @@ def test_conversations_that_are_too_long_are_dropped_and_counted_and_never_cut(r
     }
 
 
-def armo_without(name: str) -> Any:
-    def change(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        del tensors[name]
-        save_file(tensors, folder / "model.safetensors")
-
-    return change
-
-
-def with_tensor(name: str, shape: tuple[int, ...]) -> Any:
-    def change(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        save_file(tensors | {name: np.zeros(shape, np.float32)}, folder / "model.safetensors")
-
-    return change
-
-
-def with_config(**changes: Any) -> Any:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text()) | changes
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
-
-    return change
-
-
-def with_tokenizer(layout: str, **changes: Any) -> Any:
-    def change(folder: Path) -> None:
-        tokenizer = chats.tokenizer(layout, **changes)
-        tokenizer.add_tokens(["\n\n\n\n"])  # the real ones have it too
-        tokenizer.save_pretrained(folder)
-        if "chat_template" in changes and not changes["chat_template"]:
-            (folder / "chat_template.jinja").unlink(missing_ok=True)
-
-    return change
-
-
 UNTRIMMED = chats.LLAMA_3.replace(" | trim", "")
 END = 444
 
@@ -263,15 +228,11 @@ END = 444
 @pytest.mark.parametrize(
     "config, change, message",
     [
-        (folders.CLASSIFIER, armo_without("score.weight"), r"lack tensor score.weight of shape \[1, 28\]"),
+        (folders.CLASSIFIER, without_tensor("score.weight"), r"lack tensor score.weight of shape \[1, 28\]"),
         (folders.CLASSIFIER, with_config(id2label={"0": "a", "1": "b"}), "num_labels=2; supported: 1$"),
         (folders.CLASSIFIER, with_config(id2label="absent"), "num_labels=2; supported: 1"),
         (folders.CLASSIFIER, with_config(num_labels=3), "num_labels=3; supported: 1"),
-        (
-            folders.CLASSIFIER,
-            with_config(architectures=["LlamaForCausalLM"]),
-            r"supported: .*WithGating.\]",
-        ),
+        (folders.CLASSIFIER, with_config(architectures=["LlamaForCausalLM"]), r"supported: .*WithGating.\]"),
         (folders.CLASSIFIER, with_config(auto_map={"AutoModel": "x.Y"}), "auto_map=.*which is not supported"),
         (folders.CLASSIFIER, with_config(pad_token_id="0"), "pad_token_id='0'; it must be a token id"),
         (folders.CLASSIFIER, with_tensor("score.bias", (1,)), "has tensor score.bias of shape .*has no place for"),
@@ -279,8 +240,8 @@ END = 444
         (folders.CLASSIFIER, with_tensor("score.weight", (2, 28)), r"has shape \[2, 28\]; config.json asks for \[1"),
         (folders.CLASSIFIER, with_tokenizer("llama-3", chat_template=""), "no chat template; a reward model needs one"),
         (folders.CLASSIFIER, with_tensor("model.embed_tokens.weight", (7, 28)), "embed_tokens.weight .*asks for"),
-        (folders.ARMO, armo_without("gating.layers.1.bias"), "lack tensor gating.layers.1.bias of shape"),
-        (folders.ARMO, armo_without("reward_transform_matrix"), "lack tensor reward_transform_matrix"),
+        (folders.ARMO, without_tensor("gating.layers.1.bias"), "lack tensor gating.layers.1.bias of shape"),
+        (folders.ARMO, without_tensor("reward_transform_matrix"), "lack tensor reward_transform_matrix"),
         (folders.ARMO, with_config(gating_n_hidden=2), "gating.layers.2.bias .* asks for"),
         (folders.ARMO, with_config(num_objectives=18), "config.json asks for"),
         (folders.ARMO, with_config(gating_n_hidden=10**9), "gating_n_hidden=1000000000; it must be at most 10000"),

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import sys
+import types
 
 import jax
 import numpy as np
@@ -29,7 +31,7 @@ OBJECTIVE = make_objective("qrpo", beta=0.3, transform="identity", loss="mse")
 
 def new_step():
     """A step that jit has not seen."""
-    return make_step(tiny.GRAPH, OBJECTIVE, OPTIMIZER, precision=LogProbSettings())
+    return make_step(tiny.GRAPH, OBJECTIVE, OPTIMIZER, log_prob_settings=LogProbSettings())
 
 
 STEP = new_step()
@@ -131,7 +133,7 @@ def test_the_first_batch_is_shown_with_its_metrics_once(tmp_path):
 
 @contextlib.contextmanager
 def explicit_transfers():
-    """Called before each batch, what this returns refuses implicit transfers from the first batch on."""
+    """A function for `before` that forbids implicit transfers from the first batch until the block ends."""
     with contextlib.ExitStack() as stack:
         yield lambda n: stack.enter_context(jax.transfer_guard("disallow")) if n == 1 else None
 
@@ -139,7 +141,7 @@ def explicit_transfers():
 def test_no_step_transfers_anything_but_its_batch_and_what_is_logged(tmp_path, monkeypatch):
     """From the first batch on, through checkpoints, and after a resume.
 
-    On a CPU the guard sees uploads alone, so conversions of an array to numbers of Python are refused as well.
+    On a CPU the guard sees uploads alone, so conversions of arrays to Python's numbers are refused as well.
     """
 
     def refuse(array):
@@ -203,6 +205,22 @@ def test_a_resumed_run_drops_metrics_after_its_checkpoint(tmp_path):
     assert [m["step"] for m in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     write(tmp_path, [4, 5, 6], resume_step=3)
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": s, "loss": float(s)} for s in range(1, 7)]
+
+
+def test_weights_and_biases_gets_every_line_and_resumes_one_run_per_directory(tmp_path, monkeypatch):
+    """With a stand-in for the library, which is imported only where it is configured."""
+    runs, lines = [], []
+    run_of_library = types.SimpleNamespace(
+        log=lambda values, step: lines.append((step, values)), finish=lambda: lines.append("finished")
+    )
+    library = types.SimpleNamespace(init=lambda **options: runs.append(options) or run_of_library)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    for directory in ("a", "a", "b"):
+        with MetricsWriter(tmp_path / directory, resume_step=0, wandb={"project": "p"}) as writer:
+            writer.write(1, {"loss": 0.5, "reward": float("nan")})
+    assert lines == [(1, {"loss": 0.5}), "finished"] * 3
+    assert runs[0] == runs[1] and runs[0]["id"] != runs[2]["id"]
+    assert all(options["resume"] == "allow" and options["project"] == "p" for options in runs)
 
 
 def test_metrics_are_json_even_where_a_figure_is_not_known(tmp_path):

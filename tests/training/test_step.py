@@ -190,7 +190,9 @@ def test_an_objective_of_tokens_trains_on_the_loss_and_gradient_computed_by_hand
     loss, gradient = jax.value_and_grad(clipped_tokens_by_hand)(tiny.parameters(), BATCH)
     plain_descent = optax.sgd(rate)
     step = jax.jit(
-        make_step(tiny.GRAPH, clipped_tokens, plain_descent, precision=LogProbSettings(), microbatches=microbatches)
+        make_step(
+            tiny.GRAPH, clipped_tokens, plain_descent, log_prob_settings=LogProbSettings(), microbatches=microbatches
+        )
     )
     state, metrics = step(initial_state(tiny.parameters(), plain_descent, seed=0), BATCH)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
