@@ -8,6 +8,7 @@ The same command runs on a laptop and on every host of a pod. `--config.SECTION.
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -52,16 +53,45 @@ def parse_shard(text: str) -> Shard:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; a bad flag is reported as a one-line error."""
-    # Config files import configs/default.py. This makes it importable from any working directory.
-    for i, word in enumerate(argv):
-        value = argv[i + 1] if word.lstrip("-") == "config" and i + 1 < len(argv) else word.partition("config=")[2]
-        if value.endswith(".py"):
-            sys.path.append(str(Path(value).resolve().parent.parent))
+    """Reads the command line and the config file; a mistake in either is one line and exit status 2."""
+    config = config_file(argv)
+    if config is not None:
+        if not config.is_file():
+            fail(f"no config file {config}; see --config", USER_ERROR)
+        # Config files import configs/default.py. This makes it importable from any working directory.
+        sys.path.append(str(config.resolve().parent.parent))
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        fail(str(error).strip('"'), USER_ERROR)
+    except Exception as error:  # reading flags runs nothing but absl and the config file
+        line = line_in(config, error) if config is not None else None
+        message = text_of(error)
+        fail(f"{config}, line {line}: {type(error).__name__}: {message}" if line else message, USER_ERROR)
+
+
+def config_file(argv: list[str]) -> Path | None:
+    """The config file that a command line names; the last one counts."""
+    for i, word in reversed(list(enumerate(argv))):
+        value = argv[i + 1] if word.lstrip("-") == "config" and i + 1 < len(argv) else word.partition("config=")[2]
+        if value.endswith(".py"):
+            return Path(value)
+    return None
+
+
+def text_of(error: BaseException) -> str:
+    """An error's message; that of a KeyError, or of one inside another error, without the quotes around it."""
+    inner = error.args[0] if error.args else ""
+    if isinstance(inner, BaseException):
+        return text_of(inner)
+    return str(inner) if isinstance(error, KeyError) else str(error)
+
+
+def line_in(file: Path, error: BaseException) -> int | None:
+    """The innermost line of a file that an error passed through, or that is no Python."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == file.resolve():
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+    return lines[-1] if lines else None
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """The stages of a job, run in order: complete ones are skipped, changed settings are refused."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,28 @@ def check(job: Job) -> None:
       UserError: naming the value, the allowed values and the key.
     """
     check_order(job)
-    if job.workdir.exists() and not job.workdir.is_dir():
-        raise UserError(f"--workdir={job.workdir} is a file; name a folder")
+    check_workdir(job.workdir)
     stages = [job.stages[name] for name in job.config.stages]
     if any(stage.needs_model for stage in stages):
         shared_checks.check(job)
     for stage in stages:
         stage.check(job)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Refuses a work directory that is a file, or that cannot be written to.
+
+    Raises:
+      UserError: naming the path.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder")
+    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {existing}: {error.strerror}") from None
 
 
 def check_order(job: Job) -> None:

@@ -37,12 +37,18 @@ def test_every_mentioned_config_key_exists(page: Path) -> None:
     config = default.get_config()
     text = page.read_text(encoding="utf-8")
     text = (ast.get_docstring(ast.parse(text)) or "") if page.suffix == ".py" else text
-    for key in re.findall(r"config\.([a-z_]+(?:\.[a-z_]+)?)", text):
+    for key in re.findall(r"(?<![\w-])config\.([a-z_]+(?:\.[a-z_]+)?)", text):
         section, _, name = key.partition(".")
         if (section, name) == ("get", "") or section in ("json", "py", "yaml"):
             continue
         assert section in config, f"{page.name}: config.{key}"
         assert not name or name in config[section], f"{page.name}: config.{key}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "configs").glob("*.py"))], ids=lambda page: page.name)
+def test_no_figure_is_left_to_be_filled_in(page: Path) -> None:
+    words = re.findall(r"^[A-Z]{4,}(?:_[A-Z]+)*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert not words, words
 
 
 def test_every_key_of_a_config_is_a_key_of_the_default() -> None:

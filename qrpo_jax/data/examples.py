@@ -117,7 +117,7 @@ class _Table:
     def add(self, index: int, row: Row) -> None:
         """Adds the units of row number `index`."""
         self.counts["rows"] += 1
-        self.references.append(ranking.reference_rewards(row, self.view.references))
+        self.references.append(ranking.reference_rewards(row, self.view.reference_count))
         prompt = self.text.prompt(row.messages, f"row {row.id!r}")
         self.counts["special strings taken as text"] += sum(
             self.text.special_strings(m.content, m.role) for m in row.messages
@@ -147,7 +147,7 @@ class _Table:
             return
         self.counts["prompts cut"] += len(unit) * (excess > 0)
         kept = self._cut(prompt, excess)
-        among_references = ranking.are_references(row, self.view.references)
+        among_references = ranking.are_references(row, self.view.reference_count)
         self.units.append(tuple(range(len(self.entries), len(self.entries) + len(unit))))
         for i, body in zip(unit, bodies, strict=True):
             completion, tokens = row.completions[i], np.concatenate([kept, body])

@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from qrpo_jax.errors import UserError
 
-SOURCES = ("dataset", "reference", "policy")
+COMPLETION_SOURCES = ("dataset", "reference", "policy")
 NO_TOKENS = np.zeros(0, np.int32)
 NO_REWARDS = np.zeros(0, np.float32)
 NO_TOKENS.flags.writeable = NO_REWARDS.flags.writeable = False  # rows share them
@@ -37,7 +37,7 @@ class Completion:
     Attributes:
       tokens: [L] int32 token ids, empty where the text was not tokenized.
       finished: whether the completion ended by itself and not at the length limit.
-      source: one of SOURCES.
+      source: one of COMPLETION_SOURCES.
       reward: float32 on disk; NaN = not scored.
       log_prob: log-prob in nats under the distribution it was sampled from, float32 on disk; NaN = not sampled by us.
       reference_log_prob: log pi_ref in nats, float32 on disk; NaN = not computed.
@@ -151,7 +151,7 @@ def encode(row: Row) -> bytes:
 
     Raises:
       UserError: about `row`: text that UTF-8 cannot hold.
-      ValueError: a bug: a source outside SOURCES, or tokens that are not a vector of int32.
+      ValueError: a bug: a source outside COMPLETION_SOURCES, or tokens that are not a vector of int32.
     """
     _check_completions(row)
     example = tf_example_pb2.Example()
@@ -183,8 +183,8 @@ def encode(row: Row) -> bytes:
 
 def _check_completions(row: Row) -> None:
     for i, c in enumerate(row.completions):
-        if c.source not in SOURCES:
-            raise ValueError(f"row {row.id!r}, completion {i}: source is {c.source!r}; allowed: {SOURCES}")
+        if c.source not in COMPLETION_SOURCES:
+            raise ValueError(f"row {row.id!r}, completion {i}: source is {c.source!r}; allowed: {COMPLETION_SOURCES}")
         if c.tokens.ndim != 1 or c.tokens.dtype != np.int32:
             raise ValueError(
                 f"row {row.id!r}, completion {i}: tokens are {c.tokens.dtype} of shape {c.tokens.shape}; they must be "

@@ -24,12 +24,12 @@ class View(NamedTuple):
       units: "singles" (every completion alone), "best_worst" (one pair: highest and lowest reward) or
         "random_pairs" (disjoint random pairs).
       first: take only the first so many completions of a row; 0 takes all.
-      references: rank against the first so many reference completions; 0 for all.
+      reference_count: rank against the first so many reference completions; 0 for all.
       exclude_own: do not rank a reference completion against its own reward.
       estimator: of quantiles, see `quantiles.ESTIMATORS`.
       ties: rank of a reward among equal ones, see `quantiles.ecdf`.
       partition: "population", "finite_sample" or "empirical", see `partition`.
-      selector: which completion of a pair has weight, see `losses.SELECTORS`; singles ignore it.
+      side: which completion of a pair has weight, see `losses.SELECTORS`; singles ignore it.
       tied_pairs: keep pairs of equal reward, from which an objective of better and worse learns nothing.
       seed: of random pairs, ties and selectors.
     """
@@ -38,12 +38,12 @@ class View(NamedTuple):
     over_long: str
     units: str = "singles"
     first: int = 0
-    references: int = 0
+    reference_count: int = 0
     exclude_own: bool = True
     estimator: str = "ecdf"
     ties: str = "upper"
     partition: str = "population"
-    selector: str = "both"
+    side: str = "both"
     tied_pairs: bool = True
     seed: int = 0
 
@@ -71,15 +71,15 @@ def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
 
 
 def unit_weights(units: Sequence[tuple[int, ...]], view: View) -> np.ndarray:
-    """Weight of each completion by the view's selector, unit after unit, float32 [C]; a single completion has 1.
+    """Weight of each completion by the view's side, unit after unit, float32 [C]; a single completion has 1.
 
     The random selector draws one number a unit from NumPy's generator, so that a seed gives the same draws everywhere.
     """
-    if view.selector == "random":
+    if view.side == "random":
         chosen_U = np.random.default_rng([view.seed, 1]).integers(2, size=len(units)).astype(np.float32)
         rejected_U = 1 - chosen_U
     else:
-        weights = losses.selector_weights(view.selector, ())
+        weights = losses.selector_weights(view.side, ())
         chosen_U, rejected_U = (np.full(len(units), float(weight), np.float32) for weight in weights)
     paired_U = np.asarray([len(unit) == 2 for unit in units], bool)
     weights_Ux2 = np.stack([np.where(paired_U, chosen_U, 1), rejected_U], axis=1)

@@ -19,7 +19,7 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.devices.processes import is_first
-from qrpo_jax.errors import located
+from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
@@ -82,9 +82,16 @@ class Job:
         return self.workdir / stage
 
     def rows_before(self, stage: str) -> str:
-        """The stage whose rows `stage` reads: the last one before it that writes rows."""
+        """The stage whose rows `stage` reads: the last one before it that writes rows.
+
+        Raises:
+          UserError: there is none.
+        """
         names = self.config.stages
-        return [name for name in names[: names.index(stage)] if self.stages[name].writes_rows][-1]
+        writers = [name for name in names[: names.index(stage)] if self.stages[name].writes_rows]
+        if not writers:
+            raise UserError(f"stage {stage!r} reads rows, and no stage before it writes any; change config.stages")
+        return writers[-1]
 
     @functools.cached_property
     def mesh(self) -> Mesh:

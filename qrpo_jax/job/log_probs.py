@@ -16,10 +16,10 @@ from qrpo_jax.job.units import Counts
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.step import completion_log_probs
 
-LogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
+RowLogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
 
 
-def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> LogProbs:
+def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> RowLogProbs:
     """A function that computes log π of the completions of rows.
 
     Args:

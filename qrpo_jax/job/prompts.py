@@ -10,7 +10,7 @@ import numpy as np
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import SOURCES, listed
-from qrpo_jax.data.sources.source import Settings, Source, SourceKind, all_rows
+from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions, all_rows
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least
@@ -63,19 +63,19 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
       UserError: the source refuses its settings or its file.
     """
     config = job.config
-    settings = Settings(
+    settings = SourceOptions(
         seed=config.seed,
         count=config.prompts.count,
         held_out=config.prompts.held_out,
         demonstrations=config.sft.examples,
         path=Path(config.prompts.path),
-        draw_beginnings=None if reference is None else Beginnings(job, reference),
+        draw_beginnings=None if reference is None else BeginningSampler(job, reference),
     )
     with located(path="prompts.path", held_out="prompts.held_out"):
         return sources[config.prompts.source].open(settings)
 
 
-class Beginnings:
+class BeginningSampler:
     """Samples the first `prompts.beginning_tokens` tokens of texts from the reference policy; some are shorter."""
 
     def __init__(self, job: Job, reference: Parameters) -> None:
@@ -167,7 +167,7 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
 
 
 def check_beginnings(job: Job) -> None:
-    """Refuses a tokenizer that does not mark where a text begins; `Beginnings` samples from that mark.
+    """Refuses a tokenizer that does not mark where a text begins; `BeginningSampler` samples from that mark.
 
     Raises:
       UserError: naming the key.

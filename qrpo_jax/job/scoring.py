@@ -68,7 +68,7 @@ def check_listed(job: Job) -> None:
                     read_tests(row)
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
-                models.check_prompts(models.open_reward_model(Path(config.path), config.max_tokens), rows)
+                models.check_conversations(models.open_reward_model(Path(config.path), config.max_tokens), rows)
 
 
 def open_reward(job: Job) -> Reward | ModelReward:

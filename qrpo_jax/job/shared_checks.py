@@ -9,7 +9,7 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import check_prompts, check_source
-from qrpo_jax.model import decoder
+from qrpo_jax.model import attention, decoder
 
 
 def check(job: Job) -> None:
@@ -38,12 +38,13 @@ def check_model(job: Job) -> None:
     """
     config = job.config
     check_choices(config, {"model.compute_dtype": COMPUTE, "model.parameter_dtype": COMPUTE})
+    with located(attention="model.attention"):
+        attention.choose(config.model.attention)
     check_least(config, {"model.vocab_chunk": 0, "lora.rank": 0})
     if "sft" not in config.stages and not config.model.path:
         raise UserError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.lora.rank and "train" not in config.stages:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
-    assert job.compute  # refuses an unknown attention backend
     settings = job.policy.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):

@@ -7,24 +7,29 @@ if TYPE_CHECKING:
     from qrpo_jax.job.job import Job
 
 
+def nothing_to_check(job: "Job") -> None:
+    """For a stage whose sections are all shared, and checked for every job."""
+
+
 class Stage(NamedTuple):
     """A stage's functions, requirements, and the settings that its output depends on. `stages.STAGES` lists all stages.
 
     Attributes:
       run: writes the output into `job.folder(NAME)` and returns the content of the manifest; None while parts of other
-        shards are missing.
+        shards are missing. The report shows the entry `counts`, a dict of numbers by name.
       check: refuses a config with which the stage cannot run. It is called before anything is compiled or written.
       needs: stages that must come before it in `config.stages`.
       sections: config sections that its output depends on, besides those of the stages before it.
       machine_keys: keys of these sections that change the use of the machine and not the output. A finished stage
         accepts other values for them.
       shardable: `--shard=i/n` runs one slice of its work.
-      writes_rows: its folder holds rows; the next stage that reads rows reads these.
+      writes_rows: its folder holds rows, written by `units.run_units`, and its manifest has their number of `units`.
+        The next stage that reads rows reads these.
       needs_model: it uses the policy. A job whose stages do not need a model opens none.
     """
 
     run: Callable[["Job"], dict[str, Any] | None]
-    check: Callable[["Job"], None]
+    check: Callable[["Job"], None] = nothing_to_check
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     machine_keys: tuple[str, ...] = ()

@@ -47,7 +47,7 @@ class Training(NamedTuple):
 
     examples: Examples
     objective: LossFunction
-    log_probs: LogProbSettings
+    log_prob_settings: LogProbSettings
     start: Callable[[], Parameters]
     frozen: Parameters | None = None
     reference_on_the_fly: bool = False
@@ -58,12 +58,18 @@ class Training(NamedTuple):
 def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     """Trains to the end of the plan, writes parameters to the stage's folder and returns the stage's manifest.
 
+    examples → plan → batches ─┐
+    objective, optimizer → step ├→ fit → parameters
+    start → training state ────┘   with checkpoints and logbook
+
     Args:
       stage: also the name of the config section with the options of the training.
     """
     examples, folder = training.examples, job.folder(stage)
+    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
+    job.say(f"{stage}: {counts}")
     plan = make_plan(job, job.config[stage], examples)
-    describe(job, stage, plan, examples, adapters(job, training))
+    describe(job, stage, plan, adapters(job, training))
     optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
     with open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook):
         parameters = fit(
@@ -96,10 +102,10 @@ def policy_step(job: Job, stage: str, training: Training, optimizer: optax.Gradi
         job.policy.graph if training.frozen is None else job.policy.trained_graph,
         training.objective,
         optimizer,
-        log_prob_settings=training.log_probs,
+        log_prob_settings=training.log_prob_settings,
         microbatches=job.config[stage].microbatches,
         calibrated_target=training.calibrated_target,
-        reference=job.policy.graph if training.reference_on_the_fly else None,
+        reference_graph=job.policy.graph if training.reference_on_the_fly else None,
     )
 
 
@@ -177,10 +183,8 @@ def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
         )
 
 
-def describe(job: Job, stage: str, plan: Plan, examples: Examples, lora: Lora | None) -> None:
-    """Prints the sizes of data, model and run."""
-    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
-    job.say(f"{stage}: {counts}")
+def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
+    """Prints the sizes of model and run."""
     size = f"{parameter_count(job.policy.settings):,} parameters"
     if lora is not None:
         count = parameter_count(job.policy.settings, lora)

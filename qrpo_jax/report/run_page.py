@@ -35,7 +35,7 @@ class HeldOut(NamedTuple):
     examples: dict[str, list[Row]]
 
 
-class Record(NamedTuple):
+class RunRecord(NamedTuple):
     """What the stages of a run put on record besides results.json.
 
     Attributes:
@@ -55,7 +55,7 @@ class Record(NamedTuple):
     speeds: dict[str, float]
 
 
-def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture], record: Record) -> str:
+def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture], record: RunRecord) -> str:
     """The page as HTML.
 
     Args:

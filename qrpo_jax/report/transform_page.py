@@ -18,7 +18,7 @@ TEMPLATE = "transforms.html"
 REWARD = np.linspace(-3, 6, 361)  # standard deviations under the reference
 NORMAL: Curve = (REWARD, np.asarray(norm.pdf(REWARD)))
 
-Row = dict[str, Any]  # a record of figures.json
+TableRow = dict[str, Any]  # a record of figures.json
 
 
 def build(chosen: dict[str, Transform], grid: Grid, numbers: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ def overview_pictures(chosen: dict[str, Transform], numbers: dict[str, Any]) -> 
     return {name: Markup(svg) for name, svg in plots.items()}
 
 
-def frontier_columns(rows: list[Row], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def frontier_columns(rows: list[TableRow], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """KL, expected quantile and effective N along one transform's frontier, [points] each."""
     points = [[row["kl"], row["expected_quantile"], row["effective_n"]] for row in rows if row["transform"] == name]
     kl, quantile, effective_n = np.array(points, float).reshape(-1, 3).T
@@ -110,7 +110,7 @@ def transform_pictures(transform: Transform, grid: Grid, numbers: dict[str, Any]
     return [Markup(svg) for svg in plots]
 
 
-def optimum_cells(row: Row) -> Row:
+def optimum_cells(row: TableRow) -> TableRow:
     """A row of a transform's table of optima."""
     if "refused" in row:
         return {"beta": row["beta"], "refused": row["refused"]}
@@ -130,7 +130,7 @@ def optimum_cells(row: Row) -> Row:
     }
 
 
-def equal_kl_cells(row: Row) -> Row:
+def equal_kl_cells(row: TableRow) -> TableRow:
     """A row of the table of transforms at equal KL."""
     if "refused" in row:
         return {"name": row["transform"], "refused": row["refused"]}
@@ -147,10 +147,10 @@ def equal_kl_cells(row: Row) -> Row:
     }
 
 
-def gap_cells(rows: list[Row], grid: Grid) -> list[Row]:
+def gap_cells(rows: list[TableRow], grid: Grid) -> list[TableRow]:
     """The table of a transform's gaps: one row per β, with the gaps of each estimator in the order of the grid."""
 
-    def cell(row: Row) -> str:
+    def cell(row: TableRow) -> str:
         if "gap" not in row:
             return "Z = ∞" if "log_z_n" in row else "refused"
         if abs(row["gap"]) < 1000:

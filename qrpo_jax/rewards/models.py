@@ -231,7 +231,7 @@ class ModelScorer:
         return Scored(scores, special)
 
 
-def check_prompts(model: RewardModel, rows: Sequence[Row]) -> None:
+def check_conversations(model: RewardModel, rows: Sequence[Row]) -> None:
     """Refuses rows that the reward model's chat template refuses, and rows whose prompts are all too long for it.
 
     Raises:

@@ -1,6 +1,7 @@
 """Rewards of completions: tests that the completion must pass, a reward model, or any Python function."""
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from qrpo_jax.data import programs
 from qrpo_jax.data.rows import Row
 from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.models import ModelScorer
-from qrpo_jax.rewards.sandbox.pool import Job, Limits, Sandbox, same_value
+from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
 
@@ -131,6 +132,12 @@ def find_function(name: str) -> TextReward:
         raise UserError(f"reward {name!r} cannot be imported ({error}); allowed: {allowed}", about="name") from None
     if not callable(reward):
         raise UserError(f"reward {name!r} is not a function; allowed: {allowed}", about="name")
+    try:
+        inspect.signature(reward).bind("prompt", "completion", "payload")
+    except TypeError as error:
+        raise UserError(f"reward {name!r} does not take (prompt, completion, payload): {error}", about="name") from None
+    except ValueError:
+        pass  # some functions of C extensions have no signature to look at
     return reward
 
 
@@ -140,13 +147,13 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
     Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
     sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.
     """
-    jobs: dict[tuple[int, str], Job] = {}
+    tasks: dict[tuple[int, str], Task] = {}
     tests = [read_tests(row) for row in rows]
     for index, row in enumerate(rows):
         inputs = tuple(tuple(arguments) for arguments, _ in tests[index])
         for completion in row.completions:
-            jobs[index, completion.text] = Job(programs.program(completion.text), "f", inputs)
-    outcomes = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
+            tasks[index, completion.text] = Task(programs.program(completion.text), "f", inputs)
+    outcomes = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
     counts: dict[str, int] = {}
     rewards = []
     for index, row in enumerate(rows):

@@ -35,7 +35,7 @@ def run(job: Job) -> dict[str, Any] | None:
         return None
 
     rows = {side: list(side_rows) for side, side_rows in held_out(job).items()}
-    check_scored(rows)
+    check_any_scored(rows)
     results = compare({side: [answers(row) for row in rows[side]] for side in SIDES})
     for side in SIDES:
         results[side]["not_scored"] = report_dropped(job, f"evaluate, {side}", counts[side])
@@ -82,7 +82,7 @@ def only_from(source: str, row: Row) -> Row:
     return dataclasses.replace(row, completions=tuple(c for c in row.completions if c.source == source))
 
 
-def check_scored(rows: dict[str, list[Row]]) -> None:
+def check_any_scored(rows: dict[str, list[Row]]) -> None:
     """Refuses an evaluation that has no prompt left.
 
     Raises:

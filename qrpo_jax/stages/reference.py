@@ -37,13 +37,8 @@ def with_reference(row: Row, log_probs: np.ndarray) -> Row:
     return dataclasses.replace(row, completions=completions)
 
 
-def check(job: Job) -> None:
-    pass  # its sections are checked for every job with a model
-
-
 STAGE = Stage(
     run,
-    check,
     needs=("sample",),
     sections=("pack", "log_probs"),
     machine_keys=("log_probs.batch_rows",),

@@ -15,7 +15,7 @@ from qrpo_jax.job.manifest import flatten
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.report import run_page
 from qrpo_jax.report.page import PAGE
-from qrpo_jax.report.run_page import HeldOut, Record
+from qrpo_jax.report.run_page import HeldOut, RunRecord
 from qrpo_jax.report.run_pictures import held_out_pictures, training_pictures
 from qrpo_jax.stages.evaluate import RESULTS
 from qrpo_jax.training.metrics import read_metrics
@@ -24,7 +24,7 @@ from qrpo_jax.training.objectives import OBJECTIVES
 
 def run(job: Job) -> dict[str, Any]:
     config = job.config.train
-    unit = OBJECTIVES[config.objective].unit.format(loss={"mse": "squared", "mae": "absolute"}[config.loss])
+    unit = OBJECTIVES[config.objective].loss_unit.format(loss=config.loss)
     results = json.loads((job.folder("evaluate") / RESULTS).read_text())
     metrics = {stage: read_metrics(job.folder(stage) / "metrics.jsonl") for stage in ("sft", "train")}
     held_out = read_held_out(job)
@@ -52,8 +52,8 @@ def read_held_out(job: Job) -> HeldOut:
     return HeldOut(rewards, examples)
 
 
-def read_record(job: Job) -> Record:
-    return Record(
+def read_record(job: Job) -> RunRecord:
+    return RunRecord(
         counts=accounting.stage_counts(job),
         padding=accounting.paddings(job),
         comparisons=accounting.comparisons(job),

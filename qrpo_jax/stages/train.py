@@ -1,44 +1,32 @@
 """Stage `train`: trains the policy on scored completions with the objective of the config."""
 
-import math
 from typing import Any
 
 import numpy as np
 from jax import Array
 
-from qrpo_jax import losses, partition, quantiles, transforms
+from qrpo_jax import losses, transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, build_examples
-from qrpo_jax.data.sources import SOURCES
-from qrpo_jax.data.sources.listed import all_scored
-from qrpo_jax.data.sources.source import all_rows
-from qrpo_jax.data.views import VIEWS, View
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.stage import Stage
-from qrpo_jax.job.trainer import Training, check_optimization, train
+from qrpo_jax.job.trainer import Training, train
+from qrpo_jax.job.training_options import (
+    KEYS,
+    check_training,
+    chosen_objective,
+    configured_objective,
+    make_length,
+    make_view,
+)
 from qrpo_jax.report import forecast
-from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, make_objective
-
-REFERENCE_LOG_PROBS = ("stored", "on_the_fly")
-# Config keys of the arguments that errors of objectives and transforms are about.
-KEYS = {
-    "name": "train.objective",
-    "beta": "train.beta",
-    "cap": "train.beta_cap",
-    "normalised": "train.length_normalised",
-    "divides_loss": "train.loss_over_length",
-    "transform": "train.transform",
-    "loss": "train.loss",
-}
 
 
 def run(job: Job) -> dict[str, Any]:
     config, lora = job.config.train, job.policy.lora
-    ranked = OBJECTIVES[config.objective].ranked
+    ranked = chosen_objective(job).ranked
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(config.transform) if ranked else transforms.identity
     examples = read_examples(job, transform)
@@ -47,13 +35,13 @@ def run(job: Job) -> dict[str, Any]:
 
     def target(batch: Batch) -> Array:
         c = batch.completions_BxS
-        beta = length(job).beta(config.beta, c.length)
+        beta = make_length(job).beta(config.beta, c.length)
         return losses.calibrated_target(c.quantile, beta, transforms.scale_by(transform, c.reward_scale), log_z=c.log_z)
 
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
         # Policy and reference are the same model on the same code path. Before the first update every log-ratio is
         # therefore 0 up to rounding, and the loss of QRPO is the mean of the regressed targets.
-        expected = length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.completions_BxS.length)
+        expected = make_length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.completions_BxS.length)
         weight = batch.completions_BxS.weight * batch.present_BxS
         job.say(
             f"train: before the first update the mean log-ratio is {metrics['log_ratio_high']:.1e} (high) and "
@@ -63,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
 
     training = Training(
         examples,
-        objective(job),
+        configured_objective(job),
         job.log_prob_settings,
         start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
         frozen=job.reference_parameters(job.mesh) if lora else None,
@@ -81,17 +69,17 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
       UserError: naming the first completion that lacks what the objective needs.
     """
     config = job.config.train
-    ranked = OBJECTIVES[config.objective].ranked
+    ranked = chosen_objective(job).ranked
     with located(**KEYS):
         examples = build_examples(
             row_files.read(job.folder(job.rows_before("train"))),
             job.policy.text,
-            view(job),
+            make_view(job),
             transform,
-            beta=(lambda length_C: length(job).beta(config.beta, length_C)) if ranked else None,
+            beta=(lambda length_C: make_length(job).beta(config.beta, length_C)) if ranked else None,
             need_references=ranked,
         )
-    if config.reference_log_probs == "stored" and OBJECTIVES[config.objective].needs_reference:
+    if config.reference_log_probs == "stored" and chosen_objective(job).needs_reference:
         missing = np.flatnonzero(~np.isfinite(examples.completions_C.reference_log_prob))
         if len(missing):
             raise UserError(
@@ -104,12 +92,12 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
 def print_forecast(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:
     """Prints the forecast for these examples; returns its figures, or None for a baseline, which has no forecast."""
     config = job.config.train
-    if not OBJECTIVES[config.objective].ranked:
+    if not chosen_objective(job).ranked:
         for line in forecast.baseline_lines(examples, config.objective):
             job.say(f"train: {line}")
         return None
     length_C = examples.completions_C.length
-    beta_C = np.broadcast_to(length(job).beta(config.beta, length_C), length_C.shape)
+    beta_C = np.broadcast_to(make_length(job).beta(config.beta, length_C), length_C.shape)
     # For a scaled transform the forecast assumes a prompt of average spread.
     figures = forecast.figures(
         examples, transform, beta_C, partition_name=config.partition, estimator=job.config.select.estimator
@@ -121,7 +109,7 @@ def print_forecast(job: Job, examples: Examples, transform: transforms.Transform
 
 def warn_of_temperature(job: Job) -> None:
     sample, log_probs = job.config.sample, job.config.log_probs
-    ranked = OBJECTIVES[job.config.train.objective].ranked
+    ranked = chosen_objective(job).ranked
     if ranked and sample.completions and sample.temperature != log_probs.temperature:
         job.say(
             f"train: WARNING: references were sampled at temperature {sample.temperature:g}, log-probs are taken at "
@@ -129,173 +117,9 @@ def warn_of_temperature(job: Job) -> None:
         )
 
 
-def length(job: Job) -> Length:
-    """The config's options that use completion lengths."""
-    config = job.config.train
-    return Length(config.length_normalised, config.beta_cap or math.inf, config.loss_over_length)
-
-
-def view(job: Job) -> View:
-    """The completions of a row that the config selects."""
-    select, pack, objective = job.config.select, job.config.pack, OBJECTIVES[job.config.train.objective]
-    return View(
-        units=select.units,
-        first=select.first,
-        references=select.reference_count,
-        exclude_own=select.exclude_own,
-        estimator=select.estimator,
-        ties=select.ties,
-        partition=job.config.train.partition,
-        selector="both" if objective.pairwise else select.side,
-        tied_pairs=not objective.drops_ties,
-        max_tokens=pack.max_tokens,
-        over_long=pack.over_long,
-        seed=job.config.seed,
-    )
-
-
-def objective(job: Job) -> LossFunction:
-    """The objective of the config with its options."""
-    config = job.config.train
-    options = {option: config[option] for option in OBJECTIVES[config.objective].options}
-    return make_objective(config.objective, length(job), **options)
-
-
-def check(job: Job) -> None:
-    config = job.config
-    check_choices(
-        config,
-        {
-            "select.units": VIEWS,
-            "select.estimator": quantiles.ESTIMATORS,
-            "select.ties": quantiles.TIES,
-            "select.side": losses.SELECTORS,
-            "train.objective": OBJECTIVES,
-            "train.loss": losses.REGRESSION,
-            "train.partition": partition.PARTITIONS,
-            "train.reference_log_probs": REFERENCE_LOG_PROBS,
-        },
-    )
-    check_optimization(config, "train")
-    check_least(config, {"select.first": 0, "select.reference_count": 0})
-    check_range(config, "train.beta", 1e-30)
-    check_range(config, "train.beta_cap", 0)
-    with located(**KEYS):
-        check_transform(config.train)
-        objective(job)
-    check_reference(job)
-    check_units(job)
-    check_references(job)
-
-
-def check_transform(config: Any) -> None:
-    """Refuses a transform that does not exist, or whose partition function is infinite at this β."""
-    transform = transforms.parse(config.transform)
-    if not OBJECTIVES[config.objective].ranked or config.partition != "population":
-        return
-    # A completion of one token has the largest β.
-    largest = min(config.beta, config.beta_cap or math.inf) if config.length_normalised else config.beta
-    with located("train.transform", "train.beta", "train.partition"):
-        transforms.check_beta(largest, transform.smallest_beta, transform.name)
-
-
-def check_reference(job: Job) -> None:
-    """Refuses a source of log π_ref that the stages or LoRA do not provide, or that the objective does not use."""
-    config, stages = job.config.train, job.config.stages
-    needs_reference = OBJECTIVES[config.objective].needs_reference
-    if config.reference_log_probs == "stored":
-        if needs_reference and "reference" not in stages:
-            raise UserError(
-                f"objective {config.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages, or "
-                "with LoRA set config.train.reference_log_probs='on_the_fly'"
-            )
-        return
-    if not job.config.lora.rank:
-        raise UserError(
-            "train.reference_log_probs 'on_the_fly' needs LoRA, whose base is the reference policy: set "
-            "config.lora.rank, or config.train.reference_log_probs='stored'"
-        )
-    if "reference" in stages:
-        raise UserError(
-            "train.reference_log_probs 'on_the_fly' has no use for what stage 'reference' stores: remove the stage "
-            "from config.stages, or set config.train.reference_log_probs='stored'"
-        )
-    if not needs_reference:
-        raise UserError(
-            f"objective {config.objective!r} uses no log π_ref: set config.train.reference_log_probs='stored'"
-        )
-
-
-def check_units(job: Job) -> None:
-    """Refuses singles for a pairwise objective, and pairs that packed rows or rows of one completion cannot hold."""
-    config, select, pack = job.config.train, job.config.select, job.config.pack
-    if select.units == "singles":
-        if OBJECTIVES[config.objective].pairwise:
-            singles = ", ".join(name for name, objective in OBJECTIVES.items() if not objective.pairwise)
-            raise UserError(
-                f"objective {config.objective!r} compares two completions; set config.select.units to best_worst or "
-                f"random_pairs, or use an objective for single ones ({singles})"
-            )
-        return
-    if pack.row_tokens < 2 * pack.max_tokens:
-        raise UserError(
-            f"pack.row_tokens is {pack.row_tokens}; pairs of up to {pack.max_tokens} tokens each need at least "
-            f"{2 * pack.max_tokens} (config.pack.row_tokens)"
-        )
-    if select.first == 1:
-        raise UserError(
-            "select.first is 1; pairs need two completions a row (config.select.first, config.select.units)"
-        )
-
-
-def check_references(job: Job) -> None:
-    """Refuses prompts without rewards, or with too few references for the transform and estimator."""
-    config, select, sampled = job.config, job.config.select, job.config.sample.completions
-    ranked, scored = OBJECTIVES[config.train.objective].ranked, "score" in config.stages
-    if not SOURCES[config.prompts.source].listed:
-        if not scored:
-            raise UserError("sampled completions have no reward: put 'score' before 'train' in config.stages")
-        if select.units != "singles" and sampled < 2:
-            raise UserError(
-                "sample.completions is below 2; pairs need two completions a row (config.sample.completions)"
-            )
-        if ranked:
-            check_count(job, sampled, excluded=select.exclude_own)
-        return
-    rows = all_rows(open_sources(job)["train"])
-    if not scored and (sampled or not all_scored(rows)):
-        raise UserError("some completions have no reward: put 'score' before 'train' in config.stages")
-    excluded = select.exclude_own and sampled > 0
-    for row in rows if ranked else ():
-        check_count(job, sampled + len(row.reference_rewards), excluded=excluded, where=f"row {row.id!r}: ")
-
-
-def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:
-    """Refuses too few references of a prompt.
-
-    Args:
-      references: number of rewards to rank among, with that of the completion itself if it is a reference.
-      excluded: a completion is not ranked against itself, which leaves one reference fewer.
-      where: beginning of the message, such as "row 'ID': ".
-    """
-    config, most = job.config, job.config.select.reference_count
-    count = (min(references, most) if most else references) - excluded
-    with located(
-        "sample.completions",
-        "select.reference_count",
-        "select.exclude_own",
-        "select.estimator",
-        "train.transform",
-    ):
-        try:
-            quantiles.check_references(count, transforms.parse(config.train.transform), config.select.estimator)
-        except UserError as error:
-            raise UserError(f"{where}{error}") from None
-
-
 STAGE = Stage(
     run,
-    check,
+    check_training,
     needs=("sample",),
     sections=("pack", "log_probs", "select", "lora", "train"),
     machine_keys=("log_probs.batch_rows", "train.checkpoint_every"),

@@ -23,7 +23,7 @@ class NonFiniteLossError(RuntimeError):
     """A loss or gradient became infinite or NaN; the message names step, rows and last good checkpoint."""
 
 
-class Record(NamedTuple):
+class PendingStep(NamedTuple):
     """A step that has been dispatched; its metrics may still be on their way."""
 
     step: int
@@ -62,7 +62,7 @@ class Logbook:
         self._writer, self._checkpoints = writer, checkpoints
         self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
         self._schedule = schedule
-        self._pending: Record | None = None
+        self._pending: PendingStep | None = None
         self._clock = Clock()
         done, silent = checkpoints.latest or 0, not processes.is_first()
         self._bar = tqdm(total=steps, initial=done, desc=title, unit="step", disable=silent, mininterval=0.5)
@@ -77,7 +77,7 @@ class Logbook:
           NonFiniteLossError: the loss or gradient norm of the step before is not finite.
         """
         self._report()
-        self._pending = Record(step, batch, metrics)
+        self._pending = PendingStep(step, batch, metrics)
 
     def settle(self) -> None:
         """Reports every recorded step, waiting for the device, and flushes the files.
@@ -129,7 +129,7 @@ def learning_rate(schedule: optax.Schedule, step: int) -> float:
         return float(jax.device_get(schedule(step - 1)))
 
 
-def offending_rows(record: Record, names: tuple[str, ...], most: int = 8) -> str:
+def offending_rows(record: PendingStep, names: tuple[str, ...], most: int = 8) -> str:
     """Names of the completions whose loss is not finite; empty if there is none.
 
     Args:

@@ -142,18 +142,18 @@ class Objective(NamedTuple):
 
     Attributes:
       loss: (log_probs, c, **options) -> (losses, weights), [..., S] each.
-      unit: of the loss, for reports; `{loss}` stands for the kind of regression.
+      loss_unit: of the loss, for reports; `{loss}` stands for the kind of regression.
       options: names of the loss's keyword arguments, `length` aside; keys of `OPTIONS`.
       pairwise: it compares the two completions of a pair.
       needs_reference: it reads log π_ref.
-      ranked: it reads quantiles and log Z.
+      ranked: it regresses on the calibrated target f(R_q) − β log Z, from quantiles and log Z.
       drops_ties: it learns nothing from pairs of equal reward.
       length_normalisable: it takes a `Length` that is `normalised`.
       length_divisible: it takes a `Length` that `divides_loss`.
     """
 
     loss: Callable[..., Losses]
-    unit: str
+    loss_unit: str
     options: tuple[str, ...] = ()
     pairwise: bool = False
     needs_reference: bool = True
@@ -217,6 +217,12 @@ def _positive(beta: float) -> float:
     return beta
 
 
+def _finite(gamma_beta_ratio: float) -> float:
+    if not math.isfinite(gamma_beta_ratio):
+        raise UserError(f"gamma_beta_ratio is {gamma_beta_ratio}; it must be finite", about="gamma_beta_ratio")
+    return float(gamma_beta_ratio)
+
+
 def _regression(loss: str) -> str:
     if loss not in losses.REGRESSION:
         raise UserError(f"loss is {loss!r}; allowed: {', '.join(losses.REGRESSION)}", about="loss")
@@ -228,7 +234,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "beta": _positive,
     "transform": transforms.parse,
     "loss": _regression,
-    "gamma_beta_ratio": float,
+    "gamma_beta_ratio": _finite,
 }
 
 
@@ -257,6 +263,6 @@ def make_objective(name: str, length: Length = PLAIN, **options: Any) -> LossFun
             raise UserError(f"objective {name!r} has no use for {option}; only {allowed}", about=about)
     objective = OBJECTIVES[name]
     bound = {option: OPTIONS[option](value) for option, value in options.items()}
-    if objective.length_divisible:
+    if objective.length_divisible or objective.length_normalisable:
         bound["length"] = length
     return partial(objective.loss, **bound)

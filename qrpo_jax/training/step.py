@@ -100,7 +100,7 @@ def make_step(
     log_prob_settings: LogProbSettings,
     microbatches: int = 1,
     calibrated_target: Callable[[Batch], Array] | None = None,
-    reference: nnx.GraphDef | None = None,
+    reference_graph: nnx.GraphDef | None = None,
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """A pure function `(state, batch, frozen) -> (state, metrics)`, to be jitted with shardings.
 
@@ -114,7 +114,7 @@ def make_step(
       objective: from log-probs and numbers of completions to losses and weights, see `objectives`.
       microbatches: B must be a multiple of it; each needs the memory of B / microbatches rows.
       calibrated_target: f(R_q) − β log Z of each completion, [B, S], for the metrics of QRPO.
-      reference: graph of the reference policy, whose parameters are `frozen`. With it the step computes log π_ref
+      reference_graph: graph of the reference policy, whose parameters are `frozen`. With it the step computes log π_ref
         and ignores the batch's.
     """
 
@@ -127,9 +127,9 @@ def make_step(
 
     def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         """Sums over a microbatch (gradient, loss, weight, diagnostics), and each completion's loss."""
-        if reference is not None:
+        if reference_graph is not None:
             batch = batch.with_numbers(
-                reference_log_prob=completion_log_probs(reference, frozen, batch, log_prob_settings)
+                reference_log_prob=completion_log_probs(reference_graph, frozen, batch, log_prob_settings)
             )
         value_and_gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
         (loss, (weight, sums, loss_BxS)), gradient = value_and_gradient(parameters, frozen, batch)

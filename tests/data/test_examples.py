@@ -47,14 +47,14 @@ def built(data, transform="identity", **view):
     return build_examples(data, TEXT, VIEW._replace(**view), transforms.TRANSFORMS[transform])
 
 
-def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf", ties="upper"):
+def by_hand(data, transform, *, reference_count=0, exclude_own=True, estimator="ecdf", ties="upper"):
     """name -> (quantile, share of ties), one completion at a time."""
     expected = {}
     for r in data:
         for i, c in enumerate(r.completions):
             pool = [(j, x.reward) for j, x in enumerate(r.completions) if x.source == "reference"]
             pool += [(None, float(x)) for x in r.reference_rewards]
-            pool = pool[:references] if references else pool
+            pool = pool[:reference_count] if reference_count else pool
             others = np.asarray([x for j, x in pool if not (exclude_own and j == i)], np.float32)
             reward, n = np.float32(c.reward), len(others)
             rank = (others < reward).sum() + (others == reward).sum() * {"upper": 1, "mid": 0.5}[ties]
@@ -73,8 +73,8 @@ def by_hand(data, transform, *, references=0, exclude_own=True, estimator="ecdf"
     [
         ("identity", {}),
         ("log", {"exclude_own": False}),
-        ("normal-icdf", {"references": 3}),
-        ("identity", {"ties": "mid", "references": 5, "exclude_own": False}),
+        ("normal-icdf", {"reference_count": 3}),
+        ("identity", {"ties": "mid", "reference_count": 5, "exclude_own": False}),
         ("normal-icdf", {"estimator": "midpoint", "ties": "mid"}),
     ],
 )
@@ -222,9 +222,9 @@ def test_a_beta_without_a_partition_function_is_refused_unless_ranks_bound_it():
     [("both", {(0.5, 0.5)}), ("chosen", {(1, 0)}), ("rejected", {(0, 1)}), ("random", {(1, 0), (0, 1)})],
 )
 def test_selectors_set_the_weights_of_pairs_and_singles_keep_weight_one(selector, expected):
-    table = built(rows(31), units="best_worst", selector=selector)
+    table = built(rows(31), units="best_worst", side=selector)
     assert {tuple(pair) for pair in table.completions_C.weight.reshape(-1, 2).tolist()} == expected
-    assert (built(rows(), selector=selector).completions_C.weight == 1).all()
+    assert (built(rows(), side=selector).completions_C.weight == 1).all()
 
 
 def test_a_pair_is_cut_to_one_prompt():
@@ -316,7 +316,7 @@ def test_without_a_transform_nothing_is_ranked_and_rewards_may_be_nan():
             "n = 1 .*'normal-icdf' with .* at least 2",
         ),
         (row("r", [1.0, 2.0]), "normal-icdf", {}, "n = 1 .*'normal-icdf' with .* at least 2"),
-        (row("r", [1.0, 2.0, 3.0]), "scaled-normal-icdf", {"references": 1}, "n = 0 "),
+        (row("r", [1.0, 2.0, 3.0]), "scaled-normal-icdf", {"reference_count": 1}, "n = 0 "),
         (row("r", [1.0]), "identity", {}, "n = 0 .*'identity' with estimator 'ecdf' needs at least 1"),
         (row("r", [1.0, 2.0], sources=["dataset"] * 2), "identity", {}, "n = 0 "),
     ],
@@ -356,7 +356,7 @@ def test_the_random_selector_draws_one_number_a_unit_in_order(seed):
     for unit in units:
         chosen = int(generator.integers(2))
         expected += [1] if len(unit) == 1 else [chosen, 1 - chosen]
-    got = unit_weights(units, VIEW._replace(selector="random", seed=seed))
+    got = unit_weights(units, VIEW._replace(side="random", seed=seed))
     assert got.tolist() == expected and got.dtype == np.float32
 
 

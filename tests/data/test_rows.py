@@ -33,7 +33,7 @@ COMPLETIONS = st.builds(
     text=TEXT,
     tokens=st.lists(st.integers(INT32.min, INT32.max), max_size=7).map(lambda ids: np.array(ids, np.int32)),
     finished=st.booleans(),
-    source=st.sampled_from(rows.SOURCES),
+    source=st.sampled_from(rows.COMPLETION_SOURCES),
     reward=FLOATS,
     log_prob=FLOATS,
     reference_log_prob=FLOATS,

@@ -12,7 +12,7 @@ from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row, encode
 from qrpo_jax.data.sources import SOURCES, listed
 from qrpo_jax.data.sources.jsonl import read_jsonl, split_rows
 from qrpo_jax.data.sources.programs import demonstration_row, program_row
-from qrpo_jax.data.sources.source import Settings, all_rows
+from qrpo_jax.data.sources.source import SourceOptions, all_rows
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
@@ -24,7 +24,7 @@ def beginnings(indices, split):
 
 def settings(path, **overrides):
     defaults = {"seed": 3, "count": 5, "held_out": 2, "demonstrations": 11, "path": path, "draw_beginnings": beginnings}
-    return Settings(**defaults | overrides)
+    return SourceOptions(**defaults | overrides)
 
 
 def sources(name, tmp_path, **overrides):

@@ -19,7 +19,7 @@ def make_row(i: int, completions: int = 3) -> Row:
                 text=f"answer {i}.{j} 🙂",
                 tokens=rng.integers(0, 128_000, rng.integers(1, 11), dtype=np.int32),
                 finished=bool(j % 2),
-                source=rows.SOURCES[j % 3],
+                source=rows.COMPLETION_SOURCES[j % 3],
                 reward=float(np.float32(rng.normal())),
                 log_prob=math.nan if j == 0 else -1.5,
                 reference_log_prob=-2.25,

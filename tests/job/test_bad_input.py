@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qrpo_jax import pipeline
+from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job import manifest
 from tests.helpers.jobs import ROOT, environment, job, refused
@@ -70,6 +71,19 @@ from tests.helpers.jobs import ROOT, environment, job, refused
         (
             {"train__objective": "simpo", "train__length_normalised": True, "select__units": "best_worst"},
             "'simpo' has no use for length_normalised",
+        ),
+        (
+            {
+                "train__objective": "simpo",
+                "select__units": "best_worst",
+                "pack__row_tokens": 128,
+                "train__gamma_beta_ratio": float("nan"),
+            },
+            r"gamma_beta_ratio is nan; it must be finite \(config.train.gamma_beta_ratio\)",
+        ),
+        (
+            {"model__attention": "telepathy"},
+            r"attention is 'telepathy'; allowed: auto, plain.*\(config.model.attention\)",
         ),
         ({"select__estimator": "median"}, "select.estimator is 'median'; allowed: ecdf, midpoint"),
         ({"pack__max_tokens": 1000, "pack__row_tokens": 1000}, "the model was made for 512 positions"),
@@ -157,10 +171,11 @@ def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.train.bta=0.3"], "bta"),
+        (["--config.train.bta=0.3"], 'error: \'bta\' Did you mean "beta" instead of "bta"?'),
         (["--config.train.beta=much"], "much"),
         (["--no_such_flag"], "no_such_flag"),
         (["--shard=4/4"], "shard is '4/4'; allowed: i/n"),
+        (["--config=configs/none.py"], "no config file configs/none.py"),
         (["surprise"], "unknown argument 'surprise'"),
         (["--config.train.beta=-1"], "beta is -1.0; it must be finite, above 0 (config.train.beta)"),
     ],
@@ -197,3 +212,30 @@ def test_a_stage_records_settings_that_change_its_output_and_not_those_of_the_ma
         {"log__tensorboard": False},
     ):
         assert of("export") == of("export", **machine), machine
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("    return {}['x']\n", "line 2: KeyError: x"),
+        ("    import no_such_module\n", "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("    return (\n", "line 2: SyntaxError: '(' was never closed"),
+    ],
+)
+def test_a_bug_in_a_config_file_is_reported_with_its_line(tmp_path: Path, body: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n" + body)
+    command = [sys.executable, "-m", "qrpo_jax.main", f"--config={path}", f"--workdir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: {path}, {message}"), line
+
+
+def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for workdir, reason in ((Path("/proc/run"), "cannot be written to: /proc: "), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=f"--workdir={workdir} {reason}"):
+            pipeline.check_workdir(workdir)
+    pipeline.check_workdir(tmp_path / "new" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

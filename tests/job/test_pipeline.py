@@ -102,6 +102,8 @@ def test_a_stage_reads_the_rows_of_the_last_earlier_stage_that_writes_rows(tmp_p
     config.stages = stages
     filtered = Job(FrozenConfigDict(config), tmp_path, Shard(0, 1), STAGES | {"filter": kept})
     assert [filtered.rows_before(name) for name in ("filter", "train", "evaluate")] == ["sample", "filter", "filter"]
+    with pytest.raises(UserError, match="'sample' reads rows, and no stage before it writes any"):
+        filtered.rows_before("sample")
 
 
 def test_a_starting_shard_keeps_files_that_another_shard_is_writing(tmp_path: Path) -> None:

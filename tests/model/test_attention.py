@@ -76,9 +76,15 @@ def value_and_gradient(settings, backend, remat=False):
     return log_probs_BxL, gradient
 
 
+# The plain formula is the standard that all others are compared with.
+OTHERS = {"key blocks": by_key_blocks, **attention.BACKENDS}
+del OTHERS["plain"]
+
+
+@pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(case):
-    log_probs_BxL, gradient = value_and_gradient(CASES[case], by_key_blocks, remat=case == "plain")
+def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(case, backend):
+    log_probs_BxL, gradient = value_and_gradient(CASES[case], OTHERS[backend], remat=case == "plain")
     expected_BxL, expected = value_and_gradient(CASES[case], plain.attend)
     np.testing.assert_allclose(log_probs_BxL, expected_BxL, rtol=1e-5, atol=1e-5)
     tiny.assert_trees_close(gradient, expected, rtol=1e-5, atol=1e-5 * tiny.largest(expected))

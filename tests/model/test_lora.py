@@ -79,7 +79,7 @@ def compiled(microbatches=1, mesh_sizes=None, on_the_fly=False):
         steps.OPTIMIZER,
         log_prob_settings=LogProbSettings(vocab_chunk=7),
         microbatches=microbatches,
-        reference=tiny.GRAPH if on_the_fly else None,
+        reference_graph=tiny.GRAPH if on_the_fly else None,
     )
     if mesh_sizes is None:
         return jax.jit(step)
@@ -274,7 +274,7 @@ def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(
     table, steps = tiny.examples(17), 4
     options = Optimization(0.05, schedule="linear", warmup_share=0, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1)
     optimizer, schedule = make_optimizer(options, steps)
-    step = make_step(GRAPH, OBJECTIVE, optimizer, log_prob_settings=LogProbSettings(), reference=tiny.GRAPH)
+    step = make_step(GRAPH, OBJECTIVE, optimizer, log_prob_settings=LogProbSettings(), reference_graph=tiny.GRAPH)
     what = trainable(optimizer, make_mesh(1, 1, 1, jax.devices()[:1]), fresh, LORA)
 
     def run(directory, kill_at=0):

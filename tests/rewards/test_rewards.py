@@ -132,6 +132,7 @@ def test_a_user_function_is_called_with_prompt_completion_and_payload():
         ("json:no_such_function", "cannot be imported"),
         ("json:__name__", "is not a function"),
         (":f", "cannot be imported"),
+        ("math:sqrt", r"does not take \(prompt, completion, payload\)"),
     ],
 )
 def test_unknown_rewards_are_refused_in_one_line(name, message):

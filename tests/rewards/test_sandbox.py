@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from qrpo_jax.rewards.sandbox import pool as module
-from qrpo_jax.rewards.sandbox.pool import Failed, Job, Limits, Outcome, Sandbox, same_value
+from qrpo_jax.rewards.sandbox.pool import Failed, Limits, Outcome, Sandbox, Task, same_value
 
 LIMITS = Limits(cpu_seconds=0.2, memory_mb=128, output_bytes=4096)
-HONEST = Job("def f(a, b):\n    return a + b", "f", ((2, 3), ("x", "y"), ([1], [2])))
+HONEST = Task("def f(a, b):\n    return a + b", "f", ((2, 3), ("x", "y"), ([1], [2])))
 HONEST_OUTCOME = Outcome("ok", (5, "xy", [1, 2]))
 
 
@@ -26,7 +26,7 @@ def sandbox() -> Iterator[Sandbox]:
 def run_one(sandbox: Sandbox, code: str, *inputs: tuple[object, ...]) -> Outcome:
     """Runs `code`'s function f between two honest jobs, which must not notice."""
     inputs = inputs or ((),)
-    first, outcome, last = sandbox.run([HONEST, Job(code, "f", inputs), HONEST])
+    first, outcome, last = sandbox.run([HONEST, Task(code, "f", inputs), HONEST])
     assert first == last == HONEST_OUTCOME, (first, last)
     return outcome
 
@@ -65,8 +65,8 @@ def test_same_value_is_strict_on_type_and_close_on_floats() -> None:
 
 
 def test_order_is_kept_and_progress_counts_every_job(sandbox: Sandbox) -> None:
-    jobs = [Job("def f(a):\n    return a * a", "f", ((index % 31,),)) for index in range(101)]
-    jobs[7] = Job("def f(a):\n    while True: pass", "f", ((1,),))
+    jobs = [Task("def f(a):\n    return a * a", "f", ((index % 31,),)) for index in range(101)]
+    jobs[7] = Task("def f(a):\n    while True: pass", "f", ((1,),))
     seen: list[int] = []
     outcomes = sandbox.run(jobs, seen.append)
     assert [o.outputs for i, o in enumerate(outcomes) if i != 7] == [((i % 31) ** 2,) for i in range(101) if i != 7]
@@ -174,7 +174,7 @@ def test_a_whole_second_of_cpu_is_a_timeout_too() -> None:
     """The kernel's limit counts whole seconds and must not take effect first."""
     code = "import os\ndef f():\n    while True:\n        os.stat('/')"
     with Sandbox(LIMITS._replace(cpu_seconds=1.0), workers=1) as single:
-        assert single.run([Job(code, "f", ((),))]) == [Outcome("timeout", (Failed("timeout"),))]
+        assert single.run([Task(code, "f", ((),))]) == [Outcome("timeout", (Failed("timeout"),))]
 
 
 def test_waiting_without_using_cpu_is_limited_too(sandbox: Sandbox) -> None:
@@ -289,7 +289,7 @@ def test_the_environment_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SECRET_TOKEN", "secret")
     code = "import os\ndef f():\n    return dict(os.environ)"
     with Sandbox(LIMITS, workers=1) as fresh:
-        assert fresh.run([Job(code, "f", ((),))])[0] == Outcome("ok", ({},))
+        assert fresh.run([Task(code, "f", ((),))])[0] == Outcome("ok", ({},))
 
 
 def test_no_job_finds_another_in_memory_or_open_files() -> None:
@@ -304,8 +304,8 @@ def f(part):
     return [sum(part + "_one" in x for x in dicts), files]
 """
     with Sandbox(LIMITS, workers=1) as single:
-        single.run([Job("mark_one = 1\ndef f(): return mark_one", "f", ((),))])
-        outcome = single.run([Job(code, "f", (("mark",),))])[0]
+        single.run([Task("mark_one = 1\ndef f(): return mark_one", "f", ((),))])
+        outcome = single.run([Task(code, "f", (("mark",),))])[0]
     assert outcome == Outcome("ok", ([0, [0, 1, 2, 3, 4]],))
 
 
@@ -320,14 +320,14 @@ def f():
     for workers in (1, 2):
         with Sandbox(LIMITS, workers) as fresh:
             fresh.run([HONEST])
-            outcomes += fresh.run([Job(code, "f", ((),) * count) for count in (1, 2)])
+            outcomes += fresh.run([Task(code, "f", ((),) * count) for count in (1, 2)])
             need(fresh, "repeatable")
     assert outcomes[0] == outcomes[2] and outcomes[1] == outcomes[3], outcomes
     assert outcomes[0].outputs[0] == outcomes[1].outputs[0], outcomes
 
 
 def test_a_dead_supervisor_is_replaced_and_costs_one_job() -> None:
-    slow = Job("def f(a):\n    while True: pass", "f", ((1,),))
+    slow = Task("def f(a):\n    while True: pass", "f", ((1,),))
     with Sandbox(LIMITS._replace(cpu_seconds=5.0), workers=1) as single:
 
         def kill(done: int) -> None:
@@ -355,8 +355,8 @@ def test_a_machine_with_fewer_protections_reports_them_and_still_limits_cpu_time
 ) -> None:
     monkeypatch.setattr(module, "START", module.START.replace("\nmain(", f"\n{lacking}\nmain("))
     with Sandbox(LIMITS, workers=1) as weaker:
-        jobs = [HONEST, Job("def f():\n    while True: pass", "f", ((),)), HONEST._replace(inputs=())]
-        jobs.append(Job("import random\ndef f():\n    return random.random()", "f", ((),)))
+        jobs = [HONEST, Task("def f():\n    while True: pass", "f", ((),)), HONEST._replace(inputs=())]
+        jobs.append(Task("import random\ndef f():\n    return random.random()", "f", ((),)))
         outcomes = weaker.run(jobs)
         assert weaker.protections["cpu"]
         if holds is not None:

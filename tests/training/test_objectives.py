@@ -12,13 +12,8 @@ from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.errors import UserError
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LogProbs, having, make_objective
 
-OPTIONS = {
-    "qrpo": {"beta": 0.3, "transform": "identity", "loss": "mse"},
-    "dpo": {"beta": 0.3},
-    "rebel": {"beta": 0.3},
-    "simpo": {"beta": 2.0, "gamma_beta_ratio": 0.4},
-    "sft": {},
-}
+VALUES = {"beta": 0.3, "transform": "identity", "loss": "mse", "gamma_beta_ratio": 0.4}
+OPTIONS = {name: {option: VALUES[option] for option in record.options} for name, record in OBJECTIVES.items()}
 
 
 def completions(shape=(3, 10), seed=0):

@@ -22,15 +22,15 @@ import numpy as np
 
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.sources.source import Settings, Source, SourceKind
+from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
 from qrpo_jax.errors import UserError
 
-SIDES = ("chosen", "rejected")
-PAIR_REWARDS = {side: f"{side}_reward" for side in SIDES}
-KEYS = {"id", "prompt", "payload", "completions", "rewards", "reference_rewards", *SIDES, *PAIR_REWARDS.values()}
+PAIR_SIDES = ("chosen", "rejected")
+PAIR_REWARDS = {side: f"{side}_reward" for side in PAIR_SIDES}
+KEYS = {"id", "prompt", "payload", "completions", "rewards", "reference_rewards", *PAIR_SIDES, *PAIR_REWARDS.values()}
 
 
-def open_jsonl(settings: Settings) -> Mapping[str, Source]:
+def open_jsonl(settings: SourceOptions) -> Mapping[str, Source]:
     """Opens the file; stage `sft` learns from the rows that are trained on.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data.rows import Message, Row
-from qrpo_jax.data.sources.source import DrawBeginnings, Settings, Source, SourceKind
+from qrpo_jax.data.sources.source import DrawBeginnings, Source, SourceKind, SourceOptions
 
 
 class Beginnings:
@@ -20,7 +20,7 @@ class Beginnings:
         ]
 
 
-def open_model(settings: Settings) -> Mapping[str, Source]:
+def open_model(settings: SourceOptions) -> Mapping[str, Source]:
     draw = settings.draw_beginnings
     assert draw is not None, "opened only where the reference policy can be sampled"
     counts = {"train": settings.count, "eval": settings.held_out}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
-from qrpo_jax.data.sources.source import Settings, Source, SourceKind
+from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
 
 
 def program_row(seed: int, split: str, index: int) -> Row:
@@ -35,7 +35,7 @@ class Programs:
         return [self._row(self._seed, self._split, index) for index in indices]
 
 
-def open_programs(settings: Settings) -> Mapping[str, Source]:
+def open_programs(settings: SourceOptions) -> Mapping[str, Source]:
     counts = {"sft": settings.demonstrations, "train": settings.count, "eval": settings.held_out}
     return {split: Programs(settings.seed, split, count) for split, count in counts.items()}
 

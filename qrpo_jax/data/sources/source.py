@@ -23,7 +23,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SourceOptions:
     """What a source may use; most ignore some of it.
 
     Attributes:
@@ -52,13 +52,13 @@ class SourceKind:
       completions: its training rows may bring completions, so that none need to be sampled.
       demonstrations: it has a split "sft", whose rows bring a first completion to imitate.
       tests: the payloads of its rows may hold unit tests.
-      listed: the file at `Settings.path` lists its rows, so all of them can be checked before a run.
-      sampled: it calls `Settings.draw_beginnings`.
+      listed: the file at `SourceOptions.path` lists its rows, so all of them can be checked before a run.
+      sampled: it calls `SourceOptions.draw_beginnings`.
       vocabulary: words for the tokenizer of a model that is trained from scratch; None if such a model cannot read
         these prompts.
     """
 
-    open: Callable[[Settings], Mapping[str, Source]]
+    open: Callable[[SourceOptions], Mapping[str, Source]]
     completions: bool = False
     demonstrations: bool = False
     tests: bool = False

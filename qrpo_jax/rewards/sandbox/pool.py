@@ -24,18 +24,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
-from qrpo_jax.rewards.sandbox.jobs import (
+from qrpo_jax.rewards.sandbox.tasks import (
     DEFAULT_LIMITS,
     Failed,
-    Job,
     Limits,
     Outcome,
+    Task,
     read_outcome,
     same_value,
 )
 from qrpo_jax.rewards.sandbox.worker import REPLY
 
-__all__ = ["Failed", "Job", "Limits", "Outcome", "Sandbox", "same_value"]
+__all__ = ["Failed", "Task", "Limits", "Outcome", "Sandbox", "same_value"]
 
 # Makes this folder importable as a package without running the __init__ files above it, which may import JAX.
 START = """
@@ -49,9 +49,9 @@ main(float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
 
 
 def anonymous_file(content: bytes = b"") -> int:
-    """An open file without a name, at its start. Jobs enter and outputs leave through such files."""
+    """An open file without a name, at its start. Tasks enter and outputs leave through such files."""
     if hasattr(os, "memfd_create"):
-        file = os.memfd_create("job")
+        file = os.memfd_create("task")
     else:
         with tempfile.TemporaryFile() as named:
             file = os.dup(named.fileno())
@@ -61,27 +61,27 @@ def anonymous_file(content: bytes = b"") -> int:
     return file
 
 
-def as_json(job: Job) -> str:
-    """The job in the form that the worker reads.
+def as_json(task: Task) -> str:
+    """The task in the form that the worker reads.
 
     Raises:
       ValueError: an input that is not JSON.
     """
     try:
-        return json.dumps(job._asdict())
+        return json.dumps(task._asdict())
     except (TypeError, ValueError) as error:
-        raise ValueError(f"inputs of a sandbox job must be JSON values: {error}") from error
+        raise ValueError(f"inputs of a sandbox task must be JSON values: {error}") from error
 
 
 class Zygote:
-    """One locked-down interpreter, and the jobs sent to it that have not ended, oldest first."""
+    """One locked-down interpreter, and the tasks sent to it that have not ended, oldest first."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         # Long enough that only code that waits for something reaches it, and never honest code on a busy machine.
         self.wall_seconds = 5 * limits.cpu_seconds + 10
-        self.running: deque[tuple[int, int, int]] = deque()  # job, its number of inputs, its report
-        self.since = time.monotonic()  # when the oldest job could begin
+        self.running: deque[tuple[int, int, int]] = deque()  # task, its number of inputs, its report
+        self.since = time.monotonic()  # when the oldest task could begin
         self.control, child_end = socket.socketpair()
         kept = ("LD_LIBRARY_PATH", "PYTHONHOME")  # some interpreters do not start without these
         environment = {name: os.environ[name] for name in kept if name in os.environ}
@@ -132,9 +132,9 @@ class Zygote:
         self.control.settimeout(None)
         return {name: bool(holds) for name, holds in json.loads(greeting).items()}
 
-    def send(self, index: int, inputs: int, job: str) -> None:
-        """Queues a job, as JSON."""
-        question = anonymous_file(job.encode())
+    def send(self, index: int, inputs: int, task: str) -> None:
+        """Queues a task, as JSON."""
+        question = anonymous_file(task.encode())
         answer = anonymous_file()
         if not self.running:
             self.since = time.monotonic()
@@ -144,14 +144,14 @@ class Zygote:
         os.close(question)
 
     def receive(self) -> tuple[int, Outcome] | None:
-        """The oldest job's outcome; None if the zygote died. Call it only when there is something to read."""
+        """The oldest task's outcome; None if the zygote died. Call it only when there is something to read."""
         reply = b""
         with suppress(OSError):
             reply = self.control.recv(REPLY.size, socket.MSG_WAITALL)
         return self.finish(*REPLY.unpack(reply)) if len(reply) == REPLY.size else None
 
     def finish(self, cause: bytes, code: int) -> tuple[int, Outcome]:
-        """Removes the oldest job from the queue; its index, and its outcome for this end.
+        """Removes the oldest task from the queue; its index, and its outcome for this end.
 
         Args:
           cause, code: as in `worker.REPLY`.
@@ -164,7 +164,7 @@ class Zygote:
         return index, read_outcome(cause, code, count, report, bound)
 
     def overdue(self) -> bool:
-        """Whether an answer is missing for longer than the zygote's supervision of a job can take."""
+        """Whether an answer is missing for longer than the zygote's supervision of a task can take."""
         return bool(self.running) and time.monotonic() - self.since > self.wall_seconds + 30
 
     def close(self) -> None:
@@ -179,13 +179,13 @@ class Zygote:
 
 
 class Sandbox:
-    """Context manager holding `workers` zygotes; `run` sends jobs through them.
+    """Context manager holding `workers` zygotes; `run` sends tasks through them.
 
     `protections` lists what a completion cannot do on this machine; a child tries each at the start:
     "network" connect, "filesystem" write, "reading" read outside the interpreter's library,
     "processes" start or signal others, "memory" and "cpu" exceed the limits. "repeatable" means
     that addresses, on which some hashes depend, are the same in every run. A protection that the
-    machine does not offer is False, and the jobs run without it.
+    machine does not offer is False, and the tasks run without it.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS, workers: int = os.cpu_count() or 1) -> None:
@@ -222,10 +222,10 @@ class Sandbox:
         while self._zygotes:
             self._zygotes.pop().close()
 
-    def run(self, jobs: Sequence[Job], progress: Callable[[int], None] | None = None) -> list[Outcome]:
-        """Outcomes in the order of `jobs`; `progress` is called with the number of jobs done so far.
+    def run(self, tasks: Sequence[Task], progress: Callable[[int], None] | None = None) -> list[Outcome]:
+        """Outcomes in the order of `tasks`; `progress` is called with the number of tasks done so far.
 
-        Equal jobs run once, because outcomes are repeatable.
+        Equal tasks run once, because outcomes are repeatable.
 
         Raises:
           ValueError: an input that is not JSON.
@@ -233,29 +233,29 @@ class Sandbox:
         if not self._zygotes:
             self._open()
         equal: dict[str, list[int]] = {}
-        for index, job in enumerate(jobs):
-            equal.setdefault(as_json(job), []).append(index)
+        for index, task in enumerate(tasks):
+            equal.setdefault(as_json(task), []).append(index)
         groups = list(equal.items())
         waiting = deque(range(len(groups)))
         outcomes: dict[int, Outcome] = {}
         try:
-            while len(outcomes) < len(jobs):
+            while len(outcomes) < len(tasks):
                 for zygote in self._zygotes:
                     # One more than it can run, so that it need not wait for this process.
                     while waiting and len(zygote.running) < 2:
                         text, members = groups[waiting[0]]
-                        zygote.send(waiting.popleft(), len(jobs[members[0]].inputs), text)
+                        zygote.send(waiting.popleft(), len(tasks[members[0]].inputs), text)
                 for group, outcome in self._replies(waiting):
                     outcomes.update(dict.fromkeys(groups[group][1], outcome))
                     if progress is not None:
                         progress(len(outcomes))
         except BaseException:
-            self._close()  # answers to abandoned jobs must not reach the next call
+            self._close()  # answers to abandoned tasks must not reach the next call
             raise
-        return [outcomes[index] for index in range(len(jobs))]
+        return [outcomes[index] for index in range(len(tasks))]
 
     def _replies(self, waiting: deque[int]) -> list[tuple[int, Outcome]]:
-        """Waits for answers; a zygote that died or hangs is replaced, its current job "killed"."""
+        """Waits for answers; a zygote that died or hangs is replaced, its current task "killed"."""
         selector = select.poll()
         for zygote in self._zygotes:
             selector.register(zygote.control, select.POLLIN)

@@ -1,8 +1,8 @@
 """The interpreter of the sandbox: it locks itself down, then runs each completion in a new child.
 
 `pool.py` starts it with nothing imported but the standard library. It never sees an expected value, and it does not
-read the jobs: a job arrives as two open files, one to read and one for the answer, which go to the new child. So no
-child finds another job's code or answers in its memory.
+read the tasks: a task arrives as two open files, one to read and one for the answer, which go to the new child. So no
+child finds another task's code or answers in its memory.
 """
 
 import builtins
@@ -93,21 +93,21 @@ def kind(error: BaseException) -> str:
         return "Exception"
 
 
-def run_job(files: list[int]) -> None:
-    """Runs the job in files[0]; writes one JSON line an input to files[1], as each is done."""
-    job = json.loads(b"".join(iter(lambda: os.read(files[0], 65536), b"")))
+def run_task(files: list[int]) -> None:
+    """Runs the task in files[0]; writes one JSON line an input to files[1], as each is done."""
+    task = json.loads(b"".join(iter(lambda: os.read(files[0], 65536), b"")))
 
     def write(label: str, value: Any) -> None:
         os.write(files[1], (json.dumps([label, value]) + "\n").encode())
 
     try:
         namespace: dict[str, Any] = {"__name__": "completion", "__builtins__": builtins}
-        exec(compile(job["code"], "completion", "exec"), namespace)
-        function = eval(job["call"], namespace)
+        exec(compile(task["code"], "completion", "exec"), namespace)
+        function = eval(task["call"], namespace)
     except BaseException as error:
         write("load", kind(error))
         return
-    for arguments in job["inputs"]:
+    for arguments in task["inputs"]:
         try:
             write("value", plain(function(*arguments)))
         except BaseException as error:
@@ -194,20 +194,20 @@ def spin(files: list[int]) -> None:
 
 
 def rehearse() -> None:
-    """Runs a job in this process, so that children need not copy the pages of memory that a job writes to."""
-    job = {"code": "def f(a):\n    return a", "call": "f", "inputs": [[1], [""], [[]], []]}
+    """Runs a task in this process, so that children need not copy the pages of memory that a task writes to."""
+    task = {"code": "def f(a):\n    return a", "call": "f", "inputs": [[1], [""], [[]], []]}
     for _ in range(20):
         files = list(os.pipe())
         question, into = os.pipe()
-        os.write(into, json.dumps(job).encode())
+        os.write(into, json.dumps(task).encode())
         os.close(into)
-        run_job([question, files[1]])
+        run_task([question, files[1]])
         for file in (*files, question):
             os.close(file)
 
 
 def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int, output_bytes: int) -> None:
-    """Locks down, reports to the parent which protections hold, then serves jobs until the parent ends."""
+    """Locks down, reports to the parent which protections hold, then serves tasks until the parent ends."""
     fixed = kernel.fix_addresses()
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
@@ -238,7 +238,7 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int, output_byte
             return
         # Ended process namespaces are freed a little later, so a refusal may be temporary.
         for _ in range(500):
-            pid = start(run_job, namespace, files, cpu_seconds)
+            pid = start(run_task, namespace, files, cpu_seconds)
             if pid > 0:
                 break
             select.poll().poll(10)

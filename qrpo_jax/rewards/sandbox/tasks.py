@@ -1,4 +1,4 @@
-"""Jobs for the sandbox and their outcomes: limits, reports, and the comparison of values."""
+"""Tasks for the sandbox and their outcomes: limits, reports, and the comparison of values."""
 
 import json
 import math
@@ -18,7 +18,7 @@ class Limits(NamedTuple):
 DEFAULT_LIMITS = Limits()
 
 
-class Job(NamedTuple):
+class Task(NamedTuple):
     """A completion to run: its source, the name of the function to call, and the arguments of each call."""
 
     code: str
@@ -28,16 +28,16 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Failed:
-    """Takes the place of a missing output; `reason` is an exception's name, or the job's status."""
+    """Takes the place of a missing output; `reason` is an exception's name, or the task's status."""
 
     reason: str
 
 
 class Outcome(NamedTuple):
-    """The result of a job: one output, or `Failed`, per input, in their order.
+    """The result of a task: one output, or `Failed`, per input, in their order.
 
     status: "ok": every input was tried; "error": the code or the call did not load; "timeout",
-    "memory", "output": the job reached a limit; "killed": it ended before its last input for another
+    "memory", "output": the task reached a limit; "killed": it ended before its last input for another
     reason, or forged its report.
     """
 
@@ -62,7 +62,7 @@ def same_value(first: Any, second: Any) -> bool:
 
 
 def read_outcome(cause: bytes, code: int, count: int, report: bytes, output_bytes: int) -> Outcome:
-    """The outcome of a job of `count` inputs, from the way it ended and its untrusted report."""
+    """The outcome of a task of `count` inputs, from the way it ended and its untrusted report."""
     lines = report.split(b"\n")[:-1]
     entries: list[tuple[str, Any]] = []
     for line in lines:

@@ -1,0 +1,203 @@
+"""The options of stage `train` as the lower folders take them, and what can be wrong with them."""
+
+import math
+from typing import Any
+
+from qrpo_jax import losses, partition, quantiles, transforms
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources.listed import all_scored
+from qrpo_jax.data.sources.source import all_rows
+from qrpo_jax.data.views import VIEWS, View
+from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.bounds import check_choices, check_least, check_range
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import open_sources
+from qrpo_jax.job.trainer import check_optimization
+from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
+
+REFERENCE_LOG_PROBS = ("stored", "on_the_fly")
+# Config keys of the arguments that errors of objectives and transforms are about.
+KEYS = {
+    "name": "train.objective",
+    "beta": "train.beta",
+    "cap": "train.beta_cap",
+    "normalised": "train.length_normalised",
+    "divides_loss": "train.loss_over_length",
+    "transform": "train.transform",
+    "loss": "train.loss",
+    "gamma_beta_ratio": "train.gamma_beta_ratio",
+}
+
+
+def chosen_objective(job: Job) -> Objective:
+    """The record of the config's objective."""
+    return OBJECTIVES[job.config.train.objective]
+
+
+def make_length(job: Job) -> Length:
+    """The config's options that use completion lengths."""
+    config = job.config.train
+    return Length(config.length_normalised, config.beta_cap or math.inf, config.loss_over_length)
+
+
+def make_view(job: Job) -> View:
+    """The completions of a row that the config selects."""
+    select, pack, objective = job.config.select, job.config.pack, OBJECTIVES[job.config.train.objective]
+    return View(
+        units=select.units,
+        first=select.first,
+        reference_count=select.reference_count,
+        exclude_own=select.exclude_own,
+        estimator=select.estimator,
+        ties=select.ties,
+        partition=job.config.train.partition,
+        side="both" if objective.pairwise else select.side,
+        tied_pairs=not objective.drops_ties,
+        max_tokens=pack.max_tokens,
+        over_long=pack.over_long,
+        seed=job.config.seed,
+    )
+
+
+def configured_objective(job: Job) -> LossFunction:
+    """The objective of the config with its options."""
+    config = job.config.train
+    options = {option: config[option] for option in OBJECTIVES[config.objective].options}
+    return make_objective(config.objective, make_length(job), **options)
+
+
+def check_training(job: Job) -> None:
+    """Refuses options of stage `train` that do not go together, or that data and stages have no place for.
+
+    Raises:
+      UserError: naming the key.
+    """
+    config = job.config
+    check_choices(
+        config,
+        {
+            "select.units": VIEWS,
+            "select.estimator": quantiles.ESTIMATORS,
+            "select.ties": quantiles.TIES,
+            "select.side": losses.SELECTORS,
+            "train.objective": OBJECTIVES,
+            "train.loss": losses.REGRESSION,
+            "train.partition": partition.PARTITIONS,
+            "train.reference_log_probs": REFERENCE_LOG_PROBS,
+        },
+    )
+    check_optimization(config, "train")
+    check_least(config, {"select.first": 0, "select.reference_count": 0})
+    check_range(config, "train.beta", 1e-30)
+    check_range(config, "train.beta_cap", 0)
+    with located(**KEYS):
+        check_transform(config.train)
+        configured_objective(job)
+    check_reference_log_probs(job)
+    check_units(job)
+    check_reference_count(job)
+
+
+def check_transform(config: Any) -> None:
+    """Refuses a transform that does not exist, or whose partition function is infinite at this β."""
+    transform = transforms.parse(config.transform)
+    if not OBJECTIVES[config.objective].ranked or config.partition != "population":
+        return
+    # A completion of one token has the largest β.
+    largest = min(config.beta, config.beta_cap or math.inf) if config.length_normalised else config.beta
+    with located("train.transform", "train.beta", "train.partition"):
+        transforms.check_beta(largest, transform.smallest_beta, transform.name)
+
+
+def check_reference_log_probs(job: Job) -> None:
+    """Refuses a source of log π_ref that the stages or LoRA do not provide, or that the objective does not use."""
+    config, stages = job.config.train, job.config.stages
+    needs_reference = OBJECTIVES[config.objective].needs_reference
+    if config.reference_log_probs == "stored":
+        if needs_reference and "reference" not in stages:
+            raise UserError(
+                f"objective {config.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages, or "
+                "with LoRA set config.train.reference_log_probs='on_the_fly'"
+            )
+        return
+    if not job.config.lora.rank:
+        raise UserError(
+            "train.reference_log_probs 'on_the_fly' needs LoRA, whose base is the reference policy: set "
+            "config.lora.rank, or config.train.reference_log_probs='stored'"
+        )
+    if "reference" in stages:
+        raise UserError(
+            "train.reference_log_probs 'on_the_fly' has no use for what stage 'reference' stores: remove the stage "
+            "from config.stages, or set config.train.reference_log_probs='stored'"
+        )
+    if not needs_reference:
+        raise UserError(
+            f"objective {config.objective!r} uses no log π_ref: set config.train.reference_log_probs='stored'"
+        )
+
+
+def check_units(job: Job) -> None:
+    """Refuses singles for a pairwise objective, and pairs that packed rows or rows of one completion cannot hold."""
+    config, select, pack = job.config.train, job.config.select, job.config.pack
+    if select.units == "singles":
+        if OBJECTIVES[config.objective].pairwise:
+            singles = ", ".join(name for name in OBJECTIVES if name not in having("pairwise"))
+            raise UserError(
+                f"objective {config.objective!r} compares two completions; set config.select.units to best_worst or "
+                f"random_pairs, or use an objective for single ones ({singles})"
+            )
+        return
+    if pack.row_tokens < 2 * pack.max_tokens:
+        raise UserError(
+            f"pack.row_tokens is {pack.row_tokens}; pairs of up to {pack.max_tokens} tokens each need at least "
+            f"{2 * pack.max_tokens} (config.pack.row_tokens)"
+        )
+    if select.first == 1:
+        raise UserError(
+            "select.first is 1; pairs need two completions a row (config.select.first, config.select.units)"
+        )
+
+
+def check_reference_count(job: Job) -> None:
+    """Refuses prompts without rewards, or with too few references for the transform and estimator."""
+    config, select, sampled = job.config, job.config.select, job.config.sample.completions
+    ranked, scored = chosen_objective(job).ranked, "score" in config.stages
+    if not SOURCES[config.prompts.source].listed:
+        if not scored:
+            raise UserError("sampled completions have no reward: put 'score' before 'train' in config.stages")
+        if select.units != "singles" and sampled < 2:
+            raise UserError(
+                "sample.completions is below 2; pairs need two completions a row (config.sample.completions)"
+            )
+        if ranked:
+            check_count(job, sampled, excluded=select.exclude_own)
+        return
+    rows = all_rows(open_sources(job)["train"])
+    if not scored and (sampled or not all_scored(rows)):
+        raise UserError("some completions have no reward: put 'score' before 'train' in config.stages")
+    excluded = select.exclude_own and sampled > 0
+    for row in rows if ranked else ():
+        check_count(job, sampled + len(row.reference_rewards), excluded=excluded, where=f"row {row.id!r}: ")
+
+
+def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:
+    """Refuses too few references of a prompt.
+
+    Args:
+      references: number of rewards to rank among, with that of the completion itself if it is a reference.
+      excluded: a completion is not ranked against itself, which leaves one reference fewer.
+      where: beginning of the message, such as "row 'ID': ".
+    """
+    config, most = job.config, job.config.select.reference_count
+    count = (min(references, most) if most else references) - excluded
+    with located(
+        "sample.completions",
+        "select.reference_count",
+        "select.exclude_own",
+        "select.estimator",
+        "train.transform",
+    ):
+        try:
+            quantiles.check_references(count, transforms.parse(config.train.transform), config.select.estimator)
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
