@@ -142,8 +142,8 @@ def test_an_input_that_misbehaves_fails_alone(sandbox: Sandbox, attack: str, rea
         "os._exit(3)",
         "os.closerange(0, 256)",
         "import ctypes; ctypes.string_at(0)",
-        "sys.setrecursionlimit(10**9); x = []\n        for _ in range(10**5): x = [x]\n"
-        "        import json; json.dumps(x)",
+        # Overflows the C stack. CPython guards its own C code against that from 3.12 on, libc its regexes not.
+        "import ctypes; ctypes.CDLL(None).regcomp(ctypes.create_string_buffer(256), b'(' * 10**6, 1)",
     ],
 )
 def test_ending_the_process_keeps_what_came_before(sandbox: Sandbox, attack: str) -> None:
