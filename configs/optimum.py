@@ -11,7 +11,8 @@ quoted for the shell:
     --config.compare_transforms.transforms="('power(0.7)', 'threshold(0.8)')"
     --config.compare_transforms.betas="(0.05, 0.2)"
 
-MEASURED
+Measured on 2026-11-25 on 2 cores of an AMD EPYC: 23 s and 0.85 GB, compilation included. At 2 nats identity has
+expected quantile 0.950 (beta 0.0498), like Best-of-19; normal-icdf has 0.921 (beta 0.5).
 """
 
 from ml_collections import ConfigDict
