@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and checksums."""
 
+import glob
 import hashlib
 import json
 import os
@@ -31,8 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _synchronise(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,11 +47,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty")
+    for leftover in path.parent.glob(f"{TEMPORARY}{glob.escape(path.name)}-{'[0-9a-f]' * 32}"):
+        _remove(leftover)
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
-    sweep(path.parent, path.name)
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        for entry in temporary.rglob("*"):
+            if entry.is_file():
+                _synchronise(entry)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,8 +78,17 @@ def sweep(folder: Path, name: str = "") -> None:
     Args:
       name: only leftovers of this file or folder; "" for all.
     """
-    for leftover in folder.glob(f"{TEMPORARY}{name}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for leftover in folder.glob(f"{TEMPORARY}{glob.escape(name)}*"):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _synchronise(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """The stages of a job, run in order: complete ones are skipped, changed settings are refused."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import is_first, wait
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, located
 from qrpo_jax.files import sha256
 from qrpo_jax.job import manifest, shared_checks
 from qrpo_jax.job.job import Job
@@ -34,7 +35,8 @@ def check(job: Job) -> None:
       UserError: naming the value, the allowed values and the key.
     """
     check_order(job)
-    check_workdir(job.workdir)
+    if any(manifest.read_manifest(job.folder(name)) is None for name in job.config.stages):
+        check_workdir(job.workdir)
     stages = [job.stages[name] for name in job.config.stages]
     if any(stage.needs_model for stage in stages):
         shared_checks.check(job)
@@ -48,9 +50,10 @@ def check_workdir(workdir: Path) -> None:
     Raises:
       UserError: naming the path.
     """
-    if workdir.exists() and not workdir.is_dir():
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    # os.path.exists is False where Path.exists raises: below a folder that may not be searched.
+    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -109,7 +112,8 @@ def complete(job: Job, name: str) -> bool:
     if is_first():
         manifest.begin(folder, settings(job, name), alone=not sharded)
     wait(f"{name} begun")
-    result = stage.run(job)
+    with located(template="model.template"):
+        result = stage.run(job)
     wait(f"{name} run")
     if result is None:
         return False

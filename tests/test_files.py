@@ -54,7 +54,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_kill_are_replaced_and_a_folder_with_content_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    leftover = tmp_path / f"{TEMPORARY}model-of-a-killed-run"
+    leftover = tmp_path / f"{TEMPORARY}model-{'0' * 32}"
     leftover.mkdir()
     (leftover / "weights").write_text("half")
     with whole_folder(folder) as temporary:
@@ -63,6 +63,15 @@ def test_leftovers_of_a_kill_are_replaced_and_a_folder_with_content_is_not(tmp_p
     with pytest.raises(FileExistsError), whole_folder(folder):
         raise AssertionError("not reached")
     assert (folder / "config.json").read_text() == "{}"
+
+
+def test_a_folder_that_is_being_written_beside_it_is_left_alone(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "a-2") as other:
+        (other / "weights").write_text("half")
+        with whole_folder(tmp_path / "a") as temporary:
+            (temporary / "config.json").write_text("{}")
+        assert (other / "weights").read_text() == "half"
+    assert sorted(os.listdir(tmp_path)) == ["a", "a-2"]
 
 
 def test_sweep_removes_leftovers_of_one_name_or_of_all(tmp_path: Path) -> None:

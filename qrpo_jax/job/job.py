@@ -28,6 +28,7 @@ from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
+from qrpo_jax.rewards.models import RewardModel, open_reward_model
 from qrpo_jax.training import checkpoints
 from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
@@ -118,6 +119,13 @@ class Job:
             adapted = make_lora(settings, rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets)
         return Policy(settings, graph, text, adapted, decoder.graph(settings, adapted))
 
+    @functools.cached_property
+    def reward_model(self) -> RewardModel:
+        """The reward model that the config names, without its weights."""
+        config = self.config.reward
+        with located("reward.path", max_tokens="reward.max_tokens"):
+            return open_reward_model(Path(config.path), config.max_tokens)
+
     @property
     def compute(self) -> Compute:
         """How every stage computes the decoder."""
@@ -137,7 +145,8 @@ class Job:
         if model.path:
             folder = Path(model.path)
             self.say_once(f"model: {weights.conversions(weights.read_headers(folder), dtype)} ({folder})")
-            return model_folder.load(folder, mesh, dtype)
+            with located("model.path", mesh="mesh"):
+                return model_folder.load(folder, mesh, dtype)
         return self._draw(mesh, jax.random.key(self.config.seed), dtype)
 
     def fresh_adapters(self, mesh: Mesh) -> Parameters:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 from qrpo_jax.data.rows import Row, check_scored
 from qrpo_jax.data.sources import SOURCES
@@ -32,10 +31,8 @@ def check_reward(job: Job) -> None:
     if config.name == MODEL:
         if not config.path:
             raise UserError("reward 'model' needs a Hugging Face folder of a reward model (config.reward.path)")
-        with located("reward.path", max_tokens="reward.max_tokens"):
-            model = models.open_reward_model(Path(config.path), config.max_tokens)
         with located("mesh"):
-            models.check_mesh(model, job.local_mesh)
+            models.check_mesh(job.reward_model, job.local_mesh)
     elif config.path:
         raise UserError(
             f"reward.path is set, but reward {config.name!r} reads no folder: "
@@ -68,15 +65,15 @@ def check_listed(job: Job) -> None:
                     read_tests(row)
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
-                models.check_conversations(models.open_reward_model(Path(config.path), config.max_tokens), rows)
+                models.check_conversations(job.reward_model, rows)
 
 
 def open_reward(job: Job) -> Reward | ModelReward:
     """The job's reward, as a context manager: inside it, the workers that run code are alive."""
     config = job.config.reward
     if config.name == MODEL:
-        model = models.open_reward_model(Path(config.path), config.max_tokens)
-        return ModelReward(models.ModelScorer(model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute))
+        scorer = models.ModelScorer(job.reward_model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute)
+        return ModelReward(scorer)
     limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
     return Reward(config.name, limits=limits, workers=config.workers)
 
@@ -119,7 +116,8 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row]) -> tuple[list[Row]
     pending = [
         dataclasses.replace(row, completions=tuple(c for c in row.completions if math.isnan(c.reward))) for row in rows
     ]
-    scores = reward.score(pending)
+    with located("reward.path" if isinstance(reward, ModelReward) else "reward.name"):
+        scores = reward.score(pending)
     scored = []
     for row, rewards in zip(rows, scores.rewards, strict=True):
         fresh = iter(rewards)
@@ -128,7 +126,8 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row]) -> tuple[list[Row]
         if row.completions and not completions:
             continue
         filled = dataclasses.replace(row, completions=completions)
-        check_scored(filled)
+        with located("reward.name"):
+            check_scored(filled)
         scored.append(filled)
     counts = {f"completions: {status}": count for status, count in scores.outcomes.items()} | dict(scores.counts)
     if isinstance(reward, ModelReward):

@@ -37,7 +37,7 @@ class Training(NamedTuple):
     Attributes:
       examples: completions to train on.
       objective: the loss.
-      log_probs: how log-probs are computed.
+      log_prob_settings: how log-probs are computed.
       start: returns the parameters before the first update; with `frozen`, the adapters.
       frozen: with LoRA the base of the adapters, which is the reference policy; None if all parameters are trained.
       reference_on_the_fly: compute log π_ref from `frozen` with every batch.

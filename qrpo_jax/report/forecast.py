@@ -9,6 +9,7 @@ import numpy as np
 
 from qrpo_jax import optimum, partition, transforms
 from qrpo_jax.data.examples import Examples
+from qrpo_jax.errors import UserError
 from qrpo_jax.evaluation.ties import Comparisons, tied_share
 from qrpo_jax.transforms import Transform
 
@@ -199,7 +200,7 @@ def warnings(forecast: dict[str, Any], transform: Transform) -> list[str]:
         try:
             beta = optimum.beta_for(optimum.best_of_n, reach, transform)
             remedy = f", or raise beta to about {beta:.2g}"
-        except ValueError:
+        except UserError:
             remedy = ""
         messages.append(
             f"WARNING: the optimum is like Best-of-{best_of_n:.3g}, but ranks among {mean_references:.3g} references "

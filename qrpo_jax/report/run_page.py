@@ -41,7 +41,7 @@ class RunRecord(NamedTuple):
     Attributes:
       counts: for each stage its counts by name.
       padding: share of padding in each training stage's batches.
-      comparisons: ties among the training rewards, as `ties`; empty if unknown.
+      comparisons: ties among the training rewards: compared, tied, prompts, flat; empty if unknown.
       protections: what model-written code was prevented from doing, and what not; None if no such code ran.
       settings: all settings of the run by name.
       speeds: tokens per second of each training stage.

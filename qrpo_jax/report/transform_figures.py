@@ -13,6 +13,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from qrpo_jax import optimum, partition, quantiles, transforms
+from qrpo_jax.errors import UserError
 from qrpo_jax.transforms import Transform
 
 PAPER_BETA, PAPER_BETAS = 0.1, (0.1, 0.01, 0.001)  # of figure 5, which shows identity
@@ -113,7 +114,7 @@ def at_equal_kl(transform: Transform) -> list[dict[str, Any]]:
         try:
             row["beta"] = optimum.beta_for(optimum.kl, kl, transform)
             row["normal_reward"] = float(normal_reward(row["beta"]))
-        except ValueError:
+        except UserError:
             most = max(0.0, float(optimum.kl(transform.smallest_beta + LEAST_BETA, transform)))
             row["refused"] = f"not reached: KL is at most {most:.4g}"
         rows.append(row)
@@ -150,7 +151,7 @@ def gaps(transform: Transform, grid: Grid) -> list[dict[str, Any]]:
 def gap(transform: Transform, beta: float, estimator: str, count: int, log_z_n: float) -> dict[str, Any]:
     try:
         quantiles.check_references(count, transform, estimator)
-    except ValueError:
+    except UserError:
         return {"refused": f"{estimator} is clamped, which needs at least 2 references"}
     if beta <= transform.smallest_beta:
         return {"log_z_n": log_z_n, "refused": infinite(transform)}

@@ -63,6 +63,7 @@ class Reward:
     """
 
     def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
+        self._name = name
         self._function = None if name == TESTS else find_function(name)
         self._sandbox = Sandbox(limits, workers or os.cpu_count() or 1) if name == TESTS else None
 
@@ -78,8 +79,17 @@ class Reward:
         rewards = []
         for row in rows:
             prompt = "".join(message.content for message in row.messages)
-            rewards.append([float(self._function(prompt, c.text, row.payload)) for c in row.completions])
+            values = [self._function(prompt, c.text, row.payload) for c in row.completions]
+            rewards.append([self._number(value, row.id) for value in values])
         return Scores(rewards, {"ok": sum(map(len, rewards))})
+
+    def _number(self, value: Any, row_id: str) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"reward {self._name!r} returned {value!r:.80} for row {row_id!r}; it must be a number", about="name"
+            ) from None
 
     def __enter__(self) -> "Reward":
         if self._sandbox is not None:

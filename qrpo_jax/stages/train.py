@@ -70,7 +70,7 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
     """
     config = job.config.train
     ranked = chosen_objective(job).ranked
-    with located(**KEYS):
+    with located(**KEYS, references="sample.completions"):
         examples = build_examples(
             row_files.read(job.folder(job.rows_before("train"))),
             job.policy.text,

@@ -288,7 +288,7 @@ def test_a_folder_appears_whole_or_not_at_all(
         source.rename(target)
 
     monkeypatch.setattr(files.os, "replace", rename)
-    leftover = tmp_path / f"{files.TEMPORARY}new-of-a-killed-export"
+    leftover = tmp_path / f"{files.TEMPORARY}new-{'0' * 32}"
     leftover.mkdir()
     (leftover / "config.json").touch()
     model_folder.save(tmp_path / "new", TIED, fresh(TIED, 7), tokenizer_text)

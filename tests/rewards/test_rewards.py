@@ -10,6 +10,7 @@ import pytest
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.sources.programs import program_row
+from qrpo_jax.errors import UserError
 from qrpo_jax.rewards import rewards
 from qrpo_jax.rewards.rewards import Reward, dialogue_share
 from qrpo_jax.rewards.sandbox.pool import Limits
@@ -139,3 +140,11 @@ def test_unknown_rewards_are_refused_in_one_line(name, message):
     with pytest.raises(ValueError, match=message) as caught:
         rewards.find_function(name)
     assert "\n" not in str(caught.value) and caught.value.about == ("name",)
+
+
+def test_a_reward_that_is_no_number_is_named_with_its_row(tmp_path, monkeypatch):
+    (tmp_path / "praise.py").write_text("def score(prompt, completion, payload):\n    return 'good'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Reward("praise:score", limits=Limits(), workers=1) as reward, pytest.raises(UserError) as caught:
+        reward.score([row("a + b")])
+    assert str(caught.value) == "reward 'praise:score' returned 'good' for row 'r'; it must be a number"

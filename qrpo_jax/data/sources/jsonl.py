@@ -14,6 +14,7 @@ All but `prompt` are optional.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:
 
 def _reward(value: Any, where: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    if not is_number or not abs(value) <= sys.float_info.max:
         raise _fault(where, f"a reward is {value!r}; it must be a finite number")
     return float(value)
 
