@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from qrpo_jax.model import log_probs
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.sampling import sampler
 from tests.helpers import tiny
 
@@ -61,6 +62,16 @@ def test_sampled_log_probs_are_scored_log_probs(options):
     temperature = 1.0 if options == GREEDY else 0.8
     scored = np.asarray(scorer(temperature)(tiny.parameters(), *laid_out(samples))).sum(1)
     np.testing.assert_allclose(samples.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=2e-5)
+
+
+def test_sampling_in_bfloat16_runs_and_gives_log_probs_near_the_scored_ones():
+    """Near, because decoding with a cache and a full forward pass round differently in bfloat16."""
+    half = Compute(jnp.bfloat16)
+    samples = draw(compute=half)
+    score = jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.8, compute=half))
+    scored = np.asarray(score(tiny.parameters(), *laid_out(samples))).sum(1)
+    errors = np.abs(samples.log_probs_Pxn.ravel() - scored) / samples.lengths_Pxn.ravel()
+    assert 0 < errors.max() < 0.05, errors
 
 
 def test_finished_means_the_last_counted_token_is_the_only_end_token(samples):

@@ -36,7 +36,11 @@ def attend_cached(
     q_BxGxRxK = q_BxHxK.reshape(batch, kv_heads, repeat, k_dim)
     q_PxnxGxRxK = q_BxHxK.reshape(prompts, batch // prompts, kv_heads, repeat, k_dim)
     scale = k_dim**-0.5 if scale is None else scale
-    prompt = jnp.einsum("PnGRK,PGKL->PnGRL", q_PxnxGxRxK, prompt_k_PxGxKxL, preferred_element_type=f32) * scale
+    # The n completions of a prompt are rows of one product per kv-head. On a CPU, XLA cannot multiply bfloat16 with
+    # float32 sums where the batch axes do not come first.
+    q_PxGxnRxK = q_PxnxGxRxK.swapaxes(1, 2).reshape(prompts, kv_heads, -1, k_dim)
+    prompt = jnp.einsum("PGMK,PGKL->PGML", q_PxGxnRxK, prompt_k_PxGxKxL, preferred_element_type=f32) * scale
+    prompt = prompt.reshape(prompts, kv_heads, -1, repeat, width).swapaxes(1, 2)
     completion = jnp.einsum("BGRK,BGKT->BGRT", q_BxGxRxK, k_BxGxKxT, preferred_element_type=f32) * scale
     prompt, completion = soft_cap(prompt, cap), soft_cap(completion, cap)
     in_prompt_PxL = jnp.arange(width)[None] < prompt_lengths_P[:, None]
