@@ -6,7 +6,7 @@ from qrpo_jax.data.views import OVER_LONG
 from qrpo_jax.devices.dtypes import COMPUTE
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.bounds import check_choices, check_least, check_range
+from qrpo_jax.job.bounds import check_choices, check_least, check_range, refuse
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import check_prompts, check_source
 from qrpo_jax.model import attention, decoder
@@ -40,7 +40,9 @@ def check_model(job: Job) -> None:
     check_choices(config, {"model.compute_dtype": COMPUTE, "model.parameter_dtype": COMPUTE})
     with located(attention="model.attention"):
         attention.choose(config.model.attention)
-    check_least(config, {"model.vocab_chunk": 0, "lora.rank": 0})
+    check_least(config, {"model.vocab_chunk": 0})
+    if config.lora.rank < 0:
+        raise refuse("lora.rank", f"{config.lora.rank}; it must be at least 1, or 0 for none")
     if "sft" not in config.stages and not config.model.path:
         raise UserError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if config.lora.rank and "train" not in config.stages:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import quickstart
 from qrpo_jax import pipeline
+from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.stages import STAGES
 
@@ -60,9 +61,10 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def refused(tmp_path: Path, message: str, **overrides: object) -> None:
-    """Asserts that a job is refused in one line that matches `message`, and that nothing is written."""
+    """Asserts that a job is refused in one line that matches `message` and names a config key; nothing is written."""
     workdir = tmp_path / "run"
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         pipeline.run(job(workdir, **overrides))
     assert "\n" not in str(error.value), error.value
+    assert "config." in str(error.value), error.value
     assert not workdir.exists(), "a refused config must not leave anything behind"

@@ -24,6 +24,8 @@ class Squares:
         return [Row(f"square-{i}", (Message("user", f"What is {i} squared?"),)) for i in indices]
 
 
+# Sources whose prompts a model that is trained from scratch can read.
+READABLE = ", ".join(repr(name) for name, kind in SOURCES.items() if kind.vocabulary is not None)
 TABLE = SOURCES | {"squares": SourceKind(open=lambda settings: {"train": Squares(), "eval": Squares()})}
 
 
@@ -42,7 +44,7 @@ def test_a_new_source_needs_only_a_class_and_one_entry_in_the_table(tmp_path, si
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({}, "a model that is trained from scratch knows only the words of 'programs'.*, not those of .*'squares'"),
+        ({}, f"a model that is trained from scratch knows only the words of {READABLE}, not those of .*'squares'"),
         ({"model__path": "a"}, "prompts from 'squares' bring nothing to learn from: remove 'sft'"),
         (
             {"model__path": "a", "stages": ("sample",), "sample__completions": 0},
@@ -80,7 +82,7 @@ def test_a_beginning_depends_on_split_and_index_alone(tmp_path) -> None:
 
 
 def test_prompts_from_a_model_trained_from_scratch_are_refused(tmp_path) -> None:
-    message = "knows only the words of 'programs'.*, not those of prompts from 'model'"
+    message = f"knows only the words of {READABLE}, not those of prompts from 'model'"
     refused(tmp_path, message, prompts__source="model")
 
 
