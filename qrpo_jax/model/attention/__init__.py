@@ -10,23 +10,25 @@ from jax import Array
 
 from qrpo_jax.errors import UserError
 from qrpo_jax.model.attention import plain
+from qrpo_jax.model.layout import Layout
 
 
 class Backend(Protocol):
     """Causal softmax attention with grouped key-value heads, for rows that pack several sequences.
 
-    No argument has L x L elements: a backend derives from segments, positions and window which keys a query sees
-    (`rules.visible` is the definition), so it can skip what is hidden and need not store a score matrix. Arrays may be
-    sharded over rows and heads: a backend that the compiler cannot partition by itself has to do it.
+    It runs on one device, on that device's rows and heads; `sharded` splits the arrays. No argument has L x M
+    elements: a backend derives from layouts and window which keys a query sees (`rules.visible` is the definition), so
+    it can skip what is hidden and need not store a score matrix.
     """
 
     def __call__(
         self,
         q_BxLxHxK: Array,
-        k_BxLxGxK: Array,
-        v_BxLxGxK: Array,
-        segments_BxL: Array,
-        positions_BxL: Array,
+        k_BxMxGxK: Array,
+        v_BxMxGxK: Array,
+        queries: Layout,
+        keys: Layout,
+        start: Array | int,
         window: Array | int | None,
         /,
         *,
@@ -37,10 +39,11 @@ class Backend(Protocol):
 
         Args:
           q_BxLxHxK: queries; rotary embeddings are already applied to queries and keys.
-          k_BxLxGxK, v_BxLxGxK: keys and values; H is a multiple of G, and query head h reads kv-head h // (H / G).
-          segments_BxL: int32, the sequence of the row that a token belongs to, from 1; 0 is padding. A query sees
-            keys of its own segment only. A segment's tokens are adjacent and in order; padding may be anywhere between.
-          positions_BxL: int32, position within the segment, from 0. A query sees keys up to its own position.
+          k_BxMxGxK, v_BxMxGxK: keys and values of whole rows; H is a multiple of G, and query head h reads kv-head
+            h // (H / G).
+          queries, keys: layouts [B, L] of the queries and [B, M] of the keys.
+          start: where in the rows of keys the queries begin, 0 if L = M. It is a traced int32 scalar where rows are
+            split over the mesh; L divides M.
           window: how many tokens back a query sees, its own included; None is no limit. It is a traced int32 scalar
             where layers differ, and then the largest int32 for a layer without a limit.
           scale: factor of the scores (default: K^-1/2).

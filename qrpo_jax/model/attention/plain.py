@@ -1,42 +1,44 @@
-"""The plain formula: softmax over a score matrix [B, H, L, L] that exists in memory. It runs on every device."""
+"""The plain formula: softmax over a score matrix [B, H, L, M] that exists in memory. It runs on every device."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from qrpo_jax.model.attention.rules import soft_cap, visible
+from qrpo_jax.model.layout import Layout
 
 
 def attend(
     q_BxLxHxK: Array,
-    k_BxLxGxK: Array,
-    v_BxLxGxK: Array,
-    segments_BxL: Array,
-    positions_BxL: Array,
+    k_BxMxGxK: Array,
+    v_BxMxGxK: Array,
+    queries: Layout,
+    keys: Layout,
+    start: Array | int,
     window: Array | int | None,
     *,
     scale: float | None,
     cap: float | None,
 ) -> Array:
     """Attention [B, L, H, K] as `Backend` defines it; a query that sees no key returns the mean of all values."""
-    mask_BxLxL = visible(segments_BxL, positions_BxL, window)
+    mask_BxLxM = visible(queries, keys, window)
     if cap is None:
         return jax.nn.dot_product_attention(
-            q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, mask=mask_BxLxL[:, None, :, :], scale=scale, implementation="xla"
+            q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=mask_BxLxM[:, None, :, :], scale=scale, implementation="xla"
         )
-    return _capped(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, mask_BxLxL, scale, cap)
+    return _capped(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, scale, cap)
 
 
 def _capped(
-    q_BxLxHxK: Array, k_BxLxGxK: Array, v_BxLxGxK: Array, mask_BxLxL: Array, scale: float | None, cap: float
+    q_BxLxHxK: Array, k_BxMxGxK: Array, v_BxMxGxK: Array, mask_BxLxM: Array, scale: float | None, cap: float
 ) -> Array:
     """The same with soft-capped scores, which `jax.nn.dot_product_attention` does not have."""
     batch, length, heads, k_dim = q_BxLxHxK.shape
-    kv_heads, f32 = k_BxLxGxK.shape[2], jnp.float32
+    kv_heads, f32 = k_BxMxGxK.shape[2], jnp.float32
     q_BxLxGxRxK = q_BxLxHxK.reshape(batch, length, kv_heads, heads // kv_heads, k_dim)
-    scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BxLxGxRxK, k_BxLxGxK, preferred_element_type=f32)
+    scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BxLxGxRxK, k_BxMxGxK, preferred_element_type=f32)
     scores = soft_cap(scores * (k_dim**-0.5 if scale is None else scale), cap)
-    scores = jnp.where(mask_BxLxL[:, None, None], scores, jnp.finfo(f32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxLxGxK.dtype)
-    mixed = jnp.einsum("BGRLM,BMGK->BLGRK", weights, v_BxLxGxK)
+    scores = jnp.where(mask_BxLxM[:, None, None], scores, jnp.finfo(f32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxMxGxK.dtype)
+    mixed = jnp.einsum("BGRLM,BMGK->BLGRK", weights, v_BxMxGxK)
     return mixed.reshape(q_BxLxHxK.shape).astype(q_BxLxHxK.dtype)

@@ -3,20 +3,25 @@
 import jax.numpy as jnp
 from jax import Array
 
+from qrpo_jax.model.layout import Layout
 
-def visible(segments_BxL: Array, positions_BxL: Array, window: Array | int | None = None) -> Array:
-    """Which keys (last axis) each query sees, bool [B, L, L].
 
-    A query sees the keys of its own segment up to and including its own position. With a window it sees only the last
-    `window` of them, its own included. Padding (segment 0) is seen by nobody. One rule serves packed and padded rows,
-    and packed sequences cannot see each other.
+def visible(queries: Layout, keys: Layout, window: Array | int | None = None) -> Array:
+    """Which keys (last axis) each query sees, bool [B, L, M].
+
+    A query sees its group's shared prompt and its own completion, up to and including its own position. With a window
+    it sees only the last `window` of these positions, its own included. Padding (group 0) is seen by nobody.
     """
-    same = segments_BxL[:, :, None] == segments_BxL[:, None, :]
-    past = positions_BxL[:, :, None] >= positions_BxL[:, None, :]
-    seen = same & past & (segments_BxL > 0)[:, None, :]
-    if window is None:
-        return seen
-    return seen & in_window(positions_BxL[:, :, None], positions_BxL[:, None, :], window)
+
+    def pairs(queries_BxL: Array, keys_BxM: Array) -> tuple[Array, Array]:
+        return queries_BxL[:, :, None], keys_BxM[:, None, :]
+
+    query_groups, key_groups = pairs(queries.groups_BxL, keys.groups_BxL)
+    query_segments, key_segments = pairs(queries.segments_BxL, keys.segments_BxL)
+    query_positions, key_positions = pairs(queries.positions_BxL, keys.positions_BxL)
+    same = (query_groups == key_groups) & (key_groups > 0)
+    seen = same & ((key_segments == 0) | (query_segments == key_segments)) & (key_positions <= query_positions)
+    return seen if window is None else seen & in_window(query_positions, key_positions, window)
 
 
 def in_window(query_positions: Array, key_positions: Array, window: Array | int) -> Array:
