@@ -48,9 +48,7 @@ def _gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: An
     return gathered(weight, mesh, axes, dtype), weight[(slice(0, 0),) * weight.ndim]  # carries the type alone
 
 
-def _scattered(
-    mesh: Mesh | None, axes: tuple[str, ...], dtype: Any, empty: Array, gradient: Array
-) -> tuple[Array]:
+def _scattered(mesh: Mesh | None, axes: tuple[str, ...], dtype: Any, empty: Array, gradient: Array) -> tuple[Array]:
     if mesh is not None and spreads(mesh):
         gradient = jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, spec(axes)))
     return (gradient.astype(empty.dtype),)

@@ -68,9 +68,7 @@ def make_mesh(
     if sizes[0] % slices:
         raise UserError(f"mesh {_named(sizes)}: replica must be a multiple of the {slices} slices", about="mesh")
     within, between = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1, 1]
-    return Mesh(
-        mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True), AXES
-    )
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True), AXES)
 
 
 def _named(sizes: Sequence[int]) -> str:

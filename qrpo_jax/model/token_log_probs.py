@@ -104,7 +104,11 @@ class _Places(NamedTuple):
         hidden = fitting_spec(mesh, ("rows", "residual_length", None), shape)
         targets = fitting_spec(mesh, ("rows", "length"), shape[:2])
         summed = tuple(a for a in mesh.axis_names if a not in (*LOGICAL[STORAGE], *LOGICAL["vocab"]))
-        copies = axis_size(mesh, "rows") * axis_size(mesh, "length") // int(np.prod([mesh.shape[name] for entry in targets for name in _names(entry)], dtype=int))
+        copies = (
+            axis_size(mesh, "rows")
+            * axis_size(mesh, "length")
+            // int(np.prod([mesh.shape[name] for entry in targets for name in _names(entry)], dtype=int))
+        )
         sequence = "tensor" in _names(hidden[1])
         return cls(mesh, hidden, targets, spec(("vocab", STORAGE)), sequence, summed, copies)
 
@@ -136,7 +140,9 @@ class _Places(NamedTuple):
         return jax.lax.psum(x_BxLxD, LOGICAL["vocab"])
 
     def whole_columns(self, columns_cxD: Array) -> Array:
-        return columns_cxD if self.mesh is None else jax.lax.all_gather(columns_cxD, LOGICAL[STORAGE], axis=1, tiled=True)
+        return (
+            columns_cxD if self.mesh is None else jax.lax.all_gather(columns_cxD, LOGICAL[STORAGE], axis=1, tiled=True)
+        )
 
     def sum_of_columns(self, columns_cxD: Array) -> Array:
         """The transpose of `whole_columns`."""
