@@ -14,9 +14,9 @@ AXES = ("replica", "data", "fsdp", "tensor", "context")
 
 # Parameters are split over `fsdp` and `context` along the model dimension, and over `tensor` along heads, feed-forward
 # and vocabulary. Activations are split by rows, and along a row over `context`. Between layers, where every token is
-# computed alone, `tensor` splits rows further along their length. Embeddings are looked up where their part of the model
-# dimension is stored, so by fewer splits of the rows. `replica` is the axis between slices, whose network
-# is slow: only gradients cross it.
+# computed alone, `tensor` splits rows further along their length. Embeddings are looked up where their part of the
+# model dimension is stored, so by fewer splits of the rows. `replica` is the axis between slices, whose network is
+# slow: only gradients cross it.
 LOGICAL: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp", "context"),
     "heads": ("tensor",),
