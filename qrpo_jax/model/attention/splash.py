@@ -203,7 +203,9 @@ def _visits(span: Span, key_length: int, options: Options, longest: int | None) 
 
     keys_NxW, keys_run_NxW = _lists(seen_BxIxJ, bound(options.block_q, options.block_k))
     queries_NxU, queries_run_NxU = _lists(seen_BxIxJ.swapaxes(1, 2), bound(options.block_k, options.block_q))
-    return Visits(codes_BxL.reshape(-1), keys_NxW[None], keys_run_NxW[None], queries_NxU.T[None], queries_run_NxU.T[None])
+    return Visits(
+        codes_BxL.reshape(-1), keys_NxW[None], keys_run_NxW[None], queries_NxU.T[None], queries_run_NxU.T[None]
+    )
 
 
 def _lists(seen_BxIxJ: Array, most: int | None) -> tuple[Array, Array]:
@@ -249,9 +251,7 @@ def _forward(
     return out, (q_HxNxK, k_GxMxK, v_GxMxK, passes, out, log_sum)
 
 
-def _pass(
-    options: Options, q_HxNxK: Array, k_GxMxK: Array, v_GxMxK: Array, visits: Visits
-) -> tuple[Array, Array]:
+def _pass(options: Options, q_HxNxK: Array, k_GxMxK: Array, v_GxMxK: Array, visits: Visits) -> tuple[Array, Array]:
     """Output [H, N, K] and log-sum-exp [H, N] of one pass."""
     out, (log_sum,) = kernels._splash_attention_forward(
         MaskInfo(visits.keys_1xIxW, None, visits.keys_run_1xIxW, None, visits.codes_N),
