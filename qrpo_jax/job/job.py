@@ -105,7 +105,7 @@ class Job:
         """The devices of this process, for units of work, which need no other process."""
         if jax.process_count() == 1:
             return self.mesh
-        return make_mesh(-1, 1, 1, jax.local_devices())
+        return make_mesh(-1, 1, 1, devices=jax.local_devices())
 
     @functools.cached_property
     def policy(self) -> Policy:
