@@ -45,14 +45,7 @@ class Examples(NamedTuple):
 
     def packing_units(self) -> Units:
         """The units as a packing plan takes them."""
-        first_U = np.asarray([unit[0] for unit in self.units], int)
-        length_C = self.completions_C.length.tolist()
-        return Units(
-            self.units,
-            self.prompts_C[first_U],
-            self.prompt_lengths_C[first_U] - 1,
-            np.asarray([sum(length_C[c] for c in unit) for unit in self.units], int),
-        )
+        return Units(self.units, self.prompts_C, self.prompt_lengths_C - 1, self.completions_C.length)
 
 
 def build_examples(

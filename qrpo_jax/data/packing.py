@@ -1,5 +1,8 @@
 """Which completions share a packed row and a copy of their prompt, planned before training from lengths alone."""
 
+import dataclasses
+import functools
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,32 +11,53 @@ import numpy as np
 from qrpo_jax.devices.mesh import round_up
 from qrpo_jax.errors import UserError
 
+UNLIMITED = sys.maxsize  # slots of a row: as many completions as its tokens allow
 SHUFFLES = ("prompts", "units")
 
 Group = tuple[int, ...]  # completions that share one copy of their prompt
 Row = tuple[Group, ...]
 
 
-class Units(NamedTuple):
-    """U units to pack: a completion each, or a pair of one prompt.
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """What there is to pack: U units, each a completion or a pair of one prompt, of C completions.
 
     A row holds a prompt without its last token once for each group, and for each completion as many tokens as it has:
     the prompt's last token and all of its own but the last (see `model.layout`).
+
+    Attributes:
+      completions: of each unit.
+      prompts_C: int; completions of one number have the same prompt.
+      shared_C: int, tokens of a completion's prompt without the last.
+      length_C: int, tokens of a completion.
     """
 
-    completions: tuple[tuple[int, ...], ...]  # of each unit
-    prompts_U: np.ndarray  # int; units of one number have the same prompt
-    shared_U: np.ndarray  # int, tokens of the prompt without the last
-    own_U: np.ndarray  # int, tokens of the unit's completions together
+    completions: tuple[tuple[int, ...], ...]
+    prompts_C: np.ndarray
+    shared_C: np.ndarray
+    length_C: np.ndarray
 
-    @property
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    @functools.cached_property
+    def first_U(self) -> np.ndarray:
+        """The first completion of each unit."""
+        return np.asarray([unit[0] for unit in self.completions], int)
+
+    @functools.cached_property
     def sizes_U(self) -> np.ndarray:
         """Completions of each unit."""
-        return np.asarray([len(unit) for unit in self.completions])
+        return np.asarray([len(unit) for unit in self.completions], int)
+
+    @functools.cached_property
+    def own_U(self) -> np.ndarray:
+        """Tokens of each unit's completions together."""
+        return np.asarray([sum(int(self.length_C[c]) for c in unit) for unit in self.completions], int)
 
     def tokens_U(self, share: bool) -> np.ndarray:
         """Tokens of a row that each unit takes if it is alone in it."""
-        return self.own_U + self.shared_U * (1 if share else self.sizes_U)
+        return self.own_U + self.shared_C[self.first_U] * (1 if share else self.sizes_U)
 
 
 class Plan(NamedTuple):
@@ -70,7 +94,13 @@ def pack(units: Units, chosen: Sequence[int], row_tokens: int, slots: int, *, sh
     With `share`, units of one prompt form a group; one that is too long for a row is split over rows, each with its
     copy of the prompt. Groups go into rows by first fit decreasing (Johnson 1973).
     """
-    pieces = _groups(units, chosen, row_tokens, slots) if share else [_alone(units, unit) for unit in chosen]
+    if share:
+        siblings: dict[int, list[int]] = {}
+        for unit in chosen:
+            siblings.setdefault(int(units.prompts_C[units.first_U[unit]]), []).append(unit)
+        pieces = [piece for members in siblings.values() for piece in _split(units, members, row_tokens, slots)]
+    else:
+        pieces = [_alone(units, unit) for unit in chosen]
     bins = _first_fit_decreasing([(piece.tokens, piece.size) for piece in pieces], row_tokens, slots)
     return tuple(tuple(group for i in row for group in pieces[i].groups) for row in bins)
 
@@ -78,26 +108,19 @@ def pack(units: Units, chosen: Sequence[int], row_tokens: int, slots: int, *, sh
 def _alone(units: Units, unit: int) -> _Piece:
     """A unit whose completions have a copy of the prompt each."""
     completions = units.completions[unit]
-    tokens = int(units.own_U[unit]) + int(units.shared_U[unit]) * len(completions)
+    tokens = int(units.own_U[unit]) + int(units.shared_C[completions[0]]) * len(completions)
     return _Piece(tokens, len(completions), tuple((c,) for c in completions))
 
 
-def _groups(units: Units, chosen: Sequence[int], row_tokens: int, slots: int) -> list[_Piece]:
-    """Units of the same prompt as one piece, or as several if they do not fit a row."""
-    siblings: dict[int, list[int]] = {}
-    for unit in chosen:
-        siblings.setdefault(int(units.prompts_U[unit]), []).append(unit)
+def _split(units: Units, members: Sequence[int], row_tokens: int, slots: int) -> list[_Piece]:
+    """Units of one prompt in as few pieces as their rows need."""
+    shared = int(units.shared_C[units.completions[members[0]][0]])
+    loads = [(int(units.own_U[unit]), len(units.completions[unit])) for unit in members]
     pieces = []
-    for members in siblings.values():
-        shared, loads = (
-            int(units.shared_U[members[0]]),
-            [(int(units.own_U[u]), len(units.completions[u])) for u in members],
-        )
-        for part in _first_fit_decreasing(loads, row_tokens - shared, slots):
-            tokens, size = (sum(loads[i][k] for i in part) for k in (0, 1))
-            pieces.append(
-                _Piece(shared + tokens, size, (tuple(c for i in part for c in units.completions[members[i]]),))
-            )
+    for part in _first_fit_decreasing(loads, row_tokens - shared, slots):
+        tokens, size = (sum(loads[i][k] for i in part) for k in (0, 1))
+        group = tuple(c for i in part for c in units.completions[members[i]])
+        pieces.append(_Piece(shared + tokens, size, (group,)))
     return pieces
 
 
@@ -134,16 +157,18 @@ def batch_order(
       shuffle: "units" shuffles units. "prompts" shuffles prompts with all their units, so that siblings are in one
         batch and can share a prompt; the samples of a batch are then less independent.
     """
-    count = len(units.completions)
-    first_U = np.unique(units.prompts_U, return_inverse=True)[1] if shuffle == "prompts" else np.arange(count)
+    count = len(units)
+    by_U = np.arange(count)
+    if shuffle == "prompts":
+        by_U = np.unique(units.prompts_C[units.first_U], return_inverse=True)[1]
     orders = []
     for epoch in range(epochs):
         if seed is None:
             orders.append(np.arange(count))
             continue
         rng = np.random.default_rng([seed, epoch])
-        rank = np.argsort(rng.permutation(first_U.max(initial=-1) + 1))
-        orders.append(np.lexsort((rng.permutation(count), rank[first_U])))
+        rank = np.argsort(rng.permutation(by_U.max(initial=-1) + 1))
+        orders.append(np.lexsort((rng.permutation(count), rank[by_U])))
     order = np.concatenate(orders)
     return [order[i : i + batch_units] for i in range(0, len(order), batch_units)]
 
@@ -167,6 +192,8 @@ def plan_batches(
 
     Args:
       units: none longer than `row_tokens`.
+      slots: S; UNLIMITED makes it the most completions of any row, as an even number, so that pairs fill slots 2k and
+        2k + 1.
       epochs, seed, shuffle: see `batch_order`.
       share: siblings in a row share one copy of their prompt.
       row_multiple: B is a multiple of this (devices × microbatches).
@@ -188,7 +215,7 @@ def plan_rows(units: Units, row_tokens: int, slots: int, batch_rows: int, *, sha
       UserError: see `check_fit`.
     """
     check_fit(units, row_tokens, slots, share=share)
-    rows = pack(units, range(len(units.completions)), row_tokens, slots, share=share)
+    rows = pack(units, range(len(units)), row_tokens, slots, share=share)
     batches = tuple(rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows))
     return _plan(units, batches, batch_rows, row_tokens, slots)
 
@@ -196,11 +223,11 @@ def plan_rows(units: Units, row_tokens: int, slots: int, batch_rows: int, *, sha
 def _plan(
     units: Units, batches: tuple[tuple[Row, ...], ...], rows: int, row_tokens: int, slots: int, epochs: int = 1
 ) -> Plan:
+    rows_used = [row for batch in batches for row in batch]
     separate = epochs * int(units.tokens_U(share=False).sum())
-    shared_C = dict(
-        (c, int(shared)) for unit, shared in zip(units.completions, units.shared_U, strict=True) for c in unit
-    )
-    saved = sum((len(group) - 1) * shared_C[group[0]] for batch in batches for row in batch for group in row)
+    saved = sum((len(group) - 1) * int(units.shared_C[group[0]]) for row in rows_used for group in row)
+    if slots == UNLIMITED:
+        slots = round_up(max(sum(map(len, row)) for row in rows_used), 2)
     return Plan(batches, rows, row_tokens, slots, separate - saved, separate)
 
 
@@ -210,7 +237,7 @@ def check_fit(units: Units, row_tokens: int, slots: int, *, share: bool = True) 
     Raises:
       UserError: no unit at all, or a unit with more tokens or completions than a row.
     """
-    if len(units.completions) == 0:
+    if len(units) == 0:
         raise UserError("nothing to pack: no completion is left after selection", about="lengths")
     longest, largest = int(units.tokens_U(share).max()), int(units.sizes_U.max())
     if longest > row_tokens:

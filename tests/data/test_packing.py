@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrpo_jax.data.packing import SHUFFLES, Units, batch_order, plan_batches, plan_rows
+from qrpo_jax.data.packing import SHUFFLES, UNLIMITED, Units, batch_order, plan_batches, plan_rows
 from qrpo_jax.errors import UserError
 
 # Prompts with their shared tokens, and for each the own tokens of its units.
@@ -17,9 +17,9 @@ sizes = st.sampled_from([1, 2])
 
 
 def make(drawn, size=1):
-    """Units of `size` completions, numbered in order."""
-    flat = [(p, shared, own * size) for p, (shared, owns) in enumerate(drawn) for own in owns]
-    completions = tuple(tuple(range(i * size, (i + 1) * size)) for i in range(len(flat)))
+    """Units of `size` completions each, numbered in order; those of one unit have the same length."""
+    flat = [(p, shared, own) for p, (shared, owns) in enumerate(drawn) for own in owns for _ in range(size)]
+    completions = tuple(tuple(range(i, i + size)) for i in range(0, len(flat), size))
     return Units(completions, *(np.asarray([entry[k] for entry in flat], int) for k in range(3)))
 
 
@@ -43,10 +43,7 @@ def units_of_batches(plan, units):
 
 
 def row_tokens_of(units, row):
-    owner = unit_of(units)
-    size = len(units.completions[0])
-    shared = sum(int(units.shared_U[owner[group[0]]]) for group in row)
-    return shared + sum(int(units.own_U[owner[c]]) // size for group in row for c in group)
+    return sum(int(units.shared_C[group[0]]) + int(units.length_C[list(group)].sum()) for group in row)
 
 
 def check_rows(plan, units, share):
@@ -59,7 +56,7 @@ def check_rows(plan, units, share):
             assert sum(map(len, row)) <= plan.slots, row
             used += tokens
             for group in row:
-                assert len({units.prompts_U[unit_of(units)[c]] for c in group}) == 1, group
+                assert len({int(units.prompts_C[c]) for c in group}) == 1, group
                 assert share or len(group) == 1, group
     assert plan.tokens == used, (plan.tokens, used)
     assert abs(plan.padding - (1 - used / (plan.steps * plan.rows * plan.row_tokens))) < 1e-12
@@ -81,7 +78,7 @@ def test_plans_hold_every_unit_once_an_epoch_in_batches_of_equal_size(drawn, siz
     plan = plan_batches(units, **options)
     check_rows(plan, units, share)
     batches = units_of_batches(plan, units)
-    count = len(units.completions)
+    count = len(units)
     assert sorted(sum(batches, [])) == sorted([*range(count)] * epochs)
     assert [len(b) for b in batches[:-1]] == [batch_units] * (plan.steps - 1) and 1 <= len(batches[-1]) <= batch_units
     assert plan.steps == math.ceil(epochs * count / batch_units)
@@ -96,7 +93,7 @@ def test_rows_hold_every_unit_once(drawn, size, share, batch_rows):
     units = make(drawn, size)
     plan = plan_rows(units, 47, 6, batch_rows, share=share)
     check_rows(plan, units, share)
-    assert sorted(sum(units_of_batches(plan, units), [])) == [*range(len(units.completions))]
+    assert sorted(sum(units_of_batches(plan, units), [])) == [*range(len(units))]
     assert all(len(batch) == batch_rows for batch in plan.batches[:-1])
 
 
@@ -105,16 +102,14 @@ def test_rows_hold_every_unit_once(drawn, size, share, batch_rows):
 def test_a_prompt_is_copied_only_where_its_units_do_not_fit_one_row(drawn, size):
     units = make(drawn, size)
     plan = plan_rows(units, 47, 6, 1)
-    copies = Counter(
-        int(units.prompts_U[unit_of(units)[group[0]]]) for batch in plan.batches for row in batch for group in row
-    )
+    copies = Counter(int(units.prompts_C[group[0]]) for batch in plan.batches for row in batch for group in row)
     for p in range(len(drawn)):
-        members = units.prompts_U == p
-        tokens = int(units.shared_U[members][0] + units.own_U[members].sum())
-        if tokens <= 47 and members.sum() * size <= 6:
+        members = units.prompts_C == p
+        tokens = int(units.shared_C[members][0] + units.length_C[members].sum())
+        if tokens <= 47 and members.sum() <= 6:
             assert copies[p] == 1, (p, copies[p])
     shared = sum((copies[p] - 1) * drawn[p][0] for p in range(len(drawn)))
-    least = sum(entry[0] for entry in drawn) + int(units.own_U.sum())
+    least = sum(entry[0] for entry in drawn) + int(units.length_C.sum())
     assert plan.tokens == least + shared
 
 
@@ -153,7 +148,7 @@ def test_shuffled_prompts_keep_siblings_in_one_batch_and_shuffled_units_part_the
     met = {}
     for shuffle in SHUFFLES:
         orders = batch_order(units, 12, 3, seed=0, shuffle=shuffle)
-        met[shuffle] = [len({int(units.prompts_U[u]) for u in order}) for order in orders]
+        met[shuffle] = [len({int(units.prompts_C[u]) for u in order}) for order in orders]
     assert met["prompts"] == [3] * 30, met
     assert np.mean(met["units"]) > 9, met
 
@@ -162,6 +157,12 @@ def test_with_one_unit_a_prompt_both_shuffles_are_the_same():
     units = make([(3, [2])] * 31)
     orders = [np.concatenate(batch_order(units, 5, 2, seed=4, shuffle=shuffle)).tolist() for shuffle in SHUFFLES]
     assert orders[0] == orders[1] and orders[0] != [*range(31)] * 2
+
+
+def test_unlimited_slots_are_as_many_as_the_fullest_row_needs():
+    units = make([(1, [3, 4, 5, 2, 2]), (9, [6] * 9)])
+    plan = plan_rows(units, 23, UNLIMITED, 2)
+    assert plan.slots == 6 and max(sum(map(len, row)) for batch in plan.batches for row in batch) == 5
 
 
 def test_first_fit_decreasing_leaves_little_padding():
