@@ -21,8 +21,8 @@ def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
     example_BxS = np.full((plan.rows, plan.slots), -1, np.int32)
     steps = np.arange(plan.row_tokens, dtype=np.int32)
     prompts, lengths, starts = examples.prompt_lengths_C, examples.completions_C.length, examples.starts_C
-    for b, row in enumerate(plan.batches[index]):
-        column = slot = 0
+    for r, row in enumerate(plan.batches[index]):
+        b, column, slot = plan.place_of(r), 0, 0
         for g, group in enumerate(row):
             first, shared = column, int(prompts[group[0]]) - 1
             start = int(starts[group[0]])

@@ -61,23 +61,42 @@ class Units:
 
 
 class Plan(NamedTuple):
-    """For each batch its rows, for each row its groups, for each group the completions that share a prompt."""
+    """For each batch its rows, for each row its groups, for each group the completions that share a prompt.
+
+    Every batch has B rows, of which `microbatches` equal parts are computed one after the other; a batch that needs
+    fewer rows has empty ones, and parts without any row cost nothing.
+    """
 
     batches: tuple[tuple[Row, ...], ...]
-    rows: int  # B, the same for every batch; batches that need fewer rows get empty ones
+    rows: int  # B, the same for every batch
     row_tokens: int  # L
     slots: int  # S
     tokens: int  # positions of all batches that hold a token
     separate_tokens: int  # what they would be if no completion shared its prompt
+    microbatches: int = 1
 
     @property
     def steps(self) -> int:
         return len(self.batches)
 
     @property
+    def computed_tokens(self) -> int:
+        """Positions of all batches that are computed: whole parts."""
+        part = self.rows // self.microbatches
+        return self.row_tokens * sum(round_up(len(batch), part) for batch in self.batches)
+
+    @property
     def padding(self) -> float:
-        """Share of the B·L positions of all batches that is empty."""
-        return 1.0 - self.tokens / (self.steps * self.rows * self.row_tokens)
+        """Share of the computed positions that is empty."""
+        return 1.0 - self.tokens / self.computed_tokens
+
+    def place_of(self, row: int) -> int:
+        """Where among the B rows of a batch its row number `row` stands.
+
+        Row b belongs to part b mod `microbatches`, see `make_step`; parts are filled one after the other.
+        """
+        part, within = divmod(row, self.rows // self.microbatches)
+        return within * self.microbatches + part
 
 
 class _Piece(NamedTuple):
@@ -184,6 +203,7 @@ def plan_batches(
     shuffle: str = "prompts",
     share: bool = True,
     row_multiple: int = 1,
+    microbatches: int = 0,
 ) -> Plan:
     """Plans every batch of a run.
 
@@ -196,7 +216,8 @@ def plan_batches(
         2k + 1.
       epochs, seed, shuffle: see `batch_order`.
       share: siblings in a row share one copy of their prompt.
-      row_multiple: B is a multiple of this (devices × microbatches).
+      row_multiple: rows of a microbatch are a multiple of it.
+      microbatches: parts of B rows; 0 makes them as small as `row_multiple` allows.
 
     Raises:
       UserError: see `check_fit`.
@@ -204,8 +225,10 @@ def plan_batches(
     check_fit(units, row_tokens, slots, share=share)
     orders = batch_order(units, batch_units, epochs, seed, shuffle)
     batches = tuple(pack(units, order.tolist(), row_tokens, slots, share=share) for order in orders)
-    rows = round_up(max(len(batch) for batch in batches), row_multiple)
-    return _plan(units, batches, rows, row_tokens, slots, epochs)
+    most = max(map(len, batches))
+    microbatches = microbatches or -(-most // row_multiple)
+    rows = round_up(most, row_multiple * microbatches)
+    return _plan(units, batches, rows, row_tokens, slots, epochs)._replace(microbatches=microbatches)
 
 
 def plan_rows(units: Units, row_tokens: int, slots: int, batch_rows: int, *, share: bool = True) -> Plan:

@@ -77,9 +77,19 @@ def test_padding_has_no_targets_and_empty_slots_hold_the_neutral_numbers():
             assert values_BxS.dtype == neutral.dtype and (values_BxS[empty] == neutral).all(), name
 
 
-def test_share_of_padding_is_that_of_the_plan():
-    empty = np.mean([(assemble(TABLE, PLAN, i).layout.groups_BxL == 0).mean() for i in range(PLAN.steps)])
-    assert abs(empty - PLAN.padding) < 1e-12
+@pytest.mark.parametrize("multiple", [1, 2])
+def test_microbatches_are_filled_in_turn_and_the_plan_knows_their_padding(multiple):
+    plan = tiny.plan(TABLE, batch_units=7, row_tokens=23, slots=3, seed=2, row_multiple=multiple)
+    assert plan.microbatches > 1
+    empty = computed = 0
+    for index in range(plan.steps):
+        groups_BxL = assemble(TABLE, plan, index).layout.groups_BxL
+        # As `make_step` splits them.
+        parts = groups_BxL.reshape(-1, plan.microbatches, plan.row_tokens).swapaxes(0, 1)
+        filled = parts.any((1, 2))
+        assert (np.diff(filled.astype(int)) <= 0).all(), filled
+        empty, computed = empty + (parts[filled] == 0).sum(), computed + parts[filled].size
+    assert abs(empty / computed - plan.padding) < 1e-12
 
 
 def test_pairs_occupy_neighbouring_slots_of_one_row_the_higher_reward_first():

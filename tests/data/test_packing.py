@@ -59,7 +59,9 @@ def check_rows(plan, units, share):
                 assert len({int(units.prompts_C[c]) for c in group}) == 1, group
                 assert share or len(group) == 1, group
     assert plan.tokens == used, (plan.tokens, used)
-    assert abs(plan.padding - (1 - used / (plan.steps * plan.rows * plan.row_tokens))) < 1e-12
+    part = plan.rows // plan.microbatches
+    computed = sum(-(-len(batch) // part) * part for batch in plan.batches) * plan.row_tokens
+    assert abs(plan.padding - (1 - used / computed)) < 1e-12
 
 
 @settings(max_examples=80, deadline=None)
@@ -82,7 +84,9 @@ def test_plans_hold_every_unit_once_an_epoch_in_batches_of_equal_size(drawn, siz
     assert sorted(sum(batches, [])) == sorted([*range(count)] * epochs)
     assert [len(b) for b in batches[:-1]] == [batch_units] * (plan.steps - 1) and 1 <= len(batches[-1]) <= batch_units
     assert plan.steps == math.ceil(epochs * count / batch_units)
-    assert plan.rows % multiple == 0 and plan.rows < max(map(len, plan.batches)) + multiple
+    assert plan.rows == plan.microbatches * multiple and plan.rows < max(map(len, plan.batches)) + multiple
+    halves = plan_batches(units, **options, microbatches=2)
+    assert halves.rows % (2 * multiple) == 0 and halves.microbatches == 2
     assert plan.separate_tokens == epochs * units.tokens_U(share=False).sum()
     assert plan == plan_batches(units, **options), "the same seed must give the same plan"
 
@@ -157,6 +161,16 @@ def test_with_one_unit_a_prompt_both_shuffles_are_the_same():
     units = make([(3, [2])] * 31)
     orders = [np.concatenate(batch_order(units, 5, 2, seed=4, shuffle=shuffle)).tolist() for shuffle in SHUFFLES]
     assert orders[0] == orders[1] and orders[0] != [*range(31)] * 2
+
+
+def test_rows_fill_one_microbatch_after_the_other():
+    """`make_step` puts row b into part b mod k, so that devices keep their rows."""
+    units = make([(2, [9])] * 17)
+    plan = plan_batches(units, batch_units=17, row_tokens=11, slots=2, row_multiple=4)
+    assert (plan.rows, plan.microbatches) == (20, 5)
+    places = [plan.place_of(row) for row in range(plan.rows)]
+    assert sorted(places) == [*range(20)]
+    assert [b % 5 for b in places] == [row // 4 for row in range(20)]
 
 
 def test_unlimited_slots_are_as_many_as_the_fullest_row_needs():
