@@ -150,10 +150,13 @@ def _first_fit_decreasing(loads: Sequence[tuple[int, int]], tokens: int, slots: 
     bins: list[list[int]] = []
     room: list[int] = []
     free: list[int] = []
+    smallest, first = min(load[0] for load in loads), 0
     for load in sorted(range(len(loads)), key=lambda i: (-loads[i][0], i)):
         length, size = loads[load]
-        for i, left in enumerate(room):
-            if left >= length and free[i] >= size:
+        while first < len(bins) and (room[first] < smallest or free[first] == 0):
+            first += 1  # full
+        for i in range(first, len(bins)):
+            if room[i] >= length and free[i] >= size:
                 break
         else:
             i = len(bins)
