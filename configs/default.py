@@ -47,13 +47,17 @@ def get_config() -> ConfigDict:
     # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
     config.model.parameter_dtype = "float32"
     config.model.attention = "auto"  # auto: the best backend for the device | plain
-    config.model.remat = False  # recompute layers in the backward pass to save memory
-    config.model.vocab_chunk = 0  # columns of the vocabulary at a time in log-probs; 0: all at once
+    # What the backward pass recomputes of each layer, to save memory: none | dots (all but products with weights, and
+    # attention) | attention (all but attention) | full (all) | offload (all, and inputs of layers wait in host memory).
+    config.model.remat = "none"
+    config.model.vocab_chunk = 0  # tokens of the vocabulary whose logits exist at a time; 0: 8192
 
     config.mesh = ConfigDict()  # sizes; one may be -1 for all remaining devices
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
+    config.mesh.replica = 0  # copies of the model, one a slice or more; 0: the number of slices
+    config.mesh.data = -1  # copies of the model within a slice
+    config.mesh.fsdp = 1  # splits parameters, and rows; weights are gathered where they are used
+    config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary
+    config.mesh.context = 1  # splits long rows along their length
 
     config.prompts = ConfigDict()
     config.prompts.source = "programs"  # programs | jsonl | model (beginnings sampled from the model itself)

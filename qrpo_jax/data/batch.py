@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from qrpo_jax.data.per_completion import PerCompletion
+from qrpo_jax.model.layout import Layout
 
 Array = Any  # NumPy on the host, jax on the mesh
 
@@ -10,15 +11,14 @@ Array = Any  # NumPy on the host, jax on the mesh
 class Batch(NamedTuple):
     """Packed completions with the numbers their objectives need.
 
-    Completion s of a row has segment s + 1; segment 0 is padding. Each segment is prompt then completion.
-    The two completions of a pair occupy slots 2k (higher reward) and 2k + 1 of the same row.
+    The completion in slot s of a row has segment s + 1; see `Layout` for how it stands with its prompt. The two
+    completions of a pair occupy slots 2k (higher reward) and 2k + 1 of the same row.
     A loader or an on-policy sampler may fill it: a batch does not record where its completions came from.
     """
 
-    tokens_BxL: Array  # int32
-    segments_BxL: Array  # int32
-    positions_BxL: Array  # int32, from 0 in every segment
-    targets_BxL: Array  # bool, tokens of completions (the prompt is excluded)
+    tokens_BxL: Array  # int32, what the model reads; 0 in padding
+    layout: Layout  # int32 [B, L] each
+    targets_BxL: Array  # int32, the completion's token to predict from this position; -1 where there is none
     present_BxS: Array  # bool, slots in use
     example_BxS: Array  # int32, index in the loader's table, -1 for an empty slot
     completions_BxS: PerCompletion

@@ -42,9 +42,9 @@ class Examples(NamedTuple):
     counts: dict[str, int]  # of `COUNTS`: completions kept, cut and dropped, by reason
 
     def unit_lengths(self) -> np.ndarray:
-        """Tokens of each unit, prompts included, [U]."""
-        total_C = self.prompt_lengths_C + self.completions_C.length
-        return np.asarray([sum(int(total_C[c]) for c in unit) for unit in self.units])
+        """Tokens of a row that each unit takes, prompts included, [U]; a completion's last token is only predicted."""
+        read_C = self.prompt_lengths_C + self.completions_C.length - 1
+        return np.asarray([sum(int(read_C[c]) for c in unit) for unit in self.units])
 
     def unit_sizes(self) -> np.ndarray:
         """Completions of each unit, [U]."""

@@ -10,25 +10,28 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.data.per_completion import NEUTRAL
+from qrpo_jax.model.layout import Layout
 
 
 def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
     """Batch `index` of the plan as NumPy arrays; empty slots hold the numbers of `NEUTRAL`."""
     example_BxS = np.full((plan.rows, plan.slots), -1, np.int32)
-    tokens_BxL, segments_BxL, positions_BxL = np.zeros((3, plan.rows, plan.row_tokens), np.int32)
-    targets_BxL = np.zeros((plan.rows, plan.row_tokens), bool)
+    shape = plan.rows, plan.row_tokens
+    tokens_BxL, groups_BxL, segments_BxL, positions_BxL = np.zeros((4, *shape), np.int32)
+    targets_BxL = np.full(shape, -1, np.int32)
     for b, row in enumerate(plan.batches[index]):
         column = 0
         for s, c in enumerate(c for unit in row for c in examples.units[unit]):
             prompt, length = int(examples.prompt_lengths_C[c]), int(examples.completions_C.length[c])
-            start, total = int(examples.starts_C[c]), prompt + length
-            span = slice(column, column + total)
-            tokens_BxL[b, span] = examples.tokens[start : start + total]
-            segments_BxL[b, span] = s + 1
-            positions_BxL[b, span] = np.arange(total)
-            targets_BxL[b, column + prompt : column + total] = True
+            start, read = int(examples.starts_C[c]), prompt - 1 + length  # nothing follows the last token
+            span, own = slice(column, column + read), slice(column + prompt - 1, column + read)
+            tokens_BxL[b, span] = examples.tokens[start : start + read]
+            groups_BxL[b, span] = s + 1
+            segments_BxL[b, own] = s + 1
+            positions_BxL[b, span] = np.arange(read)
+            targets_BxL[b, own] = examples.tokens[start + prompt : start + prompt + length]
             example_BxS[b, s] = c
-            column += total
+            column += read
     present_BxS = example_BxS >= 0
 
     def in_slots(values_C: np.ndarray, neutral: np.generic) -> np.ndarray:
@@ -37,7 +40,8 @@ def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
         return values_BxS
 
     completions_BxS = jax.tree.map(in_slots, examples.completions_C, NEUTRAL)
-    return Batch(tokens_BxL, segments_BxL, positions_BxL, targets_BxL, present_BxS, example_BxS, completions_BxS)
+    layout = Layout(groups_BxL, segments_BxL, positions_BxL)
+    return Batch(tokens_BxL, layout, targets_BxL, present_BxS, example_BxS, completions_BxS)
 
 
 class _Batches:

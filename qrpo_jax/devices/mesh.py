@@ -1,58 +1,104 @@
-"""The device mesh, and the table that maps logical axes of arrays to axes of the mesh."""
+"""The device mesh, and the one table that maps logical axes of arrays to axes of the mesh."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qrpo_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("replica", "data", "fsdp", "tensor", "context")
 
-# Parameters are split over `fsdp` along the model dimension, and over `tensor` along heads, feed-forward and
-# vocabulary. Rows of a batch are split over `data` and `fsdp`.
-LOGICAL: dict[str, str | tuple[str, ...] | None] = {
-    "rows": ("data", "fsdp"),
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "feed_forward": "tensor",
-    "vocab": "tensor",
-    "head_dim": None,
-    "scalar": None,
-    "rank": None,
-    "layers": None,
+# Parameters are split over `fsdp` and `context` along the model dimension, and over `tensor` along heads, feed-forward
+# and vocabulary. Activations are split by rows, and along a row over `context`. Between layers, where every token is
+# computed alone, `tensor` splits rows further along their length. Embeddings are looked up where their part of the
+# model dimension is stored, so by fewer splits of the rows. `replica` is the axis between slices, whose network is
+# slow: only gradients cross it.
+LOGICAL: dict[str, tuple[str, ...]] = {
+    "embed": ("fsdp", "context"),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "feed_forward": ("tensor",),
+    "vocab": ("tensor",),
+    "head_dim": (),
+    "scalar": (),
+    "rank": (),
+    "layers": (),
+    "rows": ("replica", "data", "fsdp"),
+    "length": ("context",),
+    "residual_length": ("context", "tensor"),
+    "looked_up_rows": ("replica", "data"),
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all).
+def make_mesh(
+    data: int,
+    fsdp: int,
+    tensor: int,
+    context: int = 1,
+    replica: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh over `devices` (default: all), neighbours on the mesh being neighbours in the network.
 
     Args:
-      data, fsdp, tensor: sizes of the axes. One of them may be -1: it is chosen so that all devices are used.
+      data, fsdp, tensor, context: sizes of the axes. One of them may be -1: it is chosen so that all devices are used.
+      replica: size of the axis between slices, a multiple of their number; 0 is their number, which is 1 outside
+        multi-slice jobs.
 
     Raises:
       UserError: sizes that are not allowed or do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = [replica or slices, data, fsdp, tensor, context]
     fixed = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise UserError(f"mesh sizes {sizes}: each must be at least 1, one of them may be -1", about="mesh")
+        raise UserError(f"mesh sizes {_named(sizes)}: each must be at least 1, one of them may be -1", about="mesh")
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, len(devices) // fixed)
     if int(np.prod(sizes)) != len(devices):
-        named = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
-        message = f"mesh {named} needs {int(np.prod(sizes))} devices, there are {len(devices)}"
+        message = f"mesh {_named(sizes)} needs {int(np.prod(sizes))} devices, there are {len(devices)}"
         raise UserError(message, about="mesh")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    if slices == 1:
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
+    if sizes[0] % slices:
+        raise UserError(f"mesh {_named(sizes)}: replica must be a multiple of the {slices} slices", about="mesh")
+    within, between = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1, 1]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True), AXES)
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """The partition of an array with these logical axes; None is an axis that is not split."""
-    return PartitionSpec(*(LOGICAL[axis] if axis is not None else None for axis in axes))
+def _named(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+
+
+def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """The partition of an array with these logical axes, without the mesh axes by which a size cannot be divided.
+
+    Args:
+      axes: names from `LOGICAL`; None is an axis that is not split.
+    """
+
+    def entry(axis: str | None, size: int) -> str | tuple[str, ...] | None:
+        names: tuple[str, ...] = ()
+        for name in LOGICAL[axis] if axis is not None else ():
+            if size % _ways(mesh, (*names, name)) == 0:
+                names += (name,)
+        return names if len(names) > 1 else names[0] if names else None
+
+    return PartitionSpec(*(entry(axis, size) for axis, size in zip(axes, shape, strict=True)))
+
+
+def mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes in one entry of a partition."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _ways(mesh: Mesh, names: Sequence[str]) -> int:
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
 
 
 def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
@@ -63,22 +109,23 @@ def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
       shapes: the same tree with something that has a `shape` for each parameter.
 
     Raises:
-      UserError: a dimension is not a multiple of the mesh axis that would split it.
+      UserError: a dimension is not a multiple of the mesh axis that would split it. `context` is left out of this: it
+        is there to split rows, and splits parameters too where it can.
     """
 
     def sharding(names: tuple[str, ...], shape: Any) -> NamedSharding:
         for name, size in zip(names, shape.shape, strict=True):
-            ways = axis_size(mesh, name)
+            ways = _ways(mesh, [axis for axis in LOGICAL[name] if axis != "context"])
             if size % ways:
                 raise UserError(f"{name} of size {size} cannot be split {ways} ways over the mesh", about="mesh")
-        return NamedSharding(mesh, spec(names))
+        return NamedSharding(mesh, spec(mesh, names, shape.shape))
 
     return jax.tree.map(sharding, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the first axis, the rows of a batch."""
-    return NamedSharding(mesh, spec(("rows",)))
+    return NamedSharding(mesh, PartitionSpec(LOGICAL["rows"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -88,9 +135,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def axis_size(mesh: Mesh, logical: str) -> int:
     """The number of parts into which the mesh splits a logical axis."""
-    axes = LOGICAL[logical]
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
+    return _ways(mesh, LOGICAL[logical])
 
 
 def round_up(count: int, multiple: int) -> int:

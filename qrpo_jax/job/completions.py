@@ -66,7 +66,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
         end_tokens=text.end_tokens,
         top_k=section.top_k,
         top_p=section.top_p,
-        compute=job.compute,
+        compute=job.compute(mesh),
     )
     jitted = jax.jit(with_raw_keys(sampler))
     batch_prompts = round_up(job.config.prompts.unit, axis_size(mesh, "rows"))

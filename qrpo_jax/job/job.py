@@ -25,7 +25,7 @@ from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.stage import Stages
 from qrpo_jax.model import attention, decoder, lora
-from qrpo_jax.model.compute import Compute
+from qrpo_jax.model.compute import Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
@@ -105,7 +105,7 @@ class Job:
         """The devices of this process, for units of work, which need no other process."""
         if jax.process_count() == 1:
             return self.mesh
-        return make_mesh(-1, 1, 1, jax.local_devices())
+        return make_mesh(-1, 1, 1, devices=jax.local_devices())
 
     @functools.cached_property
     def policy(self) -> Policy:
@@ -126,17 +126,16 @@ class Job:
         with located("reward.path", max_tokens="reward.max_tokens"):
             return open_reward_model(Path(config.path), config.max_tokens)
 
-    @property
-    def compute(self) -> Compute:
-        """How every stage computes the decoder."""
+    def compute(self, mesh: Mesh) -> Compute:
+        """How every stage computes the decoder, on this mesh."""
         model = self.config.model
-        with located(attention="model.attention"):
-            return Compute(FLOATS[model.compute_dtype], model.remat, attention.choose(model.attention))
+        with located(attention="model.attention", remat="model.remat"):
+            check_remat(model.remat)
+            return Compute(FLOATS[model.compute_dtype], model.remat, attention.choose(model.attention), mesh)
 
-    @property
-    def log_prob_settings(self) -> LogProbSettings:
+    def log_prob_settings(self, mesh: Mesh) -> LogProbSettings:
         """How the log-probs of policy and reference are computed."""
-        return LogProbSettings(self.config.log_probs.temperature, self.config.model.vocab_chunk, self.compute)
+        return LogProbSettings(self.config.log_probs.temperature, self.config.model.vocab_chunk, self.compute(mesh))
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""

@@ -30,7 +30,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
       A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
       their value is NaN.
     """
-    pack, text, mesh, settings = job.config.pack, job.policy.text, job.local_mesh, job.log_prob_settings
+    pack, text, mesh, settings = job.config.pack, job.policy.text, job.local_mesh, job.log_prob_settings(job.local_mesh)
     if temperature is not None:
         settings = settings._replace(temperature=temperature)
     graph = job.graph(side)

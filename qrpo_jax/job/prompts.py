@@ -105,7 +105,7 @@ class BeginningSampler:
             max_new_tokens=job.config.prompts.beginning_tokens,
             temperature=1.0,
             end_tokens=job.policy.text.end_tokens,
-            compute=job.compute,
+            compute=job.compute(job.local_mesh),
         )
         return jax.jit(with_raw_keys(sampler))
 

@@ -72,7 +72,9 @@ def open_reward(job: Job) -> Reward | ModelReward:
     """The job's reward, as a context manager: inside it, the workers that run code are alive."""
     config = job.config.reward
     if config.name == MODEL:
-        scorer = models.ModelScorer(job.reward_model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute)
+        scorer = models.ModelScorer(
+            job.reward_model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute(job.local_mesh)
+        )
         return ModelReward(scorer)
     limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
     return Reward(config.name, limits=limits, workers=config.workers)

@@ -1,10 +1,39 @@
 """How a forward pass is computed, as opposed to what it computes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
 
+from qrpo_jax.devices.constraints import constrain, gathered, spreads
+from qrpo_jax.errors import UserError
 from qrpo_jax.model.attention import BACKENDS, Backend
+
+ATTENTION = "attention"  # the name of attention's output and log-sum-exp, for `jax.checkpoint`'s policies
+LAYER_INPUT = "layer_input"
+_policies = jax.checkpoint_policies
+# What the backward pass finds stored of each layer, from most to least memory; it recomputes the rest. A layer's input
+# is always kept.
+REMAT: dict[str, Any] = {
+    "none": None,
+    # Products with weights, and attention: only norms, activations and rotations are computed twice.
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENTION)
+    ),
+    "attention": _policies.save_only_these_names(ATTENTION),
+    "full": _policies.nothing_saveable,
+    # As "full", and inputs of layers wait in the host's memory.
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 class Compute(NamedTuple):
@@ -12,13 +41,60 @@ class Compute(NamedTuple):
 
     Attributes:
       dtype: type of activations and matrix products; norms, softmax and rotations are float32.
-      remat: the backward pass recomputes each layer instead of storing its activations.
+      remat: what the backward pass recomputes, a key of `REMAT`.
       attention: attention between the tokens of a row; `attention.choose` gives it by name.
+      mesh: the devices over which parameters and activations are spread; None for one device.
     """
 
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     attention: Backend = BACKENDS["plain"]
+    mesh: Mesh | None = None
+
+    @property
+    def splits_length(self) -> bool:
+        """Whether the mesh splits rows along their length."""
+        return self.mesh is not None and self.mesh.shape["context"] > 1
+
+    def constrain(self, x: Array, *axes: str | None) -> Array:
+        """x, split over the mesh along logical axes, names from `devices.mesh.LOGICAL`."""
+        return constrain(x, self.mesh, axes)
+
+    def gathered(self, parameters: nnx.State) -> nnx.State:
+        """One layer's parameters as its matrix products need them: in `dtype`, and whole where only storage is split.
+
+        Norm scales and parameters of activations stay as they are, because their computations are float32.
+        """
+        if not spreads(self.mesh):
+            return parameters
+
+        def gather(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+            value = variable[...]
+            wide = path[-1] == "scale" or str(path[-1]).startswith("alpha_")
+            axes = tuple(variable.get_metadata()["axes"])
+            return variable.replace(gathered(value, self.mesh, axes, value.dtype if wide else self.dtype))
+
+        return nnx.map_state(gather, parameters)
+
+    def checkpointed(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The body of a scan with `remat` applied.
+
+        A scan keeps the passes apart, so nothing has to stop the compiler from merging what they share; the barriers
+        that would stop it cost a copy of everything stored.
+        """
+        if self.remat == "none":
+            return step
+        return jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
 
 
 DEFAULT = Compute()
+
+
+def check_remat(name: str) -> None:
+    """Refuses an unknown policy.
+
+    Raises:
+      UserError: about "remat".
+    """
+    if name not in REMAT:
+        raise UserError(f"remat is {name!r}; allowed: {', '.join(REMAT)}", about="remat")

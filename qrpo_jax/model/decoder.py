@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
+from qrpo_jax.model.attention import sharded
 from qrpo_jax.model.attention.cached import attend_cached
 from qrpo_jax.model.attention.rules import soft_cap
 from qrpo_jax.model.cache import Cache, slots_last
-from qrpo_jax.model.compute import DEFAULT, Compute
-from qrpo_jax.model.layers import Layer, RMSNorm, normal
+from qrpo_jax.model.compute import ATTENTION, DEFAULT, LAYER_INPUT, Compute
+from qrpo_jax.model.layers import Layer, RMSNorm, normal, split_by_token
+from qrpo_jax.model.layout import Layout
 from qrpo_jax.model.settings import DecoderSettings, LayerConstants, Lora, combine, layer_constants
 
 Parameters = dict[str, Any]
@@ -47,10 +50,13 @@ class Decoder(nnx.Module):
         """Factor of attention scores; None for the default K^-1/2."""
         return None if self.settings.query_scalar is None else self.settings.query_scalar**-0.5
 
-    def embed(self, tokens_BxL: Array, dtype: Any) -> Array:
+    def embed(self, tokens_BxL: Array, compute: Compute) -> Array:
         """Input of the first layer, [B, L, D]."""
-        x_BxLxD = self.embedding[...][tokens_BxL].astype(dtype)
-        return x_BxLxD * jnp.asarray(self.settings.d_model**0.5, dtype) if self.settings.scale_embeddings else x_BxLxD
+        tokens_BxL = compute.constrain(tokens_BxL, "looked_up_rows", None)
+        x_BxLxD = self.embedding[...].astype(compute.dtype)[tokens_BxL]
+        x_BxLxD = split_by_token(compute.constrain(x_BxLxD, "looked_up_rows", None, "embed"), compute)
+        scale = jnp.asarray(self.settings.d_model**0.5, compute.dtype)
+        return x_BxLxD * scale if self.settings.scale_embeddings else x_BxLxD
 
     def unembedding(self) -> Array:
         """The matrix [V, D] from hidden states to logits."""
@@ -59,8 +65,7 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         tokens_BxL: Array,
-        segments_BxL: Array,
-        positions_BxL: Array,
+        layout: Layout,
         *,
         compute: Compute = DEFAULT,
         keep_keys: bool = False,
@@ -69,8 +74,7 @@ class Decoder(nnx.Module):
 
         Args:
           tokens_BxL: token ids.
-          segments_BxL: the sequence of the row that a token belongs to, from 1; 0 for padding.
-          positions_BxL: position within the sequence, from 0.
+          layout: which tokens belong to one prompt and completion.
           compute: how the pass is computed.
           keep_keys: also return the keys and values from which `start_cache` makes a cache.
         """
@@ -79,24 +83,31 @@ class Decoder(nnx.Module):
 
         def step(x_BxLxD: Array, scanned: tuple[Any, LayerConstants]) -> tuple[Array, Any]:
             parameters, constants = scanned
-            layer, constants = nnx.merge(graph, parameters), combine(shared, constants)
-            q, k, v = layer.project(x_BxLxD, positions_BxL, constants.frequencies)
-            mixed_BxLxHxK = compute.attention(
+            layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
+            x_BxLxD = checkpoint_name(x_BxLxD, LAYER_INPUT)
+            q, k, v = layer.project(x_BxLxD, layout.positions_BxL, constants.frequencies, compute)
+            mixed_BxLxHxK = sharded.attend(
+                compute.attention,
+                compute.mesh,
                 q,
                 k,
                 v,
-                segments_BxL,
-                positions_BxL,
+                layout,
                 constants.window,
                 scale=self.scale,
                 cap=self.settings.attention_cap,
             )
             kept = (slots_last(k), slots_last(v)) if keep_keys else None
-            return layer.residual(x_BxLxD, mixed_BxLxHxK), kept
+            return layer.residual(x_BxLxD, checkpoint_name(mixed_BxLxHxK, ATTENTION), compute), kept
 
-        x_BxLxD = self.embed(tokens_BxL, compute.dtype)
-        x_BxLxD, kept = jax.lax.scan(jax.checkpoint(step) if compute.remat else step, x_BxLxD, (stacked, varied))
-        return self.norm(x_BxLxD), kept
+        x_BxLxD = self.embed(tokens_BxL, compute)
+        x_BxLxD, kept = jax.lax.scan(compute.checkpointed(step), x_BxLxD, (stacked, varied))
+        return self._normed(x_BxLxD, compute), kept
+
+    def _normed(self, x_BxLxD: Array, compute: Compute) -> Array:
+        """Hidden states after the last norm."""
+        graph, parameters = nnx.split(self.norm)
+        return split_by_token(nnx.merge(graph, compute.gathered(parameters))(x_BxLxD), compute)
 
     def decode(self, tokens_B: Array, cache: Cache, *, compute: Compute = DEFAULT) -> tuple[Array, Cache]:
         """Hidden states [B, D] of one more token of every completion, and the cache with that token added."""
@@ -108,8 +119,8 @@ class Decoder(nnx.Module):
         def step(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
             x_Bx1xD, k_NxBxGxKxT, v_NxBxGxKxT = carry
             index, parameters, constants, prompt_k_PxGxKxL, prompt_v_PxGxKxL = scanned
-            layer, constants = nnx.merge(graph, parameters), combine(shared, constants)
-            q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants.frequencies)
+            layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
+            q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants.frequencies, compute)
             # Written in place into the carried cache; as an output of the scan, all of it would be copied.
             at = (index, 0, 0, 0, cache.step)
             k_NxBxGxKxT = jax.lax.dynamic_update_slice(k_NxBxGxKxT, slots_last(k)[None].astype(k_NxBxGxKxT.dtype), at)
@@ -126,15 +137,15 @@ class Decoder(nnx.Module):
                 cap=self.settings.attention_cap,
                 window=constants.window,
             )
-            return (layer.residual(x_Bx1xD, mixed_BxHxK[:, None]), k_NxBxGxKxT, v_NxBxGxKxT), None
+            return (layer.residual(x_Bx1xD, mixed_BxHxK[:, None], compute), k_NxBxGxKxT, v_NxBxGxKxT), None
 
-        x_Bx1xD = self.embed(tokens_B[:, None], compute.dtype)
+        x_Bx1xD = self.embed(tokens_B[:, None], compute)
         layers_N = jnp.arange(self.settings.layers)
         scanned = (layers_N, stacked, varied, cache.prompt_k_NxPxGxKxL, cache.prompt_v_NxPxGxKxL)
         carry = (x_Bx1xD, cache.k_NxBxGxKxT, cache.v_NxBxGxKxT)
         (x_Bx1xD, k_NxBxGxKxT, v_NxBxGxKxT), _ = jax.lax.scan(step, carry, scanned)
         cache = cache._replace(k_NxBxGxKxT=k_NxBxGxKxT, v_NxBxGxKxT=v_NxBxGxKxT, step=cache.step + 1)
-        return self.norm(x_Bx1xD)[:, 0], cache
+        return self._normed(x_Bx1xD, compute)[:, 0], cache
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] of hidden states [..., D], float32."""

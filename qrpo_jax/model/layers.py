@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 from jax.lax import broadcast_to_rank
 
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.rope import LongRope, rotate
 from qrpo_jax.model.settings import DecoderSettings, Lora
 
@@ -31,10 +32,10 @@ class Adapter(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape[inputs:]), jnp.float32), axes=("rank", *axes[inputs:]))
         self.rank, self.scale = lora.rank, lora.scale
 
-    def __call__(self, x_BLxI: Array) -> Array:
-        """[B·L, outputs], without computing A B, which is as large as the matrix."""
-        inner_BLxr = x_BLxI @ self.a[...].astype(x_BLxI.dtype).reshape(-1, self.rank)
-        return inner_BLxr * self.scale @ self.b[...].astype(x_BLxI.dtype).reshape(self.rank, -1)
+    def __call__(self, x: Array) -> Array:
+        """[..., outputs] of x [..., inputs], without computing A B, which is as large as the matrix."""
+        inner = x @ self.a[...].astype(x.dtype).reshape(-1, self.rank)
+        return inner * self.scale @ self.b[...].astype(x.dtype).reshape(self.rank, -1)
 
 
 def _adapter(lora: Lora | None, name: str, weight: nnx.Param | None, rngs: nnx.Rngs, inputs: int = 1) -> Adapter | None:
@@ -44,19 +45,25 @@ def _adapter(lora: Lora | None, name: str, weight: nnx.Param | None, rngs: nnx.R
 
 
 def linear(
-    x: Array, weight: Array, inputs: int = 1, bias: nnx.Param | None = None, adapter: Adapter | None = None
+    x: Array,
+    weight: Array,
+    compute: Compute,
+    inputs: int = 1,
+    bias: nnx.Param | None = None,
+    adapter: Adapter | None = None,
 ) -> Array:
     """x [B, L, *inputs] times weight [*inputs, *outputs], plus adapter and bias [*outputs] if any, in the type of x.
 
     The axes are flattened to one plain matrix product: XLA's CPU backend is slow at the gradient of a product that
-    contracts two axes. Other backends compile both forms to the same product.
+    contracts two axes. Other backends compile both forms to the same product. Where the mesh splits B and L both, B·L
+    has no split of its own, and the two stay apart.
     """
     rows, outputs = x.shape[:2], weight.shape[inputs:]
-    x_BLxI = x.reshape(x.shape[0] * x.shape[1], -1)
-    flat = x_BLxI @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
+    x = x.reshape(*rows, -1) if compute.splits_length else x.reshape(rows[0] * rows[1], -1)
+    product = x @ weight.astype(x.dtype).reshape(-1, int(np.prod(outputs)))
     if adapter is not None:
-        flat = flat + adapter(x_BLxI)
-    product = flat.reshape(*rows, *outputs)
+        product = product + adapter(x)
+    product = product.reshape(*rows, *outputs)
     return product if bias is None else product + broadcast_to_rank(bias[...].astype(x.dtype), product.ndim)
 
 
@@ -123,18 +130,18 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(settings, (h, k)[-over:], ("heads", "head_dim")[-over:]) if over else None
         self.k_norm = RMSNorm(settings, (g, k)[-over:], ("kv_heads", "head_dim")[-over:]) if over else None
 
-    def project(self, x_BxLxD: Array) -> tuple[Array, Array, Array]:
+    def project(self, x_BxLxD: Array, compute: Compute) -> tuple[Array, Array, Array]:
         """Queries [B, L, H, K], keys and values [B, L, G, K]."""
-        q = linear(x_BxLxD, self.q[...], bias=self.q_bias, adapter=self.q_adapter)
-        k = linear(x_BxLxD, self.k[...], bias=self.k_bias, adapter=self.k_adapter)
-        v = linear(x_BxLxD, self.v[...], bias=self.v_bias, adapter=self.v_adapter)
+        q = linear(x_BxLxD, self.q[...], compute, bias=self.q_bias, adapter=self.q_adapter)
+        k = linear(x_BxLxD, self.k[...], compute, bias=self.k_bias, adapter=self.k_adapter)
+        v = linear(x_BxLxD, self.v[...], compute, bias=self.v_bias, adapter=self.v_adapter)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-    def output(self, mixed_BxLxHxK: Array) -> Array:
+    def output(self, mixed_BxLxHxK: Array, compute: Compute) -> Array:
         """Attention's values as an update of the hidden states, [B, L, D]."""
-        return linear(mixed_BxLxHxK, self.o[...], inputs=2, bias=self.o_bias, adapter=self.o_adapter)
+        return linear(mixed_BxLxHxK, self.o[...], compute, inputs=2, bias=self.o_bias, adapter=self.o_adapter)
 
 
 class MLP(nnx.Module):
@@ -154,14 +161,15 @@ class MLP(nnx.Module):
         self.down_adapter = _adapter(lora, "down", self.down, rngs)
         self.activation = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[settings.activation] if gated else XIELU()
 
-    def __call__(self, x_BxLxD: Array) -> Array:
-        up_BxLxF = linear(x_BxLxD, self.up[...], bias=self.up_bias, adapter=self.up_adapter)
+    def __call__(self, x_BxLxD: Array, compute: Compute) -> Array:
+        up_BxLxF = linear(x_BxLxD, self.up[...], compute, bias=self.up_bias, adapter=self.up_adapter)
         if self.gate is None:
             inner_BxLxF = self.activation(up_BxLxF)
         else:
-            gate_BxLxF = linear(x_BxLxD, self.gate[...], bias=self.gate_bias, adapter=self.gate_adapter)
+            gate_BxLxF = linear(x_BxLxD, self.gate[...], compute, bias=self.gate_bias, adapter=self.gate_adapter)
             inner_BxLxF = self.activation(gate_BxLxF) * up_BxLxF
-        return linear(inner_BxLxF, self.down[...], bias=self.down_bias, adapter=self.down_adapter)
+        inner_BxLxF = compute.constrain(inner_BxLxF, "rows", "length", "feed_forward")
+        return linear(inner_BxLxF, self.down[...], compute, bias=self.down_bias, adapter=self.down_adapter)
 
 
 class Layer(nnx.Module):
@@ -176,17 +184,29 @@ class Layer(nnx.Module):
         self.mlp = MLP(settings, rngs, lora)
         self.mlp_post_norm = RMSNorm(settings) if settings.post_norm else None
 
-    def project(self, x_BxLxD: Array, positions_BxL: Array, frequencies: Array) -> tuple[Array, Array, Array]:
+    def project(
+        self, x_BxLxD: Array, positions_BxL: Array, frequencies: Array, compute: Compute
+    ) -> tuple[Array, Array, Array]:
         """Rotated queries [B, L, H, K] and keys [B, L, G, K], and values [B, L, G, K]."""
-        q, k, v = self.attention.project(normed(self.attention_norm, x_BxLxD))
+        inner_BxLxD = compute.constrain(normed(self.attention_norm, x_BxLxD), "rows", "length", None)
+        q, k, v = self.attention.project(inner_BxLxD, compute)
         q = rotate(q, positions_BxL, frequencies, self.rotary_scale)
         k = rotate(k, positions_BxL, frequencies, self.rotary_scale)
         return q, k, v
 
-    def residual(self, x_BxLxD: Array, mixed_BxLxHxK: Array) -> Array:
+    def residual(self, x_BxLxD: Array, mixed_BxLxHxK: Array, compute: Compute) -> Array:
         """Hidden states [B, L, D] after the layer, given those before it and the result of attention."""
-        x_BxLxD = x_BxLxD + normed(self.attention_post_norm, self.attention.output(mixed_BxLxHxK))
-        return x_BxLxD + normed(self.mlp_post_norm, self.mlp(normed(self.mlp_norm, x_BxLxD)))
+        x_BxLxD = x_BxLxD + normed(
+            self.attention_post_norm, split_by_token(self.attention.output(mixed_BxLxHxK, compute), compute)
+        )
+        inner_BxLxD = compute.constrain(normed(self.mlp_norm, x_BxLxD), "rows", "length", None)
+        update_BxLxD = split_by_token(self.mlp(inner_BxLxD, compute), compute)
+        return x_BxLxD + normed(self.mlp_post_norm, update_BxLxD)
+
+
+def split_by_token(x_BxLxD: Array, compute: Compute) -> Array:
+    """Hidden states between layers, where every token is computed alone and all axes of the mesh can split rows."""
+    return compute.constrain(x_BxLxD, "rows", "residual_length", None)
 
 
 def normed(norm: RMSNorm | None, x: Array) -> Array:

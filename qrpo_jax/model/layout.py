@@ -1,8 +1,8 @@
 """Layout of packed rows: which tokens of a row belong to one prompt, to one completion, and in which order."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jax import Array
+Array = Any  # NumPy on the host, jax on the mesh
 
 
 class Layout(NamedTuple):

@@ -34,6 +34,7 @@ from qrpo_jax.hugging_face.weights import load_weights, read_headers, read_tenso
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.heads import GATE_TEXT, Head, Tensors
+from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.model.settings import DecoderSettings
 
 SHORTEST = 32  # tokens of the narrowest batch
@@ -161,8 +162,7 @@ def batch_scores(
     """
     model = nnx.merge(graph, parameters.decoder)
     positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-    segments_BxL = (positions_BxL < lengths_B[:, None]).astype(jnp.int32)
-    hidden_BxLxD, _ = model(tokens_BxL, segments_BxL, positions_BxL, compute=compute)
+    hidden_BxLxD, _ = model(tokens_BxL, one_sequence(lengths_B, positions_BxL), compute=compute)
     rows_B = jnp.arange(len(tokens_BxL))
     return head.scores(parameters.head, hidden_BxLxD[rows_B, last_B], hidden_BxLxD[rows_B, gate_B])
 

@@ -11,6 +11,7 @@ from jax import Array
 from qrpo_jax.model.cache import Cache, start_cache
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
+from qrpo_jax.model.layout import one_sequence
 
 
 class Samples(NamedTuple):
@@ -90,9 +91,8 @@ def make_sampler(
     def begin(decoder: Decoder, tokens_PxL: Array, lengths_P: Array) -> Progress:
         """Every completion before its first token."""
         positions_PxL = jnp.broadcast_to(jnp.arange(tokens_PxL.shape[1]), tokens_PxL.shape)
-        segments_PxL = (positions_PxL < lengths_P[:, None]).astype(jnp.int32)
         hidden_PxLxD, (prompt_k, prompt_v) = decoder(
-            tokens_PxL, segments_PxL, positions_PxL, compute=compute, keep_keys=True
+            tokens_PxL, one_sequence(lengths_P, positions_PxL), compute=compute, keep_keys=True
         )
         last_PxD = jnp.take_along_axis(hidden_PxLxD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
         batch = len(tokens_PxL) * completions

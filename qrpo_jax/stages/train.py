@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
     training = Training(
         examples,
         configured_objective(job),
-        job.log_prob_settings,
+        job.log_prob_settings(job.mesh),
         start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
         frozen=job.reference_parameters(job.mesh) if lora else None,
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",

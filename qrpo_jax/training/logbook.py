@@ -102,7 +102,7 @@ class Logbook:
             )
         if step == 1 and self._on_first is not None:
             self._on_first(batch, values)
-        self._clock.tokens += int((batch.segments_BxL > 0).sum())
+        self._clock.tokens += int((batch.layout.groups_BxL > 0).sum())
         if step % self._every == 0 or step in (1, self._steps):
             rate = {"learning_rate": learning_rate(self._schedule, step)}
             self._writer.write(step, values | rate | self._clock.lap())

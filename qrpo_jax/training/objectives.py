@@ -27,8 +27,8 @@ class LogProbs(NamedTuple):
     """
 
     completion: Array  # [..., S], summed over tokens
-    token: Array  # [..., L], 0 for prompts and padding
-    segment: Array  # [..., L], int32: 1 + the slot of the token's completion, 0 for padding
+    token: Array  # [..., L], of the token after each position; 0 where nothing is predicted
+    segment: Array  # [..., L], int32: 1 + the slot of the position's completion, 0 for prompts and padding
 
 
 class Length(NamedTuple):

@@ -25,7 +25,7 @@ class LogProbSettings(NamedTuple):
 
     Attributes:
       temperature: divides the logits.
-      vocab_chunk: tokens of the vocabulary a chunk; 0 is all of them in one.
+      vocab_chunk: tokens of the vocabulary whose logits exist at a time; 0 is `token_log_probs.CHUNK`.
       compute: how the decoder is computed.
     """
 
@@ -39,20 +39,20 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 def batch_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> LogProbs:
-    """log π of the batch's completions and of their tokens, float32; 0 for empty slots, prompts and padding."""
+    """log π of the batch's completions and of their targets, float32; 0 for empty slots and where nothing is predicted."""
     log_probs_BxL = row_log_probs(
         graph,
         parameters,
         batch.tokens_BxL,
-        batch.segments_BxL,
-        batch.positions_BxL,
+        batch.layout,
         batch.targets_BxL,
         temperature=settings.temperature,
         vocab_chunk=settings.vocab_chunk,
         compute=settings.compute,
     )
-    log_probs_BxS = sum_by_completion(log_probs_BxL, batch.segments_BxL, batch.present_BxS.shape[1])
-    return LogProbs(log_probs_BxS, log_probs_BxL, batch.segments_BxL)
+    segments_BxL = batch.layout.segments_BxL
+    log_probs_BxS = sum_by_completion(log_probs_BxL, segments_BxL, batch.present_BxS.shape[1])
+    return LogProbs(log_probs_BxS, log_probs_BxL, segments_BxL)
 
 
 def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> Array:
@@ -71,7 +71,7 @@ def numbers_in_use(batch: Batch) -> PerCompletion:
 
 def diagnostics(batch: Batch, log_prob_BxS: Array, target_BxS: Array | None) -> Sums:
     """Figures of a batch besides its loss, over the completions present."""
-    c, present_BxS = batch.completions_BxS, batch.present_BxS
+    c, present_BxS, groups_BxL = batch.completions_BxS, batch.present_BxS, batch.layout.groups_BxL
     log_ratio_BxS = log_prob_BxS - c.reference_log_prob
 
     def over(values_BxS: Array, among_BxS: Array) -> tuple[Array, Array]:
@@ -85,7 +85,7 @@ def diagnostics(batch: Batch, log_prob_BxS: Array, target_BxS: Array | None) -> 
         "log_ratio_high": over(log_ratio_BxS, present_BxS & c.high),
         "log_ratio_low": over(log_ratio_BxS, present_BxS & ~c.high),
         "length": over(c.length.astype(jnp.float32), present_BxS),
-        "padding": (jnp.sum(batch.segments_BxL == 0).astype(jnp.float32), jnp.float32(batch.segments_BxL.size)),
+        "padding": (jnp.sum(groups_BxL == 0).astype(jnp.float32), jnp.float32(groups_BxL.size)),
     }
     if target_BxS is not None:
         sums["calibrated_target"] = over(target_BxS, present_BxS)

@@ -291,8 +291,8 @@ def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
 
 def test_unit_lengths_and_sizes_add_up_over_pairs():
     table = built(rows(), units="best_worst")
-    total = table.prompt_lengths_C + table.completions_C.length
-    np.testing.assert_array_equal(table.unit_lengths(), [total[w] + total[l] for w, l in table.units])
+    read = table.prompt_lengths_C + table.completions_C.length - 1
+    np.testing.assert_array_equal(table.unit_lengths(), [read[w] + read[l] for w, l in table.units])
     assert (table.unit_sizes() == 2).all()
 
 

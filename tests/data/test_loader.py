@@ -11,6 +11,13 @@ TABLE = tiny.examples(23)
 PLAN = tiny.plan(TABLE, batch_units=5, epochs=2, seed=0)
 
 
+def row_of(batch, b, s):
+    """Positions of the row that hold the shared prompt of a slot's completion, and those that hold the completion."""
+    groups, segments = batch.layout.groups_BxL[b], batch.layout.segments_BxL[b]
+    own = np.flatnonzero(segments == s + 1)
+    return np.flatnonzero((groups == groups[own[0]]) & (segments == 0)), own
+
+
 def test_every_completion_is_whole_in_its_slot_with_its_numbers():
     seen = []
     for index in range(PLAN.steps):
@@ -18,13 +25,16 @@ def test_every_completion_is_whole_in_its_slot_with_its_numbers():
         for b, s in np.argwhere(batch.present_BxS):
             c = batch.example_BxS[b, s]
             seen.append(int(c))
-            here = batch.segments_BxL[b] == s + 1
-            prompt, length = TABLE.prompt_lengths_C[c], TABLE.completions_C.length[c]
-            start = TABLE.starts_C[c]
-            assert np.ptp(np.flatnonzero(here)) + 1 == here.sum() == prompt + length
-            np.testing.assert_array_equal(batch.tokens_BxL[b, here], TABLE.tokens[start : start + prompt + length])
-            np.testing.assert_array_equal(batch.positions_BxL[b, here], np.arange(prompt + length))
-            np.testing.assert_array_equal(batch.targets_BxL[b, here], np.arange(prompt + length) >= prompt)
+            prompt, own = row_of(batch, b, s)
+            count, start = TABLE.prompt_lengths_C[c], TABLE.starts_C[c]
+            text = TABLE.tokens[start : start + count + TABLE.completions_C.length[c]]
+            for where in (prompt, own):
+                assert len(where) == 0 or np.ptp(where) + 1 == len(where), (b, s, where)
+            np.testing.assert_array_equal(batch.tokens_BxL[b, prompt], text[: count - 1])
+            np.testing.assert_array_equal(batch.tokens_BxL[b, own], text[count - 1 : -1])
+            np.testing.assert_array_equal(batch.targets_BxL[b, own], text[count:])
+            read = np.concatenate([prompt, own])
+            np.testing.assert_array_equal(batch.layout.positions_BxL[b, read], np.arange(len(text) - 1))
             for name, values_BxS in batch.completions_BxS._asdict().items():
                 assert values_BxS[b, s] == getattr(TABLE.completions_C, name)[c], name
     assert sorted(seen) == sorted([*range(23)] * 2)
@@ -33,18 +43,19 @@ def test_every_completion_is_whole_in_its_slot_with_its_numbers():
 def test_padding_has_no_targets_and_empty_slots_hold_the_neutral_numbers():
     for index in range(PLAN.steps):
         batch = assemble(TABLE, PLAN, index)
-        pad, empty = batch.segments_BxL == 0, ~batch.present_BxS
-        assert not batch.targets_BxL[pad].any() and not batch.tokens_BxL[pad].any()
+        pad, empty = batch.layout.groups_BxL == 0, ~batch.present_BxS
+        for padded in (batch.tokens_BxL, batch.layout.segments_BxL, batch.layout.positions_BxL):
+            assert not padded[pad].any()
+        # Prompts are read and never predicted.
+        np.testing.assert_array_equal(batch.targets_BxL == -1, batch.layout.segments_BxL == 0)
         assert (batch.example_BxS[empty] == -1).all()
         for name, values_BxS in batch.completions_BxS._asdict().items():
             neutral = getattr(NEUTRAL, name)
             assert values_BxS.dtype == neutral.dtype and (values_BxS[empty] == neutral).all(), name
-        # The first token of a row is never a target: nothing in the row could have predicted it.
-        assert not batch.targets_BxL[:, 0].any()
 
 
 def test_share_of_padding_is_that_of_the_plan():
-    empty = np.mean([(assemble(TABLE, PLAN, i).segments_BxL == 0).mean() for i in range(PLAN.steps)])
+    empty = np.mean([(assemble(TABLE, PLAN, i).layout.groups_BxL == 0).mean() for i in range(PLAN.steps)])
     assert abs(empty - PLAN.padding) < 1e-12
 
 

@@ -25,7 +25,7 @@ def fresh(settings: decoder.DecoderSettings, seed: int) -> decoder.Parameters:
 
 
 def one_device() -> jax.sharding.Mesh:
-    return make_mesh(1, 1, 1, jax.devices()[:1])
+    return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 def assert_identical(first: decoder.Parameters, second: decoder.Parameters) -> None:

@@ -17,7 +17,7 @@ from qrpo_jax.model.cache import Cache, start_cache
 
 def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
     settings = model_folder.check_folder(folder)
-    return settings, model_folder.load(folder, make_mesh(1, 1, 1, jax.devices()[:1]))
+    return settings, model_folder.load(folder, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
 
 
 def stored_form(settings: decoder.DecoderSettings, parameters: decoder.Parameters) -> dict[str, np.ndarray]:

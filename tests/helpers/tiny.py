@@ -93,8 +93,8 @@ def one_by_one(table: Examples) -> list[Batch]:
     """Every completion alone in a batch that is exactly as long as it is: nothing packed, nothing padded."""
     batches = []
     for c in range(len(table.names)):
-        total = int(table.prompt_lengths_C[c] + table.completions_C.length[c])
-        alone = Plan((((0,),),), 1, total, 1, 0.0)
+        read = int(table.prompt_lengths_C[c] + table.completions_C.length[c]) - 1
+        alone = Plan((((0,),),), 1, read, 1, 0.0)
         batches.append(assemble(table._replace(units=((c,),)), alone, 0))
     return batches
 

@@ -165,7 +165,7 @@ def test_sharded_is_one_device(sizes: tuple[int, int, int], saved: Path) -> None
     if len(jax.devices()) < count:
         pytest.skip(f"{len(jax.devices())} devices")
     alone = model_folder.load(saved, one_device())
-    spread = model_folder.load(saved, make_mesh(*sizes, jax.devices()[:count]))
+    spread = model_folder.load(saved, make_mesh(*sizes, devices=jax.devices()[:count]))
     assert_identical(spread, alone)
     q = spread["layers"]["attention"]["q"]
     assert q.addressable_shards[0].data.shape == (3, 42 // sizes[1], 6 // sizes[2], 10)

@@ -38,7 +38,7 @@ LENGTH = 59  # beyond original_max_position_embeddings
 
 
 def one_device() -> jax.sharding.Mesh:
-    return make_mesh(1, 1, 1, jax.devices()[:1])
+    return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 def make_theirs(name: str, folder: Path) -> Any:

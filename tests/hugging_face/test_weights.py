@@ -69,7 +69,7 @@ REAL = weights.safe_open
 def test_every_number_is_read_once_however_many_devices_want_it(sizes, folder, monkeypatch) -> None:
     headers, recorder = weights.read_headers(folder), Recorder()
     monkeypatch.setattr(weights, "safe_open", recorder)
-    mesh = make_mesh(*sizes, jax.devices()[: int(np.prod(sizes))])
+    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     loaded = weights.load_weights(headers, SETTINGS, mesh)
     assert max(recorder.reads.values()) == 1, recorder.reads.most_common(3)
     expected = {stored.name: int(np.prod(stored.shape)) for stored in stored_tensors(SETTINGS)}
@@ -80,7 +80,7 @@ def test_every_number_is_read_once_however_many_devices_want_it(sizes, folder, m
 def test_a_split_tensor_is_read_in_its_devices_slices(folder, monkeypatch) -> None:
     headers, recorder = weights.read_headers(folder), Recorder()
     monkeypatch.setattr(weights, "safe_open", recorder)
-    weights.load_weights(headers, SETTINGS, make_mesh(1, 2, 2, jax.devices()[:4]))
+    weights.load_weights(headers, SETTINGS, make_mesh(1, 2, 2, devices=jax.devices()[:4]))
     indices = [index for name, index in recorder.reads if name == "model.layers.1.self_attn.q_proj.weight"]
     rows, columns = SETTINGS.heads * SETTINGS.head_dim, SETTINGS.d_model
     half = [(0, rows // 2), (rows // 2, rows)], [(0, columns // 2), (columns // 2, columns)]
@@ -111,7 +111,7 @@ def test_a_line_says_how_an_import_changes_numbers(stored, dtype, line, tmp_path
     model_folder.save(tmp_path / "m", SETTINGS, tiny.parameters(SETTINGS), TEXT, dtype=stored)
     headers = weights.read_headers(tmp_path / "m")
     assert weights.conversions(headers, dtype) == f"{len(headers)} tensors {line}"
-    loaded = weights.load_weights(headers, SETTINGS, make_mesh(1, 1, 1, jax.devices()[:1]), dtype)
+    loaded = weights.load_weights(headers, SETTINGS, make_mesh(1, 1, 1, devices=jax.devices()[:1]), dtype)
     want = jax.tree.map(lambda x: np.asarray(x.astype(stored).astype(dtype), np.float32), tiny.parameters(SETTINGS))
     tiny.assert_trees_equal(jax.tree.map(lambda x: np.asarray(x, np.float32), loaded), want)
 

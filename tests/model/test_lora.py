@@ -251,7 +251,7 @@ def test_adapters_are_split_with_their_matrices():
 
 def test_the_state_is_three_times_the_adapters_and_no_more():
     """Adapters and two moments: the base is in neither optimizer nor checkpoint, whatever its size."""
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     state = trainable(steps.OPTIMIZER, mesh, fresh, LORA).abstract()
     count = decoder.parameter_count(tiny.SETTINGS, LORA)
     # r (inputs + outputs) of q, k, v, o, gate, up, down in 3 layers.
@@ -275,7 +275,7 @@ def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(
     options = Optimization(0.05, schedule="linear", warmup_share=0, b1=0.9, b2=0.9, weight_decay=0, clip_norm=1)
     optimizer, schedule = make_optimizer(options, steps)
     step = make_step(GRAPH, OBJECTIVE, optimizer, log_prob_settings=LogProbSettings(), reference_graph=tiny.GRAPH)
-    what = trainable(optimizer, make_mesh(1, 1, 1, jax.devices()[:1]), fresh, LORA)
+    what = trainable(optimizer, make_mesh(1, 1, 1, devices=jax.devices()[:1]), fresh, LORA)
 
     def run(directory, kill_at=0):
         batches = killing(loader.batches(table, tiny.plan(table, batch_units=5, epochs=2, seed=0)), kill_at)
@@ -329,7 +329,7 @@ def tuned(folder, workdir, stages, **train):
     config.log.tensorboard = False
     config.export.adapter = "peft"
     job = Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
-    job.__dict__["mesh"] = make_mesh(1, 1, 1, jax.devices()[:1])  # programs for one device compile faster
+    job.__dict__["mesh"] = make_mesh(1, 1, 1, devices=jax.devices()[:1])  # programs for one device compile faster
     return job
 
 

@@ -44,7 +44,7 @@ MESSAGES = (
 
 
 def one_device() -> Any:
-    return make_mesh(1, 1, 1, jax.devices()[:1])
+    return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 def row(*texts: str, messages: tuple[Message, ...] = MESSAGES, name: str = "r") -> Row:

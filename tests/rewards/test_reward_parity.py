@@ -50,7 +50,7 @@ def classifier(case: str, **more: Any) -> Any:
 def package_scores(folder: Path, conversations: list[np.ndarray]) -> np.ndarray:
     settings, head = read_reward_config(folder)
     model = RewardModel(folder, settings, head, None, (), settings.max_positions)
-    scorer = ModelScorer(model, make_mesh(1, 1, 1, jax.devices()[:1]), batch_rows=3)
+    scorer = ModelScorer(model, make_mesh(1, 1, 1, devices=jax.devices()[:1]), batch_rows=3)
     return scorer.score([Conversation(tokens, *head.positions(tokens, ())) for tokens in conversations])
 
 
@@ -106,7 +106,7 @@ def test_from_messages_to_score_as_with_transformers(layout: str, tmp_path: Path
         completion = Completion(answer, np.zeros(0, np.int32), True, "reference")
         named = tuple(Message(*message) for message in messages)
         rows.append(Row(str(number), named, "", (completion,), np.zeros(0, np.float32)))
-    scorer = ModelScorer(open_reward_model(tmp_path), make_mesh(1, 1, 1, jax.devices()[:1]), batch_rows=2)
+    scorer = ModelScorer(open_reward_model(tmp_path), make_mesh(1, 1, 1, devices=jax.devices()[:1]), batch_rows=2)
     np.testing.assert_allclose(scorer.score_rows(rows).scores, expected, rtol=0, atol=1e-6)
     assert np.ptp(expected) > 1e-3
 
@@ -175,7 +175,7 @@ def test_armorm_scores_as_its_published_description_in_torch(tmp_path: Path) -> 
     assert np.ptp(shares.numpy(), axis=0).max() > 0.01, "the gates do not distinguish prompts"
     assert np.ptp(expected.numpy()) > 0.1
 
-    scorer = ModelScorer(open_reward_model(tmp_path), make_mesh(1, 1, 1, jax.devices()[:1]), batch_rows=2)
+    scorer = ModelScorer(open_reward_model(tmp_path), make_mesh(1, 1, 1, devices=jax.devices()[:1]), batch_rows=2)
     conversations = []
     for messages, answer in CONVERSATIONS:
         named = [Message(*message) for message in messages]
