@@ -3,7 +3,7 @@
 The kernels are those of `jax.experimental.pallas.ops.tpu.splash_attention`; the functions that take mask data are
 private, and the same in jax 0.10.2 and 0.12. tokamax's fork steps over visible blocks alone and has one fused kernel
 for the backward pass. But that kernel either sums the gradient of bfloat16 queries in bfloat16 or stores one for each
-block of keys, and its private functions changed from 0.0.12, the newest for jax 0.10, to 0.0.17.
+block of keys, and its private functions changed from 0.0.12 to 0.0.17.
 
 Splash makes its masks from static rules. Here the data of a mask is traced instead: each query sees the keys of a span
 of its row, and the kernels get both ends of the span in the int32 that they hand to their mask function for each query.
