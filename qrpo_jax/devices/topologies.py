@@ -1,6 +1,7 @@
 """Devices of a slice that is not there: programs are compiled for them, and nothing can run on them."""
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from importlib import util
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 from qrpo_jax.errors import UserError
 
@@ -39,21 +41,38 @@ def open_topology(name: str) -> list[jax.Device]:
         message = f"topology {name!r} needs libtpu, which also runs without a TPU: pip install 'jax[tpu]'"
         raise UserError(message, about="topology")
     several = {"num_slices": slices} if slices > 1 else {}
-    with _without_chips():
+    jax.devices()  # before XLA_FLAGS are hidden: jax reads them once, here at the latest
+    with _environment():
         try:
-            return topologies.get_topology_desc(match.group(1), "tpu", **several).devices
+            devices = topologies.get_topology_desc(match.group(1), "tpu", **several).devices
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
             raise UserError(f"topology is {name!r}: {reason}; examples: {EXAMPLES}", about="topology") from None
+        _read_flags(devices[0])
+    return devices
+
+
+@functools.cache
+def _read_flags(device: jax.Device) -> None:
+    """Lets libtpu read XLA_FLAGS, which it does once, with its first program, and aborts if it does not know one."""
+    one = jax.ShapeDtypeStruct((), "float32", sharding=SingleDeviceSharding(device))
+    jax.jit(lambda x: x).lower(one).compile()
 
 
 @contextlib.contextmanager
-def _without_chips() -> Iterator[None]:
-    """Environment variables for the time in which libtpu starts; those that the user has set stay."""
-    added = {key: value for key, value in _WITHOUT_CHIPS.items() if key not in os.environ}
-    os.environ.update(added)
+def _environment() -> Iterator[None]:
+    """Environment variables for the time in which libtpu starts.
+
+    What the user has set stays, except for XLA_FLAGS: those are for the devices at hand.
+    """
+    before = dict(os.environ)
+    os.environ.update({key: value for key, value in _WITHOUT_CHIPS.items() if key not in before})
+    os.environ.pop("XLA_FLAGS", None)
     try:
         yield
     finally:
-        for key in added:
-            del os.environ[key]
+        for key in _WITHOUT_CHIPS:
+            if key not in before:
+                del os.environ[key]
+        if "XLA_FLAGS" in before:
+            os.environ["XLA_FLAGS"] = before["XLA_FLAGS"]

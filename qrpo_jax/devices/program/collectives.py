@@ -74,8 +74,8 @@ def collective(computation: Computation, instruction: Instruction, devices: int)
     if kind == "collective-permute":
         members, size = _longest_hop(instruction), 2
     else:
-        groups = replica_groups(instruction.attributes, devices)
-        members, size = groups[0], len(groups[0])
+        members = tuple(replica_groups(instruction.attributes, devices)[0])
+        size = len(members)
     payload = sum(shape.bytes for shape in given)
     if kind == "all-reduce" and _scatters(computation, instruction):
         kind = "reduce-scatter"
@@ -88,7 +88,7 @@ def collective(computation: Computation, instruction: Instruction, devices: int)
         "collective-broadcast": payload,
     }[kind]
     hidden = role == "begun" or instruction.opcode.endswith("-start")
-    return Collective(kind, given, received, 1.0, tuple(members), False, hidden, instruction.source)
+    return Collective(kind, given, received, 1.0, members, False, hidden, instruction.source)
 
 
 def _role(computation: Computation, instruction: Instruction) -> str:

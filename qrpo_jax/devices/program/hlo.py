@@ -232,7 +232,9 @@ def _logical_lines(text: str) -> Iterator[str]:
     """Lines of the text; an instruction whose attributes hold line breaks becomes one line."""
     pending = ""
     for line in text.splitlines():
-        starts = re.match(r"\s+(ROOT )?%?[\w.\-]+ = |\}|(ENTRY )?%?[\w.\-]+ \(|HloModule|$", line)
+        starts = re.match(
+            r"\s+(ROOT )?%?[\w.\-]+ = |\}(, execution_thread=.*)?$|(ENTRY )?%?[\w.\-]+ \(|HloModule|$", line
+        )
         if starts and pending:
             yield pending
             pending = ""
