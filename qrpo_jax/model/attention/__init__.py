@@ -1,7 +1,7 @@
 """Attention between the tokens of packed rows: the backends and the choice of one.
 
-A backend is one module of this folder with a function `attend` of type `Backend`, and one line in `BACKENDS`. Decoding with a
-cache has its own formula (`cached`), whichever backend is chosen.
+A backend is one module of this folder with a function `attend` of type `Backend`, and one line in `BACKENDS`. Decoding
+with a cache has its own formula (`cached`), whichever backend is chosen.
 """
 
 import importlib
