@@ -18,6 +18,7 @@ def optimization(**overrides: object) -> ConfigDict:
     config.b1 = 0.9
     config.b2 = 0.999
     config.weight_decay = 0.0
+    config.moment_dtype = "float32"  # of Adam's moments in memory: float32 | bfloat16, which is rounded stochastically
     config.clip_norm = 0.0  # global gradient norm; 0 never clips (the norm is logged either way)
     config.log_every = 10  # steps
     config.checkpoint_every = 100  # steps; a kill loses at most this many
