@@ -11,7 +11,7 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from qrpo_jax.devices.mesh import fitting_spec, spec
+from qrpo_jax.devices.mesh import spec
 
 STORAGE = "embed"  # split to store parameters; a computation needs this axis whole
 
@@ -25,7 +25,7 @@ def constrain(x: Array, mesh: Mesh | None, axes: Sequence[str | None]) -> Array:
     """x, split over the mesh along these logical axes wherever its sizes can be divided."""
     if mesh is None or not spreads(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting_spec(mesh, axes, x.shape)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -39,9 +39,9 @@ def gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: Any
     if mesh is None or not spreads(mesh):
         return weight
     # Two constraints: conversion happens on the split array, and then the array is gathered.
-    weight = jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec(axes)))
+    weight = jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec(mesh, axes, weight.shape)))
     whole = tuple(None if axis == STORAGE else axis for axis in axes)
-    return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec(whole)))
+    return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec(mesh, whole, weight.shape)))
 
 
 def _gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: Any) -> tuple[Array, Array]:
@@ -50,7 +50,7 @@ def _gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: An
 
 def _scattered(mesh: Mesh | None, axes: tuple[str, ...], dtype: Any, empty: Array, gradient: Array) -> tuple[Array]:
     if mesh is not None and spreads(mesh):
-        gradient = jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, spec(axes)))
+        gradient = jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, spec(mesh, axes, gradient.shape)))
     return (gradient.astype(empty.dtype),)
 
 

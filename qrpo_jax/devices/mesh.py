@@ -14,9 +14,9 @@ AXES = ("replica", "data", "fsdp", "tensor", "context")
 
 # Parameters are split over `fsdp` and `context` along the model dimension, and over `tensor` along heads, feed-forward
 # and vocabulary. Activations are split by rows, and along a row over `context`. Between layers, where every token is
-# computed alone, `tensor` splits rows further along their length. Embeddings are looked up where their part of the model
-# dimension is stored, so by fewer splits of the rows. `replica` is the axis between slices, whose network
-# is slow: only gradients cross it.
+# computed alone, `tensor` splits rows further along their length. Embeddings are looked up where their part of the
+# model dimension is stored, so by fewer splits of the rows. `replica` is the axis between slices, whose network is
+# slow: only gradients cross it.
 LOGICAL: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp", "context"),
     "heads": ("tensor",),
@@ -75,26 +75,30 @@ def _named(sizes: Sequence[int]) -> str:
     return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
 
 
-def spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """The partition of an array with these logical axes; None is an axis that is not split."""
-    return PartitionSpec(*(_entry(LOGICAL[axis]) if axis is not None else None for axis in axes))
+def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """The partition of an array with these logical axes, without the mesh axes by which a size cannot be divided.
 
-
-def _entry(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    return names if len(names) > 1 else names[0] if names else None
-
-
-def fitting_spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-    """The partition of an activation: as `spec`, without the mesh axes by which a size cannot be divided."""
+    Args:
+      axes: names from `LOGICAL`; None is an axis that is not split.
+    """
 
     def entry(axis: str | None, size: int) -> str | tuple[str, ...] | None:
         names: tuple[str, ...] = ()
         for name in LOGICAL[axis] if axis is not None else ():
-            if size % (mesh.shape[name] * int(np.prod([mesh.shape[n] for n in names], dtype=int))) == 0:
+            if size % _ways(mesh, (*names, name)) == 0:
                 names += (name,)
-        return _entry(names)
+        return names if len(names) > 1 else names[0] if names else None
 
     return PartitionSpec(*(entry(axis, size) for axis, size in zip(axes, shape, strict=True)))
+
+
+def mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes in one entry of a partition."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _ways(mesh: Mesh, names: Sequence[str]) -> int:
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
 
 
 def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
@@ -105,22 +109,23 @@ def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
       shapes: the same tree with something that has a `shape` for each parameter.
 
     Raises:
-      UserError: a dimension is not a multiple of the mesh axis that would split it.
+      UserError: a dimension is not a multiple of the mesh axis that would split it. `context` is left out of this: it
+        is there to split rows, and splits parameters too where it can.
     """
 
     def sharding(names: tuple[str, ...], shape: Any) -> NamedSharding:
         for name, size in zip(names, shape.shape, strict=True):
-            ways = axis_size(mesh, name)
+            ways = _ways(mesh, [axis for axis in LOGICAL[name] if axis != "context"])
             if size % ways:
                 raise UserError(f"{name} of size {size} cannot be split {ways} ways over the mesh", about="mesh")
-        return NamedSharding(mesh, spec(names))
+        return NamedSharding(mesh, spec(mesh, names, shape.shape))
 
     return jax.tree.map(sharding, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the first axis, the rows of a batch."""
-    return NamedSharding(mesh, spec(("rows",)))
+    return NamedSharding(mesh, PartitionSpec(LOGICAL["rows"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -130,7 +135,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def axis_size(mesh: Mesh, logical: str) -> int:
     """The number of parts into which the mesh splits a logical axis."""
-    return int(np.prod([mesh.shape[name] for name in LOGICAL[logical]], dtype=int))
+    return _ways(mesh, LOGICAL[logical])
 
 
 def round_up(count: int, multiple: int) -> int:

@@ -77,8 +77,14 @@ class Compute(NamedTuple):
         return nnx.map_state(gather, parameters)
 
     def checkpointed(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with `remat` applied."""
-        return step if self.remat == "none" else jax.checkpoint(step, policy=REMAT[self.remat])
+        """The body of a scan with `remat` applied.
+
+        A scan keeps the passes apart, so nothing has to stop the compiler from merging what they share; the barriers
+        that would stop it cost a copy of everything stored.
+        """
+        if self.remat == "none":
+            return step
+        return jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
 
 
 DEFAULT = Compute()

@@ -16,16 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
 
 from qrpo_jax.devices.constraints import STORAGE, spreads
-from qrpo_jax.devices.mesh import LOGICAL, axis_size, fitting_spec, round_up, spec
+from qrpo_jax.devices.mesh import LOGICAL, axis_size, mesh_axes, round_up, spec
 from qrpo_jax.model.attention.rules import soft_cap
 
 CHUNK = 8192  # tokens of the vocabulary; a device then holds 32 KiB of logits for each of its positions
 NO_TARGET = -1
-PADDING = -2  # in place of a token; no target equals it
+FILLER = -2  # the token of a row that fills up a chunk, which no target is
 
 
 class Head(NamedTuple):
@@ -59,7 +58,7 @@ def token_log_probs(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Ar
 
 def _forward(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, head: Head) -> tuple[Array, Array]:
     """The result, and the log-sum-exp of the logits, float32 [B, L]."""
-    places = _Places.of(head.mesh, hidden_BxLxD)
+    places = _Places.of(head.mesh, hidden_BxLxD, unembedding_VxD)
     run = places.on_devices(
         partial(_local_forward, head=head, places=places),
         (places.hidden, places.columns, places.targets),
@@ -75,28 +74,23 @@ class _Kept(NamedTuple):
     unembedding_VxD: Array
     targets_BxL: Array
     lse_BxL: Array
+    trained: tuple[()] | None  # () if the unembedding is trained; None if it is frozen, as under LoRA
 
 
-def _forward_rule(hidden: Any, unembedding: Any, targets: Any, head: Head) -> tuple[Array, tuple[_Kept, Any]]:
-    log_probs_BxL, lse_BxL = _forward(hidden.value, unembedding.value, targets.value, head)
-    # The structure says whether the unembedding is trained. Under LoRA it is not, and its gradient would be computed.
-    trained = () if unembedding.perturbed else None
-    return log_probs_BxL, (_Kept(hidden.value, unembedding.value, targets.value, lse_BxL), trained)
+def _forward_rule(hidden: Any, unembedding: Any, targets: Any, head: Head) -> tuple[Array, _Kept]:
+    arrays = hidden.value, unembedding.value, targets.value
+    log_probs_BxL, lse_BxL = _forward(*arrays, head)
+    return log_probs_BxL, _Kept(*arrays, lse_BxL, () if unembedding.perturbed else None)
 
 
-def _backward_rule(head: Head, kept: tuple[_Kept, Any], gradient_BxL: Any) -> tuple[Any, Any, None]:
-    arrays, trained = kept
-    if isinstance(gradient_BxL, SymbolicZero):
-        return None, None, None
-    places = _Places.of(head.mesh, arrays.hidden_BxLxD)
-    outputs = (places.hidden, places.columns)[: 1 if trained is None else 2]
+def _backward_rule(head: Head, kept: _Kept, gradient_BxL: Array) -> tuple[Array, Array | None, None]:
+    places, trained = _Places.of(head.mesh, kept.hidden_BxLxD, kept.unembedding_VxD), kept.trained is not None
     run = places.on_devices(
-        partial(_local_backward, head=head, places=places, trained=trained is not None),
+        partial(_local_backward, head=head, places=places, trained=trained),
         (places.hidden, places.columns, places.targets, places.targets, places.targets),
-        outputs,
+        (places.hidden, places.columns if trained else None),
     )
-    of_hidden_BxLxD, *of_unembedding_VxD = run(*arrays, gradient_BxL)
-    return of_hidden_BxLxD, *(of_unembedding_VxD or [None]), None
+    return *run(*kept[:4], gradient_BxL), None
 
 
 token_log_probs.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
@@ -110,25 +104,23 @@ class _Places(NamedTuple):
     targets: PartitionSpec
     columns: PartitionSpec
     sequence: bool  # hidden states are split over `tensor` along their length
+    storage: tuple[str, ...]  # axes that split columns for storage alone
     summed: tuple[str, ...]  # axes over which columns are copies
     copies: int  # how many devices compute the same positions, because the mesh could not split rows further
 
     @classmethod
-    def of(cls, mesh: Mesh | None, hidden_BxLxD: Array) -> "_Places":
+    def of(cls, mesh: Mesh | None, hidden_BxLxD: Array, unembedding_VxD: Array) -> "_Places":
         nowhere = PartitionSpec()
         if mesh is None or not spreads(mesh):
-            return cls(None, nowhere, nowhere, nowhere, False, (), 1)
-        shape = hidden_BxLxD.shape
-        hidden = fitting_spec(mesh, ("rows", "residual_length", None), shape)
-        targets = fitting_spec(mesh, ("rows", "length"), shape[:2])
-        summed = tuple(a for a in mesh.axis_names if a not in (*LOGICAL[STORAGE], *LOGICAL["vocab"]))
-        copies = (
-            axis_size(mesh, "rows")
-            * axis_size(mesh, "length")
-            // int(np.prod([mesh.shape[name] for entry in targets for name in _names(entry)], dtype=int))
-        )
-        sequence = "tensor" in _names(hidden[1])
-        return cls(mesh, hidden, targets, spec(("vocab", STORAGE)), sequence, summed, copies)
+            return cls(None, nowhere, nowhere, nowhere, False, (), (), 1)
+        hidden = spec(mesh, ("rows", "residual_length", None), hidden_BxLxD.shape)
+        targets = spec(mesh, ("rows", "length"), hidden_BxLxD.shape[:2])
+        columns = spec(mesh, ("vocab", STORAGE), unembedding_VxD.shape)
+        storage = mesh_axes(columns[1])
+        summed = tuple(axis for axis in mesh.axis_names if axis not in (*storage, *LOGICAL["vocab"]))
+        used = [mesh.shape[axis] for entry in targets for axis in mesh_axes(entry)]
+        copies = axis_size(mesh, "rows") * axis_size(mesh, "length") // int(np.prod(used, dtype=int))
+        return cls(mesh, hidden, targets, columns, "tensor" in mesh_axes(hidden[1]), storage, summed, copies)
 
     def on_devices(self, function: Any, inputs: Any, outputs: Any) -> Any:
         if self.mesh is None:
@@ -158,15 +150,14 @@ class _Places(NamedTuple):
         return jax.lax.psum(x_BxLxD, LOGICAL["vocab"])
 
     def whole_columns(self, columns_cxD: Array) -> Array:
-        return (
-            columns_cxD if self.mesh is None else jax.lax.all_gather(columns_cxD, LOGICAL[STORAGE], axis=1, tiled=True)
-        )
+        """A chunk of the unembedding in the whole model dimension."""
+        return jax.lax.all_gather(columns_cxD, self.storage, axis=1, tiled=True) if self.storage else columns_cxD
 
     def sum_of_columns(self, columns_cxD: Array) -> Array:
         """The transpose of `whole_columns`."""
-        if self.mesh is None:
+        if not self.storage:
             return columns_cxD
-        return jax.lax.psum_scatter(columns_cxD, LOGICAL[STORAGE], scatter_dimension=1, tiled=True)
+        return jax.lax.psum_scatter(columns_cxD, self.storage, scatter_dimension=1, tiled=True)
 
     def sum_over_rows(self, x: Array) -> Array:
         """The sum over the axes between whose devices columns are copies."""
@@ -179,15 +170,11 @@ class _Places(NamedTuple):
         return x if self.mesh is None else jax.lax.pmax(x, LOGICAL["vocab"])
 
 
-def _names(entry: Any) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else entry or ()
-
-
 class _Chunks(NamedTuple):
-    """This device's part of the unembedding in n chunks, the last one padded."""
+    """This device's part of the unembedding in n chunks, filled up to whole chunks."""
 
     columns_nxcxd: Array
-    tokens_nxc: Array  # the token of each row; `PADDING` behind the part's last token
+    ids_nxc: Array  # tokens of the vocabulary; `FILLER` is none
 
 
 def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chunks:
@@ -195,17 +182,17 @@ def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chu
     wanted = -(-(head.vocab_chunk or CHUNK) // places.parts)
     count = -(-vocab // min(wanted, vocab))
     size = -(-vocab // count)  # the fewest chunks, as equal as can be
-    padded = jnp.pad(columns_vxd.astype(dtype), ((0, round_up(vocab, size) - vocab), (0, 0)))
-    rows_nxc = jnp.arange(count * size).reshape(count, size)
-    tokens_nxc = jnp.where(rows_nxc < vocab, places.part * vocab + rows_nxc, PADDING)
-    return _Chunks(padded.reshape(count, size, -1), tokens_nxc)
+    missing = round_up(vocab, size) - vocab
+    columns = jnp.pad(columns_vxd.astype(dtype), ((0, missing), (0, 0)))
+    ids = jnp.pad(places.part * vocab + jnp.arange(vocab), (0, missing), constant_values=FILLER)
+    return _Chunks(columns.reshape(-1, size, columns.shape[1]), ids.reshape(-1, size))
 
 
-def _logits(hidden_BxLxD: Array, columns_cxD: Array, tokens_c: Array, head: Head) -> tuple[Array, Array]:
-    """Logits [B, L, c] of a chunk, float32, -inf in its padding; and the logits before the soft cap."""
+def _logits(hidden_BxLxD: Array, columns_cxD: Array, ids_c: Array, head: Head) -> tuple[Array, Array]:
+    """Logits [B, L, c] of a chunk, float32, -inf for fillers; and the logits before the soft cap."""
     raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=jnp.float32)
     logits_BxLxc = soft_cap(raw_BxLxc, head.cap) / head.temperature
-    return jnp.where((tokens_c != PADDING)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
+    return jnp.where((ids_c != FILLER)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
 
 
 def _local_forward(
@@ -217,13 +204,13 @@ def _local_forward(
 
     def step(carry: tuple[Array, Array, Array], chunk: _Chunks) -> tuple[Any, None]:
         high_BxL, total_BxL, picked_BxL = carry
-        columns_cxd, tokens_c = chunk
-        logits_BxLxc, _ = _logits(hidden_BxLxD, places.whole_columns(columns_cxd), tokens_c, head)
+        columns_cxd, ids_c = chunk
+        logits_BxLxc, _ = _logits(hidden_BxLxD, places.whole_columns(columns_cxd), ids_c, head)
         new_high_BxL = jnp.maximum(high_BxL, logits_BxLxc.max(-1))
         total_BxL = total_BxL * jnp.exp(high_BxL - new_high_BxL)
         total_BxL = total_BxL + jnp.exp(logits_BxLxc - new_high_BxL[..., None]).sum(-1)
         # A comparison and a sum run inside the same loop over the logits; a gather would need them in memory.
-        is_target_BxLxc = tokens_c[None, None] == targets_BxL[..., None]
+        is_target_BxLxc = ids_c[None, None] == targets_BxL[..., None]
         picked_BxL = picked_BxL + jnp.where(is_target_BxLxc, logits_BxLxc, 0.0).sum(-1)
         return (new_high_BxL, total_BxL, picked_BxL), None
 
@@ -247,33 +234,32 @@ def _local_backward(
     head: Head,
     places: _Places,
     trained: bool,
-) -> tuple[Array, ...]:
-    """Gradients of the hidden states and, if it is trained, of this device's part of the unembedding, in their types."""
+) -> tuple[Array, Array | None]:
+    """Gradients of the hidden states and, if it is trained, of its part of the unembedding; in their types."""
     whole_BxLxD = places.whole_length(hidden_BxLxD)
     dtype = whole_BxLxD.dtype
     chunks = _chunks(columns_vxd, head, places, dtype)
     gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL / head.temperature)[..., None]
 
-    def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Any]:
-        columns_cxd, tokens_c = chunk
+    def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Array | None]:
+        columns_cxd, ids_c = chunk
         columns_cxD = places.whole_columns(columns_cxd)
-        logits_BxLxc, raw_BxLxc = _logits(whole_BxLxD, columns_cxD, tokens_c, head)
-        is_target_BxLxc = tokens_c[None, None] == targets_BxL[..., None]
+        logits_BxLxc, raw_BxLxc = _logits(whole_BxLxD, columns_cxD, ids_c, head)
+        is_target_BxLxc = ids_c[None, None] == targets_BxL[..., None]
         slope_BxLxc = gradient_BxLx1 * (is_target_BxLxc - jnp.exp(logits_BxLxc - lse_BxL[..., None]))
         if head.cap is not None:
             slope_BxLxc = slope_BxLxc * (1 - jnp.tanh(raw_BxLxc / head.cap) ** 2)
         slope_BxLxc = slope_BxLxc.astype(dtype)
-        update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
+        total_BxLxD += jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
         if not trained:
-            return total_BxLxD + update, None
-        of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
-        return total_BxLxD + update, places.sum_of_columns(of_columns_cxD)
+            return total_BxLxD, None
+        return total_BxLxD, places.sum_of_columns(jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD))
 
     total_BxLxD = jnp.zeros(whole_BxLxD.shape, jnp.float32)
     total_BxLxD, of_columns_nxcxd = jax.lax.scan(step, total_BxLxD, chunks)
     of_hidden_BxLxD = places.sum_of_length(total_BxLxD.astype(dtype))
-    if not trained:
-        return (of_hidden_BxLxD,)
+    if of_columns_nxcxd is None:
+        return of_hidden_BxLxD, None
     of_columns_vxd = of_columns_nxcxd.reshape(-1, columns_vxd.shape[1])[: columns_vxd.shape[0]]
     of_columns_vxd = (places.sum_over_rows(of_columns_vxd) / places.copies).astype(columns_vxd.dtype)
     return of_hidden_BxLxD, of_columns_vxd

@@ -33,8 +33,8 @@ from qrpo_jax.hugging_face.tokenizer import open_tokenizer
 from qrpo_jax.hugging_face.weights import load_weights, read_headers, read_tensors
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import DEFAULT, Compute
-from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.model.heads import GATE_TEXT, Head, Tensors
+from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.model.settings import DecoderSettings
 
 SHORTEST = 32  # tokens of the narrowest batch

@@ -6,7 +6,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from qrpo_jax.devices.constraints import spreads
-from qrpo_jax.devices.mesh import fitting_spec
+from qrpo_jax.devices.mesh import spec
 from qrpo_jax.model.attention import Backend
 from qrpo_jax.model.layout import Layout
 
@@ -30,8 +30,8 @@ def attend(
     """
     if mesh is None or not spreads(mesh):
         return backend(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, 0, window, scale=scale, cap=cap)
-    queries = fitting_spec(mesh, ("rows", "length", "heads", None), q_BxLxHxK.shape)
-    keys = fitting_spec(mesh, ("rows", None, "kv_heads", None), k_BxLxGxK.shape)
+    queries = spec(mesh, ("rows", "length", "heads", None), q_BxLxHxK.shape)
+    keys = spec(mesh, ("rows", None, "kv_heads", None), k_BxLxGxK.shape)
     split = queries[1] is not None
 
     def local(q: Array, k: Array, v: Array, of_queries: Layout, of_keys: Layout, window: Array | None) -> Array:
