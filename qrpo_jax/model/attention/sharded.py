@@ -1,7 +1,6 @@
 """Attention on a mesh: each device runs the backend on its own rows, heads and part of the row."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
@@ -34,16 +33,17 @@ def attend(
     keys = spec(mesh, ("rows", None, "kv_heads", None), k_BxLxGxK.shape)
     split = queries[1] is not None
 
-    def local(q: Array, k: Array, v: Array, of_queries: Layout, of_keys: Layout, window: Array | None) -> Array:
-        start = jax.lax.axis_index("context") * q.shape[1] if split else 0
-        return backend(q, k, v, of_queries, of_keys, start, window if traced else fixed, scale=scale, cap=cap)
+    traced = window if isinstance(window, Array) else None
 
-    traced = isinstance(window, Array)
-    fixed = None if traced else window
+    def local(q: Array, k: Array, v: Array, of_queries: Layout, of_keys: Layout, traced: Array | None) -> Array:
+        start = jax.lax.axis_index("context") * q.shape[1] if split else 0
+        back = window if traced is None else traced
+        return backend(q, k, v, of_queries, of_keys, start, back, scale=scale, cap=cap)
+
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(queries, keys, keys, PartitionSpec(*queries[:2]), PartitionSpec(keys[0]), PartitionSpec()),
         out_specs=queries,
         check_vma=False,  # Pallas kernels do not say over which axes their results vary
-    )(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, window if traced else jnp.zeros(()))
+    )(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, traced)
