@@ -11,7 +11,7 @@ def optimization(**overrides: object) -> ConfigDict:
     config = ConfigDict()
     config.batch_size = 128  # units (completions, or pairs) in a global batch
     config.epochs = 1
-    config.microbatches = 1  # parts of a batch over which gradients are accumulated
+    config.microbatches = 0  # parts of a batch over which gradients are accumulated; 0: as memory or caches need
     config.learning_rate = 1e-6
     config.schedule = "cosine"  # after the warm-up: cosine | linear | constant
     config.warmup_share = 0.1  # share of all steps
@@ -90,14 +90,17 @@ def get_config() -> ConfigDict:
     config.pack = ConfigDict()
     config.pack.max_tokens = 512  # longest prompt and completion together
     config.pack.over_long = "drop"  # or truncate_prompt_left; counted either way
-    config.pack.row_tokens = 1024  # L, tokens of a packed row; at least max_tokens, twice that for pairs
-    config.pack.slots = 16  # S, completions of a packed row; even
+    config.pack.share_prompts = True  # completions of one prompt in a row share one copy of it
+    # L, tokens of a packed row: at least max_tokens, twice that for pairs. 0: the length that costs least for these
+    # data, this model and this machine (qrpo_jax/data/row_cost.py).
+    config.pack.row_tokens = 0
+    config.pack.slots = 0  # S, completions of a packed row; even. 0: as many as fit
 
     config.log_probs = ConfigDict()
     # Divides the logits of policy and reference alike; set it to sample.temperature so that both describe one
     # distribution.
     config.log_probs.temperature = 1.0
-    config.log_probs.batch_rows = 16  # packed rows a forward pass, outside training
+    config.log_probs.batch_rows = 0  # packed rows a forward pass, outside training; 0: chosen as in training
 
     config.select = ConfigDict()
     config.select.units = "singles"  # singles | best_worst | random_pairs
@@ -118,6 +121,9 @@ def get_config() -> ConfigDict:
     config.lora.targets = ".*_proj"
 
     config.train = optimization()
+    # prompts: each epoch shuffles prompts, and completions of one prompt are in one batch, where they share it. That
+    # makes a step cheaper, and the samples of a batch less independent. units: shuffles completions (or pairs) alone.
+    config.train.shuffle = "prompts"
     config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
     config.train.beta = 0.1  # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
     # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf | exponential-icdf | logit | power(p) |

@@ -49,8 +49,6 @@ def get_config() -> ConfigDict:
     config.prompts.max_tokens = 48
 
     config.pack.max_tokens = 64
-    config.pack.row_tokens = 64
-    config.pack.slots = 4
 
     config.sft.examples = 12800
     config.sft.batch_size = 32

@@ -42,8 +42,6 @@ def get_config() -> ConfigDict:
     config.reward.name = "dialogue_share"
 
     config.pack.max_tokens = 192
-    config.pack.row_tokens = 192
-    config.pack.slots = 4
 
     config.train.objective = "qrpo"
     config.train.transform = "identity"

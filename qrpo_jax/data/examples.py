@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qrpo_jax.data import ranking
+from qrpo_jax.data.packing import Units
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.data.rows import Row, check_row, check_scored
 from qrpo_jax.data.text import Text
@@ -35,20 +36,16 @@ class Examples(NamedTuple):
 
     tokens: np.ndarray  # int32, all completions one after the other, each with its prompt before it
     starts_C: np.ndarray  # int64, where a completion's prompt begins in `tokens`
+    prompts_C: np.ndarray  # int32, completions of one number have the same prompt, cut to the same length
     prompt_lengths_C: np.ndarray  # int32
     completions_C: PerCompletion
     names: tuple[str, ...]  # "ROW ID/completion INDEX"
     units: tuple[tuple[int, ...], ...]
     counts: dict[str, int]  # of `COUNTS`: completions kept, cut and dropped, by reason
 
-    def unit_lengths(self) -> np.ndarray:
-        """Tokens of a row that each unit takes, prompts included, [U]; a completion's last token is only predicted."""
-        read_C = self.prompt_lengths_C + self.completions_C.length - 1
-        return np.asarray([sum(int(read_C[c]) for c in unit) for unit in self.units])
-
-    def unit_sizes(self) -> np.ndarray:
-        """Completions of each unit, [U]."""
-        return np.asarray([len(unit) for unit in self.units])
+    def packing_units(self) -> Units:
+        """The units as a packing plan takes them."""
+        return Units(self.units, self.prompts_C, self.prompt_lengths_C - 1, self.completions_C.length)
 
 
 def build_examples(
@@ -84,6 +81,7 @@ def build_examples(
     return Examples(
         tokens=np.concatenate([np.zeros(0, np.int32), *(entry.tokens for entry in table.entries)]),
         starts_C=np.cumsum([0, *sizes], dtype=np.int64)[:-1],
+        prompts_C=table.prompts(),
         prompt_lengths_C=np.asarray([entry.prompt_length for entry in table.entries], np.int32),
         completions_C=completions_C,
         names=tuple(entry.name for entry in table.entries),
@@ -167,6 +165,12 @@ class _Table:
             return completion.tokens
         self.counts["special strings taken as text"] += self.text.special_strings(completion.text, "assistant")
         return self.text.completion(completion.text, completion.finished)
+
+    def prompts(self) -> np.ndarray:
+        """A number for each prompt of a row and each length to which it was cut, int32 [C], in order of occurrence."""
+        numbers: dict[tuple[int, int], int] = {}
+        keys = ((entry.row, entry.prompt_length) for entry in self.entries)
+        return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], np.int32)
 
     def completions(self) -> PerCompletion:
         """Numbers of the entries, [C]; what only a ranking knows is NaN."""

@@ -15,23 +15,31 @@ from qrpo_jax.model.layout import Layout
 
 def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
     """Batch `index` of the plan as NumPy arrays; empty slots hold the numbers of `NEUTRAL`."""
-    example_BxS = np.full((plan.rows, plan.slots), -1, np.int32)
     shape = plan.rows, plan.row_tokens
     tokens_BxL, groups_BxL, segments_BxL, positions_BxL = np.zeros((4, *shape), np.int32)
     targets_BxL = np.full(shape, -1, np.int32)
-    for b, row in enumerate(plan.batches[index]):
-        column = 0
-        for s, c in enumerate(c for unit in row for c in examples.units[unit]):
-            prompt, length = int(examples.prompt_lengths_C[c]), int(examples.completions_C.length[c])
-            start, read = int(examples.starts_C[c]), prompt - 1 + length  # nothing follows the last token
-            span, own = slice(column, column + read), slice(column + prompt - 1, column + read)
-            tokens_BxL[b, span] = examples.tokens[start : start + read]
-            groups_BxL[b, span] = s + 1
-            segments_BxL[b, own] = s + 1
-            positions_BxL[b, span] = np.arange(read)
-            targets_BxL[b, own] = examples.tokens[start + prompt : start + prompt + length]
-            example_BxS[b, s] = c
-            column += read
+    example_BxS = np.full((plan.rows, plan.slots), -1, np.int32)
+    steps = np.arange(plan.row_tokens, dtype=np.int32)
+    prompts, lengths, starts = examples.prompt_lengths_C, examples.completions_C.length, examples.starts_C
+    for r, row in enumerate(plan.batches[index]):
+        b, column, slot = plan.place_of(r), 0, 0
+        for g, group in enumerate(row):
+            first, shared = column, int(prompts[group[0]]) - 1
+            start = int(starts[group[0]])
+            tokens_BxL[b, column : column + shared] = examples.tokens[start : start + shared]
+            positions_BxL[b, column : column + shared] = steps[:shared]
+            column += shared
+            for c in group:
+                # From the prompt's last token on; nothing follows the completion's last token, so it is not read.
+                start, length = int(starts[c]) + shared, int(lengths[c])
+                own = slice(column, column + length)
+                tokens_BxL[b, own] = examples.tokens[start : start + length]
+                targets_BxL[b, own] = examples.tokens[start + 1 : start + 1 + length]
+                positions_BxL[b, own] = shared + steps[:length]
+                segments_BxL[b, own] = slot + 1
+                example_BxS[b, slot] = c
+                column, slot = column + length, slot + 1
+            groups_BxL[b, first:column] = g + 1
     present_BxS = example_BxS >= 0
 
     def in_slots(values_C: np.ndarray, neutral: np.generic) -> np.ndarray:

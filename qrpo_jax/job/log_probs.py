@@ -7,11 +7,11 @@ import numpy as np
 
 from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
-from qrpo_jax.data.packing import plan_rows
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.views import View
-from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.devices.mesh import place, row_sharding
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.packing import plan_log_probs
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.step import completion_log_probs
@@ -35,14 +35,13 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
         settings = settings._replace(temperature=temperature)
     graph = job.graph(side)
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
-    batch_rows = round_up(job.config.log_probs.batch_rows, axis_size(mesh, "rows"))
     jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings))
 
     def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:
         examples = build_examples(rows, text, view, transform=None)
         by_example: dict[int, float] = {}
         if examples.units:
-            plan = plan_rows(examples.unit_lengths(), examples.unit_sizes(), pack.row_tokens, pack.slots, batch_rows)
+            plan = plan_log_probs(job, mesh, examples.packing_units())
             for index in range(plan.steps):
                 batch = assemble(examples, plan, index)
                 values_BxS = np.asarray(jitted(parameters, place(batch, row_sharding(mesh))))

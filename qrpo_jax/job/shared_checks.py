@@ -26,7 +26,7 @@ def check(job: Job) -> None:
     check_prompts(job)
     check_packing(job)
     check_range(config, "log_probs.temperature", 1e-9)
-    check_least(config, {"log_probs.batch_rows": 1})
+    check_least(config, {"log_probs.batch_rows": 0})
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
 
@@ -65,7 +65,9 @@ def check_packing(job: Job) -> None:
     config, positions = job.config, job.policy.settings.max_positions
     pack = config.pack
     check_choices(config, {"pack.over_long": OVER_LONG})
-    check_least(config, {"pack.max_tokens": 2, "pack.slots": 2, "pack.row_tokens": pack.max_tokens})
+    check_least(config, {"pack.max_tokens": 2, "pack.slots": 0, "pack.row_tokens": 0})
+    if pack.row_tokens:
+        check_least(config, {"pack.row_tokens": pack.max_tokens})
     if pack.slots % 2:
         raise UserError(f"pack.slots is {pack.slots}; pairs need an even number (config.pack.slots)")
     if pack.max_tokens > positions:

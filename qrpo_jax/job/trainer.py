@@ -13,12 +13,12 @@ from jax import Array
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import batches
-from qrpo_jax.data.packing import Plan, plan_batches
+from qrpo_jax.data.packing import Plan
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import axis_size
 from qrpo_jax.errors import located
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.packing import make_plan
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints, save_parameters
@@ -68,12 +68,12 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     examples, folder = training.examples, job.folder(stage)
     counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
     job.say(f"{stage}: {counts}")
-    plan = make_plan(job, job.config[stage], examples)
+    plan = make_plan(job, stage, examples)
     describe(job, stage, plan, adapters(job, training))
     optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
     with open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook):
         parameters = fit(
-            policy_step(job, stage, training, optimizer),
+            policy_step(job, training, optimizer, plan.microbatches),
             trainable(job, training, optimizer),
             batches(examples, plan),
             steps=plan.steps,
@@ -87,6 +87,9 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
         "counts": examples.counts,
         "padding": plan.padding,
         "rows": plan.rows,
+        "row_tokens": plan.row_tokens,
+        "tokens": plan.tokens,
+        "separate_tokens": plan.separate_tokens,
         "last": last_metrics(folder),
     }
 
@@ -96,14 +99,14 @@ def adapters(job: Job, training: Training) -> Lora | None:
     return None if training.frozen is None else job.policy.lora
 
 
-def policy_step(job: Job, stage: str, training: Training, optimizer: optax.GradientTransformation) -> Step:
+def policy_step(job: Job, training: Training, optimizer: optax.GradientTransformation, microbatches: int) -> Step:
     """One update of the policy."""
     return make_step(
         job.policy.graph if training.frozen is None else job.policy.trained_graph,
         training.objective,
         optimizer,
         log_prob_settings=training.log_prob_settings,
-        microbatches=job.config[stage].microbatches,
+        microbatches=microbatches,
         calibrated_target=training.calibrated_target,
         reference_graph=job.policy.graph if training.reference_on_the_fly else None,
     )
@@ -158,29 +161,13 @@ def check_optimization(config: Any, stage: str) -> None:
     Raises:
       UserError: naming the key.
     """
-    names = ("batch_size", "epochs", "microbatches", "log_every", "checkpoint_every")
-    check_least(config, {f"{stage}.{name}": 1 for name in names})
+    names = ("batch_size", "epochs", "log_every", "checkpoint_every")
+    check_least(config, {f"{stage}.{name}": 1 for name in names} | {f"{stage}.microbatches": 0})
     for name in ("b1", "b2"):
         check_range(config, f"{stage}.{name}", 0, 1, below=True)
     for name in ("weight_decay", "clip_norm", "learning_rate"):
         check_range(config, f"{stage}.{name}", 0)
     configured_optimizer(config, stage, steps=1)
-
-
-def make_plan(job: Job, section: Any, examples: Examples) -> Plan:
-    """Packs the examples of all epochs into batches whose rows split over the mesh and into microbatches."""
-    pack = job.config.pack
-    with located(lengths="select", row_tokens="pack.row_tokens", slots="pack.slots"):
-        return plan_batches(
-            examples.unit_lengths(),
-            examples.unit_sizes(),
-            batch_units=section.batch_size,
-            row_tokens=pack.row_tokens,
-            slots=pack.slots,
-            epochs=section.epochs,
-            seed=job.config.seed,
-            row_multiple=axis_size(job.mesh, "rows") * section.microbatches,
-        )
 
 
 def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
@@ -189,9 +176,8 @@ def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
     if lora is not None:
         count = parameter_count(job.policy.settings, lora)
         size = f"{count:,} parameters of LoRA adapters on {size} that do not change"
-    shape = f"{plan.rows} rows x {plan.row_tokens} tokens, {plan.padding:.1%} padding"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    job.say(f"{stage}: {size}, {plan.steps} steps of {shape}, on {devices}")
+    job.say(f"{stage}: {size}, {plan.steps} steps on {devices}")
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from qrpo_jax import losses, partition, quantiles, transforms
+from qrpo_jax.data.packing import SHUFFLES
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.listed import all_scored
 from qrpo_jax.data.sources.source import all_rows
@@ -84,6 +85,7 @@ def check_training(job: Job) -> None:
             "train.loss": losses.REGRESSION,
             "train.partition": partition.PARTITIONS,
             "train.reference_log_probs": REFERENCE_LOG_PROBS,
+            "train.shuffle": SHUFFLES,
         },
     )
     check_optimization(config, "train")
@@ -147,7 +149,7 @@ def check_units(job: Job) -> None:
                 f"random_pairs, or use an objective for single ones ({singles})"
             )
         return
-    if pack.row_tokens < 2 * pack.max_tokens:
+    if 0 < pack.row_tokens < 2 * pack.max_tokens:
         raise UserError(
             f"pack.row_tokens is {pack.row_tokens}; pairs of up to {pack.max_tokens} tokens each need at least "
             f"{2 * pack.max_tokens} (config.pack.row_tokens)"

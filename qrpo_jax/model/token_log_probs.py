@@ -24,7 +24,7 @@ from qrpo_jax.model.attention.rules import soft_cap
 
 CHUNK = 8192  # tokens of the vocabulary; a device then holds 32 KiB of logits for each of its positions
 NO_TARGET = -1
-FILLER = -2  # the token of a row that fills up a chunk, which no target is
+PADDING = -2  # in place of a token; no target equals it
 
 
 class Head(NamedTuple):
@@ -171,10 +171,10 @@ class _Places(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """This device's part of the unembedding in n chunks, filled up to whole chunks."""
+    """This device's part of the unembedding in n chunks, the last one padded."""
 
     columns_nxcxd: Array
-    ids_nxc: Array  # tokens of the vocabulary; `FILLER` is none
+    tokens_nxc: Array  # the token of each row; `PADDING` behind the part's last token
 
 
 def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chunks:
@@ -182,17 +182,17 @@ def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chu
     wanted = -(-(head.vocab_chunk or CHUNK) // places.parts)
     count = -(-vocab // min(wanted, vocab))
     size = -(-vocab // count)  # the fewest chunks, as equal as can be
-    missing = round_up(vocab, size) - vocab
-    columns = jnp.pad(columns_vxd.astype(dtype), ((0, missing), (0, 0)))
-    ids = jnp.pad(places.part * vocab + jnp.arange(vocab), (0, missing), constant_values=FILLER)
-    return _Chunks(columns.reshape(-1, size, columns.shape[1]), ids.reshape(-1, size))
+    padded = jnp.pad(columns_vxd.astype(dtype), ((0, round_up(vocab, size) - vocab), (0, 0)))
+    rows_nxc = jnp.arange(count * size).reshape(count, size)
+    tokens_nxc = jnp.where(rows_nxc < vocab, places.part * vocab + rows_nxc, PADDING)
+    return _Chunks(padded.reshape(count, size, -1), tokens_nxc)
 
 
-def _logits(hidden_BxLxD: Array, columns_cxD: Array, ids_c: Array, head: Head) -> tuple[Array, Array]:
-    """Logits [B, L, c] of a chunk, float32, -inf for fillers; and the logits before the soft cap."""
+def _logits(hidden_BxLxD: Array, columns_cxD: Array, tokens_c: Array, head: Head) -> tuple[Array, Array]:
+    """Logits [B, L, c] of a chunk, float32, -inf in its padding; and the logits before the soft cap."""
     raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=jnp.float32)
     logits_BxLxc = soft_cap(raw_BxLxc, head.cap) / head.temperature
-    return jnp.where((ids_c != FILLER)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
+    return jnp.where((tokens_c != PADDING)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
 
 
 def _local_forward(
@@ -204,13 +204,13 @@ def _local_forward(
 
     def step(carry: tuple[Array, Array, Array], chunk: _Chunks) -> tuple[Any, None]:
         high_BxL, total_BxL, picked_BxL = carry
-        columns_cxd, ids_c = chunk
-        logits_BxLxc, _ = _logits(hidden_BxLxD, places.whole_columns(columns_cxd), ids_c, head)
+        columns_cxd, tokens_c = chunk
+        logits_BxLxc, _ = _logits(hidden_BxLxD, places.whole_columns(columns_cxd), tokens_c, head)
         new_high_BxL = jnp.maximum(high_BxL, logits_BxLxc.max(-1))
         total_BxL = total_BxL * jnp.exp(high_BxL - new_high_BxL)
         total_BxL = total_BxL + jnp.exp(logits_BxLxc - new_high_BxL[..., None]).sum(-1)
         # A comparison and a sum run inside the same loop over the logits; a gather would need them in memory.
-        is_target_BxLxc = ids_c[None, None] == targets_BxL[..., None]
+        is_target_BxLxc = tokens_c[None, None] == targets_BxL[..., None]
         picked_BxL = picked_BxL + jnp.where(is_target_BxLxc, logits_BxLxc, 0.0).sum(-1)
         return (new_high_BxL, total_BxL, picked_BxL), None
 
@@ -241,24 +241,25 @@ def _local_backward(
     chunks = _chunks(columns_vxd, head, places, dtype)
     gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL / head.temperature)[..., None]
 
-    def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Array | None]:
-        columns_cxd, ids_c = chunk
+    def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Any]:
+        columns_cxd, tokens_c = chunk
         columns_cxD = places.whole_columns(columns_cxd)
-        logits_BxLxc, raw_BxLxc = _logits(whole_BxLxD, columns_cxD, ids_c, head)
-        is_target_BxLxc = ids_c[None, None] == targets_BxL[..., None]
+        logits_BxLxc, raw_BxLxc = _logits(whole_BxLxD, columns_cxD, tokens_c, head)
+        is_target_BxLxc = tokens_c[None, None] == targets_BxL[..., None]
         slope_BxLxc = gradient_BxLx1 * (is_target_BxLxc - jnp.exp(logits_BxLxc - lse_BxL[..., None]))
         if head.cap is not None:
             slope_BxLxc = slope_BxLxc * (1 - jnp.tanh(raw_BxLxc / head.cap) ** 2)
         slope_BxLxc = slope_BxLxc.astype(dtype)
-        total_BxLxD += jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
+        update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
         if not trained:
-            return total_BxLxD, None
-        return total_BxLxD, places.sum_of_columns(jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD))
+            return total_BxLxD + update, None
+        of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
+        return total_BxLxD + update, places.sum_of_columns(of_columns_cxD)
 
     total_BxLxD = jnp.zeros(whole_BxLxD.shape, jnp.float32)
     total_BxLxD, of_columns_nxcxd = jax.lax.scan(step, total_BxLxD, chunks)
     of_hidden_BxLxD = places.sum_of_length(total_BxLxD.astype(dtype))
-    if of_columns_nxcxd is None:
+    if not trained:
         return of_hidden_BxLxD, None
     of_columns_vxd = of_columns_nxcxd.reshape(-1, columns_vxd.shape[1])[: columns_vxd.shape[0]]
     of_columns_vxd = (places.sum_over_rows(of_columns_vxd) / places.copies).astype(columns_vxd.dtype)

@@ -29,4 +29,9 @@ def check(job: Job) -> None:
     check_least(job.config, {"sft.examples": 1})
 
 
-STAGE = Stage(run, check, sections=("model", "prompts", "pack", "sft"), machine_keys=("sft.checkpoint_every",))
+STAGE = Stage(
+    run,
+    check,
+    sections=("model", "prompts", "pack", "sft"),
+    machine_keys=("sft.checkpoint_every", "sft.microbatches"),
+)

@@ -122,5 +122,5 @@ STAGE = Stage(
     check_training,
     needs=("sample",),
     sections=("pack", "log_probs", "select", "lora", "train"),
-    machine_keys=("log_probs.batch_rows", "train.checkpoint_every"),
+    machine_keys=("log_probs.batch_rows", "train.checkpoint_every", "train.microbatches"),
 )

@@ -144,8 +144,13 @@ def make_step(
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total: Any, part: Batch) -> tuple[Any, Array]:
-            one, loss_BxS = evaluate(parameters, frozen, part)
-            return jax.tree.map(jnp.add, total, one), loss_BxS
+            def computed() -> tuple[Any, Array]:
+                one, loss_BxS = evaluate(parameters, frozen, part)
+                return jax.tree.map(jnp.add, total, one), loss_BxS
+
+            # A batch with few tokens leaves its last parts empty, and these cost nothing.
+            filled = jnp.any(part.present_BxS)
+            return jax.lax.cond(filled, computed, lambda: (total, jnp.zeros(part.present_BxS.shape)))
 
         total, loss_KxBxS = jax.lax.scan(add, zero, parts)
         return total, loss_KxBxS.swapaxes(0, 1).reshape(batch.present_BxS.shape)

@@ -308,9 +308,7 @@ def test_the_end_token_is_trained_on_whatever_the_pad_token_is(pad):
     answers = [Completion("fine" * n, NONE, n != 2, "dataset", float(n)) for n in (1, 2, 3)]
     row = Row("r", (Message("user", "dog"),), "", tuple(answers), np.zeros(3, np.float32))
     table = build_examples([row], text, VIEW, transforms.TRANSFORMS["identity"])
-    plan = plan_batches(
-        table.unit_lengths(), table.unit_sizes(), batch_units=3, row_tokens=211, slots=4, row_multiple=1
-    )
+    plan = plan_batches(table.packing_units(), batch_units=3, row_tokens=211, slots=4, row_multiple=1)
     batch = assemble(table, plan, 0)
     trained = batch.targets_BxL[batch.targets_BxL >= 0]
     expected = [text.completion(c.text, c.finished).tolist() for c in answers]

@@ -1,6 +1,7 @@
 """Views of rows: the completions that are selected, and the rank of each among its references."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -289,11 +290,35 @@ def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
     assert table.counts["prompts cut"] == 2 and table.counts["dropped: too long"] == 2
 
 
-def test_unit_lengths_and_sizes_add_up_over_pairs():
+def test_units_of_a_row_can_share_their_prompt_unless_it_was_cut_differently():
+    long = row("r", [3.0, 2.0, 1.0], tokens=[5, 6, 7])
+    cut = dataclasses.replace(long.completions[1], tokens=np.asarray([5, 6, 7, 8, 9], np.int32))
+    data = [
+        dataclasses.replace(long, completions=(long.completions[0], cut, long.completions[2])),
+        row("s", [1.0, 2.0]),
+    ]
+    table = built(data, max_tokens=8, over_long="truncate_prompt_left")
+    assert table.prompts_C.tolist() == [0, 1, 0, 2, 2]
+    for c, d in itertools.combinations(range(5), 2):
+        prompts = [t.tolist() for t in (prompt_of(table, c), prompt_of(table, d))]
+        if table.prompts_C[c] == table.prompts_C[d]:
+            assert prompts[0] == prompts[1], (c, d)
+        elif table.names[c][0] == table.names[d][0]:
+            assert prompts[0] != prompts[1], (c, d)
+
+
+def prompt_of(table, c):
+    return table.tokens[table.starts_C[c] : table.starts_C[c] + table.prompt_lengths_C[c]]
+
+
+def test_tokens_of_units_add_up_over_pairs_with_and_without_a_shared_prompt():
     table = built(rows(), units="best_worst")
-    read = table.prompt_lengths_C + table.completions_C.length - 1
-    np.testing.assert_array_equal(table.unit_lengths(), [read[w] + read[l] for w, l in table.units])
-    assert (table.unit_sizes() == 2).all()
+    units = table.packing_units()
+    prompt, length = table.prompt_lengths_C, table.completions_C.length
+    for u, (w, l) in enumerate(table.units):
+        assert units.tokens_U(share=True)[u] == prompt[w] - 1 + length[w] + length[l]
+        assert units.tokens_U(share=False)[u] == 2 * (prompt[w] - 1) + length[w] + length[l]
+    assert (units.sizes_U == 2).all()
 
 
 def test_without_a_transform_nothing_is_ranked_and_rewards_may_be_nan():

@@ -2,13 +2,22 @@
 
 import jax
 import numpy as np
+import pytest
 
 from qrpo_jax.data.loader import assemble, batches
 from qrpo_jax.data.per_completion import NEUTRAL
 from tests.helpers import tiny
 
-TABLE = tiny.examples(23)
-PLAN = tiny.plan(TABLE, batch_units=5, epochs=2, seed=0)
+# Every completion with a prompt of its own, siblings that share one, and siblings in rows that do not share.
+TABLES = {
+    "alone": tiny.examples(23),
+    "shared": tiny.examples(23, siblings=5),
+    "separate": tiny.examples(23, siblings=5),
+}
+PLANS = {
+    name: tiny.plan(table, batch_units=5, epochs=2, seed=0, share=name != "separate") for name, table in TABLES.items()
+}
+TABLE, PLAN = TABLES["shared"], PLANS["shared"]
 
 
 def row_of(batch, b, s):
@@ -18,16 +27,17 @@ def row_of(batch, b, s):
     return np.flatnonzero((groups == groups[own[0]]) & (segments == 0)), own
 
 
-def test_every_completion_is_whole_in_its_slot_with_its_numbers():
-    seen = []
-    for index in range(PLAN.steps):
-        batch = assemble(TABLE, PLAN, index)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_completion_is_whole_in_its_slot_with_its_numbers(name):
+    table, plan, seen = TABLES[name], PLANS[name], []
+    for index in range(plan.steps):
+        batch = assemble(table, plan, index)
         for b, s in np.argwhere(batch.present_BxS):
             c = batch.example_BxS[b, s]
             seen.append(int(c))
             prompt, own = row_of(batch, b, s)
-            count, start = TABLE.prompt_lengths_C[c], TABLE.starts_C[c]
-            text = TABLE.tokens[start : start + count + TABLE.completions_C.length[c]]
+            count, start = table.prompt_lengths_C[c], table.starts_C[c]
+            text = table.tokens[start : start + count + table.completions_C.length[c]]
             for where in (prompt, own):
                 assert len(where) == 0 or np.ptp(where) + 1 == len(where), (b, s, where)
             np.testing.assert_array_equal(batch.tokens_BxL[b, prompt], text[: count - 1])
@@ -35,9 +45,22 @@ def test_every_completion_is_whole_in_its_slot_with_its_numbers():
             np.testing.assert_array_equal(batch.targets_BxL[b, own], text[count:])
             read = np.concatenate([prompt, own])
             np.testing.assert_array_equal(batch.layout.positions_BxL[b, read], np.arange(len(text) - 1))
-            for name, values_BxS in batch.completions_BxS._asdict().items():
-                assert values_BxS[b, s] == getattr(TABLE.completions_C, name)[c], name
+            for field, values_BxS in batch.completions_BxS._asdict().items():
+                assert values_BxS[b, s] == getattr(table.completions_C, field)[c], field
     assert sorted(seen) == sorted([*range(23)] * 2)
+
+
+def test_the_completions_of_a_row_share_a_prompt_only_if_the_plan_shares_it():
+    copies = {name: 0 for name in TABLES}
+    for name, table in TABLES.items():
+        for index in range(PLANS[name].steps):
+            layout = assemble(table, PLANS[name], index).layout
+            copies[name] += int(layout.groups_BxL.max(1).sum())
+            for groups, segments in zip(layout.groups_BxL, layout.segments_BxL, strict=True):
+                used = groups[groups > 0]
+                assert (np.diff(used) >= 0).all() and used[:1].sum() in (0, 1), "groups are numbered in order"
+                assert (np.diff(segments[segments > 0]) >= 0).all(), "slots are filled in order"
+    assert copies["separate"] == 2 * 23 and copies["shared"] < 25, copies
 
 
 def test_padding_has_no_targets_and_empty_slots_hold_the_neutral_numbers():
@@ -54,9 +77,19 @@ def test_padding_has_no_targets_and_empty_slots_hold_the_neutral_numbers():
             assert values_BxS.dtype == neutral.dtype and (values_BxS[empty] == neutral).all(), name
 
 
-def test_share_of_padding_is_that_of_the_plan():
-    empty = np.mean([(assemble(TABLE, PLAN, i).layout.groups_BxL == 0).mean() for i in range(PLAN.steps)])
-    assert abs(empty - PLAN.padding) < 1e-12
+@pytest.mark.parametrize("multiple", [1, 2])
+def test_microbatches_are_filled_in_turn_and_the_plan_knows_their_padding(multiple):
+    plan = tiny.plan(TABLE, batch_units=7, row_tokens=23, slots=3, seed=2, row_multiple=multiple)
+    assert plan.microbatches > 1
+    empty = computed = 0
+    for index in range(plan.steps):
+        groups_BxL = assemble(TABLE, plan, index).layout.groups_BxL
+        # As `make_step` splits them.
+        parts = groups_BxL.reshape(-1, plan.microbatches, plan.row_tokens).swapaxes(0, 1)
+        filled = parts.any((1, 2))
+        assert (np.diff(filled.astype(int)) <= 0).all(), filled
+        empty, computed = empty + (parts[filled] == 0).sum(), computed + parts[filled].size
+    assert abs(empty / computed - plan.padding) < 1e-12
 
 
 def test_pairs_occupy_neighbouring_slots_of_one_row_the_higher_reward_first():

@@ -1,103 +1,203 @@
-"""Packing plans: every unit once an epoch, rows within their limits, the same plan for the same seed."""
+"""Packing plans: every unit once an epoch, rows within their limits, siblings beside each other, always the same."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrpo_jax.data.packing import plan_batches, plan_rows
+from qrpo_jax.data.packing import SHUFFLES, UNLIMITED, Units, batch_order, plan_batches, plan_rows
 from qrpo_jax.errors import UserError
 
-units = st.lists(st.tuples(st.integers(1, 31), st.sampled_from([1, 2])), min_size=1, max_size=41)
+# Prompts with their shared tokens, and for each the own tokens of its units.
+prompts = st.lists(st.tuples(st.integers(0, 11), st.lists(st.integers(1, 12), min_size=1, max_size=7)), min_size=1)
+sizes = st.sampled_from([1, 2])
 
 
-def arrays(drawn):
-    return np.asarray([length for length, _ in drawn]), np.asarray([size for _, size in drawn])
+def make(drawn, size=1):
+    """Units of `size` completions each, numbered in order; those of one unit have the same length."""
+    flat = [(p, shared, own) for p, (shared, owns) in enumerate(drawn) for own in owns for _ in range(size)]
+    completions = tuple(tuple(range(i, i + size)) for i in range(0, len(flat), size))
+    return Units(completions, *(np.asarray([entry[k] for entry in flat], int) for k in range(3)))
 
 
-def flat(plan):
-    return [unit for batch in plan.batches for row in batch for unit in row]
+def unit_of(units):
+    return {c: u for u, completions in enumerate(units.completions) for c in completions}
 
 
-def check_rows(plan, lengths, sizes):
+def units_of_batches(plan, units):
+    """The units of each batch, sorted; fails where completions of a unit are not together."""
+    owner, size = unit_of(units), len(units.completions[0])
+    batches = []
+    for batch in plan.batches:
+        found = []
+        for row in batch:
+            order = [c for group in row for c in group]
+            for i in range(0, len(order), size):
+                assert tuple(order[i : i + size]) == units.completions[owner[order[i]]], order
+                found.append(owner[order[i]])
+        batches.append(sorted(found))
+    return batches
+
+
+def row_tokens_of(units, row):
+    return sum(int(units.shared_C[group[0]]) + int(units.length_C[list(group)].sum()) for group in row)
+
+
+def check_rows(plan, units, share):
+    used = 0
     for batch in plan.batches:
         assert len(batch) <= plan.rows
         for row in batch:
-            assert sum(lengths[u] for u in row) <= plan.row_tokens, row
-            assert sum(sizes[u] for u in row) <= plan.slots, row
+            tokens = row_tokens_of(units, row)
+            assert tokens <= plan.row_tokens, (tokens, row)
+            assert sum(map(len, row)) <= plan.slots, row
+            used += tokens
+            for group in row:
+                assert len({int(units.prompts_C[c]) for c in group}) == 1, group
+                assert share or len(group) == 1, group
+    assert plan.tokens == used, (plan.tokens, used)
+    part = plan.rows // plan.microbatches
+    computed = sum(-(-len(batch) // part) * part for batch in plan.batches) * plan.row_tokens
+    assert abs(plan.padding - (1 - used / computed)) < 1e-12
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    prompts,
+    sizes,
+    st.booleans(),
+    st.sampled_from(SHUFFLES),
+    st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(0, 5), st.integers(1, 4)),
+)
+def test_plans_hold_every_unit_once_an_epoch_in_batches_of_equal_size(drawn, size, share, shuffle, numbers):
+    batch_units, epochs, seed, multiple = numbers
+    units = make(drawn, size)
+    options = dict(batch_units=batch_units, row_tokens=47, slots=6, epochs=epochs, row_multiple=multiple)
+    options |= dict(share=share, shuffle=shuffle, seed=seed)
+    plan = plan_batches(units, **options)
+    check_rows(plan, units, share)
+    batches = units_of_batches(plan, units)
+    count = len(units)
+    assert sorted(sum(batches, [])) == sorted([*range(count)] * epochs)
+    assert [len(b) for b in batches[:-1]] == [batch_units] * (plan.steps - 1) and 1 <= len(batches[-1]) <= batch_units
+    assert plan.steps == math.ceil(epochs * count / batch_units)
+    assert plan.rows == plan.microbatches * multiple and plan.rows < max(map(len, plan.batches)) + multiple
+    halves = plan_batches(units, **options, microbatches=2)
+    assert halves.rows % (2 * multiple) == 0 and halves.microbatches == 2
+    assert plan.separate_tokens == epochs * units.tokens_U(share=False).sum()
+    assert plan == plan_batches(units, **options), "the same seed must give the same plan"
 
 
 @settings(max_examples=60, deadline=None)
-@given(units, st.integers(1, 9), st.integers(1, 3), st.integers(0, 5), st.integers(1, 4))
-def test_plans_hold_every_unit_once_an_epoch_in_batches_of_equal_size(drawn, size, epochs, seed, multiple):
-    lengths, sizes = arrays(drawn)
-    options = dict(batch_units=size, row_tokens=37, slots=3, epochs=epochs, row_multiple=multiple)
-    plan = plan_batches(lengths, sizes, seed=seed, **options)
-    check_rows(plan, lengths, sizes)
-    assert sorted(flat(plan)) == sorted([*range(len(drawn))] * epochs)
-    counts = [sum(map(len, batch)) for batch in plan.batches]
-    assert counts[:-1] == [size] * (plan.steps - 1) and 1 <= counts[-1] <= size
-    assert plan.steps == math.ceil(epochs * len(drawn) / size)
-    assert plan.rows % multiple == 0 and plan.rows < max(map(len, plan.batches)) + multiple
-    empty = 1 - epochs * lengths.sum() / (plan.steps * plan.rows * 37)
-    assert abs(plan.padding - empty) < 1e-12
-    assert plan == plan_batches(lengths, sizes, seed=seed, **options), "the same seed must give the same plan"
-
-
-@settings(max_examples=40, deadline=None)
-@given(units, st.integers(1, 5))
-def test_rows_hold_every_unit_once(drawn, batch_rows):
-    lengths, sizes = arrays(drawn)
-    plan = plan_rows(lengths, sizes, 37, 3, batch_rows)
-    check_rows(plan, lengths, sizes)
-    assert sorted(flat(plan)) == [*range(len(drawn))]
+@given(prompts, sizes, st.booleans(), st.integers(1, 5))
+def test_rows_hold_every_unit_once(drawn, size, share, batch_rows):
+    units = make(drawn, size)
+    plan = plan_rows(units, 47, 6, batch_rows, share=share)
+    check_rows(plan, units, share)
+    assert sorted(sum(units_of_batches(plan, units), [])) == [*range(len(units))]
     assert all(len(batch) == batch_rows for batch in plan.batches[:-1])
-    assert abs(plan.padding - (1 - lengths.sum() / (plan.steps * batch_rows * 37))) < 1e-12
 
 
-def epochs_of(plan, batch_units, count):
-    """Which units each epoch of `count` units holds; needs batches that divide an epoch."""
-    per_epoch = count // batch_units
-    return [
-        [sorted(u for row in batch for u in row) for batch in plan.batches[e : e + per_epoch]]
-        for e in range(0, plan.steps, per_epoch)
-    ]
+@settings(max_examples=60, deadline=None)
+@given(prompts, sizes)
+def test_a_prompt_is_copied_only_where_its_units_do_not_fit_one_row(drawn, size):
+    units = make(drawn, size)
+    plan = plan_rows(units, 47, 6, 1)
+    copies = Counter(int(units.prompts_C[group[0]]) for batch in plan.batches for row in batch for group in row)
+    for p in range(len(drawn)):
+        members = units.prompts_C == p
+        tokens = int(units.shared_C[members][0] + units.length_C[members].sum())
+        if tokens <= 47 and members.sum() <= 6:
+            assert copies[p] == 1, (p, copies[p])
+    shared = sum((copies[p] - 1) * drawn[p][0] for p in range(len(drawn)))
+    least = sum(entry[0] for entry in drawn) + int(units.length_C.sum())
+    assert plan.tokens == least + shared
 
 
-def test_epochs_and_seeds_differ_and_no_seed_keeps_the_order():
-    lengths, sizes = np.full(35, 3), np.full(35, 1)
-    options = dict(batch_units=7, row_tokens=11, slots=3, epochs=2)
-    first, second = epochs_of(plan_batches(lengths, sizes, seed=0, **options), 7, 35)
+def epochs_of(batch_units, count, **options):
+    """The units of each batch, sorted, for each of two epochs of `count` units; batches divide an epoch."""
+    orders = [sorted(order.tolist()) for order in batch_order(batch_units=batch_units, epochs=2, **options)]
+    return orders[: count // batch_units], orders[count // batch_units :]
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_epochs_and_seeds_differ_and_no_seed_keeps_the_order(shuffle):
+    units = make([(3, [2] * 5)] * 7)
+    options = dict(units=units, batch_units=7, count=35, shuffle=shuffle)
+    first, second = epochs_of(seed=0, **options)
     assert first != second
     for epoch in (first, second):
         assert sorted(u for batch in epoch for u in batch) == [*range(35)]
-    assert epochs_of(plan_batches(lengths, sizes, seed=1, **options), 7, 35)[0] != first
+    assert epochs_of(seed=1, **options)[0] != first
     kept = [*range(35)]
-    assert (
-        epochs_of(plan_batches(lengths, sizes, seed=None, **options), 7, 35)
-        == [[kept[i : i + 7] for i in range(0, 35, 7)]] * 2
-    )
+    assert epochs_of(seed=None, **options) == ([kept[i : i + 7] for i in range(0, 35, 7)],) * 2
+
+
+def test_which_units_meet_depends_on_neither_rows_nor_sharing():
+    units = make([(5, [3, 4, 9, 2]), (2, [7, 7])] * 11, size=2)
+    options = dict(batch_units=7, seed=3, epochs=2)
+    plans = [
+        plan_batches(units, row_tokens=tokens, slots=slots, share=share, row_multiple=multiple, **options)
+        for tokens, slots, share, multiple in [(37, 4, True, 1), (64, 12, False, 3), (211, 40, True, 8)]
+    ]
+    batches = [units_of_batches(plan, units) for plan in plans]
+    assert batches[0] == batches[1] == batches[2]
+
+
+def test_shuffled_prompts_keep_siblings_in_one_batch_and_shuffled_units_part_them():
+    units = make([(3, [2] * 4)] * 30)
+    met = {}
+    for shuffle in SHUFFLES:
+        orders = batch_order(units, 12, 3, seed=0, shuffle=shuffle)
+        met[shuffle] = [len({int(units.prompts_C[u]) for u in order}) for order in orders]
+    assert met["prompts"] == [3] * 30, met
+    assert np.mean(met["units"]) > 9, met
+
+
+def test_with_one_unit_a_prompt_both_shuffles_are_the_same():
+    units = make([(3, [2])] * 31)
+    orders = [np.concatenate(batch_order(units, 5, 2, seed=4, shuffle=shuffle)).tolist() for shuffle in SHUFFLES]
+    assert orders[0] == orders[1] and orders[0] != [*range(31)] * 2
+
+
+def test_rows_fill_one_microbatch_after_the_other():
+    """`make_step` puts row b into part b mod k, so that devices keep their rows."""
+    units = make([(2, [9])] * 17)
+    plan = plan_batches(units, batch_units=17, row_tokens=11, slots=2, row_multiple=4)
+    assert (plan.rows, plan.microbatches) == (20, 5)
+    places = [plan.place_of(row) for row in range(plan.rows)]
+    assert sorted(places) == [*range(20)]
+    assert [b % 5 for b in places] == [row // 4 for row in range(20)]
+
+
+def test_unlimited_slots_are_as_many_as_the_fullest_row_needs():
+    units = make([(1, [3, 4, 5, 2, 2]), (9, [6] * 9)])
+    plan = plan_rows(units, 23, UNLIMITED, 2)
+    assert plan.slots == 6 and max(sum(map(len, row)) for batch in plan.batches for row in batch) == 5
 
 
 def test_first_fit_decreasing_leaves_little_padding():
     lengths = np.random.default_rng(0).integers(5, 60, 400)
-    plan = plan_rows(lengths, np.ones(400, int), 128, 64, 1)
+    plan = plan_rows(make([(0, [int(n)]) for n in lengths]), 128, 64, 1)
     assert plan.padding < 0.05, plan.padding
 
 
 @pytest.mark.parametrize(
-    "lengths, sizes, message, about",
+    "drawn, size, share, message, about",
     [
-        ([], [], "nothing to pack", "lengths"),
-        ([3, 38], [1, 1], "38 tokens", "row_tokens"),
-        ([3, 5], [1, 4], "4 completions", "slots"),
+        ([], 1, True, "nothing to pack", "lengths"),
+        ([(20, [3]), (20, [18])], 1, True, "38 tokens", "row_tokens"),
+        ([(20, [4])], 2, False, "48 tokens", "row_tokens"),
+        ([(2, [1])], 4, True, "4 completions", "slots"),
     ],
 )
-def test_units_that_no_row_can_hold_are_refused_about_an_argument(lengths, sizes, message, about):
+def test_units_that_no_row_can_hold_are_refused_about_an_argument(drawn, size, share, message, about):
+    units = make(drawn, size)
     with pytest.raises(UserError, match=message) as of_batches:
-        plan_batches(np.asarray(lengths), np.asarray(sizes), batch_units=2, row_tokens=37, slots=3)
+        plan_batches(units, batch_units=2, row_tokens=37, slots=3, share=share)
     with pytest.raises(UserError, match=message) as of_rows:
-        plan_rows(np.asarray(lengths), np.asarray(sizes), 37, 3, 2)
+        plan_rows(units, 37, 3, 2, share=share)
     assert of_batches.value.about == of_rows.value.about == (about,)

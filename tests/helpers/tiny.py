@@ -43,18 +43,32 @@ def parameters(settings: decoder.DecoderSettings = SETTINGS, seed: int = 0) -> d
     return jax.tree_util.tree_map_with_path(draw, decoder.abstract_parameters(settings))
 
 
-def examples(count: int, *, pairs: bool = False, seed: int = 0, vocab: int = SETTINGS.vocab_size) -> Examples:
-    """Completions of uneven lengths with random tokens, rewards and reference log-probs."""
+def examples(
+    count: int, *, pairs: bool = False, siblings: int = 0, seed: int = 0, vocab: int = SETTINGS.vocab_size
+) -> Examples:
+    """Completions of uneven lengths with random tokens, rewards and reference log-probs.
+
+    Args:
+      siblings: so many neighbouring completions have the same prompt; by default 1, or 2 for pairs.
+    """
+    siblings = siblings or (2 if pairs else 1)
     rng = np.random.default_rng(seed)
-    prompt_lengths, lengths = rng.integers(1, 6, count), rng.integers(1, 9, count)
+    prompts = np.arange(count) // siblings
+    prompt_lengths, lengths = rng.integers(1, 6, count)[prompts * siblings], rng.integers(1, 9, count)
     total = prompt_lengths + lengths
+    starts = np.cumsum([0, *total[:-1]])
     reward = rng.normal(size=count).astype(np.float32)
     if pairs:
         reward = np.sort(reward.reshape(-1, 2))[:, ::-1].reshape(-1)
     quantile = rng.integers(0, 8, count).astype(np.float32) / 7
+    tokens = rng.integers(1, vocab, total.sum()).astype(np.int32)
+    for c, start in enumerate(starts):
+        first = starts[prompts[c] * siblings]
+        tokens[start : start + prompt_lengths[c]] = tokens[first : first + prompt_lengths[c]]
     return Examples(
-        tokens=rng.integers(1, vocab, total.sum()).astype(np.int32),
-        starts_C=np.cumsum([0, *total[:-1]]),
+        tokens=tokens,
+        starts_C=starts,
+        prompts_C=prompts.astype(np.int32),
         prompt_lengths_C=prompt_lengths.astype(np.int32),
         completions_C=PerCompletion(
             reward=reward,
@@ -81,7 +95,7 @@ def with_numbers(table: Examples, **changes: Any) -> Examples:
 
 def plan(table: Examples, **changes: Any) -> Plan:
     settings: dict[str, Any] = dict(batch_units=len(table.units), row_tokens=29, slots=4, row_multiple=1) | changes
-    return plan_batches(table.unit_lengths(), table.unit_sizes(), **settings)
+    return plan_batches(table.packing_units(), **settings)
 
 
 def batch(table: Examples, **changes: Any) -> Batch:
@@ -94,8 +108,7 @@ def one_by_one(table: Examples) -> list[Batch]:
     batches = []
     for c in range(len(table.names)):
         read = int(table.prompt_lengths_C[c] + table.completions_C.length[c]) - 1
-        alone = Plan((((0,),),), 1, read, 1, 0.0)
-        batches.append(assemble(table._replace(units=((c,),)), alone, 0))
+        batches.append(assemble(table, Plan(((((c,),),),), 1, read, 1, read, read), 0))
     return batches
 
 

@@ -28,8 +28,9 @@ def scored(batch, **settings):
 
 def spread_out():
     """One completion a row."""
-    alone = tuple((u,) for u in range(11))
-    return assemble(TABLE, Plan((alone,), 11, 29, 4, 0.0), 0)
+    alone = tuple(((c,),) for c in range(11))
+    tokens = int(TABLE.packing_units().tokens_U(share=False).sum())
+    return assemble(TABLE, Plan((alone,), 11, 29, 4, tokens, tokens), 0)
 
 
 @pytest.fixture(scope="module")
