@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from qrpo_jax.devices.constraints import STORAGE, spreads
+from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.devices.mesh import LOGICAL, axis_size, mesh_axes, round_up, spec
 from qrpo_jax.model.attention.rules import soft_cap
 
@@ -190,7 +191,8 @@ def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chu
 
 def _logits(hidden_BxLxD: Array, columns_cxD: Array, tokens_c: Array, head: Head) -> tuple[Array, Array]:
     """Logits [B, L, c] of a chunk, float32, -inf in its padding; and the logits before the soft cap."""
-    raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=jnp.float32)
+    wide = at_least_float32(hidden_BxLxD.dtype)
+    raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=wide)
     logits_BxLxc = soft_cap(raw_BxLxc, head.cap) / head.temperature
     return jnp.where((tokens_c != PADDING)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
 
@@ -214,7 +216,7 @@ def _local_forward(
         picked_BxL = picked_BxL + jnp.where(is_target_BxLxc, logits_BxLxc, 0.0).sum(-1)
         return (new_high_BxL, total_BxL, picked_BxL), None
 
-    zero_BxL = jnp.zeros(targets_BxL.shape, jnp.float32)
+    zero_BxL = jnp.zeros(targets_BxL.shape, at_least_float32(hidden_BxLxD.dtype))
     start = (zero_BxL - jnp.inf, zero_BxL, zero_BxL)
     (high_BxL, total_BxL, picked_BxL), _ = jax.lax.scan(step, start, chunks)
     all_high_BxL = places.largest_of_parts(high_BxL)
@@ -237,7 +239,7 @@ def _local_backward(
 ) -> tuple[Array, Array | None]:
     """Gradients of the hidden states and, if it is trained, of its part of the unembedding; in their types."""
     whole_BxLxD = places.whole_length(hidden_BxLxD)
-    dtype = whole_BxLxD.dtype
+    dtype, wide = whole_BxLxD.dtype, at_least_float32(whole_BxLxD.dtype)
     chunks = _chunks(columns_vxd, head, places, dtype)
     gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL / head.temperature)[..., None]
 
@@ -250,13 +252,13 @@ def _local_backward(
         if head.cap is not None:
             slope_BxLxc = slope_BxLxc * (1 - jnp.tanh(raw_BxLxc / head.cap) ** 2)
         slope_BxLxc = slope_BxLxc.astype(dtype)
-        update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
+        update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=wide)
         if not trained:
             return total_BxLxD + update, None
         of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
         return total_BxLxD + update, places.sum_of_columns(of_columns_cxD)
 
-    total_BxLxD = jnp.zeros(whole_BxLxD.shape, jnp.float32)
+    total_BxLxD = jnp.zeros(whole_BxLxD.shape, wide)
     total_BxLxD, of_columns_nxcxd = jax.lax.scan(step, total_BxLxD, chunks)
     of_hidden_BxLxD = places.sum_of_length(total_BxLxD.astype(dtype))
     if not trained:

@@ -31,12 +31,10 @@ def attend(
         return backend(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, 0, window, scale=scale, cap=cap)
     queries = spec(mesh, ("rows", "length", "heads", None), q_BxLxHxK.shape)
     keys = spec(mesh, ("rows", None, "kv_heads", None), k_BxLxGxK.shape)
-    split = queries[1] is not None
-
     traced = window if isinstance(window, Array) else None
 
     def local(q: Array, k: Array, v: Array, of_queries: Layout, of_keys: Layout, traced: Array | None) -> Array:
-        start = jax.lax.axis_index("context") * q.shape[1] if split else 0
+        start = 0 if q.shape[1] == k.shape[1] else jax.lax.axis_index("context") * q.shape[1]
         back = window if traced is None else traced
         return backend(q, k, v, of_queries, of_keys, start, back, scale=scale, cap=cap)
 
