@@ -116,8 +116,8 @@ class _Places(NamedTuple):
             return cls(None, nowhere, nowhere, nowhere, False, (), (), 1)
         hidden = spec(mesh, ("rows", "residual_length", None), hidden_BxLxD.shape)
         targets = spec(mesh, ("rows", "length"), hidden_BxLxD.shape[:2])
-        columns = spec(mesh, ("vocab", STORAGE), unembedding_VxD.shape)
-        storage = mesh_axes(columns[1])
+        storage = mesh_axes(spec(mesh, ("vocab", STORAGE), unembedding_VxD.shape)[1])
+        columns = PartitionSpec(LOGICAL["vocab"], storage)
         summed = tuple(axis for axis in mesh.axis_names if axis not in (*storage, *LOGICAL["vocab"]))
         used = [mesh.shape[axis] for entry in targets for axis in mesh_axes(entry)]
         copies = axis_size(mesh, "rows") * axis_size(mesh, "length") // int(np.prod(used, dtype=int))
