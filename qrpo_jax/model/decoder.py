@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention import sharded
 from qrpo_jax.model.attention.cached import attend_cached
 from qrpo_jax.model.attention.rules import soft_cap
@@ -150,7 +151,8 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] of hidden states [..., D], float32."""
         columns_VxD = self.unembedding().astype(hidden.dtype)
-        logits = jnp.einsum("...D,VD->...V", hidden, columns_VxD, preferred_element_type=jnp.float32)
+        wide = at_least_float32(hidden.dtype)
+        logits = jnp.einsum("...D,VD->...V", hidden, columns_VxD, preferred_element_type=wide)
         return soft_cap(logits, self.settings.logit_cap)
 
 

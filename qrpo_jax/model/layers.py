@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 from jax.lax import broadcast_to_rank
 
+from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.rope import LongRope, rotate
 from qrpo_jax.model.settings import DecoderSettings, Lora
@@ -80,10 +81,11 @@ class RMSNorm(nnx.Module):
         self.epsilon, self.offset, self.rounds = settings.norm_epsilon, settings.norm_offset, settings.norm_rounds
 
     def __call__(self, x: Array) -> Array:
-        x32, scale = x.astype(jnp.float32), self.scale[...].astype(jnp.float32)
+        wide = at_least_float32(x.dtype)
+        x32, scale = x.astype(wide), self.scale[...].astype(wide)
         over, scale = tuple(range(-scale.ndim, 0)), broadcast_to_rank(scale, x.ndim)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
-        if self.rounds and x.dtype != jnp.float32:
+        if self.rounds and x.dtype != wide:
             # Not by casting to x.dtype and back: the compiler may remove such a pair of casts.
             low = jnp.finfo(x.dtype)
             x32 = jax.lax.reduce_precision(x32, low.nexp, low.nmant)
@@ -101,8 +103,8 @@ class XIELU(nnx.Module):
             setattr(self, name, nnx.Param(jnp.full((1,), np.log(np.expm1(value)), jnp.float32), axes=("scalar",)))
 
     def __call__(self, x: Array) -> Array:
-        x32 = x.astype(jnp.float32)
-        alpha_p, alpha_n = (broadcast_to_rank(a[...].astype(jnp.float32), x.ndim) for a in (self.alpha_p, self.alpha_n))
+        x32 = x.astype(at_least_float32(x.dtype))
+        alpha_p, alpha_n = (broadcast_to_rank(a[...].astype(x32.dtype), x.ndim) for a in (self.alpha_p, self.alpha_n))
         above = jax.nn.softplus(alpha_p) * x32 * x32
         below = self.BETA + jax.nn.softplus(alpha_n)
         below = below * (jnp.expm1(jnp.minimum(x32, self.EPSILON)) - x32)

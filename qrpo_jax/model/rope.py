@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qrpo_jax.devices.dtypes import at_least_float32
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -85,13 +87,14 @@ def rotate(x_BxLxHxK: Array, positions_BxL: Array, inverse_frequencies: Array, s
       inverse_frequencies: [R/2]; the first R of the K dimensions are rotated, the others unchanged.
       scale: factor of the rotated dimensions.
     """
-    angles = positions_BxL[..., None].astype(jnp.float32) * inverse_frequencies[None, None]
+    wide = at_least_float32(x_BxLxHxK.dtype)
+    angles = positions_BxL[..., None].astype(wide) * inverse_frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     if scale != 1.0:
         cos, sin = cos * scale, sin * scale
     rotated_dims = 2 * inverse_frequencies.shape[-1]
-    first, second = jnp.split(x_BxLxHxK[..., :rotated_dims].astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x_BxLxHxK[..., :rotated_dims].astype(wide), 2, axis=-1)
     parts = [first * cos - second * sin, second * cos + first * sin]
     if rotated_dims < x_BxLxHxK.shape[-1]:
-        parts.append(x_BxLxHxK[..., rotated_dims:].astype(jnp.float32))
+        parts.append(x_BxLxHxK[..., rotated_dims:].astype(wide))
     return jnp.concatenate(parts, axis=-1).astype(x_BxLxHxK.dtype)

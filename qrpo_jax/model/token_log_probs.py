@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
 
 from qrpo_jax.devices.constraints import STORAGE, spreads
+from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.devices.mesh import LOGICAL, axis_size, mesh_axes, round_up, spec
 from qrpo_jax.model.attention.rules import soft_cap
 
@@ -75,28 +75,23 @@ class _Kept(NamedTuple):
     unembedding_VxD: Array
     targets_BxL: Array
     lse_BxL: Array
+    trained: tuple[()] | None  # () if the unembedding is trained; None if it is frozen, as under LoRA
 
 
-def _forward_rule(hidden: Any, unembedding: Any, targets: Any, head: Head) -> tuple[Array, tuple[_Kept, Any]]:
-    log_probs_BxL, lse_BxL = _forward(hidden.value, unembedding.value, targets.value, head)
-    # The structure says whether the unembedding is trained. Under LoRA it is not, and its gradient would be computed.
-    trained = () if unembedding.perturbed else None
-    return log_probs_BxL, (_Kept(hidden.value, unembedding.value, targets.value, lse_BxL), trained)
+def _forward_rule(hidden: Any, unembedding: Any, targets: Any, head: Head) -> tuple[Array, _Kept]:
+    arrays = hidden.value, unembedding.value, targets.value
+    log_probs_BxL, lse_BxL = _forward(*arrays, head)
+    return log_probs_BxL, _Kept(*arrays, lse_BxL, () if unembedding.perturbed else None)
 
 
-def _backward_rule(head: Head, kept: tuple[_Kept, Any], gradient_BxL: Any) -> tuple[Any, Any, None]:
-    arrays, trained = kept
-    if isinstance(gradient_BxL, SymbolicZero):
-        return None, None, None
-    places = _Places.of(head.mesh, arrays.hidden_BxLxD, arrays.unembedding_VxD)
-    outputs = (places.hidden, places.columns)[: 1 if trained is None else 2]
+def _backward_rule(head: Head, kept: _Kept, gradient_BxL: Array) -> tuple[Array, Array | None, None]:
+    places, trained = _Places.of(head.mesh, kept.hidden_BxLxD, kept.unembedding_VxD), kept.trained is not None
     run = places.on_devices(
-        partial(_local_backward, head=head, places=places, trained=trained is not None),
+        partial(_local_backward, head=head, places=places, trained=trained),
         (places.hidden, places.columns, places.targets, places.targets, places.targets),
-        outputs,
+        (places.hidden, places.columns if trained else None),
     )
-    of_hidden_BxLxD, *of_unembedding_VxD = run(*arrays, gradient_BxL)
-    return of_hidden_BxLxD, *(of_unembedding_VxD or [None]), None
+    return *run(*kept[:4], gradient_BxL), None
 
 
 token_log_probs.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
@@ -121,8 +116,8 @@ class _Places(NamedTuple):
             return cls(None, nowhere, nowhere, nowhere, False, (), (), 1)
         hidden = spec(mesh, ("rows", "residual_length", None), hidden_BxLxD.shape)
         targets = spec(mesh, ("rows", "length"), hidden_BxLxD.shape[:2])
-        columns = spec(mesh, ("vocab", STORAGE), unembedding_VxD.shape)
-        storage = mesh_axes(columns[1])
+        storage = mesh_axes(spec(mesh, ("vocab", STORAGE), unembedding_VxD.shape)[1])
+        columns = PartitionSpec(LOGICAL["vocab"], storage)
         summed = tuple(axis for axis in mesh.axis_names if axis not in (*storage, *LOGICAL["vocab"]))
         used = [mesh.shape[axis] for entry in targets for axis in mesh_axes(entry)]
         copies = axis_size(mesh, "rows") * axis_size(mesh, "length") // int(np.prod(used, dtype=int))
@@ -196,7 +191,8 @@ def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chu
 
 def _logits(hidden_BxLxD: Array, columns_cxD: Array, tokens_c: Array, head: Head) -> tuple[Array, Array]:
     """Logits [B, L, c] of a chunk, float32, -inf in its padding; and the logits before the soft cap."""
-    raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=jnp.float32)
+    wide = at_least_float32(hidden_BxLxD.dtype)
+    raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=wide)
     logits_BxLxc = soft_cap(raw_BxLxc, head.cap) / head.temperature
     return jnp.where((tokens_c != PADDING)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
 
@@ -220,7 +216,7 @@ def _local_forward(
         picked_BxL = picked_BxL + jnp.where(is_target_BxLxc, logits_BxLxc, 0.0).sum(-1)
         return (new_high_BxL, total_BxL, picked_BxL), None
 
-    zero_BxL = jnp.zeros(targets_BxL.shape, jnp.float32)
+    zero_BxL = jnp.zeros(targets_BxL.shape, at_least_float32(hidden_BxLxD.dtype))
     start = (zero_BxL - jnp.inf, zero_BxL, zero_BxL)
     (high_BxL, total_BxL, picked_BxL), _ = jax.lax.scan(step, start, chunks)
     all_high_BxL = places.largest_of_parts(high_BxL)
@@ -240,10 +236,10 @@ def _local_backward(
     head: Head,
     places: _Places,
     trained: bool,
-) -> tuple[Array, ...]:
-    """Gradients of the hidden states, and of this device's part of the unembedding if it is trained, in their types."""
+) -> tuple[Array, Array | None]:
+    """Gradients of the hidden states and, if it is trained, of its part of the unembedding; in their types."""
     whole_BxLxD = places.whole_length(hidden_BxLxD)
-    dtype = whole_BxLxD.dtype
+    dtype, wide = whole_BxLxD.dtype, at_least_float32(whole_BxLxD.dtype)
     chunks = _chunks(columns_vxd, head, places, dtype)
     gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL / head.temperature)[..., None]
 
@@ -256,17 +252,17 @@ def _local_backward(
         if head.cap is not None:
             slope_BxLxc = slope_BxLxc * (1 - jnp.tanh(raw_BxLxc / head.cap) ** 2)
         slope_BxLxc = slope_BxLxc.astype(dtype)
-        update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
+        update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=wide)
         if not trained:
             return total_BxLxD + update, None
         of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
         return total_BxLxD + update, places.sum_of_columns(of_columns_cxD)
 
-    total_BxLxD = jnp.zeros(whole_BxLxD.shape, jnp.float32)
+    total_BxLxD = jnp.zeros(whole_BxLxD.shape, wide)
     total_BxLxD, of_columns_nxcxd = jax.lax.scan(step, total_BxLxD, chunks)
     of_hidden_BxLxD = places.sum_of_length(total_BxLxD.astype(dtype))
     if not trained:
-        return (of_hidden_BxLxD,)
+        return of_hidden_BxLxD, None
     of_columns_vxd = of_columns_nxcxd.reshape(-1, columns_vxd.shape[1])[: columns_vxd.shape[0]]
     of_columns_vxd = (places.sum_over_rows(of_columns_vxd) / places.copies).astype(columns_vxd.dtype)
     return of_hidden_BxLxD, of_columns_vxd

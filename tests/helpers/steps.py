@@ -7,6 +7,7 @@ import numpy as np
 
 from qrpo_jax import losses, transforms
 from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
+from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
@@ -35,29 +36,30 @@ def target(batch):
 
 
 @functools.cache
-def compiled(name="qrpo", microbatches=1, mesh_sizes=None):
+def compiled(name="qrpo", microbatches=1, mesh_sizes=None, settings=tiny.SETTINGS, remat="none"):
     objective = make_objective(name, **OPTIONS[name])
     mesh = make_mesh(*mesh_sizes) if mesh_sizes else None
     step = make_step(
-        tiny.GRAPH,
+        decoder.graph(settings),
         objective,
         OPTIMIZER,
-        log_prob_settings=LogProbSettings(vocab_chunk=7, compute=Compute(mesh=mesh)),
+        log_prob_settings=LogProbSettings(vocab_chunk=7, compute=Compute(remat=remat, mesh=mesh)),
         microbatches=microbatches,
         calibrated_target=target if name == "qrpo" else None,
     )
     if mesh is None:
         return jax.jit(step)
-    return jax.jit(step, out_shardings=(state_shardings(parameter_layout(mesh, tiny.SETTINGS), OPTIMIZER), None))
+    return jax.jit(step, out_shardings=(state_shardings(parameter_layout(mesh, settings), OPTIMIZER), None))
 
 
-def update(batch=BATCH, name="qrpo", microbatches=1, mesh_sizes=None):
-    state = initial_state(tiny.parameters(), OPTIMIZER, seed=0)
+def update(batch=BATCH, name="qrpo", microbatches=1, mesh_sizes=None, settings=tiny.SETTINGS, remat="none"):
+    """The state after one step, and its metrics; on a mesh of `mesh_sizes`, in the order of `make_mesh`, if given."""
+    state = initial_state(tiny.parameters(settings), OPTIMIZER, seed=0)
     if mesh_sizes is not None:
         mesh = make_mesh(*mesh_sizes)
-        state = jax.device_put(state, state_shardings(parameter_layout(mesh, tiny.SETTINGS), OPTIMIZER))
+        state = jax.device_put(state, state_shardings(parameter_layout(mesh, settings), OPTIMIZER))
         batch = place(batch, row_sharding(mesh))
-    new, metrics = compiled(name, microbatches, mesh_sizes)(state, batch)
+    new, metrics = compiled(name, microbatches, mesh_sizes, settings, remat)(state, batch)
     return jax.device_get(new), jax.device_get(metrics)
 
 

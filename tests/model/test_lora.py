@@ -37,6 +37,7 @@ from qrpo_jax.training.state import initial_state, parameter_layout, state_shard
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import steps, tiny
 from tests.helpers.jobs import refused
+from tests.helpers.programs import products
 from tests.helpers.runs import Killed, books, killing, trainable
 
 LORA = make_lora(tiny.SETTINGS, rank=3, alpha=5, targets=".*_proj")
@@ -171,17 +172,6 @@ def test_completions_sampled_with_adapters_are_those_of_the_merged_model():
     merged = jax.jit(make_sampler(tiny.GRAPH, **options))(merge(base, adapters, LORA), *prompts, keys)
     assert np.array_equal(drawn.tokens_PxnxT, merged.tokens_PxnxT)
     np.testing.assert_allclose(drawn.log_probs_Pxn, merged.log_probs_Pxn, rtol=2e-5, atol=2e-5)
-
-
-def products(jaxpr):
-    """Shapes of all matrix products of a program, inner programs included."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            yield eqn.outvars[0].aval.shape
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from products(inner)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

@@ -48,6 +48,13 @@ def test_packing_and_padding_rows_change_nothing():
     assert_same_update(update(padded), plain(), reordered=True)
 
 
+def test_a_copy_of_the_prompt_for_each_completion_changes_nothing():
+    apart = tiny.batch(TABLE, share=False, row_multiple=8)
+    tokens = [int((batch.layout.groups_BxL > 0).sum()) for batch in (apart, BATCH)]
+    assert tokens[0] > tokens[1], tokens
+    assert_same_update(update(apart), plain(), reordered=True)
+
+
 def test_loss_is_the_weighted_mean_over_the_completions_of_the_whole_batch():
     each = jax.jit(lambda p, b: completion_log_probs(tiny.GRAPH, p, b, LogProbSettings()))(tiny.parameters(), BATCH)
     weight = (BATCH.completions_BxS.weight * BATCH.present_BxS).astype(np.float64)
@@ -163,7 +170,7 @@ def test_impossible_optimizers_are_refused(change, message):
     assert error.value.about == tuple(change) and "config" not in str(error.value)
 
 
-CLIP = -2.5  # nats; most tokens of the tiny policy are below it and some above
+CLIP = -3.0  # nats; most tokens of the tiny policy are below it and some above
 
 
 def clipped_tokens(log_probs, c):
@@ -213,7 +220,7 @@ def test_golden_step():
     """One QRPO update of the tiny policy. Update the figures only with a change that is meant to change the
     mathematics of a step (or of tests/helpers/tiny.py), and say so in the commit; a refactoring must not."""
     metrics = plain()[1]
-    golden = {"loss": 56.07153, "gradient_norm": 231.03075}
+    golden = {"loss": 56.68370, "gradient_norm": 202.55293}
     got = {name: float(metrics[name]) for name in golden}
     for name, value in golden.items():
         assert got[name] == pytest.approx(value, rel=1e-5), got

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
+from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention.rules import in_window, soft_cap
 
 
@@ -32,16 +33,16 @@ def attend_cached(
     """
     prompts, kv_heads, k_dim, width = prompt_k_PxGxKxL.shape
     batch, heads, _ = q_BxHxK.shape
-    repeat, f32 = heads // kv_heads, jnp.float32
+    repeat, wide = heads // kv_heads, at_least_float32(q_BxHxK.dtype)
     q_BxGxRxK = q_BxHxK.reshape(batch, kv_heads, repeat, k_dim)
     q_PxnxGxRxK = q_BxHxK.reshape(prompts, batch // prompts, kv_heads, repeat, k_dim)
     scale = k_dim**-0.5 if scale is None else scale
     # The n completions of a prompt are rows of one product per kv-head. On a CPU, XLA cannot multiply bfloat16 with
     # float32 sums where the batch axes do not come first.
     q_PxGxnRxK = q_PxnxGxRxK.swapaxes(1, 2).reshape(prompts, kv_heads, -1, k_dim)
-    prompt = jnp.einsum("PGMK,PGKL->PGML", q_PxGxnRxK, prompt_k_PxGxKxL, preferred_element_type=f32) * scale
+    prompt = jnp.einsum("PGMK,PGKL->PGML", q_PxGxnRxK, prompt_k_PxGxKxL, preferred_element_type=wide) * scale
     prompt = prompt.reshape(prompts, kv_heads, -1, repeat, width).swapaxes(1, 2)
-    completion = jnp.einsum("BGRK,BGKT->BGRT", q_BxGxRxK, k_BxGxKxT, preferred_element_type=f32) * scale
+    completion = jnp.einsum("BGRK,BGKT->BGRT", q_BxGxRxK, k_BxGxKxT, preferred_element_type=wide) * scale
     prompt, completion = soft_cap(prompt, cap), soft_cap(completion, cap)
     in_prompt_PxL = jnp.arange(width)[None] < prompt_lengths_P[:, None]
     in_completion_T = jnp.arange(completion.shape[-1]) < filled
@@ -56,7 +57,7 @@ def attend_cached(
     completion = jnp.exp(completion - high)
     total = prompt.sum(-1, keepdims=True).reshape(high.shape) + completion.sum(-1, keepdims=True)
     dtype = prompt_v_PxGxKxL.dtype
-    mixed = jnp.einsum("PnGRL,PGKL->PnGRK", prompt.astype(dtype), prompt_v_PxGxKxL, preferred_element_type=f32)
+    mixed = jnp.einsum("PnGRL,PGKL->PnGRK", prompt.astype(dtype), prompt_v_PxGxKxL, preferred_element_type=wide)
     mixed = mixed.reshape(q_BxGxRxK.shape)
-    mixed += jnp.einsum("BGRT,BGKT->BGRK", completion.astype(dtype), v_BxGxKxT, preferred_element_type=f32)
+    mixed += jnp.einsum("BGRT,BGKT->BGRK", completion.astype(dtype), v_BxGxKxT, preferred_element_type=wide)
     return (mixed / total).astype(q_BxHxK.dtype).reshape(batch, heads, k_dim)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention.rules import soft_cap, visible
 from qrpo_jax.model.layout import Layout
 
@@ -34,11 +35,11 @@ def _capped(
 ) -> Array:
     """The same with soft-capped scores, which `jax.nn.dot_product_attention` does not have."""
     batch, length, heads, k_dim = q_BxLxHxK.shape
-    kv_heads, f32 = k_BxMxGxK.shape[2], jnp.float32
+    kv_heads, wide = k_BxMxGxK.shape[2], at_least_float32(q_BxLxHxK.dtype)
     q_BxLxGxRxK = q_BxLxHxK.reshape(batch, length, kv_heads, heads // kv_heads, k_dim)
-    scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BxLxGxRxK, k_BxMxGxK, preferred_element_type=f32)
+    scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BxLxGxRxK, k_BxMxGxK, preferred_element_type=wide)
     scores = soft_cap(scores * (k_dim**-0.5 if scale is None else scale), cap)
-    scores = jnp.where(mask_BxLxM[:, None, None], scores, jnp.finfo(f32).min)
+    scores = jnp.where(mask_BxLxM[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxMxGxK.dtype)
     mixed = jnp.einsum("BGRLM,BMGK->BLGRK", weights, v_BxMxGxK)
     return mixed.reshape(q_BxLxHxK.shape).astype(q_BxLxHxK.dtype)

@@ -1,7 +1,6 @@
 """Attention on a mesh: each device runs the backend on its own rows, heads and part of the row."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
@@ -32,18 +31,17 @@ def attend(
         return backend(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, 0, window, scale=scale, cap=cap)
     queries = spec(mesh, ("rows", "length", "heads", None), q_BxLxHxK.shape)
     keys = spec(mesh, ("rows", None, "kv_heads", None), k_BxLxGxK.shape)
-    split = queries[1] is not None
+    traced = window if isinstance(window, Array) else None
 
-    def local(q: Array, k: Array, v: Array, of_queries: Layout, of_keys: Layout, window: Array | None) -> Array:
-        start = jax.lax.axis_index("context") * q.shape[1] if split else 0
-        return backend(q, k, v, of_queries, of_keys, start, window if traced else fixed, scale=scale, cap=cap)
+    def local(q: Array, k: Array, v: Array, of_queries: Layout, of_keys: Layout, traced: Array | None) -> Array:
+        start = 0 if q.shape[1] == k.shape[1] else jax.lax.axis_index("context") * q.shape[1]
+        back = window if traced is None else traced
+        return backend(q, k, v, of_queries, of_keys, start, back, scale=scale, cap=cap)
 
-    traced = isinstance(window, Array)
-    fixed = None if traced else window
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(queries, keys, keys, PartitionSpec(*queries[:2]), PartitionSpec(keys[0]), PartitionSpec()),
         out_specs=queries,
         check_vma=False,  # Pallas kernels do not say over which axes their results vary
-    )(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, window if traced else jnp.zeros(()))
+    )(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout, layout, traced)
