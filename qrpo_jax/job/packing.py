@@ -127,7 +127,7 @@ def free_bytes(job: Job, mesh: Mesh, machine: Machine, stage: str | None) -> flo
 
 
 def read_choice(job: Job, stage: str) -> Choice | None:
-    """The rows that an earlier start of the stage chose; None if there was none, or if prompts were shared otherwise."""
+    """The rows that an earlier start of the stage chose; None if prompts were shared otherwise."""
     path = job.folder(stage) / CHOSEN
     if not path.exists():
         return None
