@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
 
 from qrpo_jax.devices.constraints import STORAGE, spreads
@@ -24,7 +25,7 @@ from qrpo_jax.model.attention.rules import soft_cap
 
 CHUNK = 8192  # tokens of the vocabulary; a device then holds 32 KiB of logits for each of its positions
 NO_TARGET = -1
-FILLER = -2  # the token of a row that fills up a chunk, which no target is
+PADDING = -2  # in place of a token; no target equals it
 
 
 class Head(NamedTuple):
@@ -43,6 +44,7 @@ class Head(NamedTuple):
     mesh: Mesh | None
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def token_log_probs(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, head: Head) -> Array:
     """log softmax(logits / temperature) at the targets, float32 [B, L], with logits = hidden @ unembedding.T.
 
@@ -52,37 +54,52 @@ def token_log_probs(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Ar
       targets_BxL: token ids, or `NO_TARGET`, where the result is 0.
       head: temperature and the rest.
     """
-    return _token_log_probs(hidden_BxLxD, unembedding_VxD, targets_BxL, head)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _token_log_probs(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, head: Head) -> Array:
     return _forward(hidden_BxLxD, unembedding_VxD, targets_BxL, head)[0]
 
 
-def _forward(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, head: Head) -> tuple[Array, Any]:
+def _forward(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, head: Head) -> tuple[Array, Array]:
+    """The result, and the log-sum-exp of the logits, float32 [B, L]."""
     places = _Places.of(head.mesh, hidden_BxLxD, unembedding_VxD)
     run = places.on_devices(
         partial(_local_forward, head=head, places=places),
         (places.hidden, places.columns, places.targets),
         (places.targets, places.targets),
     )
-    log_probs_BxL, lse_BxL = run(hidden_BxLxD, unembedding_VxD, targets_BxL)
-    return log_probs_BxL, (hidden_BxLxD, unembedding_VxD, targets_BxL, lse_BxL)
+    return run(hidden_BxLxD, unembedding_VxD, targets_BxL)
 
 
-def _backward(head: Head, kept: Any, gradient_BxL: Array) -> tuple[Array, Array, None]:
-    hidden_BxLxD, unembedding_VxD, _, _ = kept
-    places = _Places.of(head.mesh, hidden_BxLxD, unembedding_VxD)
+class _Kept(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    hidden_BxLxD: Array
+    unembedding_VxD: Array
+    targets_BxL: Array
+    lse_BxL: Array
+
+
+def _forward_rule(hidden: Any, unembedding: Any, targets: Any, head: Head) -> tuple[Array, tuple[_Kept, Any]]:
+    log_probs_BxL, lse_BxL = _forward(hidden.value, unembedding.value, targets.value, head)
+    # The structure says whether the unembedding is trained. Under LoRA it is not, and its gradient would be computed.
+    trained = () if unembedding.perturbed else None
+    return log_probs_BxL, (_Kept(hidden.value, unembedding.value, targets.value, lse_BxL), trained)
+
+
+def _backward_rule(head: Head, kept: tuple[_Kept, Any], gradient_BxL: Any) -> tuple[Any, Any, None]:
+    arrays, trained = kept
+    if isinstance(gradient_BxL, SymbolicZero):
+        return None, None, None
+    places = _Places.of(head.mesh, arrays.hidden_BxLxD, arrays.unembedding_VxD)
+    outputs = (places.hidden, places.columns)[: 1 if trained is None else 2]
     run = places.on_devices(
-        partial(_local_backward, head=head, places=places),
+        partial(_local_backward, head=head, places=places, trained=trained is not None),
         (places.hidden, places.columns, places.targets, places.targets, places.targets),
-        (places.hidden, places.columns),
+        outputs,
     )
-    return *run(*kept, gradient_BxL), None
+    of_hidden_BxLxD, *of_unembedding_VxD = run(*arrays, gradient_BxL)
+    return of_hidden_BxLxD, *(of_unembedding_VxD or [None]), None
 
 
-_token_log_probs.defvjp(_forward, _backward)
+token_log_probs.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
 
 
 class _Places(NamedTuple):
@@ -160,10 +177,10 @@ class _Places(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """This device's part of the unembedding in n chunks, filled up to whole chunks."""
+    """This device's part of the unembedding in n chunks, the last one padded."""
 
     columns_nxcxd: Array
-    ids_nxc: Array  # tokens of the vocabulary; `FILLER` is none
+    tokens_nxc: Array  # the token of each row; `PADDING` behind the part's last token
 
 
 def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chunks:
@@ -171,17 +188,17 @@ def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chu
     wanted = -(-(head.vocab_chunk or CHUNK) // places.parts)
     count = -(-vocab // min(wanted, vocab))
     size = -(-vocab // count)  # the fewest chunks, as equal as can be
-    missing = round_up(vocab, size) - vocab
-    columns = jnp.pad(columns_vxd.astype(dtype), ((0, missing), (0, 0)))
-    ids = jnp.pad(places.part * vocab + jnp.arange(vocab), (0, missing), constant_values=FILLER)
-    return _Chunks(columns.reshape(-1, size, columns.shape[1]), ids.reshape(-1, size))
+    padded = jnp.pad(columns_vxd.astype(dtype), ((0, round_up(vocab, size) - vocab), (0, 0)))
+    rows_nxc = jnp.arange(count * size).reshape(count, size)
+    tokens_nxc = jnp.where(rows_nxc < vocab, places.part * vocab + rows_nxc, PADDING)
+    return _Chunks(padded.reshape(count, size, -1), tokens_nxc)
 
 
-def _logits(hidden_BxLxD: Array, columns_cxD: Array, ids_c: Array, head: Head) -> tuple[Array, Array]:
-    """Logits [B, L, c] of a chunk, float32, -inf for fillers; and the logits before the soft cap."""
+def _logits(hidden_BxLxD: Array, columns_cxD: Array, tokens_c: Array, head: Head) -> tuple[Array, Array]:
+    """Logits [B, L, c] of a chunk, float32, -inf in its padding; and the logits before the soft cap."""
     raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=jnp.float32)
     logits_BxLxc = soft_cap(raw_BxLxc, head.cap) / head.temperature
-    return jnp.where((ids_c != FILLER)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
+    return jnp.where((tokens_c != PADDING)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
 
 
 def _local_forward(
@@ -193,13 +210,13 @@ def _local_forward(
 
     def step(carry: tuple[Array, Array, Array], chunk: _Chunks) -> tuple[Any, None]:
         high_BxL, total_BxL, picked_BxL = carry
-        columns_cxd, ids_c = chunk
-        logits_BxLxc, _ = _logits(hidden_BxLxD, places.whole_columns(columns_cxd), ids_c, head)
+        columns_cxd, tokens_c = chunk
+        logits_BxLxc, _ = _logits(hidden_BxLxD, places.whole_columns(columns_cxd), tokens_c, head)
         new_high_BxL = jnp.maximum(high_BxL, logits_BxLxc.max(-1))
         total_BxL = total_BxL * jnp.exp(high_BxL - new_high_BxL)
         total_BxL = total_BxL + jnp.exp(logits_BxLxc - new_high_BxL[..., None]).sum(-1)
         # A comparison and a sum run inside the same loop over the logits; a gather would need them in memory.
-        is_target_BxLxc = ids_c[None, None] == targets_BxL[..., None]
+        is_target_BxLxc = tokens_c[None, None] == targets_BxL[..., None]
         picked_BxL = picked_BxL + jnp.where(is_target_BxLxc, logits_BxLxc, 0.0).sum(-1)
         return (new_high_BxL, total_BxL, picked_BxL), None
 
@@ -222,28 +239,34 @@ def _local_backward(
     *,
     head: Head,
     places: _Places,
-) -> tuple[Array, Array]:
-    """Gradients of the hidden states and of this device's part of the unembedding, in their types."""
+    trained: bool,
+) -> tuple[Array, ...]:
+    """Gradients of the hidden states and, if it is trained, of this device's part of the unembedding, in their types."""
     whole_BxLxD = places.whole_length(hidden_BxLxD)
     dtype = whole_BxLxD.dtype
     chunks = _chunks(columns_vxd, head, places, dtype)
     gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL / head.temperature)[..., None]
 
-    def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Array]:
-        columns_cxd, ids_c = chunk
+    def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Any]:
+        columns_cxd, tokens_c = chunk
         columns_cxD = places.whole_columns(columns_cxd)
-        logits_BxLxc, raw_BxLxc = _logits(whole_BxLxD, columns_cxD, ids_c, head)
-        is_target_BxLxc = ids_c[None, None] == targets_BxL[..., None]
+        logits_BxLxc, raw_BxLxc = _logits(whole_BxLxD, columns_cxD, tokens_c, head)
+        is_target_BxLxc = tokens_c[None, None] == targets_BxL[..., None]
         slope_BxLxc = gradient_BxLx1 * (is_target_BxLxc - jnp.exp(logits_BxLxc - lse_BxL[..., None]))
         if head.cap is not None:
             slope_BxLxc = slope_BxLxc * (1 - jnp.tanh(raw_BxLxc / head.cap) ** 2)
         slope_BxLxc = slope_BxLxc.astype(dtype)
-        of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
         update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=jnp.float32)
+        if not trained:
+            return total_BxLxD + update, None
+        of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
         return total_BxLxD + update, places.sum_of_columns(of_columns_cxD)
 
     total_BxLxD = jnp.zeros(whole_BxLxD.shape, jnp.float32)
     total_BxLxD, of_columns_nxcxd = jax.lax.scan(step, total_BxLxD, chunks)
+    of_hidden_BxLxD = places.sum_of_length(total_BxLxD.astype(dtype))
+    if not trained:
+        return (of_hidden_BxLxD,)
     of_columns_vxd = of_columns_nxcxd.reshape(-1, columns_vxd.shape[1])[: columns_vxd.shape[0]]
     of_columns_vxd = (places.sum_over_rows(of_columns_vxd) / places.copies).astype(columns_vxd.dtype)
-    return places.sum_of_length(total_BxLxD.astype(dtype)), of_columns_vxd
+    return of_hidden_BxLxD, of_columns_vxd

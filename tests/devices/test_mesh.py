@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from qrpo_jax.devices.mesh import axis_size, make_mesh, parameter_shardings, place, replicated, row_sharding
+from qrpo_jax.devices.mesh import AXES, axis_size, make_mesh, parameter_shardings, place, replicated, row_sharding
 from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder
 from qrpo_jax.training.state import Trainable, parameter_layout, state_shardings
@@ -17,7 +17,8 @@ from tests.helpers.steps import OPTIMIZER
     [((-1, 1, 1), (8, 1, 1)), ((1, -1, 2), (1, 4, 2)), ((2, 2, -1), (2, 2, 2)), ((4, 2, 1), (4, 2, 1))],
 )
 def test_a_size_of_minus_one_uses_all_devices(sizes, shape):
-    assert make_mesh(*sizes).devices.shape == shape
+    mesh = make_mesh(*sizes)
+    assert mesh.axis_names == AXES and mesh.devices.shape == (1, *shape, 1)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 8), (-1, 3, 1), (-2, 1, 1), (16, 1, 1), (-1, 16, 1)])

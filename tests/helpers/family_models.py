@@ -13,6 +13,7 @@ from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tensors import stored_tensors
 from qrpo_jax.model import decoder
 from qrpo_jax.model.cache import Cache, start_cache
+from qrpo_jax.model.layout import one_sequence
 
 
 def load(folder: Path) -> tuple[decoder.DecoderSettings, decoder.Parameters]:
@@ -49,7 +50,7 @@ def decoded(
         within = np.broadcast_to(np.arange(prompt + 2), (2, prompt + 2))
         lengths = jnp.asarray([prompt, prompt + 2])
         prompts = np.stack([tokens_L[: prompt + 2]] * 2)
-        _, (k, v) = model(prompts, (within < lengths[:, None]).astype(jnp.int32), within, keep_keys=True)
+        _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
         cache = start_cache(k, v, lengths, completions=2, max_new_tokens=steps)
 
         def step(cache: Cache, token: jax.Array) -> Any:

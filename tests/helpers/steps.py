@@ -7,6 +7,7 @@ import numpy as np
 
 from qrpo_jax import losses, transforms
 from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
@@ -36,17 +37,17 @@ def target(batch):
 @functools.cache
 def compiled(name="qrpo", microbatches=1, mesh_sizes=None):
     objective = make_objective(name, **OPTIONS[name])
+    mesh = make_mesh(*mesh_sizes) if mesh_sizes else None
     step = make_step(
         tiny.GRAPH,
         objective,
         OPTIMIZER,
-        log_prob_settings=LogProbSettings(vocab_chunk=7),
+        log_prob_settings=LogProbSettings(vocab_chunk=7, compute=Compute(mesh=mesh)),
         microbatches=microbatches,
         calibrated_target=target if name == "qrpo" else None,
     )
-    if mesh_sizes is None:
+    if mesh is None:
         return jax.jit(step)
-    mesh = make_mesh(*mesh_sizes)
     return jax.jit(step, out_shardings=(state_shardings(parameter_layout(mesh, tiny.SETTINGS), OPTIMIZER), None))
 
 

@@ -20,10 +20,11 @@ from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
 from qrpo_jax.model.layers import RMSNorm
+from qrpo_jax.model.token_log_probs import Head, token_log_probs
 from qrpo_jax.sampling import sampler
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from tests.helpers import family_cases as cases
-from tests.helpers import tiny
+from tests.helpers import sequences, tiny
 from tests.helpers.family_models import decoded, load, stored_form
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -80,9 +81,9 @@ def test_logits_and_gradients_packed_and_padded_are_those_of_transformers(case: 
 
     def loss(parameters: decoder.Parameters) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, parameters)
-        hidden, _ = model(tokens, segments, positions)
-        options: dict[str, Any] = dict(temperature=1.0, vocab_chunk=11, cap=settings.logit_cap)
-        scored = log_probs.token_log_probs(hidden, model.unembedding(), np.roll(tokens, -1, 1), **options)
+        hidden, _ = model(tokens, sequences.layout(segments, positions))
+        head = Head(1.0, settings.logit_cap, 11, None)
+        scored = token_log_probs(hidden, model.unembedding(), np.roll(tokens, -1, 1), head)
         return (scored * np.roll(weights, -1, 1)).sum(), model.logits(hidden)
 
     gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(parameters)
@@ -136,9 +137,10 @@ def test_completions_have_the_scored_log_probs(folders: Any) -> None:
         rows, prompts.repeat(2, 0), lengths.repeat(2), drawn.tokens_PxnxT.reshape(4, new), strict=True
     ):
         row[: length + new] = [*prompt[:length], *drawn_T]
+    layout = sequences.layout(np.ones_like(rows), at, own)
     scored = jax.jit(
         lambda p: log_probs.row_log_probs(
-            graph, p, rows, np.ones_like(rows), at, own, temperature=temperature, vocab_chunk=5
+            graph, p, rows, layout, sequences.targets(rows, own), temperature=temperature, vocab_chunk=5
         )
     )(parameters)
     np.testing.assert_allclose(drawn.log_probs_Pxn.reshape(-1), scored.sum(-1), rtol=0, atol=2e-5)
@@ -154,8 +156,8 @@ def test_program_does_not_grow_with_depth_where_layers_differ() -> None:
             sliding_layers=(True, False) * (layers // 2),
         )
         graph, shapes = decoder.graph(settings), decoder.abstract_parameters(settings)
-        row = np.ones((1, 9), np.int32)
-        jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(row, row, row)[0])(shapes)
+        row, layout = np.ones((1, 9), np.int32), sequences.one_a_row((1, 9))
+        jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(row, layout)[0])(shapes)
         return sum(line.count("=") for line in str(jaxpr).splitlines() if "[" in line)
 
     assert equations(2) == equations(12)
@@ -169,10 +171,10 @@ def test_a_token_sees_the_window_and_no_further_back(case: str, folders: Any) ->
     parameters = parameters | {"layers": jax.tree.map(lambda p: p[:1], parameters["layers"])}
     model = nnx.merge(decoder.graph(settings), parameters)
     tokens = cases.tokens(case, VOCAB)
-    row = (np.ones_like(tokens), np.arange(LENGTH)[None])
+    layout = sequences.one_a_row(tokens.shape)
     changed = tokens.copy()
     changed[0, 3] = changed[0, 3] % (VOCAB - 1) + 1
-    moved = np.abs(np.asarray(model(tokens, *row)[0]) - np.asarray(model(changed, *row)[0])).max(-1)[0]
+    moved = np.abs(np.asarray(model(tokens, layout)[0]) - np.asarray(model(changed, layout)[0])).max(-1)[0]
     expected = (np.arange(LENGTH) >= 3) & (np.arange(LENGTH) < 3 + cases.WINDOW)
     np.testing.assert_array_equal(moved > 0, expected)
 

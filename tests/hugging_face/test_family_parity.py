@@ -16,7 +16,7 @@ from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.model import decoder, log_probs
 from qrpo_jax.model.compute import Compute
 from tests.helpers import family_cases as cases
-from tests.helpers import live_models, tiny
+from tests.helpers import live_models, sequences, tiny
 from tests.helpers.family_models import decoded, load, stored_form
 from tests.helpers.live_models import SIZES, logits_of
 
@@ -51,21 +51,21 @@ def test_logits_packed_and_padded_are_theirs(theirs: Any) -> None:
         return model.logits(model(*rows)[0])
 
     length = tokens.shape[1]
-    at = np.broadcast_to(np.arange(length), tokens.shape)
-    np.testing.assert_allclose(ours(parameters, tokens, np.ones_like(tokens), at), alone, rtol=0, atol=2e-5)
+    layout = sequences.one_a_row(tokens.shape)
+    np.testing.assert_allclose(ours(parameters, tokens, layout), alone, rtol=0, atol=2e-5)
 
     # Both sequences in one row, with padding after them.
     row = np.pad(tokens.reshape(1, -1), ((0, 0), (0, PADDING)))
     segments = np.pad(np.repeat([[1, 2]], length, axis=1), ((0, 0), (0, PADDING)))
     positions = np.pad(np.tile(np.arange(length), 2)[None], ((0, 0), (0, PADDING)))
-    packed = np.asarray(ours(parameters, row, segments, positions))[:, : 2 * length]
+    packed = np.asarray(ours(parameters, row, sequences.layout(segments, positions)))[:, : 2 * length]
     np.testing.assert_allclose(packed.reshape(alone.shape), alone, rtol=0, atol=2e-5)
 
     # Padded to a common length, theirs with a mask.
     padded = np.pad(tokens, ((0, 0), (0, PADDING)))
     mask = (np.arange(length + PADDING) < np.asarray([[length], [length - 7]])).astype(np.int32)
     positions = np.broadcast_to(np.arange(length + PADDING), padded.shape)
-    got = np.asarray(ours(parameters, padded, mask, positions))
+    got = np.asarray(ours(parameters, padded, sequences.layout(mask, positions)))
     np.testing.assert_allclose(got[mask > 0], logits_of(model, padded, mask)[mask > 0], rtol=0, atol=2e-5)
 
 
@@ -78,16 +78,13 @@ def test_gradients_are_theirs(theirs: Any) -> None:
     live_models.loss(model, tokens, weights).backward()
     expected = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     graph = decoder.graph(settings)
-    at = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    rows = (tokens, sequences.one_a_row(tokens.shape), sequences.targets(tokens, weights != 0))
 
     @jax.jit
     @jax.grad
     def gradient(parameters: decoder.Parameters) -> jax.Array:
-        rows = (tokens, np.ones_like(tokens), at)
-        scored = log_probs.row_log_probs(
-            graph, parameters, *rows, weights != 0, vocab_chunk=17, compute=Compute(remat=True)
-        )
-        return (scored * weights).sum()
+        scored = log_probs.row_log_probs(graph, parameters, *rows, vocab_chunk=17, compute=Compute(remat="full"))
+        return (scored[:, :-1] * weights[:, 1:]).sum()
 
     ours = stored_form(settings, gradient(parameters))
     assert ours.keys() == expected.keys()

@@ -18,7 +18,7 @@ from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.model import decoder
 from qrpo_jax.model.lora import join, merge
 from tests.helpers import family_cases as cases
-from tests.helpers import live_models
+from tests.helpers import live_models, sequences
 from tests.helpers.family_models import load
 from tests.helpers.live_models import SIZES, logits_of
 
@@ -51,7 +51,7 @@ def test_peft_loads_the_folder_and_gives_our_logits(case: str, tmp_path: Path) -
     adapter_folder.save(tmp_path / "adapter", settings, lora, adapters, base=str(tmp_path / "base"))
 
     tokens = cases.tokens(case, settings.vocab_size, 2)[:, :25]
-    rows = (tokens, np.ones_like(tokens), np.broadcast_to(np.arange(25), tokens.shape))
+    rows = (tokens, sequences.one_a_row(tokens.shape))
     before = logits_of(model, tokens)
 
     def ours(graph: nnx.GraphDef, parameters: decoder.Parameters) -> np.ndarray:

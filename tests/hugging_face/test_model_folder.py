@@ -23,6 +23,7 @@ from qrpo_jax.job.job import Job, Policy, Shard
 from qrpo_jax.model import decoder, log_probs, rope
 from qrpo_jax.sampling import sampler
 from qrpo_jax.stages import STAGES, export
+from tests.helpers import sequences
 from tests.helpers.exports import CHARACTERS, TIED, assert_identical, fresh, one_device
 
 LLAMA3 = dataclasses.replace(
@@ -51,8 +52,7 @@ def logits(settings: decoder.DecoderSettings, parameters: decoder.Parameters, to
     @jax.jit
     def forward(parameters: decoder.Parameters, tokens_BxL: jax.Array) -> jax.Array:
         model = decoder.nnx.merge(decoder.graph(settings), parameters)
-        positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-        hidden_BxLxD, _ = model(tokens_BxL, jnp.ones_like(tokens_BxL), positions_BxL)
+        hidden_BxLxD, _ = model(tokens_BxL, sequences.one_a_row(tokens_BxL.shape))
         return model.logits(hidden_BxLxD)
 
     return np.asarray(forward(parameters, jnp.asarray(tokens_BxL)))
@@ -152,9 +152,8 @@ def test_cached_decoding_is_the_full_forward(name: str) -> None:
     next_PxL = np.roll(logits(settings, parameters, rows_PxL).argmax(-1), 1, axis=1)
     np.testing.assert_array_equal(next_PxL[own_PxL], rows_PxL[own_PxL])
     segments_PxL = (at_PxL < lengths_P[:, None] + new).astype(np.int32)
-    scored_PxL = jax.jit(log_probs.row_log_probs, static_argnums=0)(
-        graph, parameters, rows_PxL, segments_PxL, at_PxL, own_PxL
-    )
+    layout, targets_PxL = sequences.layout(segments_PxL, at_PxL, own_PxL), sequences.targets(rows_PxL, own_PxL)
+    scored_PxL = jax.jit(log_probs.row_log_probs, static_argnums=0)(graph, parameters, rows_PxL, layout, targets_PxL)
     np.testing.assert_allclose(samples.log_probs_Pxn[:, 1], scored_PxL.sum(-1), rtol=0, atol=1e-4)
 
 

@@ -17,6 +17,8 @@ from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.model import decoder, log_probs, rope
+from qrpo_jax.model.layout import Layout
+from tests.helpers import sequences
 
 pytestmark = pytest.mark.parity
 
@@ -77,18 +79,14 @@ def our_logits(
     settings: decoder.DecoderSettings,
     parameters: decoder.Parameters,
     tokens_BxL: np.ndarray,
-    segments_BxL: np.ndarray | None = None,
-    positions_BxL: np.ndarray | None = None,
+    layout: Layout | None = None,
 ) -> np.ndarray:
     @jax.jit
-    def forward(parameters: decoder.Parameters, *row: jax.Array) -> jax.Array:
+    def forward(parameters: decoder.Parameters, *row: Any) -> jax.Array:
         model = nnx.merge(decoder.graph(settings), parameters)
         return model.logits(model(*row)[0])
 
-    if segments_BxL is None or positions_BxL is None:
-        segments_BxL = np.ones_like(tokens_BxL)
-        positions_BxL = np.broadcast_to(np.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-    return np.asarray(forward(parameters, tokens_BxL, segments_BxL, positions_BxL))
+    return np.asarray(forward(parameters, tokens_BxL, layout or sequences.one_a_row(tokens_BxL.shape)))
 
 
 def random_tokens(vocab: int, *shape: int) -> np.ndarray:
@@ -108,21 +106,19 @@ def test_logits_and_gradients_are_theirs(name: str, tmp_path: Path) -> None:
 
     # Half of the tokens count, each with its own weight, as in a loss.
     weights_BxL = np.random.default_rng(4).normal(size=tokens_BxL.shape).astype(np.float32) / LENGTH
-    targets_BxL = np.broadcast_to(np.arange(LENGTH) >= LENGTH // 2, tokens_BxL.shape)
-    positions_BxL = np.broadcast_to(np.arange(LENGTH), tokens_BxL.shape)
+    own_BxL = np.broadcast_to(np.arange(LENGTH) >= LENGTH // 2, tokens_BxL.shape)
+    layout, targets_BxL = sequences.one_a_row(tokens_BxL.shape), sequences.targets(tokens_BxL, own_BxL)
     graph = decoder.graph(settings)
 
     @jax.jit
     @jax.grad
     def our_gradient(parameters: decoder.Parameters) -> jax.Array:
-        scored_BxL = log_probs.row_log_probs(
-            graph, parameters, tokens_BxL, np.ones_like(tokens_BxL), positions_BxL, targets_BxL, vocab_chunk=23
-        )
-        return (scored_BxL * weights_BxL).sum()
+        scored_BxL = log_probs.row_log_probs(graph, parameters, tokens_BxL, layout, targets_BxL, vocab_chunk=23)
+        return (scored_BxL[:, :-1] * weights_BxL[:, 1:]).sum()
 
     scored = torch.log_softmax(model(torch.tensor(tokens_BxL)).logits, -1)[:, :-1]
     picked = scored.gather(-1, torch.tensor(tokens_BxL)[:, 1:, None])[..., 0]
-    (picked * torch.tensor((weights_BxL * targets_BxL)[:, 1:])).sum().backward()
+    (picked * torch.tensor((weights_BxL * own_BxL)[:, 1:])).sum().backward()
     # Gradients have the layout of the weights, so they are imported like weights.
     carrier = copy.deepcopy(model)
     with torch.no_grad():
@@ -147,9 +143,8 @@ def test_packing_and_padding_do_not_change_their_logits(name: str, tmp_path: Pat
     segments = np.repeat(np.arange(4), (0, *lengths))
     positions = np.concatenate([np.arange(length) for length in lengths])
     padding = (0, LENGTH - sum(lengths))
-    ours = our_logits(
-        settings, parameters, tokens_1xL, np.pad(segments, padding)[None], np.pad(positions, padding)[None]
-    )
+    layout = sequences.layout(np.pad(segments, padding)[None], np.pad(positions, padding)[None])
+    ours = our_logits(settings, parameters, tokens_1xL, layout)
     start = 0
     for length in lengths:
         alone = their_logits(model, tokens_1xL[:, start : start + length])

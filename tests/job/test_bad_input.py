@@ -43,7 +43,7 @@ from tests.helpers.jobs import ROOT, environment, job, refused
         ({"reward__name": "no.such.module:score"}, "cannot be imported"),
         ({"model__path": "no/such/folder"}, "model folder no/such/folder does not exist"),
         ({"model__heads": 3, "model__kv_heads": 2}, "heads must be a multiple"),
-        ({"mesh__data": 3}, "mesh data=3"),
+        ({"mesh__data": 3}, "mesh replica=1, data=3"),
         ({"sft__learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
         ({"train__schedule": "steps"}, "schedule is 'steps'; allowed: cosine"),
         ({"train__epochs": 0}, "train.epochs is 0; it must be at least 1"),

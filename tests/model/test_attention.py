@@ -11,8 +11,9 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.model import attention, decoder, log_probs
 from qrpo_jax.model.attention import plain
 from qrpo_jax.model.compute import Compute
+from qrpo_jax.model.layout import Layout
 from qrpo_jax.sampling.sampler import make_sampler
-from tests.helpers import tiny
+from tests.helpers import sequences, tiny
 
 BLOCK = 5  # does not divide the 13 tokens of a row
 WINDOWS = dict(sliding_window=4, sliding_layers=(True, False, True))
@@ -27,10 +28,11 @@ TOKENS = np.random.default_rng(1).integers(1, 46, (2, 13)).astype(np.int32)
 # Two segments and padding in the first row; padding before and after one segment in the second.
 SEGMENTS = np.asarray([[1] * 5 + [2] * 6 + [0] * 2, [0] * 1 + [1] * 11 + [0] * 1], np.int32)
 POSITIONS = np.asarray([[*range(5), *range(6), 0, 0], [0, *range(11), 0]], np.int32)
-TARGETS = (SEGMENTS > 0) & (POSITIONS > 1)
+LAYOUT = sequences.layout(SEGMENTS, POSITIONS)
+ROWS = (TOKENS, LAYOUT, sequences.targets(TOKENS, (SEGMENTS > 0) & (POSITIONS > 1)))
 
 
-def by_key_blocks(q, k, v, segments, positions, window, *, scale, cap):
+def by_key_blocks(q, k, v, queries, keys, start, window, *, scale, cap):
     """The softmax as running sums over blocks of keys; queries that see no key return 0."""
     batch, length, heads, k_dim = q.shape
     kv_heads = k.shape[2]
@@ -43,9 +45,11 @@ def by_key_blocks(q, k, v, segments, positions, window, *, scale, cap):
 
     def step(carry, block):
         high, total, mixed = carry
-        k, v, key_segments, key_positions = block
-        seen = (segments[:, :, None] == key_segments[:, None]) & (key_segments > 0)[:, None]
-        back = positions[:, :, None] - key_positions[:, None]
+        k, v, *of_keys = block
+        group, segment, position = (x[:, None] for x in of_keys)
+        seen = (queries.groups_BxL[:, :, None] == group) & (group > 0)
+        seen = seen & ((queries.segments_BxL[:, :, None] == segment) | (segment == 0))
+        back = queries.positions_BxL[:, :, None] - position
         seen = seen & (back >= 0) & (True if window is None else back < window)
         scores = jnp.einsum("BLGRK,BMGK->BLGRM", q, k)
         scores = scores if cap is None else cap * jnp.tanh(scores / cap)
@@ -58,18 +62,17 @@ def by_key_blocks(q, k, v, segments, positions, window, *, scale, cap):
         return (new_high, total, mixed), None
 
     start = (jnp.full(q.shape[:-1], -1e30), jnp.zeros(q.shape[:-1]), jnp.zeros(q.shape))
-    (_, total, mixed), _ = jax.lax.scan(step, start, tuple(map(blocks, (k, v, segments, positions))))
+    (_, total, mixed), _ = jax.lax.scan(step, start, tuple(map(blocks, (k, v, *keys))))
     return (mixed / jnp.maximum(total, 1e-30)[..., None]).reshape(batch, length, heads, k_dim)
 
 
-def value_and_gradient(settings, backend, remat=False):
+def value_and_gradient(settings, backend, remat="none"):
     """Log-probs of all targets, and the gradient of a weighted sum of them."""
     weights = np.random.default_rng(2).normal(size=TOKENS.shape).astype(np.float32)
     graph, compute = decoder.graph(settings), Compute(remat=remat, attention=backend)
 
     def total(parameters):
-        rows = (TOKENS, SEGMENTS, POSITIONS, TARGETS)
-        log_probs_BxL = log_probs.row_log_probs(graph, parameters, *rows, compute=compute)
+        log_probs_BxL = log_probs.row_log_probs(graph, parameters, *ROWS, compute=compute)
         return jnp.sum(weights * log_probs_BxL), log_probs_BxL
 
     gradient, log_probs_BxL = jax.jit(jax.grad(total, has_aux=True))(tiny.parameters(settings))
@@ -84,7 +87,9 @@ del OTHERS["plain"]
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(case, backend):
-    log_probs_BxL, gradient = value_and_gradient(CASES[case], OTHERS[backend], remat=case == "plain")
+    log_probs_BxL, gradient = value_and_gradient(
+        CASES[case], OTHERS[backend], remat="full" if case == "plain" else "none"
+    )
     expected_BxL, expected = value_and_gradient(CASES[case], plain.attend)
     np.testing.assert_allclose(log_probs_BxL, expected_BxL, rtol=1e-5, atol=1e-5)
     tiny.assert_trees_close(gradient, expected, rtol=1e-5, atol=1e-5 * tiny.largest(expected))
@@ -95,21 +100,21 @@ def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(cas
     [("plain", None, None, None), ("window", 3, None, None), ("soft cap and windows", (), None, 2.0)]
     + [("soft cap", None, 7**-0.5, 2.0)],
 )
-def test_a_backend_receives_segments_positions_and_window_of_its_layer(case, window, scale, cap):
+def test_a_backend_receives_layouts_and_window_of_its_layer(case, window, scale, cap):
     """A window that differs between layers is a traced scalar, shape ()."""
     received = []
 
     def record(*arrays, **options):
-        *arrays, window = arrays
-        received.append(([x.shape for x in arrays], getattr(window, "shape", window), options))
-        return plain.attend(*arrays, window, **options)
+        *arrays, start, window = arrays
+        received.append((jax.tree.map(jnp.shape, arrays), start, getattr(window, "shape", window), options))
+        return plain.attend(*arrays, start, window, **options)
 
     graph, shapes = decoder.graph(CASES[case]), decoder.abstract_parameters(CASES[case])
-    rows = (TOKENS, SEGMENTS, POSITIONS, TARGETS)
     compute = Compute(attention=record)
-    jax.eval_shape(lambda p: log_probs.row_log_probs(graph, p, *rows, compute=compute), shapes)
-    expected = [(2, 13, 6, 10), (2, 13, 2, 10), (2, 13, 2, 10), (2, 13), (2, 13)]
-    assert received and all(each == (expected, window, {"scale": scale, "cap": cap}) for each in received), received
+    jax.eval_shape(lambda p: log_probs.row_log_probs(graph, p, *ROWS, compute=compute), shapes)
+    layout = Layout((2, 13), (2, 13), (2, 13))
+    expected = [(2, 13, 6, 10), (2, 13, 2, 10), (2, 13, 2, 10), layout, layout]
+    assert received and all(each == (expected, 0, window, {"scale": scale, "cap": cap}) for each in received), received
 
 
 def test_prompts_of_samples_pass_through_the_chosen_backend():
@@ -136,7 +141,7 @@ def test_a_soft_cap_far_above_all_scores_changes_nothing():
     rng = np.random.default_rng(3)
     q, k, v = (rng.normal(size=(2, 13, heads, 10)).astype(np.float32) for heads in (6, 2, 2))
     run = jax.jit(plain.attend, static_argnames=("scale", "cap"))
-    capped, uncapped = (run(q, k, v, SEGMENTS, POSITIONS, 4, scale=0.9, cap=cap) for cap in (1e4, None))
+    capped, uncapped = (run(q, k, v, LAYOUT, LAYOUT, 0, 4, scale=0.9, cap=cap) for cap in (1e4, None))
     np.testing.assert_allclose(capped[SEGMENTS > 0], uncapped[SEGMENTS > 0], rtol=1e-5, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """The decoder: which tokens each position depends on, and that it computes a Llama as defined."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,22 @@ from flax import nnx
 from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder, rope
 from qrpo_jax.model.cache import start_cache
-from qrpo_jax.model.compute import Compute
+from qrpo_jax.model.compute import REMAT, Compute, check_remat
+from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.model.settings import inverse_frequencies
-from tests.helpers import tiny
+from tests.helpers import sequences, tiny
 
 TOKENS = np.random.default_rng(1).integers(1, 46, (2, 13)).astype(np.int32)
 # Two segments and padding in the first row, one segment in the second.
 SEGMENTS = np.asarray([[1] * 5 + [2] * 6 + [0] * 2, [1] * 13], np.int32)
 POSITIONS = np.asarray([[*range(5), *range(6), 0, 0], [*range(13)]], np.int32)
+LAYOUT = sequences.layout(SEGMENTS, POSITIONS)
 
 
-def forward(settings, parameters, tokens, segments=SEGMENTS, positions=POSITIONS, **options):
+def forward(settings, parameters, tokens, layout=LAYOUT, **options):
     graph = decoder.graph(settings)
     run = jax.jit(lambda p, *arrays: nnx.merge(graph, p)(*arrays, **options))
-    return np.asarray(run(parameters, tokens, segments, positions)[0])
+    return np.asarray(run(parameters, tokens, layout)[0])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward():
     answers = rng.integers(1, 46, (4, steps)).astype(np.int32)
     model = nnx.merge(decoder.graph(settings), parameters)
     within = np.broadcast_to(np.arange(7), (2, 7))
-    _, (k, v) = model(prompts, (within < lengths[:, None]).astype(np.int32), within, keep_keys=True)
+    _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
     cache = start_cache(k, v, jnp.asarray(lengths), completions=2, max_new_tokens=steps)
     decode = jax.jit(lambda p, tokens, c: nnx.merge(decoder.graph(settings), p).decode(tokens, c))
     got = []
@@ -111,13 +114,24 @@ def test_decoding_with_a_cache_equals_the_whole_forward():
         np.testing.assert_allclose(np.stack(got, 1)[b], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_remat_changes_neither_value_nor_gradient():
-    def loss(parameters, remat):
+@functools.cache
+def value_and_gradient(remat):
+    def loss(parameters):
         model = nnx.merge(tiny.GRAPH, parameters)
-        return jnp.sum(jnp.sin(model(TOKENS, SEGMENTS, POSITIONS, compute=Compute(remat=remat))[0]))
+        return jnp.sum(jnp.sin(model(TOKENS, LAYOUT, compute=Compute(remat=remat))[0]))
 
-    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    tiny.assert_trees_close(run(tiny.parameters(), False), run(tiny.parameters(), True), rtol=1e-4, atol=1e-5)
+    return jax.jit(jax.value_and_grad(loss))(tiny.parameters())
+
+
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_remat_changes_neither_value_nor_gradient(remat):
+    tiny.assert_trees_close(value_and_gradient("none"), value_and_gradient(remat), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_remat_is_refused_with_those_that_exist():
+    with pytest.raises(UserError, match="remat is 'some'; allowed: none, dots, attention, full, offload") as caught:
+        check_remat("some")
+    assert caught.value.about == ("remat",)
 
 
 def test_bfloat16_compute_stays_near_float32(hidden):
@@ -129,7 +143,7 @@ def test_program_does_not_grow_with_depth():
     def equations(layers):
         settings = dataclasses.replace(tiny.SETTINGS, layers=layers)
         graph, shapes = decoder.graph(settings), decoder.abstract_parameters(settings)
-        jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(TOKENS, SEGMENTS, POSITIONS)[0])(shapes)
+        jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(TOKENS, LAYOUT)[0])(shapes)
         return str(jaxpr).count("\n")
 
     assert equations(2) == equations(11)

@@ -10,8 +10,9 @@ import pytest
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.model import log_probs
+from qrpo_jax.model.token_log_probs import Head, token_log_probs
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs
-from tests.helpers import tiny
+from tests.helpers import sequences, tiny
 
 TABLE = tiny.examples(11)
 
@@ -65,7 +66,7 @@ def test_packing_does_not_change_the_gradient():
 def test_tokens_in_padding_change_nothing():
     batch = tiny.batch(TABLE, row_multiple=11)
     noise = np.random.default_rng(0).integers(0, 46, batch.tokens_BxL.shape)
-    tokens = np.where(batch.segments_BxL == 0, noise, batch.tokens_BxL).astype(np.int32)
+    tokens = np.where(batch.layout.groups_BxL == 0, noise, batch.tokens_BxL).astype(np.int32)
     np.testing.assert_array_equal(scored(batch), scored(batch._replace(tokens_BxL=tokens)))
 
 
@@ -85,8 +86,7 @@ def test_vocabulary_in_chunks_equals_all_at_once(chunk, temperature, cap):
         return jnp.sum(weights * jnp.take_along_axis(each, targets[..., None], -1)[..., 0])
 
     def chunked(hidden, columns):
-        options = dict(temperature=temperature, vocab_chunk=chunk, cap=cap)
-        each = log_probs.token_log_probs(hidden, columns, targets, **options)
+        each = token_log_probs(hidden, columns, targets, Head(temperature, cap, chunk, None))
         return jnp.sum(weights * each)
 
     got = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, columns)
@@ -105,19 +105,18 @@ def test_next_token_probabilities_add_up_to_one():
     tokens = np.tile(np.random.default_rng(4).integers(1, 46, length), (46, 1)).astype(np.int32)
     tokens[:, -1] = np.arange(46)
     shape = (46, length)
-    targets = np.broadcast_to(np.arange(length) == length - 1, shape)
-    positions = np.broadcast_to(np.arange(length), shape)
+    targets = sequences.targets(tokens, np.broadcast_to(np.arange(length) == length - 1, shape))
     run = jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.7))
-    got = np.asarray(run(tiny.parameters(), tokens, np.ones(shape, np.int32), positions, targets))
-    assert (got[:, :-1] == 0).all()
-    assert abs(np.exp(got[:, -1]).sum() - 1) < 1e-5, np.exp(got[:, -1]).sum()
+    got = np.asarray(run(tiny.parameters(), tokens, sequences.one_a_row(shape), targets))
+    assert (np.delete(got, -2, 1) == 0).all()
+    assert abs(np.exp(got[:, -2]).sum() - 1) < 1e-5, np.exp(got[:, -2]).sum()
 
 
 def test_large_logits_stay_finite():
     hidden = np.full((1, 1, 26), 40.0, np.float32)
     columns = np.full((46, 26), 10.0, np.float32) * np.linspace(-1, 1, 46, dtype=np.float32)[:, None]
     for chunk in (0, 7):
-        got = log_probs.token_log_probs(hidden, columns, np.asarray([[45]]), temperature=1.0, vocab_chunk=chunk)
+        got = token_log_probs(hidden, columns, np.asarray([[45]]), Head(1.0, None, chunk, None))
         np.testing.assert_allclose(got, 0.0, atol=1e-3)
 
 

@@ -73,17 +73,16 @@ def reference():
 
 @functools.cache
 def compiled(microbatches=1, mesh_sizes=None, on_the_fly=False):
+    mesh = make_mesh(*mesh_sizes) if mesh_sizes else None
     step = make_step(
         GRAPH,
         OBJECTIVE,
         steps.OPTIMIZER,
-        log_prob_settings=LogProbSettings(vocab_chunk=7),
+        log_prob_settings=LogProbSettings(vocab_chunk=7, compute=Compute(mesh=mesh)),
         microbatches=microbatches,
         reference_graph=tiny.GRAPH if on_the_fly else None,
     )
-    if mesh_sizes is None:
-        return jax.jit(step)
-    return jax.jit(step, out_shardings=(shardings(make_mesh(*mesh_sizes)), None))
+    return jax.jit(step, out_shardings=None if mesh is None else (shardings(mesh), None))
 
 
 def shardings(mesh):
@@ -185,7 +184,7 @@ def products(jaxpr):
                 yield from products(inner)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_no_gradient_of_the_bases_size_is_computed(remat):
     """Such a gradient is a product over tokens with the shape of a matrix, or of its transpose."""
     d, h, g, k, f = 26, 6, 2, 10, 34
@@ -241,10 +240,10 @@ def test_microbatches_and_devices_with_the_reference_on_the_fly_change_nothing(m
 def test_adapters_are_split_with_their_matrices():
     split = nnx.traversals.flatten_mapping(shardings(make_mesh(2, 2, 2)).parameters["layers"])
     for path, axes in {
-        ("attention", "q_adapter", "a"): (None, "fsdp", None),
+        ("attention", "q_adapter", "a"): (None, ("fsdp", "context"), None),
         ("attention", "q_adapter", "b"): (None, None, "tensor", None),
         ("mlp", "down_adapter", "a"): (None, "tensor", None),
-        ("mlp", "down_adapter", "b"): (None, None, "fsdp"),
+        ("mlp", "down_adapter", "b"): (None, None, ("fsdp", "context")),
     }.items():
         assert tuple(split[path].spec) == axes, path
 

@@ -10,8 +10,9 @@ from flax import nnx
 
 from qrpo_jax.model import log_probs
 from qrpo_jax.model.compute import Compute
+from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.sampling import sampler
-from tests.helpers import tiny
+from tests.helpers import sequences, tiny
 
 LENGTHS = np.asarray([3, 7, 5], np.int32)
 PROMPTS = np.random.default_rng(5).integers(3, 46, (3, 7)).astype(np.int32)
@@ -38,7 +39,7 @@ def scorer(temperature):
 
 
 def laid_out(samples):
-    """Tokens, segments, positions and targets of rows with one prompt and completion each."""
+    """Tokens, layout and targets of rows with one prompt and completion each."""
     count, fan, width = samples.tokens_PxnxT.shape
     rows = np.zeros((4, count * fan, 7 + width), np.int32)
     for b in range(count * fan):
@@ -47,7 +48,8 @@ def laid_out(samples):
         rows[0, b, :start] = PROMPTS[p, :start]
         rows[0, b, start:total] = samples.tokens_PxnxT[p, n, : total - start]
         rows[1, b, :total], rows[2, b, :total], rows[3, b, start:total] = 1, np.arange(total), 1
-    return rows[0], rows[1], rows[2], rows[3].astype(bool)
+    own = rows[3].astype(bool)
+    return rows[0], sequences.layout(rows[1], rows[2], own), sequences.targets(rows[0], own)
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +119,14 @@ def test_other_keys_give_other_samples(samples):
 
 def test_greedy_takes_the_argmax_of_the_full_forward():
     samples = draw(**GREEDY)
-    tokens, segments, positions, targets = laid_out(samples)
+    tokens, layout, targets = laid_out(samples)
 
     def logits(parameters):
         model = nnx.merge(tiny.GRAPH, parameters)
-        return model.logits(model(tokens, segments, positions)[0])
+        return model.logits(model(tokens, layout)[0])
 
     best = np.asarray(jax.jit(logits)(tiny.parameters())).argmax(-1)
-    np.testing.assert_array_equal(tokens[:, 1:][targets[:, 1:]], best[:, :-1][targets[:, 1:]])
+    np.testing.assert_array_equal(targets[targets != NO_TARGET], best[targets != NO_TARGET])
     assert (samples.tokens_PxnxT == samples.tokens_PxnxT[:, :1]).all()
 
 
@@ -171,7 +173,7 @@ def test_frequencies_follow_the_tempered_distribution():
 
     def first(parameters):
         model = nnx.merge(tiny.GRAPH, parameters)
-        hidden, _ = model(PROMPTS[:1, :3], np.ones((1, 3), np.int32), np.arange(3)[None])
+        hidden, _ = model(PROMPTS[:1, :3], sequences.one_a_row((1, 3)))
         return jax.nn.softmax(model.logits(hidden[0, -1]) / temperature)
 
     probs = np.asarray(jax.jit(first)(tiny.parameters()))

@@ -8,6 +8,7 @@ import pytest
 
 from qrpo_jax.errors import UserError
 from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
+from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
@@ -72,7 +73,7 @@ def test_diagnostics_are_means_over_the_completions_present():
         "log_ratio_low": ratio[here & ~high].mean(),
         "length": BATCH.completions_BxS.length[here].mean(),
         "calibrated_target": np.asarray(target(BATCH))[here].mean(),
-        "padding": (BATCH.segments_BxL == 0).mean(),
+        "padding": (BATCH.layout.groups_BxL == 0).mean(),
         "completions": 14,
     }.items():
         np.testing.assert_allclose(metrics[name], expected, rtol=2e-5, atol=2e-5, err_msg=name)
@@ -173,10 +174,10 @@ def clipped_tokens(log_probs, c):
 
 def clipped_tokens_by_hand(parameters, batch):
     """The same weighted mean, completion by completion and token by token."""
-    log_probs_BxL = row_log_probs(tiny.GRAPH, parameters, *batch[:4])
+    log_probs_BxL = row_log_probs(tiny.GRAPH, parameters, *batch[:3])
     numerator, denominator = 0.0, 0.0
     for b, s in np.argwhere(batch.present_BxS):
-        tokens = np.flatnonzero((batch.segments_BxL[b] == s + 1) & batch.targets_BxL[b])
+        tokens = np.flatnonzero((batch.layout.segments_BxL[b] == s + 1) & (batch.targets_BxL[b] != NO_TARGET))
         total = sum(jnp.minimum(log_probs_BxL[b, l], CLIP) for l in tokens)
         numerator -= batch.completions_BxS.weight[b, s] * batch.completions_BxS.reward[b, s] * total
         denominator += batch.completions_BxS.weight[b, s]
@@ -200,7 +201,8 @@ def test_an_objective_of_tokens_trains_on_the_loss_and_gradient_computed_by_hand
         lambda new, old, g: np.asarray(new) - (old - rate * g), state.parameters, tiny.parameters(), gradient
     )
     assert tiny.largest(moved) < 1e-6 < rate * tiny.largest(gradient), (tiny.largest(moved), tiny.largest(gradient))
-    clipped = np.asarray(row_log_probs(tiny.GRAPH, tiny.parameters(), *BATCH[:4]))[BATCH.targets_BxL] > CLIP
+    log_probs_BxL = np.asarray(row_log_probs(tiny.GRAPH, tiny.parameters(), *BATCH[:3]))
+    clipped = log_probs_BxL[BATCH.targets_BxL != NO_TARGET] > CLIP
     assert 0.05 < clipped.mean() < 0.95, clipped.mean()
     for _ in range(5):
         state, later = step(state, BATCH)
