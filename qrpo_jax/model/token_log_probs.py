@@ -241,7 +241,7 @@ def _local_backward(
     places: _Places,
     trained: bool,
 ) -> tuple[Array, ...]:
-    """Gradients of the hidden states and, if it is trained, of this device's part of the unembedding, in their types."""
+    """Gradients of the hidden states, and of this device's part of the unembedding if it is trained, in their types."""
     whole_BxLxD = places.whole_length(hidden_BxLxD)
     dtype = whole_BxLxD.dtype
     chunks = _chunks(columns_vxd, head, places, dtype)
