@@ -25,13 +25,19 @@ from qrpo_jax.report import forecast
 
 
 def run(job: Job) -> dict[str, Any]:
-    config, lora = job.config.train, job.policy.lora
-    ranked = chosen_objective(job).ranked
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
-    transform = transforms.parse(config.transform) if ranked else transforms.identity
+    transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
     examples = read_examples(job, transform)
     figures = print_forecast(job, examples, transform) if examples.units else None
     warn_of_temperature(job)
+    return train(job, "train", make_training(job, examples)) | {"forecast": figures}
+
+
+def make_training(job: Job, examples: Examples) -> Training:
+    """The training of the policy on these examples, as the config describes it."""
+    config, lora = job.config.train, job.policy.lora
+    ranked = chosen_objective(job).ranked
+    transform = transforms.parse(config.transform)
 
     def target(batch: Batch) -> Array:
         c = batch.completions_BxS
@@ -49,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
             f"{float((expected * weight).sum() / weight.sum()):.6f}"
         )
 
-    training = Training(
+    return Training(
         examples,
         configured_objective(job),
         job.log_prob_settings(job.mesh),
@@ -59,7 +65,6 @@ def run(job: Job) -> dict[str, Any]:
         calibrated_target=target if ranked else None,
         on_first=on_first if ranked else None,
     )
-    return train(job, "train", training) | {"forecast": figures}
 
 
 def read_examples(job: Job, transform: transforms.Transform) -> Examples:
