@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model, rows = options.model, options.rows
         if options.shape:
-            model, rows = write_random_llama(Path(scratch), options.shape, rows=2 * options.batch)
+            model, rows = write_random_llama(Path(scratch), options.shape, rows=max(16, 2 * options.batch))
         records = alternate(start(options, model, read_rows(rows), Path(scratch)), options.warm_up, options.steps)
     print("\n".join(summary(records)))
 
@@ -104,20 +104,27 @@ def start(options: argparse.Namespace, model: str, rows: list[dict[str, Any]], s
     assert not uneven, f"batches of {uneven} pairs instead of {options.batch}"
     write_lines(scratch / "pairs.jsonl", [pair for batch in batches for pair in batch])
     tail = [model, str(scratch / "pairs.jsonl"), *sizes, "stored" if options.stored else "in_step"]
-    if options.peer_python and options.peer_checkout:
-        command = [options.peer_python, "published_trainer.py", options.peer_checkout, *tail]
-        workers["published"] = Worker("published", command, log)
-    else:
-        print("published trainer: not measured; name --peer-python and --peer-checkout")
-    if options.trl_python:
-        workers["trl"] = Worker("trl", [options.trl_python, "trl_trainer.py", *tail], log)
-    else:
-        print("TRL: not measured; name --trl-python")
+    for name, command in others(options).items():
+        workers[name] = Worker(name, [*command, *tail], log)
     cpus = len(os.sched_getaffinity(0))
     print(f"{platform.processor() or platform.machine()}, {cpus} CPUs; {options.batch} pairs a step")
     for name, worker in workers.items():
         print(f"{name}: {worker.facts['about']}")
     return workers
+
+
+def others(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The beginning of each other side's command; says which sides are not installed."""
+    commands = {}
+    if options.peer_python and options.peer_checkout:
+        commands["published"] = [options.peer_python, "published_trainer.py", options.peer_checkout]
+    else:
+        print("published trainer: not measured; name --peer-python and --peer-checkout")
+    if options.trl_python:
+        commands["trl"] = [options.trl_python, "trl_trainer.py"]
+    else:
+        print("TRL: not measured; name --trl-python")
+    return commands
 
 
 def pair_of(by_id: dict[str, dict[str, Any]], chosen: str, rejected: str) -> dict[str, Any]:
@@ -170,8 +177,9 @@ def summary(records: dict[str, dict[str, Any]]) -> list[str]:
     ours, pass_seconds = medians[OURS], records[OURS]["reference_seconds_per_token"]
     lines.append(f"{OURS}: stage reference takes {1e6 * pass_seconds:.2f} microseconds a token, once for all epochs")
     with_pass = 1 / (1 / ours["tokens_per_second"] + pass_seconds)
-    for name in medians.keys() - {OURS}:
-        m = medians[name]
+    for name, m in medians.items():
+        if name == OURS:
+            continue
         lines.append(
             f"{OURS} / {name}: {ours['tokens_per_second'] / m['tokens_per_second']:.2f} x tokens/s "
             f"({with_pass / m['tokens_per_second']:.2f} x with the reference's pass added to every step), "
