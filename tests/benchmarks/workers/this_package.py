@@ -22,11 +22,12 @@ from qrpo_jax import pipeline, transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
-from qrpo_jax.data.loader import assemble
+from qrpo_jax.data.loader import assemble, batches
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.job import trainer
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.log_probs import make_log_probs
+from qrpo_jax.job.packing import make_plan
 from qrpo_jax.stages import STAGES
 from qrpo_jax.stages.train import make_training, read_examples
 from qrpo_jax.training.fit import fit
@@ -44,18 +45,18 @@ def main(model: str, rows: str, workdir: str, batch: str, max_tokens: str, steps
         pipeline.complete(job, stage)
 
     examples = read_examples(job, transforms.parse(config.train.transform))
-    training, plan = make_training(job, examples), trainer.make_plan(job, job.config.train, examples)
+    training, plan = make_training(job, examples), make_plan(job, "train", examples)
     optimizer, _ = trainer.configured_optimizer(job.config, "train", plan.steps)
     turns.ready(
-        about=describe(job, plan),
+        about=describe(plan),
         batches=[pairs(examples, plan, index) for index in range(int(steps))],
         reference_seconds_per_token=time_reference(job, examples),
     )
     turns.wait()
     fit(
-        trainer.policy_step(job, "train", training, optimizer),
+        trainer.policy_step(job, training, optimizer, plan.microbatches),
         trainer.trainable(job, training, optimizer),
-        trainer.batches(examples, plan),
+        batches(examples, plan),
         steps=plan.steps,
         checkpoints=NoCheckpoints(),
         logbook=OneByOne(turns, examples),
@@ -89,11 +90,12 @@ def set_key(config: ConfigDict, override: str) -> None:
     config[section][name] = value if isinstance(config[section][name], str) else ast.literal_eval(value)
 
 
-def describe(job: Job, plan: Plan) -> str:
+def describe(plan: Plan) -> str:
     """Versions, and what the planner chose."""
+    shared = 1 - plan.tokens / plan.separate_tokens
     return (
         f"jax {jax.__version__}, {jax.device_count()} device(s), {plan.rows} rows x {plan.row_tokens} tokens in "
-        f"{job.config.train.microbatches} microbatch(es), {plan.padding:.1%} padding"
+        f"{plan.microbatches} microbatch(es), {plan.padding:.1%} padding, {shared:.1%} of the tokens shared prompts"
     )
 
 
