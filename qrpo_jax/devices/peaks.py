@@ -16,9 +16,15 @@ SIZE = 1024  # rows and columns of the matrices whose product is timed
 
 
 class Peak(NamedTuple):
-    """FLOP/s of all devices of a mesh together, and where the figure is from."""
+    """The peak of all devices of a mesh together.
+
+    flops: FLOP/s.
+    name: what it is the peak of.
+    source: where it is published.
+    """
 
     flops: float
+    name: str
     source: str
 
 
@@ -27,7 +33,7 @@ def published_peak(mesh: Mesh) -> Peak | None:
     kind = mesh.devices.flat[0].device_kind
     if kind not in CHIPS:
         return None
-    return Peak(CHIPS[kind].bf16_flops * mesh.size, f"bfloat16 peak of {mesh.size} x {kind}, {CHIPS[kind].source}")
+    return Peak(CHIPS[kind].bf16_flops * mesh.size, f"bfloat16 peak of {mesh.size} x {kind}", CHIPS[kind].source)
 
 
 def matrix_product(mesh: Mesh, dtype: Any) -> Callable[[], float]:
