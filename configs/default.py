@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # splits parameters, and rows; weights are gathered where they are used
     config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary
     config.mesh.context = 1  # splits long rows along their length
+    config.mesh.cpu_devices = 0  # without an accelerator, devices that share the CPU; 0: one a core
 
     config.prompts = ConfigDict()
     config.prompts.source = "programs"  # programs | jsonl | model (beginnings sampled from the model itself)

@@ -17,7 +17,7 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, platform_of
+from qrpo_jax.devices.mesh import AXES, make_mesh, parameter_shardings, platform_of
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder, weights
@@ -98,7 +98,7 @@ class Job:
     def mesh(self) -> Mesh:
         """All devices of all processes: where training runs."""
         with located("mesh"):
-            return make_mesh(**self.config.mesh)
+            return make_mesh(**{axis: self.config.mesh[axis] for axis in AXES})
 
     @functools.cached_property
     def local_mesh(self) -> Mesh:

@@ -125,7 +125,8 @@ def free_bytes(job: Job, mesh: Mesh, machine: Machine, stage: str | None) -> flo
     held = parameter_count(settings) * float(bytes_per_parameter)
     if stage is not None:
         adapted = job.policy.lora if stage == "train" else None
-        held += 12.0 * parameter_count(settings, adapted)  # a float32 gradient and two moments
+        moment_bytes = np.dtype(FLOATS[job.config[stage].moment_dtype]).itemsize
+        held += (4.0 + 2 * moment_bytes) * parameter_count(settings, adapted)  # a float32 gradient and two moments
     split = axis_size(mesh, "embed") * axis_size(mesh, "vocab")
     return max(MEMORY_SHARE * limit - held / split, 0.05 * limit)
 
