@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model, rows = write_random_llama(Path(scratch), options.shape, rows=max(16, 2 * options.batch))
         records = alternate(start(options, model, read_rows(rows), Path(scratch)), options.warm_up, options.steps)
     print("\n".join(summary(records)))
+    load = os.getloadavg()[0]
+    print(
+        f"load of the machine in the last minute: {load:.1f}; more than the CPUs in use means that others compute too"
+    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -106,11 +110,18 @@ def start(options: argparse.Namespace, model: str, rows: list[dict[str, Any]], s
     tail = [model, str(scratch / "pairs.jsonl"), *sizes, "stored" if options.stored else "in_step"]
     for name, command in others(options).items():
         workers[name] = Worker(name, [*command, *tail], log)
-    cpus = len(os.sched_getaffinity(0))
-    print(f"{platform.processor() or platform.machine()}, {cpus} CPUs; {options.batch} pairs a step")
+    print(f"{processor()}, {len(os.sched_getaffinity(0))} CPUs; {options.batch} pairs a step")
     for name, worker in workers.items():
         print(f"{name}: {worker.facts['about']}")
     return workers
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def others(options: argparse.Namespace) -> dict[str, list[str]]:

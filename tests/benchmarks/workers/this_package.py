@@ -24,10 +24,12 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import assemble, batches
 from qrpo_jax.data.packing import Plan
+from qrpo_jax.devices.cores import use_cores
 from qrpo_jax.job import trainer
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.log_probs import make_log_probs
 from qrpo_jax.job.packing import make_plan
+from qrpo_jax.main import cpu_devices
 from qrpo_jax.stages import STAGES
 from qrpo_jax.stages.train import make_training, read_examples
 from qrpo_jax.training.fit import fit
@@ -39,6 +41,7 @@ def main(model: str, rows: str, workdir: str, batch: str, max_tokens: str, steps
     config = make_config(model, rows, int(batch), int(max_tokens), int(steps))
     for override in overrides:
         set_key(config, override)
+    use_cores(cpu_devices(config, distributed=False))
     job = Job(FrozenConfigDict(config), Path(workdir), Shard(0, 1), STAGES)
     pipeline.check(job)
     for stage in ("sample", "reference"):
