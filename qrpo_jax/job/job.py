@@ -147,7 +147,11 @@ class Job:
             self.say_once(f"model: {weights.conversions(weights.read_headers(folder), dtype)} ({folder})")
             with located("model.path", mesh="mesh"):
                 return model_folder.load(folder, mesh, dtype)
-        return self._draw(mesh, jax.random.key(self.config.seed), dtype)
+        return self.random_parameters(mesh)
+
+    def random_parameters(self, mesh: Mesh) -> Parameters:
+        """Parameters of a model of this shape that has learned nothing."""
+        return self._draw(mesh, jax.random.key(self.config.seed), FLOATS[self.config.model.parameter_dtype])
 
     def fresh_adapters(self, mesh: Mesh) -> Parameters:
         """LoRA's adapters before their first update; float32 for a base of any type."""
