@@ -47,7 +47,7 @@ class Options(NamedTuple):
     """What is fixed when a kernel is compiled.
 
     Attributes:
-      scale: factor of the scores.
+      scale: factor of the scores, positive.
       cap: soft cap of the scaled scores, or None.
       tuning: tiles of the kernels.
       interpret: run the kernels as plain jax, on any device.
@@ -65,9 +65,9 @@ def tuning(head_dim: int, dtype: Any) -> Tuning:
         small = Tiles(64, 32, 4, 2) if head_dim <= 64 else Tiles(32, 32, 4, 2)
         return Tuning(small, small, Tiles(small.keys, small.queries, 4, 2))
     if head_dim <= 64:
-        return Tuning(Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3))
+        return Tuning(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2))
     if head_dim <= 128:
-        return Tuning(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3))
+        return Tuning(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))
     return Tuning(Tiles(64, 32, 4, 2), Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2))
 
 
@@ -283,13 +283,27 @@ def _dot(a: Array, b: Array) -> Array:
     return plgpu.dot(a, b, precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None)
 
 
-def _scores(options: Options, a: Array, b: Array) -> tuple[Array, Array | None]:
-    """Scores of a @ b.T in units of log 2, and their derivative by the scaled scores where it is not 1."""
+def _exp2(options: Options, x: Array) -> Array:
+    """2^x by the GPU's own instruction; XLA's function adds instructions for results below the smallest normal one."""
+    if options.interpret:
+        return jnp.exp2(x)
+    shape = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
+    return plgpu.elementwise_inline_asm(
+        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=shape
+    )[0]
+
+
+def _scores(options: Options, a: Array, b: Array) -> tuple[Array, float, Array | None]:
+    """Scores of a @ b.T before the last factor, that factor, and their derivative by the scaled scores if it is not 1.
+
+    Scores times factor are in units of log 2. The factor is positive and left to the exponent, where multiplication and
+    subtraction are one instruction.
+    """
     product = _dot(a, b.T)
     if options.cap is None:
-        return product * (options.scale * LOG2_E), None
+        return product, options.scale * LOG2_E, None
     squeezed = jnp.tanh(product * (options.scale / options.cap))
-    return squeezed * (options.cap * LOG2_E), 1.0 - squeezed * squeezed
+    return squeezed, options.cap * LOG2_E, 1.0 - squeezed * squeezed
 
 
 def _visible(first_key: Any, block: int, bounds: tuple[Array, ...], key_axis: int) -> Array:
@@ -328,15 +342,15 @@ def _forward_kernel(
     def step(index: Any, masked: bool, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed_TxK, high_T, total_T = carry
         at = pl.ds(index * block, block)
-        scores_TxS, _ = _scores(options, q_TxK, k_ref[at, :])
+        scores_TxS, factor, _ = _scores(options, q_TxK, k_ref[at, :])
         if masked:
             visible_TxS = _visible(index * block, block, bounds, 1)
             scores_TxS = jnp.where(visible_TxS, scores_TxS, LOWEST)
         new_high_T = jnp.maximum(high_T, scores_TxS.max(1))
-        weights_TxS = jnp.exp2(scores_TxS - new_high_T[:, None])
+        weights_TxS = _exp2(options, scores_TxS * factor - (new_high_T * factor)[:, None])
         if masked:  # a query that sees none of these keys has the weight 1 for each
             weights_TxS = jnp.where(visible_TxS, weights_TxS, 0.0)
-        shrink_T = jnp.exp2(high_T - new_high_T)
+        shrink_T = _exp2(options, (high_T - new_high_T) * factor)
         v_SxK = v_ref[at, :]
         mixed_TxK = mixed_TxK * shrink_T[:, None] + _dot(weights_TxS.astype(v_SxK.dtype), v_SxK)
         return mixed_TxK, new_high_T, total_T * shrink_T + weights_TxS.sum(1)
@@ -348,7 +362,8 @@ def _forward_kernel(
     seen_T = total_T > 0
     total_T = jnp.where(seen_T, total_T, 1.0)
     out_ref[...] = (mixed_TxK / total_T[:, None]).astype(out_ref.dtype)
-    log_total_ref[...] = jnp.where(seen_T, high_T + jnp.log2(total_T), 0.0)
+    factor = (options.scale if options.cap is None else options.cap) * LOG2_E
+    log_total_ref[...] = jnp.where(seen_T, high_T * factor + jnp.log2(total_T), 0.0)
 
 
 def _query_gradient_kernel(
@@ -371,8 +386,8 @@ def _query_gradient_kernel(
     def step(index: Any, masked: bool, d_q_TxK: Array) -> Array:
         at = pl.ds(index * block, block)
         k_SxK = k_ref[at, :]
-        scores_TxS, slope_TxS = _scores(options, q_TxK, k_SxK)
-        weights_TxS = jnp.exp2(scores_TxS - log_total_Tx1)
+        scores_TxS, factor, slope_TxS = _scores(options, q_TxK, k_SxK)
+        weights_TxS = _exp2(options, scores_TxS * factor - log_total_Tx1)
         if masked:
             weights_TxS = jnp.where(_visible(index * block, block, bounds, 1), weights_TxS, 0.0)
         d_scores_TxS = weights_TxS * (_dot(d_out_TxK, v_ref[at, :].T) - mean_Tx1)
@@ -405,8 +420,8 @@ def _key_gradient_kernel(
             d_k_SxK, d_v_SxK = carry
             at = pl.ds(index * block, block)
             q_TxK, d_out_TxK = q_ref[at, r, :], d_out_ref[at, r, :]
-            scores_SxT, slope_SxT = _scores(options, k_SxK, q_TxK)
-            weights_SxT = jnp.exp2(scores_SxT - log_total_ref[r, at][None, :])
+            scores_SxT, factor, slope_SxT = _scores(options, k_SxK, q_TxK)
+            weights_SxT = _exp2(options, scores_SxT * factor - log_total_ref[r, at][None, :])
             if masked:
                 visible_SxT = _visible(first_key, k_SxK.shape[0], _bounds(ranges_ref, at), 0)
                 weights_SxT = jnp.where(visible_SxT, weights_SxT, 0.0)
