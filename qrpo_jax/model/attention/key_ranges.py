@@ -1,7 +1,7 @@
 """The keys of a row that a query sees, as two ranges: what kernels read instead of a mask.
 
 A row holds a group's shared prompt first and then its completions one after another, each in order of position. So a
-query sees one range of the prompt and one range of its own segment, both also when a window cuts them.
+query sees one range of the prompt and one range of its own segment, also when a window cuts them.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,9 @@ class KeyRanges(NamedTuple):
     below that of every other range, so it neither widens nor fills the range of a block.
 
     Attributes:
-      prompt_start, prompt_end: the part of the shared prompt that a completion's token sees, end excluded.
-      own_start, own_end: the part of the query's own segment up to and including the query, end excluded.
+      prompt_start, prompt_end: the part of the shared prompt that a token of a later completion sees, end excluded.
+      own_start, own_end: the part of the query's own segment up to and including the query, end excluded. For the
+        first completion of a group it includes the prompt.
     """
 
     prompt_start: Array
@@ -51,10 +52,13 @@ def key_ranges(keys: Layout, window: Array | int | None = None) -> KeyRanges:
     marks_3xBxM = jnp.stack([first_of_group_BxM, first_of_segment_BxM, after_prompt_BxM])
     last_3xBxM = jax.lax.cummax(jnp.where(marks_3xBxM, index_BxM[None], 0), axis=2)
     prompt_start, own_start, prompt_end = last_3xBxM
+    # The first completion follows its prompt: both are one range, which no block's end falls between.
+    follows_prompt_BxM = (segments_BxM == 0) | (own_start == prompt_end)
+    own_start = jnp.where(follows_prompt_BxM, prompt_start, own_start)
     if window is not None:
         own_start = jnp.maximum(own_start, index_BxM - window + 1)
         prompt_start = jnp.maximum(prompt_start, prompt_start + positions_BxM - window + 1)
-    sees_prompt_BxM = (groups_BxM > 0) & (segments_BxM > 0) & (prompt_start < prompt_end)
+    sees_prompt_BxM = (groups_BxM > 0) & ~follows_prompt_BxM & (prompt_start < prompt_end)
     sees_own_BxM = groups_BxM > 0
     return KeyRanges(
         jnp.where(sees_prompt_BxM, prompt_start, length),

@@ -62,8 +62,8 @@ class Options(NamedTuple):
 def tuning(head_dim: int, dtype: Any) -> Tuning:
     """The tiles for heads of this size: as large as registers and shared memory of a Hopper GPU allow."""
     if jnp.dtype(dtype).itemsize > 2:
-        small = Tiles(64, 32, 4, 2) if head_dim <= 64 else Tiles(32, 32, 4, 2)
-        return Tuning(small, small, Tiles(small.keys, small.queries, 4, 2))
+        small = Tiles(32, 32, 4, 2)  # float32 products run outside of the tensor cores and need many registers
+        return Tuning(small, small, small)
     if head_dim <= 64:
         return Tuning(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2))
     if head_dim <= 128:

@@ -64,4 +64,6 @@ def test_long_segments_have_whole_blocks():
     # The last eight queries are the end of the second completion: six blocks of prompt and three of their own are
     # whole, the two with the queries themselves are not.
     assert counts[0, -1].tolist() == [9, 11]
+    # Queries 24 to 31 begin the first completion, which is one range with its prompt.
+    assert counts[0, 3].tolist() == [6, 8]
     assert sorted(order[0, -1, :9].tolist()) == [*range(6), 11, 12, 13]
