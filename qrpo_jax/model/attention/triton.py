@@ -60,15 +60,18 @@ class Options(NamedTuple):
 
 
 def tuning(head_dim: int, dtype: Any) -> Tuning:
-    """The tiles for heads of this size: as large as registers and shared memory of a Hopper GPU allow."""
+    """The fastest tiles for heads of this size on an H200 that also fit the shared memory of an A100.
+
+    Measured on 2026-11-27 among five to nine for each kernel, on rows of 2,048 tokens, whole and packed.
+    """
     if jnp.dtype(dtype).itemsize > 2:
         small = Tiles(32, 32, 4, 2)  # float32 products run outside of the tensor cores and need many registers
         return Tuning(small, small, small)
     if head_dim <= 64:
-        return Tuning(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2))
+        return Tuning(Tiles(64, 32, 4, 3), Tiles(64, 32, 4, 3), Tiles(64, 64, 4, 2))
     if head_dim <= 128:
-        return Tuning(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))
-    return Tuning(Tiles(64, 32, 4, 2), Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2))
+        return Tuning(Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))
+    return Tuning(Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2))
 
 
 def attend(
