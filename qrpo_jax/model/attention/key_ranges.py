@@ -31,6 +31,11 @@ class KeyRanges(NamedTuple):
     own_end: Array
 
 
+def empty(keys: int) -> tuple[int, int, int, int]:
+    """The fields of `KeyRanges` for a query that sees none of M keys."""
+    return keys, 0, keys, 0
+
+
 def key_ranges(keys: Layout, window: Array | int | None = None) -> KeyRanges:
     """The ranges of the queries at all M places of rows of keys; padding sees no key.
 
@@ -60,11 +65,12 @@ def key_ranges(keys: Layout, window: Array | int | None = None) -> KeyRanges:
         prompt_start = jnp.maximum(prompt_start, prompt_start + positions_BxM - window + 1)
     sees_prompt_BxM = (groups_BxM > 0) & ~follows_prompt_BxM & (prompt_start < prompt_end)
     sees_own_BxM = groups_BxM > 0
+    nothing = empty(length)
     return KeyRanges(
-        jnp.where(sees_prompt_BxM, prompt_start, length),
-        jnp.where(sees_prompt_BxM, prompt_end, 0),
-        jnp.where(sees_own_BxM, own_start, length),
-        jnp.where(sees_own_BxM, index_BxM + 1, 0),
+        jnp.where(sees_prompt_BxM, prompt_start, nothing[0]),
+        jnp.where(sees_prompt_BxM, prompt_end, nothing[1]),
+        jnp.where(sees_own_BxM, own_start, nothing[2]),
+        jnp.where(sees_own_BxM, index_BxM + 1, nothing[3]),
     )
 
 

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qrpo_jax.errors import UserError
+from qrpo_jax.model import attention
 from qrpo_jax.model.attention import plain, triton
-from qrpo_jax.model.attention.triton import Options, Tiles, Tuning, attend_with
+from qrpo_jax.model.attention.triton import attend_with
+from qrpo_jax.model.attention.triton_kernels import Options, Tiles, Tuning
 from qrpo_jax.model.layout import Layout
 from tests.helpers.packings import random_layout
 
@@ -159,6 +162,12 @@ def test_no_array_has_as_many_elements_as_queries_times_keys():
     jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, k)
     sizes = {v.aval.shape: v.aval.size for e in every_equation(jaxpr.jaxpr) for v in e.outvars}
     assert max(sizes.values()) <= length * heads * 64, max(sizes, key=sizes.get)
+
+
+def test_a_gpu_gets_it_by_default_and_no_other_device_gets_it():
+    assert attention.choose("auto", "gpu") is attention.choose("triton", "gpu") is triton.attend
+    with pytest.raises(UserError, match="attention is 'triton', which runs on gpu; these devices are cpu"):
+        attention.choose("triton", "cpu")
 
 
 def every_equation(jaxpr):
