@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention.rules import soft_cap, visible
@@ -24,10 +25,12 @@ def attend(
     """Attention [B, L, H, K] as `Backend` defines it; a query that sees no key returns the mean of all values."""
     mask_BxLxM = visible(queries, keys, window)
     if cap is None:
-        return jax.nn.dot_product_attention(
+        mixed_BxLxHxK = jax.nn.dot_product_attention(
             q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=mask_BxLxM[:, None, :, :], scale=scale, implementation="xla"
         )
-    return _capped(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, scale, cap)
+    else:
+        mixed_BxLxHxK = _capped(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, scale, cap)
+    return checkpoint_name(mixed_BxLxHxK, "attention")
 
 
 def _capped(
