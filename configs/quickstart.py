@@ -42,7 +42,6 @@ def get_config() -> ConfigDict:
     config.model.kv_heads = 4
     config.model.head_dim = 32
     config.model.d_ff = 512
-    config.model.remat = "full"  # on a CPU, recomputing activations is faster than storing them
 
     config.prompts.count = 2048
     config.prompts.held_out = 384

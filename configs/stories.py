@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
     config.model.path = str(Path(os.environ.get("QRPO_FIXTURES", "../shared/fixtures")) / "stories260K-hf")
     config.model.template = "plain"
-    config.model.remat = "full"  # on a CPU, recomputing activations is faster than storing them
 
     config.prompts.source = "model"
     config.prompts.count = 256

@@ -10,7 +10,7 @@ from qrpo_jax.data.packing import UNLIMITED, Units, pack
 from qrpo_jax.data.row_cost import Machine, ModelCost, step_seconds, visible_blocks
 from qrpo_jax.devices.mesh import round_up
 
-SAMPLED = 24  # batches that a row length is tried on
+SAMPLED = 16  # batches that a row length is tried on
 TRIED = 40  # row lengths in the first round, before those around the best one
 
 

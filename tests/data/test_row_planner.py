@@ -12,7 +12,7 @@ from qrpo_jax.model.settings import DecoderSettings
 SMALL = DecoderSettings(
     vocab_size=512, d_model=64, layers=5, heads=8, kv_heads=4, head_dim=8, d_ff=172, max_positions=4096
 )
-BATCH = 48
+BATCH = 72
 
 
 def make(mix, platform, *, share=True, **options):
@@ -29,7 +29,7 @@ def test_no_row_length_of_a_grid_costs_less(mix, platform, devices):
     choice = planner.choose()
     step = planner.multiple * (1 if platform == "tpu" else 5)
     longest = int(units.tokens_U(True).max())
-    grid = range(-(-longest // step) * step, 2 * max(longest, 700), step)
+    grid = range(-(-longest // step) * step, max(2 * longest, MACHINES[platform].longest) + 1, step)
     others = {length: planner.evaluate(length).seconds for length in grid}
     best = min(others, key=others.__getitem__)
     assert choice.seconds <= 1.01 * others[best], (choice, best, others[best])
