@@ -18,6 +18,7 @@ def optimization(**overrides: object) -> ConfigDict:
     config.b1 = 0.9
     config.b2 = 0.999
     config.weight_decay = 0.0
+    config.moment_dtype = "float32"  # of Adam's moments in memory: float32 | bfloat16, which is rounded stochastically
     config.clip_norm = 0.0  # global gradient norm; 0 never clips (the norm is logged either way)
     config.log_every = 10  # steps
     config.checkpoint_every = 100  # steps; a kill loses at most this many
@@ -46,7 +47,7 @@ def get_config() -> ConfigDict:
     # Type in memory: float32 | bfloat16. bfloat16 saves 2 of 12 bytes a weight in training. Moments stay float32, and
     # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
     config.model.parameter_dtype = "float32"
-    config.model.attention = "auto"  # auto: the best backend for the device | plain
+    config.model.attention = "auto"  # auto: the best for the devices | plain | blocks | splash (TPU) | triton (GPU)
     # What the backward pass recomputes of each layer, to save memory: none | dots (all but products with weights, and
     # attention) | attention (all but attention) | full (all) | offload (all, and inputs of layers wait in host memory).
     config.model.remat = "none"

@@ -138,6 +138,11 @@ def axis_size(mesh: Mesh, logical: str) -> int:
     return _ways(mesh, LOGICAL[logical])
 
 
+def platform_of(mesh: Mesh) -> str:
+    """ "cpu", "gpu" or "tpu"."""
+    return "gpu" if mesh.devices.flat[0].platform in ("cuda", "rocm") else mesh.devices.flat[0].platform
+
+
 def round_up(count: int, multiple: int) -> int:
     """The smallest multiple that is at least `count`.
 

@@ -17,7 +17,7 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
+from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, platform_of
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder, weights
@@ -131,7 +131,8 @@ class Job:
         model = self.config.model
         with located(attention="model.attention", remat="model.remat"):
             check_remat(model.remat)
-            return Compute(FLOATS[model.compute_dtype], model.remat, attention.choose(model.attention), mesh)
+            backend = attention.choose(model.attention, platform_of(mesh))
+            return Compute(FLOATS[model.compute_dtype], model.remat, backend, mesh)
 
     def log_prob_settings(self, mesh: Mesh) -> LogProbSettings:
         """How the log-probs of policy and reference are computed."""

@@ -12,12 +12,12 @@ from qrpo_jax.data.packing import UNLIMITED, Plan, Units, batch_order, check_fit
 from qrpo_jax.data.row_cost import MACHINES, Machine, model_cost
 from qrpo_jax.data.row_planner import Choice, Planner
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import axis_size, round_up
+from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.files import write_json
 from qrpo_jax.job.job import Job
-from qrpo_jax.model.attention import BACKENDS
+from qrpo_jax.model.attention import plain
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
 
@@ -88,9 +88,9 @@ def make_planner(
       stage: the training stage; None for a forward pass.
     """
     config, settings = job.config.model, job.policy.settings
-    platform = mesh.devices.flat[0].platform
-    machine = MACHINES.get(platform, MACHINES["gpu"])
-    if job.compute(mesh).attention is BACKENDS["plain"]:
+    platform = platform_of(mesh)
+    machine = MACHINES[platform]
+    if job.compute(mesh).attention is plain.attend:
         machine = machine._replace(block=0)
     cached = platform == "cpu"  # caches see the computation at hand; memory also what the backward pass needs
     model = model_cost(

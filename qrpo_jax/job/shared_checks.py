@@ -9,8 +9,7 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least, check_range, refuse
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import check_prompts, check_source
-from qrpo_jax.model import attention, decoder
-from qrpo_jax.model.compute import check_remat
+from qrpo_jax.model import decoder
 
 
 def check(job: Job) -> None:
@@ -39,9 +38,7 @@ def check_model(job: Job) -> None:
     """
     config = job.config
     check_choices(config, {"model.compute_dtype": COMPUTE, "model.parameter_dtype": COMPUTE})
-    with located(attention="model.attention", remat="model.remat"):
-        attention.choose(config.model.attention)
-        check_remat(config.model.remat)
+    job.compute(job.mesh)
     check_least(config, {"model.vocab_chunk": 0})
     if config.lora.rank < 0:
         raise refuse("lora.rank", f"{config.lora.rank}; it must be at least 1, or 0 for none")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from qrpo_jax.devices.constraints import constrain, gathered, spreads
 from qrpo_jax.errors import UserError
-from qrpo_jax.model.attention import BACKENDS, Backend
+from qrpo_jax.model.attention import Backend, plain
 
 ATTENTION = "attention"  # the name of attention's output and log-sum-exp, for `jax.checkpoint`'s policies
 LAYER_INPUT = "layer_input"
@@ -48,7 +48,7 @@ class Compute(NamedTuple):
 
     dtype: Any = jnp.float32
     remat: str = "none"
-    attention: Backend = BACKENDS["plain"]
+    attention: Backend = plain.attend
     mesh: Mesh | None = None
 
     @property

@@ -20,7 +20,7 @@ class State(NamedTuple):
 
     step: [] int32, number of updates made.
     parameters: the trained parameters; with LoRA the adapters alone, without their base.
-    optimizer: state of the optimizer; moments are float32.
+    optimizer: state of the optimizer; moments are float32, or bfloat16 by `Optimization.moment_dtype`.
     key: raw PRNG key data, the same in all steps; a step folds its number into it.
     """
 

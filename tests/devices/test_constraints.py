@@ -25,9 +25,7 @@ def test_a_size_is_split_by_the_axes_that_divide_it():
     assert spec(mesh, ("rows", "length", None), (6, 10, 7)) == PartitionSpec(
         ("replica", "data", "fsdp"), "context", None
     )
-    assert spec(mesh, ("rows", "residual_length"), (3, 12)) == PartitionSpec(
-        ("replica", "data"), ("context", "tensor")
-    )
+    assert spec(mesh, ("rows", "residual_length"), (3, 12)) == PartitionSpec(("replica", "data"), ("context", "tensor"))
     assert spec(mesh, ("rows", "residual_length"), (2, 6))[1] == "context"
     assert spec(mesh, ("length", "embed"), (29, 26)) == PartitionSpec(None, "fsdp")
 
@@ -71,9 +69,9 @@ def test_its_gradient_arrives_split_and_in_the_parameters_type(sizes, dtype):
     got = jax.jit(jax.grad(loss))(weight, jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))))
     assert got.dtype == dtype
     assert got.sharding.is_equivalent_to(weight.sharding, 2), got.sharding
-    alone = jax.jit(
-        jax.grad(lambda w: jnp.sum(jnp.sin(jnp.asarray(x) @ w.astype(jnp.bfloat16)).astype(jnp.float32)))
-    )(np.asarray(weight))
+    alone = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(jnp.asarray(x) @ w.astype(jnp.bfloat16)).astype(jnp.float32))))(
+        np.asarray(weight)
+    )
     np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(alone, np.float32), rtol=0.02, atol=0.05)
 
 

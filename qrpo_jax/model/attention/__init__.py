@@ -1,15 +1,15 @@
 """Attention between the tokens of packed rows: the backends and the choice of one.
 
-A backend is one file of this folder with a function of type `Backend`, and one line in `BACKENDS`. Decoding with a
-cache has its own formula (`cached`), whichever backend is chosen.
+A backend is one module of this folder with a function `attend` of type `Backend`, and one line in `BACKENDS`. Decoding
+with a cache has its own formula (`cached`), whichever backend is chosen.
 """
 
+import importlib
 from typing import Protocol
 
 from jax import Array
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.model.attention import plain
 from qrpo_jax.model.layout import Layout
 
 
@@ -55,19 +55,35 @@ class Backend(Protocol):
         """
 
 
-BACKENDS: dict[str, Backend] = {
-    "plain": plain.attend,
+# Each backend is a module of this folder with a function `attend`, and runs on these platforms; None is any.
+BACKENDS: dict[str, str | None] = {
+    "plain": None,
+    "splash": "tpu",
 }
+BEST = {"tpu": "splash"}  # what "auto" picks on a platform
 
 
-def choose(name: str) -> Backend:
-    """The backend of that name; "auto" picks one for this machine, which today is always the plain formula.
+def backend(name: str) -> Backend:
+    """The backend of that name. Kernels are imported when they are asked for: their compilers take half a second."""
+    return importlib.import_module(f"{__name__}.{name}").attend
+
+
+def choose(name: str, platform: str) -> Backend:
+    """The backend of that name, or for "auto" the best on the platform.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu", of the devices that programs are compiled for.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or a backend for another platform.
     """
     if name == "auto":
-        return BACKENDS["plain"]
+        return backend(BEST.get(platform, "plain"))
     if name not in BACKENDS:
         raise UserError(f"attention is {name!r}; allowed: {', '.join(('auto', *BACKENDS))}", about="attention")
-    return BACKENDS[name]
+    needed = BACKENDS[name]
+    if needed not in (None, platform):
+        raise UserError(
+            f"attention is {name!r}, which runs on {needed}; these devices are {platform}", about="attention"
+        )
+    return backend(name)

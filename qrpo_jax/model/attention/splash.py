@@ -1,8 +1,9 @@
 """Attention on TPU: jax's splash kernels, which skip blocks of keys that no query of a block sees.
 
-The kernels are those of `jax.experimental.pallas.ops.tpu.splash_attention`. tokamax's fork has a grid of exactly the
-visible blocks and one fused kernel for the backward pass, but it sums gradients of bfloat16 queries in bfloat16, needs
-ten more packages, and its interface changes from release to release; jax's is the same from 0.10.2 to 0.12.
+The kernels are those of `jax.experimental.pallas.ops.tpu.splash_attention`; the functions that take mask data are
+private, and the same in jax 0.10.2 and 0.12. tokamax's fork steps over visible blocks alone and has one fused kernel
+for the backward pass. But that kernel either sums the gradient of bfloat16 queries in bfloat16 or stores one for each
+block of keys, and its private functions changed from 0.0.12 to 0.0.17.
 
 Splash makes its masks from static rules. Here the data of a mask is traced instead: each query sees the keys of a span
 of its row, and the kernels get both ends of the span in the int32 that they hand to their mask function for each query.
@@ -30,7 +31,10 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.model.layout import Layout
 
 LANES = 128  # blocks are multiples of it
-LARGEST = 1 << 16  # keys of a kernel call: an int32 holds two indices of 16 bits
+BLOCK = 512  # tokens of a block at most; twice as many where rows are longer than LONG
+LONG = 8192
+LARGEST = 1 << 16  # keys of a kernel call at most: an int32 holds two indices of 16 bits
+EMPTY = 1  # the code of a span from 1 to 0
 
 
 class Span(NamedTuple):
@@ -152,9 +156,8 @@ def spans(keys: Layout, window: Array | int | None) -> tuple[Span, Span]:
 
 
 def _block(length: int) -> int:
-    """Tokens of a block: least padding with blocks of about 512 tokens, 1,024 in long rows."""
-    largest = 512 if length <= 8192 else 1024
-    blocks = -(-length // largest)
+    """Tokens of a block: the fewest blocks of equal size that hold a row."""
+    blocks = -(-length // (BLOCK if length <= LONG else 2 * BLOCK))
     return -(-length // (blocks * LANES)) * LANES
 
 
@@ -194,8 +197,7 @@ def _visits(span: Span, key_length: int, options: Options, longest: int | None) 
 
     row_Bx1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
     first_BxL, last_BxL = (x + row_Bx1 * key_length for x in span)
-    empty = 1  # from 1 to 0
-    codes_BxL = jnp.where(span.first_BxL <= span.last_BxL, (last_BxL << 16) | first_BxL, empty)
+    codes_BxL = jnp.where(span.first_BxL <= span.last_BxL, (last_BxL << 16) | first_BxL, EMPTY)
 
     def bound(block: int, visited: int) -> int | None:
         """Blocks that a stretch of block + longest tokens touches."""
@@ -242,7 +244,7 @@ def _forward(
     for visits in passes[1:]:
         more, more_log_sum = _pass(options, q_HxNxK, k_GxMxK, v_GxMxK, visits)
         # A query without a key in this pass has garbage here, and NaN if its block visited none.
-        sees_1xN = (visits.codes_N != 1)[None]
+        sees_1xN = (visits.codes_N != EMPTY)[None]
         joined = jnp.where(sees_1xN, jnp.logaddexp(log_sum, more_log_sum), log_sum)
         share = jnp.exp(log_sum - joined)[..., None]
         mixed = out.astype(jnp.float32) * share + more.astype(jnp.float32) * (1 - share)
@@ -251,10 +253,16 @@ def _forward(
     return out, (q_HxNxK, k_GxMxK, v_GxMxK, passes, out, log_sum)
 
 
+def _mask(blocks: Any, run: Any, visits: Visits) -> MaskInfo:
+    """Mask data of one kernel; without stored masks it calls the mask function."""
+    codes_N: Any = visits.codes_N  # the library's types name numpy's arrays only
+    return MaskInfo(blocks, None, run, None, codes_N)
+
+
 def _pass(options: Options, q_HxNxK: Array, k_GxMxK: Array, v_GxMxK: Array, visits: Visits) -> tuple[Array, Array]:
     """Output [H, N, K] and log-sum-exp [H, N] of one pass."""
     out, (log_sum,) = kernels._splash_attention_forward(
-        MaskInfo(visits.keys_1xIxW, None, visits.keys_run_1xIxW, None, visits.codes_N),
+        _mask(visits.keys_1xIxW, visits.keys_run_1xIxW, visits),
         q_HxNxK,
         k_GxMxK,
         v_GxMxK,
@@ -278,7 +286,7 @@ def _backward(options: Options, saved: Any, d_out: Array) -> tuple[Array, Array,
     inputs = (q_HxNxK, k_GxMxK, v_GxMxK)
     d_sum = jnp.einsum("HNK,HNK->HN", out.astype(f32), d_out.astype(f32))
     layout = kernels.QKVLayout.HEAD_DIM_MINOR
-    common = dict(
+    common: dict[str, Any] = dict(
         bq=options.block_q,
         bkv=options.block_k,
         is_mqa=False,
@@ -293,11 +301,11 @@ def _backward(options: Options, saved: Any, d_out: Array) -> tuple[Array, Array,
     sums: Any = None
     for visits in passes:
         arrays = (*inputs, None, None, log_sum, d_out, d_sum)
-        info = MaskInfo(visits.keys_1xIxW, None, visits.keys_run_1xIxW, None, visits.codes_N)
-        d_q = kernels._splash_attention_bwd_dq(*arrays, mask_info=info, **common)
-        info = MaskInfo(visits.queries_1xUxJ, None, visits.queries_run_1xUxJ, None, visits.codes_N)
+        mask = _mask(visits.keys_1xIxW, visits.keys_run_1xIxW, visits)
+        d_q = kernels._splash_attention_bwd_dq(*arrays, mask_info=mask, **common)
+        mask = _mask(visits.queries_1xUxJ, visits.queries_run_1xUxJ, visits)
         _, d_k, d_v = kernels._splash_attention_bwd_dkv(
-            *arrays, mask_info=info, bkv_compute=options.block_k, use_fused_bwd_kernel=False, **common
+            *arrays, mask_info=mask, bkv_compute=options.block_k, use_fused_bwd_kernel=False, **common
         )
         gradients = [x.astype(f32) for x in (d_q, d_k, d_v)]
         sums = gradients if sums is None else [x + y for x, y in zip(sums, gradients, strict=True)]
