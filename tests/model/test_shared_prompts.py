@@ -77,8 +77,8 @@ def test_a_completion_depends_on_its_prompt_and_on_no_sibling():
     tokens[1:][np.diag_indices(37)] += 1
     layout = jax.tree.map(lambda x: np.tile(x, (38, 1)), packed.layout)
     targets = np.tile(packed.targets_BxL, (38, 1))
-    score = jax.jit(lambda *rows: row_log_probs(tiny.GRAPH, tiny.parameters(), *rows))
-    second = np.asarray(score(tokens, layout, targets))[:, 8:11]
+    score = jax.jit(lambda p, *rows: row_log_probs(tiny.GRAPH, p, *rows))
+    second = np.asarray(score(tiny.parameters(), tokens, layout, targets))[:, 8:11]
     moved = np.abs(second[1:] - second[0]).max(1)
     seen = np.isin(np.arange(37), (0, 1, 2, 3, 8, 9, 10))  # the shared part of the prompt, and its own tokens
     assert (moved[~seen] == 0).all() and (moved[seen] > 0).all(), moved

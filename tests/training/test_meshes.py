@@ -82,7 +82,7 @@ def test_rows_and_lengths_that_cannot_be_split_are_not(alone, sizes):
 
 @pytest.mark.parametrize("sizes, rows, parts", [(None, 2, (1, 1)), ((2, 2, 2), 8, (4, 2))])
 def test_no_array_has_a_logit_for_each_position_and_token(sizes, rows, parts):
-    """Of a compiled step; with the whole vocabulary as one chunk there is one, so such an array would be found."""
+    """Of a compiled step that keeps no scores; with the whole vocabulary as one chunk, such an array is found."""
     length, vocab, chunk = 67, 1022, 64
     settings = dataclasses.replace(tiny.SETTINGS, vocab_size=vocab)
     table = tiny.examples(12, pairs=True, vocab=vocab)
@@ -101,7 +101,7 @@ def test_no_array_has_a_logit_for_each_position_and_token(sizes, rows, parts):
             decoder.graph(settings),
             make_objective("sft"),
             steps.OPTIMIZER,
-            log_prob_settings=LogProbSettings(vocab_chunk=chunk, compute=Compute(mesh=mesh)),
+            log_prob_settings=LogProbSettings(vocab_chunk=chunk, compute=Compute(remat="full", mesh=mesh)),
         )
         jitted = jax.jit(step, in_shardings=(shardings, None) if mesh else None)
         return large_arrays(hlo.parse(jitted.lower(state, batch).compile().as_text()), logits)
