@@ -29,8 +29,8 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms runs alone:
-    # it needs no model and no data.
+    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms and benchmark
+    # need no data and no weights, and run alone or anywhere before report.
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # splits parameters, and rows; weights are gathered where they are used
     config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary
     config.mesh.context = 1  # splits long rows along their length
+    config.mesh.cpu_devices = 0  # without an accelerator, devices that share the CPU; 0: one a core
 
     config.prompts = ConfigDict()
     config.prompts.source = "programs"  # programs | jsonl | model (beginnings sampled from the model itself)
@@ -170,6 +171,13 @@ def get_config() -> ConfigDict:
     config.compare_transforms.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
     config.compare_transforms.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
     config.compare_transforms.estimators = ("ecdf", "midpoint")
+
+    # The step of stage `train`, with its batch size, and the programs of `reference` and `sample`, on synthetic rows.
+    config.benchmark = ConfigDict()
+    config.benchmark.mix = "many_short"  # lengths of prompts and completions: many_short | chat_pairs | long_prompts
+    config.benchmark.rounds = 5  # medians are over these; in each a matrix product is timed too, if no peak is known
+    config.benchmark.calls = 4  # of each program a round, one after the other
+    config.benchmark.prompts = 32  # sampled from at a time
 
     config.log = ConfigDict()
     config.log.tensorboard = True

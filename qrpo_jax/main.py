@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # transformers is used for its tokenizers alone; it would report on every start that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -23,6 +23,7 @@ from absl import logging as absl_logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from qrpo_jax import pipeline
+from qrpo_jax.devices.cores import core_count, use_cores
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job, Shard
@@ -118,17 +119,31 @@ def make_job() -> Job:
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("--config=configs/NAME.py and --workdir=DIR are needed")
     shard = parse_shard(SHARD.value)
-    distributed = DISTRIBUTED.value or COORDINATOR.value
+    distributed = bool(DISTRIBUTED.value or COORDINATOR.value)
     if distributed and shard.parts > 1:
         raise UserError(
             "--shard is for independent processes; --distributed and --coordinator split the work themselves"
         )
     if not COORDINATOR.value and (PROCESSES.value is not None or PROCESS.value is not None):
         raise UserError("--processes and --process need --coordinator=HOST:PORT")
+    use_cores(cpu_devices(CONFIG.value, distributed))
     if distributed:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         shard = Shard(jax.process_index(), jax.process_count())
     return Job(FrozenConfigDict(CONFIG.value), Path(WORKDIR.value), shard, STAGES)
+
+
+def cpu_devices(config: Any, distributed: bool) -> int:
+    """Devices of a job without an accelerator: one a core, but no more than a batch has units.
+
+    Processes of a distributed job may share a machine, so each has one unless the config says otherwise.
+    """
+    if config.mesh.cpu_devices < 0:
+        raise UserError(f"mesh.cpu_devices is {config.mesh.cpu_devices}; it must be at least 1, or 0 for one a core")
+    if config.mesh.cpu_devices or distributed:
+        return config.mesh.cpu_devices or 1
+    batches = [config[stage].batch_size for stage in ("sft", "train") if stage in config.stages]
+    return max(1, min([core_count(), *batches]))
 
 
 def main(argv: list[str]) -> None:

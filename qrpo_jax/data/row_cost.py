@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qrpo_jax.data.packing import Row, Units
+from qrpo_jax.model.flops import matmul_parameters
 from qrpo_jax.model.settings import DecoderSettings
 
 
@@ -79,26 +80,18 @@ def model_cost(settings: DecoderSettings, *, bytes_per_number: int, vocab_chunk:
         point of the computation, which is what caches see.
     """
     wide = layer_numbers(settings)
-    weights = matrix_numbers(settings)
+    weights = float(sum(matmul_parameters(settings)))
     logits = min(vocab_chunk or settings.vocab_size, settings.vocab_size)
     # Values and their gradients exist together. Logits are float32.
     widest = 2 * max(wide["none"] * bytes_per_number, logits * 4)
     kept = 0 if stored is None else wide[stored] * bytes_per_number * settings.layers
     return ModelCost(
         settings.layers,
-        2.0 * weights,
+        2 * weights,
         4.0 * settings.heads * settings.head_dim * settings.layers,
         widest + kept,
-        4.0 * weights,
+        4 * weights,
     )
-
-
-def matrix_numbers(settings: DecoderSettings) -> int:
-    """Entries of all matrices that a token is multiplied with."""
-    d, f = settings.d_model, settings.d_ff
-    attention = d * settings.head_dim * 2 * (settings.heads + settings.kv_heads)
-    feed_forward = d * f * (2 if settings.activation == "xielu" else 3)
-    return settings.layers * (attention + feed_forward) + settings.vocab_size * d
 
 
 def layer_numbers(settings: DecoderSettings) -> dict[str, int]:

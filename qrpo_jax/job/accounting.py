@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +103,11 @@ def protections(job: Job) -> dict[str, list[str]] | None:
         name: [PREVENTS.get(key, key) for key, works in manifest["protections"].items() if works == prevented]
         for name, prevented in (("prevented", True), ("not_prevented", False))
     }
+
+
+def benchmark(job: Job) -> dict[str, Any] | None:
+    """The figures of stage `benchmark`; None for a job without it."""
+    return read_manifest(job.folder("benchmark")) if "benchmark" in job.config.stages else None
 
 
 def speeds(job: Job) -> dict[str, float]:

@@ -45,6 +45,26 @@ def check_sampling(job: Job, name: str, least_completions: int) -> None:
         )
 
 
+def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...]) -> Any:
+    """A jitted function from parameters, prompts and raw keys on the local mesh to `Samples`.
+
+    Args:
+      section, side: as in `make_completer`.
+      end_tokens: each of these ends a completion.
+    """
+    sampler = make_sampler(
+        job.graph(side),
+        completions=section.completions,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        end_tokens=end_tokens,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        compute=job.compute(job.local_mesh),
+    )
+    return jax.jit(with_raw_keys(sampler))
+
+
 def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
@@ -58,17 +78,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
       It drops rows whose prompt is empty or too long.
     """
     text, mesh = job.policy.text, job.local_mesh
-    sampler = make_sampler(
-        job.graph(side),
-        completions=section.completions,
-        max_new_tokens=section.max_new_tokens,
-        temperature=section.temperature,
-        end_tokens=text.end_tokens,
-        top_k=section.top_k,
-        top_p=section.top_p,
-        compute=job.compute(mesh),
-    )
-    jitted = jax.jit(with_raw_keys(sampler))
+    jitted = jitted_sampler(job, section, side, text.end_tokens)
     batch_prompts = round_up(job.config.prompts.unit, axis_size(mesh, "rows"))
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
@@ -77,7 +87,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
         rows, prompts, indices = [rows[i] for i in kept], [prompts[i] for i in kept], [indices[i] for i in kept]
         if section.completions == 0 or not rows:
             return rows, counts
-        tokens_PxL, lengths_P = _padded_prompts(prompts, batch_prompts)
+        tokens_PxL, lengths_P = padded_prompts(prompts, batch_prompts)
         keys = prompt_keys(job.config.seed, purpose, indices, batch_prompts)
         samples = jax.device_get(jitted(parameters, *place((tokens_PxL, lengths_P, keys), row_sharding(mesh))))
         completed = [
@@ -99,7 +109,7 @@ def _fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tup
     return kept, {"prompts": len(kept)} | dropped
 
 
-def _padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+def padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [count, L] padded on the right, and lengths [count]; surplus rows have length 1."""
     width = round_up(max(len(prompt) for prompt in prompts), WIDTH)
     tokens_PxL, lengths_P = np.zeros((count, width), np.int32), np.ones(count, np.int32)

@@ -17,7 +17,7 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, platform_of
+from qrpo_jax.devices.mesh import AXES, make_mesh, parameter_shardings, platform_of
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder, weights
@@ -98,7 +98,7 @@ class Job:
     def mesh(self) -> Mesh:
         """All devices of all processes: where training runs."""
         with located("mesh"):
-            return make_mesh(**self.config.mesh)
+            return make_mesh(**{axis: self.config.mesh[axis] for axis in AXES})
 
     @functools.cached_property
     def local_mesh(self) -> Mesh:
@@ -147,7 +147,11 @@ class Job:
             self.say_once(f"model: {weights.conversions(weights.read_headers(folder), dtype)} ({folder})")
             with located("model.path", mesh="mesh"):
                 return model_folder.load(folder, mesh, dtype)
-        return self._draw(mesh, jax.random.key(self.config.seed), dtype)
+        return self.random_parameters(mesh)
+
+    def random_parameters(self, mesh: Mesh) -> Parameters:
+        """Parameters of a model of this shape that has learned nothing."""
+        return self._draw(mesh, jax.random.key(self.config.seed), FLOATS[self.config.model.parameter_dtype])
 
     def fresh_adapters(self, mesh: Mesh) -> Parameters:
         """LoRA's adapters before their first update; float32 for a base of any type."""

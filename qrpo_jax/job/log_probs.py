@@ -1,6 +1,7 @@
 """Log-probabilities of the completions of rows, packed and computed exactly as in training."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,18 @@ from qrpo_jax.training.step import completion_log_probs
 RowLogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
 
 
+def jitted_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> Any:
+    """A jitted function from parameters and a batch on the local mesh to log π, float32 [B, S].
+
+    Args:
+      side, temperature: as in `make_log_probs`.
+    """
+    settings, graph = job.log_prob_settings(job.local_mesh), job.graph(side)
+    if temperature is not None:
+        settings = settings._replace(temperature=temperature)
+    return jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings))
+
+
 def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> RowLogProbs:
     """A function that computes log π of the completions of rows.
 
@@ -30,12 +43,9 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
       A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
       their value is NaN.
     """
-    pack, text, mesh, settings = job.config.pack, job.policy.text, job.local_mesh, job.log_prob_settings(job.local_mesh)
-    if temperature is not None:
-        settings = settings._replace(temperature=temperature)
-    graph = job.graph(side)
+    pack, text, mesh = job.config.pack, job.policy.text, job.local_mesh
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
-    jitted = jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings))
+    jitted = jitted_log_probs(job, side, temperature)
 
     def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:
         examples = build_examples(rows, text, view, transform=None)

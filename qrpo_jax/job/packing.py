@@ -31,22 +31,26 @@ def shares_prompts(job: Job) -> bool:
     return job.config.pack.share_prompts
 
 
-def make_plan(job: Job, stage: str, examples: Examples) -> Plan:
+def make_plan(job: Job, stage: str, examples: Examples, folder: str | None = None) -> Plan:
     """Packs the examples of all epochs into batches whose rows split over the mesh and into microbatches.
 
     Row length and rows at a time that the config leaves open are chosen. They depend on the machine, so they are
     written into the stage's folder: a run that resumes elsewhere keeps its rows.
+
+    Args:
+      folder: of another stage, for what is chosen.
     """
+    folder = folder or stage
     section, pack, units = job.config[stage], job.config.pack, examples.packing_units()
     shuffle, share = section.get("shuffle", "units"), shares_prompts(job)
     with located(**KEYS):
         check_fit(units, pack.row_tokens or UNLIMITED, pack.slots or UNLIMITED, share=share)
-        chosen = read_choice(job, stage)
+        chosen = read_choice(job, folder)
         if chosen is None:
             orders = batch_order(units, section.batch_size, section.epochs, job.config.seed, shuffle)
             planner = make_planner(job, job.mesh, units, orders, microbatches=section.microbatches, stage=stage)
             chosen = planner.evaluate(pack.row_tokens) if pack.row_tokens else planner.choose()
-            keep_choice(job, stage, chosen)
+            keep_choice(job, folder, chosen)
         plan = plan_batches(
             units,
             batch_units=section.batch_size,
@@ -59,7 +63,7 @@ def make_plan(job: Job, stage: str, examples: Examples) -> Plan:
             row_multiple=axis_size(job.mesh, "rows") * (1 if section.microbatches else chosen.part_rows),
             microbatches=section.microbatches,
         )
-    job.say(f"{stage}: {line_about(job, plan, chosen)}")
+    job.say(f"{folder}: {line_about(job, plan, chosen)}")
     return plan
 
 
@@ -121,7 +125,8 @@ def free_bytes(job: Job, mesh: Mesh, machine: Machine, stage: str | None) -> flo
     held = parameter_count(settings) * float(bytes_per_parameter)
     if stage is not None:
         adapted = job.policy.lora if stage == "train" else None
-        held += 12.0 * parameter_count(settings, adapted)  # a float32 gradient and two moments
+        moment_bytes = np.dtype(FLOATS[job.config[stage].moment_dtype]).itemsize
+        held += (4.0 + 2 * moment_bytes) * parameter_count(settings, adapted)  # a float32 gradient and two moments
     split = axis_size(mesh, "embed") * axis_size(mesh, "vocab")
     return max(MEMORY_SHARE * limit - held / split, 0.05 * limit)
 

@@ -22,12 +22,18 @@ def check(job: Job) -> None:
     check_least(config, {"seed": 0})
     check_source(config)
     check_model(job)
-    check_prompts(job)
+    if needs_data(job):
+        check_prompts(job)
     check_packing(job)
     check_range(config, "log_probs.temperature", 1e-9)
     check_least(config, {"log_probs.batch_rows": 0})
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
+
+
+def needs_data(job: Job) -> bool:
+    """Whether a stage of the job uses prompts and parameters, and not the shape of the model alone."""
+    return any(job.stages[name].needs_data for name in job.config.stages)
 
 
 def check_model(job: Job) -> None:
@@ -42,9 +48,9 @@ def check_model(job: Job) -> None:
     check_least(config, {"model.vocab_chunk": 0})
     if config.lora.rank < 0:
         raise refuse("lora.rank", f"{config.lora.rank}; it must be at least 1, or 0 for none")
-    if "sft" not in config.stages and not config.model.path:
+    if needs_data(job) and "sft" not in config.stages and not config.model.path:
         raise UserError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
-    if config.lora.rank and "train" not in config.stages:
+    if needs_data(job) and config.lora.rank and "train" not in config.stages:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
     settings = job.policy.settings
     shapes = decoder.abstract_parameters(settings)

@@ -26,6 +26,8 @@ class Stage(NamedTuple):
       writes_rows: its folder holds rows, written by `units.run_units`, and its manifest has their number of `units`.
         The next stage that reads rows reads these.
       needs_model: it uses the policy. A job whose stages do not need a model opens none.
+      needs_data: it uses prompts, and parameters that were imported or trained. A job without such a stage needs only
+        the shape of a model.
     """
 
     run: Callable[["Job"], dict[str, Any] | None]
@@ -36,6 +38,7 @@ class Stage(NamedTuple):
     shardable: bool = False
     writes_rows: bool = False
     needs_model: bool = True
+    needs_data: bool = True
 
 
 Stages = Mapping[str, Stage]

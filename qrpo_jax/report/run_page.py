@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.compare import SIDES
-from qrpo_jax.report import run_plots
+from qrpo_jax.report import run_plots, speed
 from qrpo_jax.report.page import number, render
 from qrpo_jax.report.run_pictures import Picture
 
@@ -45,6 +45,7 @@ class RunRecord(NamedTuple):
       protections: what model-written code was prevented from doing, and what not; None if no such code ran.
       settings: all settings of the run by name.
       speeds: tokens per second of each training stage.
+      benchmark: content of benchmark.json; None for a run without this stage.
     """
 
     counts: list[tuple[str, list[tuple[str, int]]]]
@@ -53,6 +54,7 @@ class RunRecord(NamedTuple):
     protections: dict[str, list[str]] | None
     settings: dict[str, Any]
     speeds: dict[str, float]
+    benchmark: dict[str, Any] | None = None
 
 
 def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture], record: RunRecord) -> str:
@@ -75,6 +77,9 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
         optimum=optimum_table(results),
         plots=pictures,
         examples=examples(held_out),
+        benchmark_columns=speed.COLUMNS,
+        benchmark_about=speed.about(record.benchmark) if record.benchmark else "",
+        benchmark_rows=speed.rows(record.benchmark) if record.benchmark else [],
         **record._asdict(),
     )
 

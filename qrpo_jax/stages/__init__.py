@@ -1,7 +1,18 @@
 """Stages: each reads rows or parameters and writes rows, parameters or a report."""
 
 from qrpo_jax.job.stage import Stage
-from qrpo_jax.stages import compare_transforms, evaluate, export, reference, report, sample, score, sft, train
+from qrpo_jax.stages import (
+    benchmark,
+    compare_transforms,
+    evaluate,
+    export,
+    reference,
+    report,
+    sample,
+    score,
+    sft,
+    train,
+)
 
 STAGES: dict[str, Stage] = {
     "sft": sft.STAGE,
@@ -13,4 +24,5 @@ STAGES: dict[str, Stage] = {
     "report": report.STAGE,
     "export": export.STAGE,
     "compare_transforms": compare_transforms.STAGE,
+    "benchmark": benchmark.STAGE,
 }

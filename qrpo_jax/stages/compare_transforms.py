@@ -77,4 +77,4 @@ def check_transform(name: str) -> None:
         raise UserError(f"transform {name!r} decreases somewhere; only transforms that never decrease can be compared")
 
 
-STAGE = Stage(run, check, sections=(SECTION,), needs_model=False)
+STAGE = Stage(run, check, sections=(SECTION,), needs_model=False, needs_data=False)

@@ -60,6 +60,7 @@ def read_record(job: Job) -> RunRecord:
         protections=accounting.protections(job),
         settings=flatten(job.config.to_dict()),
         speeds=accounting.speeds(job),
+        benchmark=accounting.benchmark(job),
     )
 
 

@@ -1,9 +1,11 @@
 """Stage `train`: trains the policy on scored completions with the objective of the config."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from qrpo_jax import losses, transforms
 from qrpo_jax.data import row_files
@@ -21,17 +23,29 @@ from qrpo_jax.job.training_options import (
     make_length,
     make_view,
 )
+from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.report import forecast
 
 
 def run(job: Job) -> dict[str, Any]:
-    config, lora = job.config.train, job.policy.lora
-    ranked = chosen_objective(job).ranked
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
-    transform = transforms.parse(config.transform) if ranked else transforms.identity
+    transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
     examples = read_examples(job, transform)
     figures = print_forecast(job, examples, transform) if examples.units else None
     warn_of_temperature(job)
+    return train(job, "train", make_training(job, examples)) | {"forecast": figures}
+
+
+def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
+    """The training of the policy on these examples, as the config describes it.
+
+    Args:
+      reference: makes the parameters of the reference policy; by default `job.reference_parameters`.
+    """
+    reference = reference or job.reference_parameters
+    config, lora = job.config.train, job.policy.lora
+    ranked = chosen_objective(job).ranked
+    transform = transforms.parse(config.transform)
 
     def target(batch: Batch) -> Array:
         c = batch.completions_BxS
@@ -49,17 +63,16 @@ def run(job: Job) -> dict[str, Any]:
             f"{float((expected * weight).sum() / weight.sum()):.6f}"
         )
 
-    training = Training(
+    return Training(
         examples,
         configured_objective(job),
         job.log_prob_settings(job.mesh),
-        start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: job.reference_parameters(job.mesh)),
-        frozen=job.reference_parameters(job.mesh) if lora else None,
+        start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: reference(job.mesh)),
+        frozen=reference(job.mesh) if lora else None,
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
         calibrated_target=target if ranked else None,
         on_first=on_first if ranked else None,
     )
-    return train(job, "train", training) | {"forecast": figures}
 
 
 def read_examples(job: Job, transform: transforms.Transform) -> Examples:

@@ -1,6 +1,7 @@
 """The training loop: batches through the step, with metrics, checkpoints and exact resumption."""
 
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import jax
@@ -13,6 +14,11 @@ from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.state import State, Trainable
 
 Step = Callable[..., tuple[State, dict[str, Array]]]
+
+
+def jitted(step: Step, trainable: Trainable) -> Any:
+    """The step as a run compiles it: the new state takes the place of the old one, metrics are on every device."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(trainable.shardings(), replicated(trainable.mesh)))
 
 
 def fit(
@@ -37,7 +43,7 @@ def fit(
     """
     done, mesh = checkpoints.latest, trainable.mesh
     state = trainable.fresh() if done is None else checkpoints.restore(trainable.abstract(), batches)
-    update = jax.jit(step, donate_argnums=0, out_shardings=(trainable.shardings(), replicated(mesh)))
+    update = jitted(step, trainable)
     for number in range((done or 0) + 1, steps + 1):
         batch = next(batches)
         state, metrics = update(state, place(batch, row_sharding(mesh)), frozen or {})

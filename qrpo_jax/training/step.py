@@ -39,7 +39,7 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 def batch_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> LogProbs:
-    """log π of the batch's completions and of their targets, float32; 0 in empty slots and without a target."""
+    """log π of the batch's completions and of their targets, float32; 0 for empty slots and without a target."""
     log_probs_BxL = row_log_probs(
         graph,
         parameters,

@@ -14,7 +14,7 @@ from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import Plan, plan_batches
 from qrpo_jax.data.per_completion import PerCompletion
-from qrpo_jax.model import attention, decoder
+from qrpo_jax.model import decoder
 
 # Twice a prime where a mesh splits by two, so that a transposed or wrongly split axis shows.
 SETTINGS = decoder.DecoderSettings(
@@ -23,8 +23,6 @@ SETTINGS = decoder.DecoderSettings(
 UNTIED = dataclasses.replace(SETTINGS, tie_embeddings=False)
 GRAPH = decoder.graph(SETTINGS)
 BETA = 0.3  # of the examples' log Z
-# Attention backends that run on this machine.
-BACKENDS = [name for name, needed in attention.BACKENDS.items() if needed in (None, jax.default_backend())]
 SPREAD = dict(embedding=0.4, head=0.4, q=0.2, k=0.2, v=0.2, o=0.1, gate=0.2, up=0.2, down=0.1)
 
 

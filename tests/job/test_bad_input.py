@@ -34,7 +34,7 @@ from tests.helpers.jobs import ROOT, environment, job, refused
         ({"sample__completions": 1}, "n = 0 reference"),
         ({"sample__completions": 0}, "bring no completions"),
         ({"train__objective": "dpo"}, "compares two completions"),
-        ({"select__units": "best_worst"}, "row_tokens is 64; pairs"),
+        ({"select__units": "best_worst", "pack__row_tokens": 64}, "row_tokens is 64; pairs"),
         ({"stages": ()}, "stages is empty"),
         ({"stages": ("sft", "train")}, "'train' needs 'sample' before it"),
         ({"stages": ("sample", "score", "reference", "train")}, "no model to start from"),

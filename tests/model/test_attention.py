@@ -13,7 +13,7 @@ from qrpo_jax.model.attention import plain
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.sampling.sampler import make_sampler
-from tests.helpers import sequences, tiny
+from tests.helpers import backends, sequences, tiny
 
 BLOCK = 5  # does not divide the 13 tokens of a row
 WINDOWS = dict(sliding_window=4, sliding_layers=(True, False, True))
@@ -80,12 +80,12 @@ def value_and_gradient(settings, backend, remat="none"):
 
 
 # The plain formula is the standard that all others are compared with.
-OTHERS = {"key blocks": by_key_blocks} | {name: attention.backend(name) for name in tiny.BACKENDS if name != "plain"}
+OTHERS = {"key blocks": by_key_blocks, **backends.ALL}
+del OTHERS["plain"]
 
 
-@pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("case", CASES)
-def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(case, backend):
+@pytest.mark.parametrize("backend, case", backends.crossed(CASES, "soft cap and windows", OTHERS))
+def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(backend, case):
     log_probs_BxL, gradient = value_and_gradient(
         CASES[case], OTHERS[backend], remat="full" if case == "plain" else "none"
     )
@@ -145,10 +145,22 @@ def test_a_soft_cap_far_above_all_scores_changes_nothing():
 
 @pytest.mark.parametrize("name", ["auto", "plain"])
 def test_a_name_chooses_a_backend(name):
-    assert attention.choose(name) is plain.attend
+    assert attention.choose(name, "cpu") is plain.attend
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_auto_picks_a_backend_of_the_platform(platform):
+    chosen = attention.choose("auto", platform)
+    assert chosen in [attention.backend(name) for name, on in attention.BACKENDS.items() if on in (None, platform)]
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist():
     with pytest.raises(UserError, match="attention is 'fast'; allowed: auto, plain") as caught:
-        attention.choose("fast")
+        attention.choose("fast", "cpu")
+    assert caught.value.about == ("attention",)
+
+
+def test_a_backend_of_another_platform_is_refused():
+    with pytest.raises(UserError, match="attention is 'splash', which runs on tpu; these devices are cpu") as caught:
+        attention.choose("splash", "cpu")
     assert caught.value.about == ("attention",)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrpo_jax.model import attention, decoder
+from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.model.token_log_probs import NO_TARGET
-from tests.helpers import sequences, tiny
+from tests.helpers import backends, sequences, tiny
 
 LENGTH = 43
 WINDOWS = dict(sliding_window=5, sliding_layers=(True, False, True))  # shorter than most prompts
@@ -46,19 +46,18 @@ def value_and_gradient(settings, packed, compute, parameters):
     return np.asarray(log_probs_BxL)[chosen], gradient
 
 
-@pytest.mark.parametrize("backend", tiny.BACKENDS)
-@pytest.mark.parametrize("case, seed", [(case, seed) for seed, case in enumerate(CASES)])
-def test_shared_prompts_are_separate_rows(case, seed, backend):
-    shared, apart = drawn(seed)
+@pytest.mark.parametrize("backend, case", backends.crossed(CASES, "soft caps and windows"))
+def test_shared_prompts_are_separate_rows(backend, case):
+    shared, apart = drawn(list(CASES).index(case))
     assert (shared.layout.groups_BxL > 0).sum() < (apart.layout.groups_BxL > 0).sum()
-    run = CASES[case], shared, Compute(attention=attention.backend(backend)), tiny.parameters(CASES[case])
+    run = CASES[case], shared, Compute(attention=backends.ALL[backend]), tiny.parameters(CASES[case])
     log_probs, gradient = value_and_gradient(*run)
     expected_log_probs, expected = value_and_gradient(CASES[case], apart, Compute(), tiny.parameters(CASES[case]))
     np.testing.assert_allclose(log_probs, expected_log_probs, rtol=1e-5, atol=1e-5)
     tiny.assert_trees_close(gradient, expected, rtol=1e-5, atol=1e-5 * tiny.largest(expected))
 
 
-@pytest.mark.parametrize("case, seed", [(case, seed + 3) for seed, case in enumerate(CASES)])
+@pytest.mark.parametrize("case, seed", zip(CASES, (3, 4, 5), strict=True))
 def test_shared_prompts_are_separate_rows_in_float64(case, seed):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tiny.parameters(CASES[case]))

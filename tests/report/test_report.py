@@ -172,6 +172,21 @@ def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: 
     assert timeless[0] == timeless[1]
 
 
+def test_a_benchmark_has_a_table_in_the_speed_section(job: Job, page: str, tmp_path: Path) -> None:
+    workdir = shutil.copytree(job.workdir, tmp_path / "measured")
+    figures = {"tokens_per_second": 98765.4, "seconds": 0.4, "model_tflops_per_second": 1.75, "mfu": 0.4321}
+    figures |= {"host_share": 0.0625, "compile_seconds": 71.0, "peak_memory_gb": 5.5}
+    record = {"mix": "many_short", "devices": 4, "device": "cpu", "compute_dtype": "float32", "peak": "product"}
+    manifest.complete(workdir / "benchmark", record | dict.fromkeys(("train", "reference", "sample"), figures))
+    config = ConfigDict(job.config.to_dict())
+    config.stages = (*WITH_SFT[:-1], "benchmark", "report")
+    measured = page_of(Job(FrozenConfigDict(config), workdir, job.shard, STAGES))
+    section = measured[measured.index('<section id="speed">') :]
+    for shown in ("many_short", "98,765", "1.75", "43.2%", "6.2%", "71", "5.5", "Sampling"):
+        assert shown in section, shown
+    assert "Benchmark" not in page
+
+
 def test_ids_of_plots_are_unique_and_all_references_resolve(page: str) -> None:
     ids = re.findall(r'\sid="([^"]*)"', page)
     assert len(ids) == len(set(ids)), sorted(i for i in set(ids) if ids.count(i) > 1)[:5]

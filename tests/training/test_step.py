@@ -6,14 +6,27 @@ import numpy as np
 import optax
 import pytest
 
+from qrpo_jax.data.loader import assemble
 from qrpo_jax.errors import UserError
 from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
 from qrpo_jax.model.token_log_probs import NO_TARGET
+from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import tiny
-from tests.helpers.steps import BATCH, BETA, TABLE, assert_same_update, moments, plain, target, update
+from tests.helpers.steps import (
+    BATCH,
+    BETA,
+    OPTIMIZER,
+    OPTIONS,
+    TABLE,
+    assert_same_update,
+    moments,
+    plain,
+    target,
+    update,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +66,29 @@ def test_a_copy_of_the_prompt_for_each_completion_changes_nothing():
     tokens = [int((batch.layout.groups_BxL > 0).sum()) for batch in (apart, BATCH)]
     assert tokens[0] > tokens[1], tokens
     assert_same_update(update(apart), plain(), reordered=True)
+
+
+def test_microbatches_without_completions_are_not_computed():
+    """Fourteen completions fill two of five parts of two rows; a plan puts its empty rows into the last parts."""
+    plan = tiny.plan(TABLE, slots=4, row_tokens=61, row_multiple=2, microbatches=5)
+    batch = assemble(TABLE, plan, 0)
+    filled = batch.present_BxS.reshape(-1, 5, 4).any((0, 2))
+    assert filled.sum() == 2 and (plan.rows, plan.microbatches) == (10, 5), filled
+    computed = []
+
+    def counted(batch):
+        jax.debug.callback(lambda: computed.append(1))
+        return target(batch)
+
+    objective = make_objective("qrpo", **OPTIONS["qrpo"])
+    settings = LogProbSettings(vocab_chunk=7)
+    step = make_step(
+        tiny.GRAPH, objective, OPTIMIZER, log_prob_settings=settings, microbatches=5, calibrated_target=counted
+    )
+    got = jax.jit(step)(initial_state(tiny.parameters(), OPTIMIZER, seed=0), batch)
+    assert_same_update(jax.device_get(got), plain(), reordered=True)
+    jax.effects_barrier()
+    assert len(computed) == 2, computed
 
 
 def test_loss_is_the_weighted_mean_over_the_completions_of_the_whole_batch():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from qrpo_jax.devices.chips import Chip, chip_of
 from qrpo_jax.devices.program import hlo
 from qrpo_jax.devices.program.collectives import Collective, collectives
+from qrpo_jax.devices.program.compilation import Program
 from qrpo_jax.devices.program.links import seconds as link_seconds
 from qrpo_jax.devices.program.matmuls import matmul_flops
 from qrpo_jax.devices.program.memory import LargeArray, Memory, large_arrays, memory
@@ -76,11 +77,11 @@ class Analysis(NamedTuple):
         return large_arrays(self.module, elements)
 
 
-def analyse(compiled: Any, devices: Sequence[Any], *, visible: float = CAUSAL, chip: Chip | None = None) -> Analysis:
+def analyse(program: Program, devices: Sequence[Any], *, visible: float = CAUSAL, chip: Chip | None = None) -> Analysis:
     """Reads a compiled program.
 
     Args:
-      compiled: a `jax.stages.Compiled`.
+      program: from `compile_program`.
       devices: that it was compiled for, in the order of its mesh: `mesh.devices.flatten()`.
       visible: see `Roofline`.
       chip: of the devices (default: `chip_of`).
@@ -89,12 +90,12 @@ def analyse(compiled: Any, devices: Sequence[Any], *, visible: float = CAUSAL, c
       UserError: about "device": the chip's peaks are not known.
     """
     chip = chip or chip_of(devices[0])
-    module = hlo.parse(compiled.as_text())
+    module = hlo.parse(program.text)
     roofline = Roofline(module, chip, devices, visible)
     return Analysis(
         chip,
         len(devices),
-        memory(compiled),
+        memory(program.compiled),
         roofline.step_time(),
         traffic(collectives(module, len(devices)), chip, devices),
         matmul_flops(module),

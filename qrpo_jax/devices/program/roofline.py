@@ -147,27 +147,34 @@ class Roofline:
         return duration, "matmul" if products else "unestimated"
 
     def _kernel_seconds(self, computation: Computation, instruction: Instruction) -> float:
-        """Attention: queries [..., L, K] and keys [..., M, K] are the first two operands that end in the same K.
+        """Attention: queries [..., N, K] and keys [..., M, K] are the first two operands that end in the same K.
 
         The forward pass has two products a pair of query and key, the backward pass five: it computes scores again.
         With separate kernels the one for dQ has three and the one for dK and dV has four.
+
+        Splash kernels take rows that are joined to one long one, and lists of the blocks to visit, int [1, I, W]: for
+        each of I blocks of queries up to W blocks of keys. For dK and dV it is [1, U, J]: up to U blocks of queries
+        for each of J blocks of keys.
         """
-        heads = [
-            shape
-            for shape in hlo.operand_shapes(computation, instruction)
-            if len(shape.dims) >= 3 and shape.dtype in ("bf16", "f32", "f16") and min(shape.dims[-2:]) >= 8
-        ]
-        pairs = [(q, k) for q, k in zip(heads, heads[1:], strict=False) if q.dims[-1] == k.dims[-1]]
-        if not pairs:
+        shapes = hlo.operand_shapes(computation, instruction)
+        heads = [one for one in shapes if len(one.dims) >= 3 and one.dtype in ("bf16", "f32", "f16")]
+        found = [(q, k) for q, k in zip(heads, heads[1:], strict=False) if q.dims[-1] == k.dims[-1]]
+        if not found:
             return self._unestimated_seconds(computation, instruction, None)[0]
-        queries, keys = pairs[0]
-        size = queries.dims[-1]
-        results = [
-            shape for shape in instruction.shapes if shape.dims[-1:] == (size,) and shape.elements >= keys.elements
-        ]
+        queries, keys = found[0]
+        (length, size), key_length = queries.dims[-2:], keys.dims[-2]
+        results = [one for one in instruction.shapes if one.dims[-1:] == (size,) and one.elements >= keys.elements]
         backward = re.search("dkv|dq|bwd|backward", instruction.name + instruction.source)
         products = 2 if not backward else {1: 3, 2: 4}.get(len(results), 5)
-        total = products * 2 * queries.elements * keys.dims[-2] * self.visible
+        pairs: float = length * key_length
+        lists = [one.dims[1:] for one in shapes if one.dtype in ("s32", "s8", "s16") and one.dims[:-2] == (1,)]
+        if lists and products < 4:
+            blocks, visited = lists[0]
+            pairs = min(pairs, length * visited * (length / blocks))
+        elif lists:
+            visited, blocks = lists[0]
+            pairs = min(pairs, key_length * visited * (key_length / blocks))
+        total = products * 2 * (queries.elements / length) * pairs * self.visible
         rate = self.chip.bf16_flops * KERNEL_SHARE * min(1.0, size / max(self.chip.matrix_size, 1))
         return total / rate
 

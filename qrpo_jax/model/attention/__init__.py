@@ -59,8 +59,9 @@ class Backend(Protocol):
 BACKENDS: dict[str, str | None] = {
     "plain": None,
     "splash": "tpu",
+    "triton": "gpu",
 }
-BEST = {"tpu": "splash"}  # what "auto" picks on a platform
+BEST = {"tpu": "splash", "gpu": "triton"}  # what "auto" picks on a platform
 
 
 def backend(name: str) -> Backend:

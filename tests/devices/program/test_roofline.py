@@ -10,6 +10,7 @@ from qrpo_jax.devices.chips import CHIPS
 from qrpo_jax.devices.program import hlo
 from qrpo_jax.devices.program.analysis import analyse
 from qrpo_jax.devices.program.collectives import collectives
+from qrpo_jax.devices.program.compilation import compile_program
 from qrpo_jax.devices.program.links import seconds
 from qrpo_jax.devices.program.roofline import KERNEL_SHARE, Roofline
 
@@ -140,6 +141,19 @@ def test_a_kernel_costs_what_attention_must_compute():
         np.testing.assert_allclose(time.scheduled, products * product, rtol=1e-6, err_msg=f"{name} {results}")
 
 
+def test_a_kernel_of_joined_rows_visits_the_blocks_of_its_lists():
+    h, rows, length, block, k = 8, 3, 2048, 512, 128
+    q = f"bf16[{h},{rows * length},{k}]{{2,1,0}}"
+    product = 2 * h * rows * length**2 * k * 0.5 / CHIP.bf16_flops / KERNEL_SHARE
+    lists = {"fwd": (rows * length // block, length // block), "dkv": (length // block, rows * length // block)}
+    for name, (first, second) in lists.items():
+        visits = f"  %v = s32[1,{first},{second}]{{2,1,0}} parameter(2)"
+        result = q if name == "fwd" else f"({q}, {q})"
+        call = f'  %splash_{name} = {result} custom-call(%v, %q, %k), custom_call_target="tpu_custom_call"'
+        time = step_time(f"  %q = {q} parameter(0)\n  %k = {q} parameter(1)\n{visits}\n{call}", visible=0.5)
+        np.testing.assert_allclose(time.scheduled, {"fwd": 2, "dkv": 4}[name] * product, rtol=1e-6, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def absent():
     """Eight chips that are not there."""
@@ -163,7 +177,7 @@ def test_a_program_for_absent_chips(absent):
 
     x = jax.ShapeDtypeStruct((8 * rows, d), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
     w = jax.ShapeDtypeStruct((layers, d, d), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp")))
-    found = analyse(jax.jit(f).lower(x, w).compile(), absent)
+    found = analyse(compile_program(jax.jit(f).lower(x, w), "tpu"), absent)
     assert found.executed_flops == layers * 2 * rows * d * d
     gathered = layers * d * d * 2 * 7 / 8
     np.testing.assert_allclose(found.received("ici"), gathered, rtol=0.01)

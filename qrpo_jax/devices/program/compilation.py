@@ -1,0 +1,69 @@
+"""Compilation for devices that need not be there, with the compiler's messages about memory read."""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from qrpo_jax.devices.program.memory import largest_allocations
+
+# The last form of a program that the TPU compiler writes down: scheduled, with estimates of cycles.
+_FINAL = "*.after_codegen.txt"
+
+
+class Program(NamedTuple):
+    """A compiled program and its text."""
+
+    compiled: Any
+    text: str
+
+
+class DoesNotFitError(Exception):
+    """A program needs more memory than a device has.
+
+    Attributes:
+      needed, available: bytes on one device, if the compiler says; else 0.
+      largest: its largest arrays, as `largest_allocations` lists them.
+    """
+
+    def __init__(self, message: str) -> None:
+        used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+        self.needed = _bytes(*used.group(1, 2)) if used else 0
+        self.available = _bytes(*used.group(3, 4)) if used else 0
+        self.largest = largest_allocations(message)
+        arrays = f"; largest arrays: {', '.join(self.largest[:3])}" if self.largest else ""
+        gigabytes = (
+            f"needs {self.needed / 1e9:.1f} GB of {self.available / 1e9:.1f} GB a device" if used else "too large"
+        )
+        super().__init__(f"{gigabytes}{arrays}")
+
+
+def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | None = None) -> Program:
+    """Compiles a `jax.stages.Lowered`.
+
+    Args:
+      platform: of its devices: "tpu", "gpu" or "cpu".
+      options: of the compiler, see `xla_flags`.
+
+    Raises:
+      DoesNotFitError: it needs more memory than a device has.
+    """
+    try:
+        if platform != "tpu":
+            compiled = lowered.compile(compiler_options=dict(options or {}))
+            return Program(compiled, compiled.as_text())
+        # jax cannot print every TPU program: work of the sparse cores is one that it cannot. The compiler can.
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = lowered.compile(compiler_options={**(options or {}), "xla_dump_to": folder})
+            return Program(compiled, next(Path(folder).glob(_FINAL)).read_text(encoding="utf-8"))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFitError(str(error)) from None
+
+
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * 1024.0 ** " KMGT".index(unit or " "))
