@@ -13,7 +13,7 @@ from qrpo_jax.devices.constraints import constrain, gathered, spreads
 from qrpo_jax.errors import UserError
 from qrpo_jax.model.attention import Backend, plain
 
-ATTENTION = "attention"  # the name of attention's output and log-sum-exp, for `jax.checkpoint`'s policies
+ATTENTION = "attention"  # the name by which backends mark their output and log-sum-exp for `jax.checkpoint`
 LAYER_INPUT = "layer_input"
 _policies = jax.checkpoint_policies
 # What the backward pass finds stored of each layer, from most to least memory; it recomputes the rest. A layer's input
@@ -44,12 +44,15 @@ class Compute(NamedTuple):
       remat: what the backward pass recomputes, a key of `REMAT`.
       attention: attention between the tokens of a row; `attention.choose` gives it by name.
       mesh: the devices over which parameters and activations are spread; None for one device.
+      unroll: layers that the program has one after the other in each turn of its loop over layers. Between turns,
+        what the backward pass needs is copied into arrays of all layers and back; compilation takes longer.
     """
 
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: Backend = plain.attend
     mesh: Mesh | None = None
+    unroll: int = 1
 
     @property
     def splits_length(self) -> bool:

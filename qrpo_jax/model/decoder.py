@@ -20,7 +20,7 @@ from qrpo_jax.model.attention import sharded
 from qrpo_jax.model.attention.cached import attend_cached
 from qrpo_jax.model.attention.rules import soft_cap
 from qrpo_jax.model.cache import Cache, slots_last
-from qrpo_jax.model.compute import ATTENTION, DEFAULT, LAYER_INPUT, Compute
+from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
 from qrpo_jax.model.layers import Layer, RMSNorm, normal, split_by_token
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.model.settings import DecoderSettings, LayerConstants, Lora, combine, layer_constants
@@ -99,10 +99,11 @@ class Decoder(nnx.Module):
                 cap=self.settings.attention_cap,
             )
             kept = (slots_last(k), slots_last(v)) if keep_keys else None
-            return layer.residual(x_BxLxD, checkpoint_name(mixed_BxLxHxK, ATTENTION), compute), kept
+            return layer.residual(x_BxLxD, mixed_BxLxHxK, compute), kept
 
         x_BxLxD = self.embed(tokens_BxL, compute)
-        x_BxLxD, kept = jax.lax.scan(compute.checkpointed(step), x_BxLxD, (stacked, varied))
+        unroll = min(compute.unroll, self.settings.layers)
+        x_BxLxD, kept = jax.lax.scan(compute.checkpointed(step), x_BxLxD, (stacked, varied), unroll=unroll)
         return self._normed(x_BxLxD, compute), kept
 
     def _normed(self, x_BxLxD: Array, compute: Compute) -> Array:

@@ -143,15 +143,12 @@ def test_a_soft_cap_far_above_all_scores_changes_nothing():
     np.testing.assert_allclose(capped[SEGMENTS > 0], uncapped[SEGMENTS > 0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["auto", "plain"])
-def test_a_name_chooses_a_backend(name):
-    assert attention.choose(name, "cpu") is plain.attend
-
-
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_auto_picks_a_backend_of_the_platform(platform):
-    chosen = attention.choose("auto", platform)
-    assert chosen in [attention.backend(name) for name, on in attention.BACKENDS.items() if on in (None, platform)]
+def test_a_name_chooses_a_backend_and_auto_the_best_of_the_platform(platform):
+    best = {"gpu": "triton", "tpu": "splash"}
+    assert attention.choose("plain", platform) is plain.attend
+    for name, backend in best.items():
+        assert (attention.choose("auto", platform) is attention.backend(backend)) == (name == platform)
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist():

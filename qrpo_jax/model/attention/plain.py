@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention.rules import soft_cap, visible
@@ -33,4 +34,4 @@ def attend(
     scores = jnp.where(visible(queries, keys, window)[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxMxGxK.dtype)
     mixed = jnp.einsum("BGRLM,BMGK->BLGRK", weights, v_BxMxGxK)
-    return mixed.reshape(q_BxLxHxK.shape).astype(q_BxLxHxK.dtype)
+    return checkpoint_name(mixed.reshape(q_BxLxHxK.shape).astype(q_BxLxHxK.dtype), "attention")

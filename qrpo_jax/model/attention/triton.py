@@ -11,14 +11,15 @@ for Hopper visits blocks outside of the ranges of keys, the one for Triton store
 that come with jax have neither ranges nor grouped heads. jax announces that it will drop Pallas for Triton in a later
 release than 0.12; these kernels then need another compiler.
 
-Milliseconds of forward and backward pass, 8 rows, 32 heads and 8 kv-heads of size 64 | 128, bfloat16, one H200, jax
-0.11.2, cuDNN 9.19, 2026-11-27; cuDNN in packed rows with keys and values repeated for each head:
+Milliseconds of forward and backward pass, 8 rows of 2,048 tokens, 32 heads and 8 kv-heads of size 64 | 128, bfloat16,
+one H200, jax 0.11.2, cuDNN 9.19, 2026-11-27 (tiles have changed since, which moved the kernels alone by 2 % on one
+sequence and made packed rows faster); jax's Triton kernel with keys and values repeated for each head:
 
-| rows of 2,048 tokens                        | these kernels | cuDNN        | jax's Triton |
-|---------------------------------------------|---------------|--------------|--------------|
-| one sequence                                | 1.92   3.09   | 1.62   2.48  | 2.99   4.51  |
-| prompt 200 + completion 350, three a row    | 0.75   1.24   | 0.82   1.25  |              |
-| prompt 200 + two completions of 350, shared | 0.93   1.49   | cannot share |              |
+| rows                                         | these kernels | cuDNN       | jax's Triton |
+|----------------------------------------------|---------------|-------------|--------------|
+| one sequence                                 | 1.92 | 3.09   | 1.62 | 2.48 | 2.99 | 4.51  |
+| three of prompt 200 + completion 350         | 0.75 | 1.24   |             |              |
+| two of prompt 200 + two completions of 350   | 0.93 | 1.49   |             |              |
 """
 
 import functools
