@@ -1,13 +1,9 @@
-"""What a program consists of: matrix products of a traced one, arrays of a compiled one."""
+"""What a traced program consists of."""
 
-import re
 from collections.abc import Iterator
-from math import prod
 from typing import Any
 
 import jax
-
-ARRAY = re.compile(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 
 
 def products(jaxpr: Any) -> Iterator[tuple[int, ...]]:
@@ -19,13 +15,3 @@ def products(jaxpr: Any) -> Iterator[tuple[int, ...]]:
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield from products(inner)
-
-
-def array_shapes(compiled: Any) -> set[tuple[int, ...]]:
-    """Shapes of all arrays in a compiled program; on a mesh those of one device."""
-    return {tuple(int(size) for size in found.split(",") if size) for found in ARRAY.findall(compiled.as_text())}
-
-
-def largest_array(compiled: Any) -> tuple[int, tuple[int, ...]]:
-    """Elements and shape of the largest array of a compiled program."""
-    return max((prod(shape), shape) for shape in array_shapes(compiled))

@@ -13,7 +13,7 @@ from qrpo_jax.model.attention import plain
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.sampling.sampler import make_sampler
-from tests.helpers import sequences, tiny
+from tests.helpers import backends, sequences, tiny
 
 BLOCK = 5  # does not divide the 13 tokens of a row
 WINDOWS = dict(sliding_window=4, sliding_layers=(True, False, True))
@@ -80,15 +80,12 @@ def value_and_gradient(settings, backend, remat="none"):
 
 
 # The plain formula is the standard that all others are compared with.
-# Outside of its platform `triton` runs in Pallas's interpreter; `splash` runs on TPU alone and has its own tests.
-HERE = [name for name in attention.BACKENDS if name != "splash"]
-OTHERS = {"key blocks": by_key_blocks, **{name: attention.backend(name) for name in HERE}}
+OTHERS = {"key blocks": by_key_blocks, **backends.ALL}
 del OTHERS["plain"]
 
 
-@pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("case", CASES)
-def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(case, backend):
+@pytest.mark.parametrize("backend, case", backends.crossed(CASES, "soft cap and windows", OTHERS))
+def test_a_backend_by_another_formula_gives_the_same_log_probs_and_gradients(backend, case):
     log_probs_BxL, gradient = value_and_gradient(
         CASES[case], OTHERS[backend], remat="full" if case == "plain" else "none"
     )
@@ -139,7 +136,6 @@ def test_prompts_of_samples_pass_through_the_chosen_backend():
 
 
 def test_a_soft_cap_far_above_all_scores_changes_nothing():
-    """The plain formula has one way with a soft cap and one without."""
     rng = np.random.default_rng(3)
     q, k, v = (rng.normal(size=(2, 13, heads, 10)).astype(np.float32) for heads in (6, 2, 2))
     run = jax.jit(plain.attend, static_argnames=("scale", "cap"))
@@ -158,4 +154,10 @@ def test_a_name_chooses_a_backend_and_auto_the_best_of_the_platform(platform):
 def test_an_unknown_name_is_refused_with_those_that_exist():
     with pytest.raises(UserError, match="attention is 'fast'; allowed: auto, plain") as caught:
         attention.choose("fast", "cpu")
+    assert caught.value.about == ("attention",)
+
+
+def test_a_backend_of_another_platform_is_refused():
+    with pytest.raises(UserError, match="attention is 'splash', which runs on tpu; these devices are cpu") as caught:
+        attention.choose("splash", "cpu")
     assert caught.value.about == ("attention",)

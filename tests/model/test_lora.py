@@ -219,10 +219,16 @@ def test_log_probs_on_the_fly_are_those_stored():
 
 @pytest.mark.parametrize(
     ("microbatches", "mesh_sizes"),
-    [(2, (2, 2, 2)), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((4, None), (1, (2, 2, 2)), (1, (4, 2, 1))))],
+    [
+        (2, (1, 2, 2, 2)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((4, None), (1, (2, 2, 2)), (2, (2, 2, 2)), (1, (4, 2, 1)), (1, (1, 1, 2, 2, 2)))
+        ),
+    ],
 )
 def test_microbatches_and_devices_with_the_reference_on_the_fly_change_nothing(microbatches, mesh_sizes):
-    batch = tiny.batch(steps.TABLE, row_multiple=16)
+    batch = tiny.batch(steps.TABLE, row_tokens=40, row_multiple=16)
     got = update(filled(), batch, microbatches, mesh_sizes, True)
     steps.assert_same_update(got, plain(), reordered=True)
 

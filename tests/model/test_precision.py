@@ -11,7 +11,7 @@ from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer, stochastically_rounded
 from qrpo_jax.training.state import initial_state
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
-from tests.helpers import tiny
+from tests.helpers import backends, tiny
 
 OPTIMIZATION = Optimization(
     learning_rate=1e-3, schedule="constant", warmup_share=0.0, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=0.0
@@ -34,11 +34,17 @@ def by_example(values_BxS: np.ndarray, batch: Batch) -> np.ndarray:
     return values_BxS[present][np.argsort(batch.example_BxS[present])]
 
 
-@pytest.mark.parametrize("parameter, compute", KINDS)
-def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(parameter, compute) -> None:
-    """Of the training step, whose program includes the gradient, against those of a jitted forward pass."""
-    table = tiny.examples(14, pairs=True)
-    batch, parameters, settings = tiny.batch(table), cast(parameter), LogProbSettings(compute=Compute(compute))
+@pytest.mark.parametrize("backend, kind", backends.crossed(KINDS, ("float32", "bfloat16")))
+def test_from_the_same_parameters_and_batch_every_log_ratio_is_exactly_zero(backend, kind) -> None:
+    """Of the training step, whose program includes the gradient, against those of a jitted forward pass.
+
+    Groups of four completions share a prompt in their row.
+    """
+    batch = tiny.batch(tiny.examples(16, pairs=True, siblings=4))
+    assert batch.layout.segments_BxL.max() == 4 and (batch.layout.groups_BxL.max(1) == 1).any()
+    parameter, compute = kind
+    parameters = cast(parameter)
+    settings = LogProbSettings(vocab_chunk=17, compute=Compute(compute, attention=backends.ALL[backend]))
     batch = batch.with_numbers(reference_log_prob=stored(parameters, batch, settings))
     # With equal rewards REBEL's loss is the squared difference of two log-ratios, and nothing else.
     batch = batch.with_numbers(reward=np.zeros_like(batch.completions_BxS.reward))

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from qrpo_jax.model import decoder
-from qrpo_jax.model.attention import BACKENDS
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.model.token_log_probs import NO_TARGET
-from tests.helpers import sequences, tiny
+from tests.helpers import backends, sequences, tiny
 
 LENGTH = 43
 WINDOWS = dict(sliding_window=5, sliding_layers=(True, False, True))  # shorter than most prompts
@@ -47,19 +46,18 @@ def value_and_gradient(settings, packed, compute, parameters):
     return np.asarray(log_probs_BxL)[chosen], gradient
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case, seed", [(case, seed) for seed, case in enumerate(CASES)])
-def test_shared_prompts_are_separate_rows(case, seed, backend):
-    shared, apart = drawn(seed)
+@pytest.mark.parametrize("backend, case", backends.crossed(CASES, "soft caps and windows"))
+def test_shared_prompts_are_separate_rows(backend, case):
+    shared, apart = drawn(list(CASES).index(case))
     assert (shared.layout.groups_BxL > 0).sum() < (apart.layout.groups_BxL > 0).sum()
-    run = CASES[case], shared, Compute(attention=BACKENDS[backend]), tiny.parameters(CASES[case])
+    run = CASES[case], shared, Compute(attention=backends.ALL[backend]), tiny.parameters(CASES[case])
     log_probs, gradient = value_and_gradient(*run)
     expected_log_probs, expected = value_and_gradient(CASES[case], apart, Compute(), tiny.parameters(CASES[case]))
     np.testing.assert_allclose(log_probs, expected_log_probs, rtol=1e-5, atol=1e-5)
     tiny.assert_trees_close(gradient, expected, rtol=1e-5, atol=1e-5 * tiny.largest(expected))
 
 
-@pytest.mark.parametrize("case, seed", [(case, seed + 3) for seed, case in enumerate(CASES)])
+@pytest.mark.parametrize("case, seed", zip(CASES, (3, 4, 5), strict=True))
 def test_shared_prompts_are_separate_rows_in_float64(case, seed):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tiny.parameters(CASES[case]))
@@ -78,8 +76,8 @@ def test_a_completion_depends_on_its_prompt_and_on_no_sibling():
     tokens[1:][np.diag_indices(37)] += 1
     layout = jax.tree.map(lambda x: np.tile(x, (38, 1)), packed.layout)
     targets = np.tile(packed.targets_BxL, (38, 1))
-    score = jax.jit(lambda *rows: row_log_probs(tiny.GRAPH, tiny.parameters(), *rows))
-    second = np.asarray(score(tokens, layout, targets))[:, 8:11]
+    score = jax.jit(lambda p, *rows: row_log_probs(tiny.GRAPH, p, *rows))
+    second = np.asarray(score(tiny.parameters(), tokens, layout, targets))[:, 8:11]
     moved = np.abs(second[1:] - second[0]).max(1)
     seen = np.isin(np.arange(37), (0, 1, 2, 3, 8, 9, 10))  # the shared part of the prompt, and its own tokens
     assert (moved[~seen] == 0).all() and (moved[seen] > 0).all(), moved

@@ -53,7 +53,9 @@ def row(*texts: str, messages: tuple[Message, ...] = MESSAGES, name: str = "r") 
 
 
 def scorer(folder: Path, mesh: Any = None, max_tokens: int = 0, batch_rows: int = 3) -> ModelScorer:
-    return ModelScorer(open_reward_model(folder, max_tokens), mesh or one_device(), batch_rows=batch_rows)
+    mesh = mesh or one_device()
+    model = open_reward_model(folder, max_tokens)
+    return ModelScorer(model, mesh, batch_rows=batch_rows, compute=Compute(mesh=mesh))
 
 
 @pytest.fixture(scope="module", params=["classifier", "armo"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qrpo_jax.model import log_probs
+from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, place, row_sharding
+from qrpo_jax.model import decoder, log_probs
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.sampling import sampler
@@ -96,6 +97,20 @@ def test_a_prompts_samples_do_not_depend_on_its_batch_or_padding(samples):
     other = draw(wider, LENGTHS[order], KEYS[order])
     np.testing.assert_array_equal(other.tokens_PxnxT, samples.tokens_PxnxT[order])
     np.testing.assert_allclose(other.log_probs_Pxn, samples.log_probs_Pxn[order], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 2, 4)])
+def test_devices_do_not_change_what_is_drawn(samples, sizes):
+    """Of four prompts, the last one empty, so that a mesh can split them."""
+    mesh = make_mesh(*sizes)
+    prompts, lengths = np.pad(PROMPTS, ((0, 1), (0, 0))), np.pad(LENGTHS, (0, 1))
+    keys = jax.random.wrap_key_data(jax.random.key_data(KEYS)[np.asarray([0, 1, 2, 0])])
+    shardings = parameter_shardings(mesh, decoder.logical_axes(tiny.SETTINGS), tiny.parameters())
+    parameters = jax.device_put(tiny.parameters(), shardings)
+    rows = place((prompts, lengths), row_sharding(mesh))
+    other = jax.device_get(compiled(compute=Compute(mesh=mesh))(parameters, *rows, keys))
+    np.testing.assert_array_equal(other.tokens_PxnxT[:3], samples.tokens_PxnxT)
+    np.testing.assert_allclose(other.log_probs_Pxn[:3], samples.log_probs_Pxn, rtol=1e-5)
 
 
 def test_the_first_completions_do_not_depend_on_how_many_are_drawn(samples):

@@ -11,6 +11,7 @@ import pytest
 
 from qrpo_jax.data import loader
 from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.fit import fit
 from qrpo_jax.training.logbook import NonFiniteLossError
 from qrpo_jax.training.metrics import MetricsWriter, read_metrics
@@ -29,9 +30,10 @@ OPTIMIZER, SCHEDULE = make_optimizer(OPTIMIZATION, STEPS)
 OBJECTIVE = make_objective("qrpo", beta=0.3, transform="identity", loss="mse")
 
 
-def new_step():
+def new_step(mesh=None):
     """A step that jit has not seen."""
-    return make_step(tiny.GRAPH, OBJECTIVE, OPTIMIZER, log_prob_settings=LogProbSettings())
+    settings = LogProbSettings(compute=Compute(mesh=mesh))
+    return make_step(tiny.GRAPH, OBJECTIVE, OPTIMIZER, log_prob_settings=settings)
 
 
 STEP = new_step()
@@ -76,7 +78,7 @@ def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(undisturbed, tmp
 def test_another_mesh_resumes_from_the_same_checkpoint(undisturbed, tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, kill_at=6)
-    parameters = run(tmp_path, sizes=(1, 2, 1))
+    parameters = run(tmp_path, sizes=(1, 2, 1), step=new_step(mesh_of(1, 2, 1)))
     tiny.assert_trees_close(parameters, undisturbed[0], rtol=1e-3, atol=1e-4)
     assert [line["step"] for line in figures(tmp_path)] == [*range(1, STEPS + 1)]
 

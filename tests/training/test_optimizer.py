@@ -24,7 +24,7 @@ def test_moments_are_bfloat16_between_steps_and_split_like_their_parameters():
     layout = parameter_layout(make_mesh(2, 2, 2), tiny.SETTINGS)
     state = jax.eval_shape(LOW.init, layout)
     assert {leaf.dtype for leaf in jax.tree.leaves((adam(state).mu, adam(state).nu))} == {jnp.dtype("bfloat16")}
-    assert {leaf.dtype for leaf in jax.tree.leaves((adam(jax.eval_shape(FULL.init, layout)).mu))} == {np.dtype("f4")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(adam(jax.eval_shape(FULL.init, layout)).mu)} == {np.dtype("f4")}
     shardings = state_shardings(layout, LOW)
     assert adam(shardings.optimizer).mu == adam(shardings.optimizer).nu == shardings.parameters
 

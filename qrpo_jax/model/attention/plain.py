@@ -22,27 +22,16 @@ def attend(
     scale: float | None,
     cap: float | None,
 ) -> Array:
-    """Attention [B, L, H, K] as `Backend` defines it; a query that sees no key returns the mean of all values."""
-    mask_BxLxM = visible(queries, keys, window)
-    if cap is None:
-        mixed_BxLxHxK = jax.nn.dot_product_attention(
-            q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=mask_BxLxM[:, None, :, :], scale=scale, implementation="xla"
-        )
-    else:
-        mixed_BxLxHxK = _capped(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, scale, cap)
-    return checkpoint_name(mixed_BxLxHxK, "attention")
+    """Attention [B, L, H, K] as `Backend` defines it; a query that sees no key returns the mean of all values.
 
-
-def _capped(
-    q_BxLxHxK: Array, k_BxMxGxK: Array, v_BxMxGxK: Array, mask_BxLxM: Array, scale: float | None, cap: float
-) -> Array:
-    """The same with soft-capped scores, which `jax.nn.dot_product_attention` does not have."""
+    `jax.nn.dot_product_attention` is not used: it has no soft cap, and rounds the softmax of float64 to float32.
+    """
     batch, length, heads, k_dim = q_BxLxHxK.shape
     kv_heads, wide = k_BxMxGxK.shape[2], at_least_float32(q_BxLxHxK.dtype)
     q_BxLxGxRxK = q_BxLxHxK.reshape(batch, length, kv_heads, heads // kv_heads, k_dim)
     scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BxLxGxRxK, k_BxMxGxK, preferred_element_type=wide)
     scores = soft_cap(scores * (k_dim**-0.5 if scale is None else scale), cap)
-    scores = jnp.where(mask_BxLxM[:, None, None], scores, jnp.finfo(wide).min)
+    scores = jnp.where(visible(queries, keys, window)[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxMxGxK.dtype)
     mixed = jnp.einsum("BGRLM,BMGK->BLGRK", weights, v_BxMxGxK)
-    return mixed.reshape(q_BxLxHxK.shape).astype(q_BxLxHxK.dtype)
+    return checkpoint_name(mixed.reshape(q_BxLxHxK.shape).astype(q_BxLxHxK.dtype), "attention")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qrpo_jax.devices.mesh import make_mesh
-from qrpo_jax.model.attention import BACKENDS, plain, sharded
-from tests.helpers import sequences, tiny
+from qrpo_jax.model.attention import plain, sharded
+from tests.helpers import backends, sequences, tiny
 
 HEADS, KV_HEADS, K_DIM = 8, 4, 6
 
@@ -35,20 +35,21 @@ def value_and_gradients(backend, mesh, arrays, layout, window, cap=None):
     return jax.jit(lambda q, k, v: run(q, k, v, window))(*arrays)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "sizes, rows, length, window, cap",
-    [
-        ((1, 1, 1, 8), 3, 40, None, None),
-        ((1, 2, 2, 2), 2, 24, jnp.int32(5), None),
-        ((1, 1, 4, 2), 3, 26, 5, 2.0),
-        ((2, 1, 1, 2, 2), 4, 22, jnp.int32(7), 2.0),
-        ((2, 1, 1, 4), 3, 23, None, None),  # neither rows nor length can be split
-    ],
-)
-def test_values_and_gradients_are_those_of_one_device(sizes, rows, length, window, cap, backend):
+# Sizes of the mesh (data, fsdp, tensor, context, replica), rows, length, window (traced or not), soft cap.
+CASES = {
+    "context": ((1, 1, 1, 8), 3, 40, None, None),
+    "all axes": ((1, 2, 2, 2), 2, 24, jnp.int32(5), None),
+    "window and cap": ((1, 1, 4, 2), 3, 26, 5, 2.0),
+    "two slices": ((2, 1, 1, 2, 2), 4, 22, jnp.int32(7), 2.0),
+    "neither rows nor length can be split": ((2, 1, 1, 4), 3, 23, None, None),
+}
+
+
+@pytest.mark.parametrize("backend, case", backends.crossed(CASES, "all axes"))
+def test_values_and_gradients_are_those_of_one_device(backend, case):
+    sizes, rows, length, window, cap = CASES[case]
     arrays, layout = given(rows, length)
-    got = value_and_gradients(BACKENDS[backend], make_mesh(*sizes), arrays, layout, window, cap)
+    got = value_and_gradients(backends.ALL[backend], make_mesh(*sizes), arrays, layout, window, cap)
     want = value_and_gradients(plain.attend, None, arrays, layout, window, cap)
     tiny.assert_trees_close(got, want, rtol=1e-5, atol=1e-5)
 
