@@ -184,8 +184,8 @@ def _backward(rule: Rule, residuals: tuple[Any, ...], gradient_NxGxKxX: Array) -
             return dq_GxKxX + more_GxKxX, dk_JxGxYxK, dv_JxGxYxK.at[j].add(dv_GxYxK)
 
         zero_GxKxX = jnp.zeros_like(q_GxKxX, wide)
-        dq_GxKxX, *carry = jax.lax.fori_loop(0, count, visit, (zero_GxKxX, *carry))
-        return tuple(carry), dq_GxKxX.astype(dtype)
+        dq_GxKxX, dk_JxGxYxK, dv_JxGxYxK = jax.lax.fori_loop(0, count, visit, (zero_GxKxX, *carry))
+        return (dk_JxGxYxK, dv_JxGxYxK), dq_GxKxX.astype(dtype)
 
     arrays = (q_NxGxKxX, visits, gradient_NxGxKxX, mean_NxGx1xX, log_total_NxGx1xX)
     zero_JxGxYxK = jnp.zeros_like(k_JxGxYxK, wide)
