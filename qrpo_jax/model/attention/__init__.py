@@ -58,10 +58,11 @@ class Backend(Protocol):
 # Each backend is a module of this folder with a function `attend`, and runs on these platforms; None is any.
 BACKENDS: dict[str, str | None] = {
     "plain": None,
+    "blocks": None,
     "splash": "tpu",
     "triton": "gpu",
 }
-BEST = {"tpu": "splash", "gpu": "triton"}  # what "auto" picks on a platform
+BEST = {"tpu": "splash", "gpu": "triton"}  # what "auto" picks on a platform; "blocks" on every other
 
 
 def backend(name: str) -> Backend:
@@ -79,7 +80,7 @@ def choose(name: str, platform: str) -> Backend:
       UserError: an unknown name, or a backend for another platform.
     """
     if name == "auto":
-        return backend(BEST.get(platform, "plain"))
+        return backend(BEST.get(platform, "blocks"))
     if name not in BACKENDS:
         raise UserError(f"attention is {name!r}; allowed: {', '.join(('auto', *BACKENDS))}", about="attention")
     needed = BACKENDS[name]
