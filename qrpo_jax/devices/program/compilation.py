@@ -62,7 +62,7 @@ def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | No
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(str(error)) from None
+        raise DoesNotFitError.of_message(str(error)) from None
 
 
 def _bytes(number: str, unit: str) -> int:
