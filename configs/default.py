@@ -160,6 +160,7 @@ def get_config() -> ConfigDict:
     # Stage compile needs no TPU, no weights and no tokenizer: model.path may hold a config.json alone.
     config.compile = ConfigDict()
     config.compile.topology = ""  # slice to compile for: v5e:2x4, v5p:4x4x8, v5p:4x4x8*2 (two slices); "": devices here
+    config.compile.programs = ("train", "reference", "sample")
     config.compile.rows = 0  # packed rows of a training batch; 0: search for the largest batch that fits
 
     config.compare_transforms = ConfigDict()

@@ -21,9 +21,9 @@ FLAGS: dict[str, Mapping[str, str]] = {
 }
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Options for programs on this mesh, for `jax.jit` or `compile`; none where the record has no entry."""
-    return dict(FLAGS.get(mesh.devices.flat[0].device_kind, {}))
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options of `jax.jit` for programs on this mesh; None where the record has no entry."""
+    return dict(FLAGS.get(mesh.devices.flat[0].device_kind, {})) or None
 
 
 def init_args(kind: str) -> str:

@@ -1,7 +1,6 @@
 """What compiled programs of a job need and how fast they are, and the largest batch that fits."""
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -10,7 +9,6 @@ from qrpo_jax.devices.chips import Chip, chip_of
 from qrpo_jax.devices.program.analysis import Analysis, analyse
 from qrpo_jax.devices.program.compilation import DoesNotFitError, compile_program
 from qrpo_jax.devices.program.roofline import CAUSAL, KERNEL_SHARE
-from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.programs import PROGRAMS, Described, row_multiple
 
@@ -60,8 +58,8 @@ def estimate(job: Job, mesh: Mesh, name: str, rows: int) -> Estimate:
     Raises:
       DoesNotFitError: it needs more memory than a device has.
     """
-    described, devices, began = PROGRAMS[name](job, mesh, rows), mesh.devices.flatten(), time.monotonic()
-    program = compile_program(described.lowered, devices[0].platform, compiler_options(mesh))
+    described, devices, began = PROGRAMS[name](job, mesh, rows), list(mesh.devices.flat), time.monotonic()
+    program = compile_program(described.lowered, devices[0].platform)
     seconds = time.monotonic() - began
     found = analyse(program, devices)
     if not found.fits:  # compilers for CPU and GPU do not check
@@ -69,12 +67,8 @@ def estimate(job: Job, mesh: Mesh, name: str, rows: int) -> Estimate:
     return Estimate(described, found, seconds)
 
 
-def largest(job: Job, mesh: Mesh, name: str, rows: int, say: Callable[[str], None]) -> Search:
-    """The program for so many rows; for 0 the largest multiple of the mesh that fits.
-
-    Args:
-      say: prints a line for each batch that is tried.
-    """
+def largest(job: Job, mesh: Mesh, name: str, rows: int) -> Search:
+    """The program for so many rows; for 0 the largest multiple of the mesh that fits."""
     unit = row_multiple(job, mesh, name)
     if rows:
         try:
@@ -97,7 +91,9 @@ def largest(job: Job, mesh: Mesh, name: str, rows: int, say: Callable[[str], Non
                 return Search(None, True, error)
             needed[times] = max(error.needed, 1.01 * capacity)
         fits = "fit" if needed[times] <= capacity else "do not fit"
-        say(f"{times * unit} rows {fits}: {needed[times] / 1e9:.1f} of {capacity / 1e9:.1f} GB a device")
+        job.say(
+            f"compile: {name}: {times * unit} rows {fits}: {needed[times] / 1e9:.1f} of {capacity / 1e9:.1f} GB a device"
+        )
         times = next_try(needed, best.analysis.memory.arguments if best else 0, capacity)
     return Search(best, True, None)
 

@@ -211,7 +211,7 @@ class Job:
 
     def graph(self, side: str) -> nnx.GraphDef:
         """The graph of the "reference" or of the trained "policy"."""
-        return self.policy.trained_graph if side == "policy" else self.policy.graph
+        return self.shape.trained_graph if side == "policy" else self.shape.graph
 
     def say(self, line: str) -> None:
         """Prints a line once, whatever the number of processes, above any progress bar."""

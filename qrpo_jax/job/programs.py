@@ -11,20 +11,21 @@ from jax.sharding import Mesh, NamedSharding
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import axis_size, replicated, round_up, row_sharding
-from qrpo_jax.job.completions import WIDTH
+from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
+from qrpo_jax.job.completions import WIDTH, jitted_sampler
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.job.training_options import calibrated_target, chosen_objective, configured_objective
 from qrpo_jax.model import flops
 from qrpo_jax.model.flops import Flops, causal_pairs
 from qrpo_jax.model.layout import Layout
-from qrpo_jax.sampling.keys import with_raw_keys
-from qrpo_jax.sampling.sampler import make_sampler
+from qrpo_jax.training.fit import jitted
 from qrpo_jax.training.state import Trainable, parameter_layout
-from qrpo_jax.training.step import completion_log_probs, make_step
+from qrpo_jax.training.step import make_step
 
 SLOTS = 16  # completions of a row where the config leaves it open
+NO_TOKEN = -1  # which token ends a completion does not change the program
 STEPS = 1000  # of the learning rate's schedule, which does not change the program
 
 
@@ -63,12 +64,11 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
     base = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
     trained = base if shape.lora is None else parameter_layout(mesh, shape.settings, jnp.float32, shape.lora)
     trainable = Trainable(trained, optimizer, dict, job.config.seed)
-    update = jax.jit(step, donate_argnums=0, out_shardings=(trainable.shardings(), replicated(mesh)))
     frozen = {} if shape.lora is None else base
     length = row_tokens(job)
     pairs = causal_pairs(rows, length, shape.settings.sliding_window)
     return Described(
-        update.lower(trainable.abstract(), abstract_batch(job, mesh, rows), frozen),
+        jitted(step, trainable).lower(trainable.abstract(), abstract_batch(job, mesh, rows), frozen),
         rows,
         length,
         rows * length,
@@ -78,12 +78,11 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
 
 def reference(job: Job, mesh: Mesh, rows: int) -> Described:
     """The forward pass of stage `reference`: log-probs of so many packed rows' completions."""
-    shape, settings, length = job.shape, job.log_prob_settings(mesh), row_tokens(job)
+    shape, length = job.shape, row_tokens(job)
     parameters = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
-    log_probs = jax.jit(lambda parameters, batch: completion_log_probs(shape.graph, parameters, batch, settings))
     pairs = causal_pairs(rows, length, shape.settings.sliding_window)
     return Described(
-        log_probs.lower(parameters, abstract_batch(job, mesh, rows)),
+        jitted_log_probs(job, mesh=mesh).lower(parameters, abstract_batch(job, mesh, rows)),
         rows,
         length,
         rows * length,
@@ -94,24 +93,15 @@ def reference(job: Job, mesh: Mesh, rows: int) -> Described:
 def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
     """The sampler of stage `sample`, for prompts and completions as long as the config allows."""
     section, shape = job.config.sample, job.shape
-    completions, new = section.completions or 1, section.max_new_tokens
-    sampler = make_sampler(
-        shape.graph,
-        completions=completions,
-        max_new_tokens=new,
-        temperature=section.temperature,
-        end_tokens=(0,),  # which token ends a completion does not change the program
-        top_k=section.top_k,
-        top_p=section.top_p,
-        compute=job.compute(mesh),
-    )
+    completions, new = section.completions, section.max_new_tokens
+    sampler = jitted_sampler(job, section, "reference", (NO_TOKEN,), mesh)
     width = round_up(job.config.prompts.max_tokens, WIDTH)
     parameters = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
 
     def array(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dims, dtype, sharding=row_sharding(mesh))
 
-    lowered = jax.jit(with_raw_keys(sampler)).lower(
+    lowered = sampler.lower(
         parameters, array((prompts, width), jnp.int32), array((prompts,), jnp.int32), array((prompts, 2), jnp.uint32)
     )
     window, sampled = shape.settings.sliding_window, prompts * completions * new

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from qrpo_jax.data.views import OVER_LONG
 from qrpo_jax.devices.chips import Chip, chip_of
 from qrpo_jax.devices.dtypes import COMPUTE
-from qrpo_jax.devices.mesh import make_mesh, round_up
+from qrpo_jax.devices.mesh import AXES, make_mesh, round_up
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.devices.topologies import open_topology
 from qrpo_jax.devices.xla_flags import compiler_options
@@ -41,9 +41,9 @@ def run(job: Job) -> dict[str, Any]:
     results: dict[str, Any] = {"machine": machine(job, mesh, chip)}
     for line in compile_page.machine_lines(results["machine"]):
         job.say(f"compile: {line}")
-    for name in PROGRAMS:
+    for name in job.config.compile.programs:
         rows = rows_of(job, mesh, name, results)
-        search = estimates.largest(job, mesh, name, rows, lambda line, name=name: job.say(f"compile: {name}: {line}"))
+        search = estimates.largest(job, mesh, name, rows)
         results[name] = estimates.record(search, chip)
         if search.error is not None:
             job.say(f"compile: {name} does not fit: it {search.error}")
@@ -54,7 +54,11 @@ def run(job: Job) -> dict[str, Any]:
     for line in compile_page.terminal_lines(results):
         job.say(line)
     job.say(f"compile: {job.folder('compile') / PAGE}")
-    return {"page": PAGE, "results": RESULTS, "fits": {name: results[name]["fits"] for name in PROGRAMS}}
+    return {
+        "page": PAGE,
+        "results": RESULTS,
+        "fits": {name: results[name]["fits"] for name in job.config.compile.programs},
+    }
 
 
 def open_mesh(job: Job) -> Mesh:
@@ -65,7 +69,7 @@ def open_mesh(job: Job) -> Mesh:
             devices = open_topology(job.config.compile.topology)
         chip_of(devices[0])
     with located("mesh"):
-        return make_mesh(**job.config.mesh, devices=devices)
+        return make_mesh(**{axis: job.config.mesh[axis] for axis in AXES}, devices=devices)
 
 
 def rows_of(job: Job, mesh: Mesh, name: str, results: dict[str, Any]) -> int:
@@ -111,7 +115,9 @@ def machine(job: Job, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 def check(job: Job) -> None:
     config = job.config
     check_least(config, {"compile.rows": 0, "pack.max_tokens": 2, "pack.slots": 0, "pack.row_tokens": 0})
-    check_least(config, {"prompts.unit": 1, "prompts.max_tokens": 1, "sample.max_new_tokens": 1})
+    check_least(
+        config, {"prompts.unit": 1, "prompts.max_tokens": 1, "sample.completions": 1, "sample.max_new_tokens": 1}
+    )
     check_choices(
         config,
         {
@@ -121,13 +127,15 @@ def check(job: Job) -> None:
             "train.objective": OBJECTIVES,
         },
     )
+    if not config.compile.programs or not set(config.compile.programs) <= set(PROGRAMS):
+        raise refuse("compile.programs", f"{config.compile.programs}; name some of {', '.join(PROGRAMS)}")
     check_optimization(config, "train")
     with located(**KEYS):
         check_transform(config.train)
         configured_objective(job)
     mesh = open_mesh(job)
     job.compute(mesh)
-    for name in PROGRAMS:
+    for name in config.compile.programs:
         rows_of(job, mesh, name, {})
 
 

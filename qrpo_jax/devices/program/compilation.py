@@ -29,16 +29,17 @@ class DoesNotFitError(Exception):
       largest: its largest arrays, as `largest_allocations` lists them.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, needed: float, available: float, largest: list[str]) -> None:
+        self.needed, self.available, self.largest = needed, available, largest
+        memory = f"needs {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB a device" if needed else "is too large"
+        super().__init__(memory + (f"; largest arrays: {', '.join(largest[:3])}" if largest else ""))
+
+    @classmethod
+    def of_message(cls, message: str) -> "DoesNotFitError":
+        """The error that the TPU compiler's message is about."""
         used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-        self.needed = _bytes(*used.group(1, 2)) if used else 0
-        self.available = _bytes(*used.group(3, 4)) if used else 0
-        self.largest = largest_allocations(message)
-        arrays = f"; largest arrays: {', '.join(self.largest[:3])}" if self.largest else ""
-        gigabytes = (
-            f"needs {self.needed / 1e9:.1f} GB of {self.available / 1e9:.1f} GB a device" if used else "too large"
-        )
-        super().__init__(f"{gigabytes}{arrays}")
+        sizes = (_bytes(*used.group(1, 2)), _bytes(*used.group(3, 4))) if used else (0, 0)
+        return cls(*sizes, largest_allocations(message))
 
 
 def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | None = None) -> Program:
@@ -46,7 +47,7 @@ def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | No
 
     Args:
       platform: of its devices: "tpu", "gpu" or "cpu".
-      options: of the compiler, see `xla_flags`.
+      options: of the compiler, besides those that the function was jitted with.
 
     Raises:
       DoesNotFitError: it needs more memory than a device has.

@@ -131,7 +131,7 @@ class Roofline:
             # Passes over one layer's queries, such as that over shared prompts, share its visible pairs.
             kernels = [one.source for one in computation.instructions.values() if target in one.attributes]
             return self._kernel_seconds(computation, instruction) / kernels.count(instruction.source), "kernel"
-        if opcode in _NOTHING or opcode.endswith(("-start", "-done")) or target.strip('"') in _ALLOCATIONS:
+        if opcode in _NOTHING or opcode.endswith(("-start", "-update", "-done")) or target.strip('"') in _ALLOCATIONS:
             return 0.0, "unestimated"
         if collective(computation, instruction, len(self.devices)) is not None or opcode == "send":
             return 0.0, "unestimated"
