@@ -83,17 +83,15 @@ def largest(job: Job, mesh: Mesh, name: str, rows: int) -> Search:
         if times is None:
             break
         try:
-            best_so_far = estimate(job, mesh, name, times * unit)
-            needed[times] = best_so_far.analysis.memory.total
-            best = best_so_far
+            best = estimate(job, mesh, name, times * unit)
+            needed[times] = best.analysis.memory.total
         except DoesNotFitError as error:
             if times == 1:
                 return Search(None, True, error)
             needed[times] = max(error.needed, 1.01 * capacity)
         fits = "fit" if needed[times] <= capacity else "do not fit"
-        job.say(
-            f"compile: {name}: {times * unit} rows {fits}: {needed[times] / 1e9:.1f} of {capacity / 1e9:.1f} GB a device"
-        )
+        memory = f"{needed[times] / 1e9:.1f} of {capacity / 1e9:.1f} GB a device"
+        job.say(f"compile: {name}: {times * unit} rows {fits}: {memory}")
         times = next_try(needed, best.analysis.memory.arguments if best else 0, capacity)
     return Search(best, True, None)
 

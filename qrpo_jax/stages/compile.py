@@ -31,6 +31,7 @@ from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.report import compile_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.training.objectives import OBJECTIVES
+from qrpo_jax.training.state import parameter_layout
 
 RESULTS = "compile.json"
 
@@ -135,6 +136,8 @@ def check(job: Job) -> None:
         configured_objective(job)
     mesh = open_mesh(job)
     job.compute(mesh)
+    with located("mesh"):
+        parameter_layout(mesh, job.shape.settings)
     for name in config.compile.programs:
         rows_of(job, mesh, name, {})
 
