@@ -10,8 +10,11 @@ import jax
 
 from qrpo_jax.devices.program.memory import largest_allocations
 
-# The last form of a program that the TPU compiler writes down: scheduled, with estimates of cycles.
+# What the TPU compiler writes down: the last form of a program, scheduled and with estimates of cycles; the arrays of
+# a program by size; and the form of a program that turned out too large.
 _FINAL = "*.after_codegen.txt"
+_MEMORY = "*memory-usage-report.txt"
+_TOO_LARGE = "*.oom_intermediate_module.txt"
 
 
 class Program(NamedTuple):
@@ -35,11 +38,13 @@ class DoesNotFitError(Exception):
         super().__init__(memory + (f"; largest arrays: {', '.join(largest[:3])}" if largest else ""))
 
     @classmethod
-    def of_message(cls, message: str) -> "DoesNotFitError":
-        """The error that the TPU compiler's message is about."""
-        used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-        sizes = (_bytes(*used.group(1, 2)), _bytes(*used.group(3, 4))) if used else (0, 0)
-        return cls(*sizes, largest_allocations(message))
+    def of_dump(cls, message: str, folder: Path) -> "DoesNotFitError":
+        """The error that the TPU compiler reports, with what it has written down about it."""
+        limit = re.search(r"exceeds available \w+ \(([\d.]+)([KMGT]?)\)", message)
+        available = _bytes(*limit.groups()) if limit else 0
+        report, program = (_newest(folder, pattern) for pattern in (_MEMORY, _TOO_LARGE))
+        total, largest = largest_allocations(report, program)
+        return cls(total, available, largest)
 
 
 def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | None = None) -> Program:
@@ -52,18 +57,26 @@ def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | No
     Raises:
       DoesNotFitError: it needs more memory than a device has.
     """
-    try:
-        if platform != "tpu":
-            compiled = lowered.compile(compiler_options=dict(options or {}))
-            return Program(compiled, compiled.as_text())
-        # jax cannot print every TPU program: work of the sparse cores is one that it cannot. The compiler can.
-        with tempfile.TemporaryDirectory() as folder:
-            compiled = lowered.compile(compiler_options={**(options or {}), "xla_dump_to": folder})
-            return Program(compiled, next(Path(folder).glob(_FINAL)).read_text(encoding="utf-8"))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise DoesNotFitError.of_message(str(error)) from None
+    options = dict(options or {})
+    if platform != "tpu":
+        compiled = lowered.compile(compiler_options=options)
+        return Program(compiled, compiled.as_text())
+    # jax cannot print every TPU program: work of the sparse cores is one that it cannot. The compiler can.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            compiled = lowered.compile(compiler_options={**options, "xla_dump_to": name})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFitError.of_dump(str(error), folder) from None
+        return Program(compiled, _newest(folder, _FINAL))
+
+
+def _newest(folder: Path, pattern: str) -> str:
+    """The text of the last file that was written; "" if there is none."""
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    return found[-1].read_text(encoding="utf-8") if found else ""
 
 
 def _bytes(number: str, unit: str) -> int:

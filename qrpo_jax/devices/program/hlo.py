@@ -151,7 +151,7 @@ def executions(module: Module) -> tuple[dict[str, float], dict[str, float]]:
 
     Returns:
       Counts of the computations whose instructions the device runs one after another, and counts of those that are
-      fused into one instruction.
+      fused into one instruction, or that another thread of the device runs beside.
     """
     steps: dict[str, float] = defaultdict(float)
     fused: dict[str, float] = defaultdict(float)
@@ -163,7 +163,7 @@ def executions(module: Module) -> tuple[dict[str, float], dict[str, float]]:
                 if callee not in module.computations:
                     continue
                 rounds = trip_count(module, module.computations[name], instruction) or 1
-                if role == "fusion":
+                if role == "fusion" or instruction.opcode == "async-start":
                     visit(callee, times, fused)
                 elif role == "body":
                     visit(callee, times * rounds, into)

@@ -198,4 +198,5 @@ def test_a_program_that_does_not_fit_names_its_largest_arrays(absent):
     lowered = jax.jit(lambda x: jnp.sort(x @ x.T, axis=0)[:, 0]).lower(x)
     with pytest.raises(DoesNotFitError, match="largest arrays: 16.*f32\\[65536,65536\\]") as caught:
         compile_program(lowered, "tpu")
-    assert caught.value.needed > 16e9 > caught.value.available * 0.9, caught.value
+    assert caught.value.needed > 32e9 and 15e9 < caught.value.available < 17e9, caught.value
+    assert "from jit" in caught.value.largest[0], caught.value.largest
