@@ -29,8 +29,8 @@ def optimization(**overrides: object) -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms and benchmark
-    # need no data and no weights, and run alone or anywhere before report.
+    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms, benchmark and
+    # compile need no data and no weights, and run alone or anywhere before report.
     config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
 
     config.model = ConfigDict()
@@ -156,6 +156,12 @@ def get_config() -> ConfigDict:
     config.export = ConfigDict()
     config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
     config.export.adapter = "merged"  # LoRA: merged into the base | peft, adapters for the model in model.path
+
+    # Stage compile needs no TPU, no weights and no tokenizer: model.path may hold a config.json alone.
+    config.compile = ConfigDict()
+    config.compile.topology = ""  # slice to compile for: v5e:2x4, v5p:4x4x8, v5p:4x4x8*2 (two slices); "": devices here
+    config.compile.programs = ("train", "reference", "sample")
+    config.compile.rows = 0  # packed rows of a training batch; 0: search for the largest batch that fits
 
     config.compare_transforms = ConfigDict()
     config.compare_transforms.transforms = (  # as in train.transform, with numbers for parameters

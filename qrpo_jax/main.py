@@ -127,6 +127,8 @@ def make_job() -> Job:
     if not COORDINATOR.value and (PROCESSES.value is not None or PROCESS.value is not None):
         raise UserError("--processes and --process need --coordinator=HOST:PORT")
     use_cores(cpu_devices(CONFIG.value, distributed))
+    if tuple(CONFIG.value.stages) == ("compile",) and CONFIG.value.compile.topology:
+        jax.config.update("jax_platforms", "cpu")  # it opens devices that are not here, and needs none that are
     if distributed:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         shard = Shard(jax.process_index(), jax.process_count())

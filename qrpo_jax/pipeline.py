@@ -89,7 +89,8 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
     machine_keys = {key for stage in stages for key in stage.machine_keys}
     flat = {key: value for key, value in flat.items() if key not in machine_keys}
-    if "prompts" in sections and SOURCES[config.prompts.source].listed:
+    # Only stage `compile` has prompts without their file.
+    if "prompts" in sections and SOURCES[config.prompts.source].listed and Path(config.prompts.path).is_file():
         flat["prompts.path sha256"] = sha256(Path(config.prompts.path))
     for section in ("model", "reward"):
         if section in sections and config[section].path:

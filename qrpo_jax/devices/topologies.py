@@ -63,16 +63,15 @@ def _read_flags(device: jax.Device) -> None:
 def _environment() -> Iterator[None]:
     """Environment variables for the time in which libtpu starts.
 
-    What the user has set stays, except for XLA_FLAGS: those are for the devices at hand.
+    XLA_FLAGS are hidden: they are for the devices at hand. Where jax could not find out about a host, it has written
+    that into the variables, which libtpu would take for names.
     """
-    before = dict(os.environ)
-    os.environ.update({key: value for key, value in _WITHOUT_CHIPS.items() if key not in before})
-    os.environ.pop("XLA_FLAGS", None)
+    before = {key: os.environ.pop(key, None) for key in (*_WITHOUT_CHIPS, "XLA_FLAGS")}
+    os.environ.update(_WITHOUT_CHIPS)
     try:
         yield
     finally:
-        for key in _WITHOUT_CHIPS:
-            if key not in before:
-                del os.environ[key]
-        if "XLA_FLAGS" in before:
-            os.environ["XLA_FLAGS"] = before["XLA_FLAGS"]
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
@@ -45,13 +47,15 @@ def check_sampling(job: Job, name: str, least_completions: int) -> None:
         )
 
 
-def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...]) -> Any:
-    """A jitted function from parameters, prompts and raw keys on the local mesh to `Samples`.
+def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...], mesh: Mesh | None = None) -> Any:
+    """A jitted function from parameters, prompts and raw keys on a mesh to `Samples`.
 
     Args:
       section, side: as in `make_completer`.
       end_tokens: each of these ends a completion.
+      mesh: by default the local mesh.
     """
+    mesh = mesh or job.local_mesh
     sampler = make_sampler(
         job.graph(side),
         completions=section.completions,
@@ -60,9 +64,9 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
         end_tokens=end_tokens,
         top_k=section.top_k,
         top_p=section.top_p,
-        compute=job.compute(job.local_mesh),
+        compute=job.compute(mesh),
     )
-    return jax.jit(with_raw_keys(sampler))
+    return jax.jit(with_raw_keys(sampler), compiler_options=compiler_options(mesh))
 
 
 def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:

@@ -21,6 +21,7 @@ from qrpo_jax.devices.mesh import AXES, make_mesh, parameter_shardings, platform
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder, weights
+from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.stage import Stages
@@ -32,6 +33,15 @@ from qrpo_jax.rewards.models import RewardModel, open_reward_model
 from qrpo_jax.training import checkpoints
 from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
+
+
+class Shape(NamedTuple):
+    """The model that a job aligns, without parameters and tokenizer; attributes as in `Policy`."""
+
+    settings: DecoderSettings
+    graph: nnx.GraphDef
+    lora: Lora | None
+    trained_graph: nnx.GraphDef
 
 
 class Policy(NamedTuple):
@@ -112,12 +122,24 @@ class Job:
         model = self.config.model
         with located("model.path" if model.path else "model", template="model.template"):
             settings, text = _open_model(model) if model.path else _new_model(model, self.config.prompts.source)
+        shape = self._shape(settings)
+        return Policy(settings, shape.graph, text, shape.lora, shape.trained_graph)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """The model as its config.json describes it; the folder need not have weights or a tokenizer."""
+        if not self.config.model.path:
+            return self._shape(self.policy.settings)
+        with located("model.path"):
+            return self._shape(read_settings(Path(self.config.model.path)))
+
+    def _shape(self, settings: DecoderSettings) -> Shape:
         graph, adapters = decoder.graph(settings), self.config.lora
         if adapters.rank == 0:
-            return Policy(settings, graph, text, None, graph)
+            return Shape(settings, graph, None, graph)
         with located("lora", rank="lora.rank", alpha="lora.alpha", targets="lora.targets"):
             adapted = make_lora(settings, rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets)
-        return Policy(settings, graph, text, adapted, decoder.graph(settings, adapted))
+        return Shape(settings, graph, adapted, decoder.graph(settings, adapted))
 
     @functools.cached_property
     def reward_model(self) -> RewardModel:
@@ -189,7 +211,7 @@ class Job:
 
     def graph(self, side: str) -> nnx.GraphDef:
         """The graph of the "reference" or of the trained "policy"."""
-        return self.policy.trained_graph if side == "policy" else self.policy.graph
+        return self.shape.trained_graph if side == "policy" else self.shape.graph
 
     def say(self, line: str) -> None:
         """Prints a line once, whatever the number of processes, above any progress bar."""

@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.views import View
 from qrpo_jax.devices.mesh import place, row_sharding
+from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import plan_log_probs
 from qrpo_jax.job.units import Counts
@@ -20,16 +22,23 @@ from qrpo_jax.training.step import completion_log_probs
 RowLogProbs = Callable[[Parameters, list[Row]], tuple[list[np.ndarray], Counts]]
 
 
-def jitted_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> Any:
-    """A jitted function from parameters and a batch on the local mesh to log π, float32 [B, S].
+def jitted_log_probs(
+    job: Job, side: str = "reference", temperature: float | None = None, mesh: Mesh | None = None
+) -> Any:
+    """A jitted function from parameters and a batch on a mesh to log π, float32 [B, S].
 
     Args:
       side, temperature: as in `make_log_probs`.
+      mesh: by default the local mesh.
     """
-    settings, graph = job.log_prob_settings(job.local_mesh), job.graph(side)
+    mesh = mesh or job.local_mesh
+    settings, graph = job.log_prob_settings(mesh), job.graph(side)
     if temperature is not None:
         settings = settings._replace(temperature=temperature)
-    return jax.jit(lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings))
+    return jax.jit(
+        lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings),
+        compiler_options=compiler_options(mesh),
+    )
 
 
 def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> RowLogProbs:

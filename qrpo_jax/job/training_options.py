@@ -1,9 +1,13 @@
 """The options of stage `train` as the lower folders take them, and what can be wrong with them."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from jax import Array
+
 from qrpo_jax import losses, partition, quantiles, transforms
+from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.packing import SHUFFLES
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.listed import all_scored
@@ -65,6 +69,18 @@ def configured_objective(job: Job) -> LossFunction:
     config = job.config.train
     options = {option: config[option] for option in OBJECTIVES[config.objective].options}
     return make_objective(config.objective, make_length(job), **options)
+
+
+def calibrated_target(job: Job) -> Callable[[Batch], Array]:
+    """f(R_q) − β log Z of each completion of a batch [B, S], which QRPO regresses β log π/π_ref on."""
+    config, transform = job.config.train, transforms.parse(job.config.train.transform)
+
+    def target(batch: Batch) -> Array:
+        c = batch.completions_BxS
+        beta = make_length(job).beta(config.beta, c.length)
+        return losses.calibrated_target(c.quantile, beta, transforms.scale_by(transform, c.reward_scale), log_z=c.log_z)
+
+    return target
 
 
 def check_training(job: Job) -> None:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.compare import SIDES
-from qrpo_jax.report import run_plots, speed
+from qrpo_jax.report import compile_page, run_plots, speed
 from qrpo_jax.report.page import number, render
 from qrpo_jax.report.run_pictures import Picture
 
@@ -46,6 +46,7 @@ class RunRecord(NamedTuple):
       settings: all settings of the run by name.
       speeds: tokens per second of each training stage.
       benchmark: content of benchmark.json; None for a run without this stage.
+      compiled: content of compile.json, if stage `compile` ran in the same folder.
     """
 
     counts: list[tuple[str, list[tuple[str, int]]]]
@@ -55,6 +56,7 @@ class RunRecord(NamedTuple):
     settings: dict[str, Any]
     speeds: dict[str, float]
     benchmark: dict[str, Any] | None = None
+    compiled: dict[str, Any] | None = None
 
 
 def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture], record: RunRecord) -> str:
@@ -81,6 +83,7 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
         benchmark_about=speed.about(record.benchmark) if record.benchmark else "",
         benchmark_rows=speed.rows(record.benchmark) if record.benchmark else [],
         **record._asdict(),
+        **(compile_page.parts(record.compiled) if record.compiled else {"programs": None}),
     )
 
 

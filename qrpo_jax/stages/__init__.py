@@ -4,6 +4,7 @@ from qrpo_jax.job.stage import Stage
 from qrpo_jax.stages import (
     benchmark,
     compare_transforms,
+    compile,
     evaluate,
     export,
     reference,
@@ -23,6 +24,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": evaluate.STAGE,
     "report": report.STAGE,
     "export": export.STAGE,
+    "compile": compile.STAGE,
     "compare_transforms": compare_transforms.STAGE,
     "benchmark": benchmark.STAGE,
 }

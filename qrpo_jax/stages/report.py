@@ -17,6 +17,7 @@ from qrpo_jax.report import run_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import HeldOut, RunRecord
 from qrpo_jax.report.run_pictures import held_out_pictures, training_pictures
+from qrpo_jax.stages import compile
 from qrpo_jax.stages.evaluate import RESULTS
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
@@ -53,6 +54,7 @@ def read_held_out(job: Job) -> HeldOut:
 
 
 def read_record(job: Job) -> RunRecord:
+    compiled = job.folder("compile") / compile.RESULTS
     return RunRecord(
         counts=accounting.stage_counts(job),
         padding=accounting.paddings(job),
@@ -61,6 +63,7 @@ def read_record(job: Job) -> RunRecord:
         settings=flatten(job.config.to_dict()),
         speeds=accounting.speeds(job),
         benchmark=accounting.benchmark(job),
+        compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
     )
 
 

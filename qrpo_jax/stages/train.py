@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax import losses, transforms
@@ -17,6 +16,7 @@ from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.job.training_options import (
     KEYS,
+    calibrated_target,
     check_training,
     chosen_objective,
     configured_objective,
@@ -45,12 +45,7 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
     reference = reference or job.reference_parameters
     config, lora = job.config.train, job.policy.lora
     ranked = chosen_objective(job).ranked
-    transform = transforms.parse(config.transform)
-
-    def target(batch: Batch) -> Array:
-        c = batch.completions_BxS
-        beta = make_length(job).beta(config.beta, c.length)
-        return losses.calibrated_target(c.quantile, beta, transforms.scale_by(transform, c.reward_scale), log_z=c.log_z)
+    target = calibrated_target(job)
 
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
         # Policy and reference are the same model on the same code path. Before the first update every log-ratio is

@@ -8,6 +8,7 @@ import jax
 from jax import Array
 
 from qrpo_jax.devices.mesh import place, replicated, row_sharding
+from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.logbook import Logbook
@@ -18,7 +19,12 @@ Step = Callable[..., tuple[State, dict[str, Array]]]
 
 def jitted(step: Step, trainable: Trainable) -> Any:
     """The step as a run compiles it: the new state takes the place of the old one, metrics are on every device."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(trainable.shardings(), replicated(trainable.mesh)))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(trainable.shardings(), replicated(trainable.mesh)),
+        compiler_options=compiler_options(trainable.mesh),
+    )
 
 
 def fit(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrpo_jax.devices.program.hlo import Computation, Instruction, Module, Shape, executions, operand_shapes
+from qrpo_jax.devices.program.hlo import Computation, Instruction, Module, Shape, called, executions, operand_shapes
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast")
 # Transfers between slices are printed as sends to the host, with the collective that the runtime makes of them.
@@ -60,6 +60,16 @@ def in_computation(computation: Computation, devices: int) -> Iterator[Collectiv
             yield one
 
 
+def in_all(module: Module, computation: Computation, devices: int) -> list[Collective]:
+    """The communication of one execution of a computation and of all that it calls once."""
+    found = list(in_computation(computation, devices))
+    for instruction in computation.instructions.values():
+        for callee in called(instruction).values():
+            if callee in module.computations:
+                found += in_all(module, module.computations[callee], devices)
+    return found
+
+
 def collective(computation: Computation, instruction: Instruction, devices: int) -> Collective | None:
     """The communication that an instruction begins, if any."""
     if instruction.opcode == "send" and _BETWEEN_SLICES in instruction.attributes:
@@ -87,7 +97,7 @@ def collective(computation: Computation, instruction: Instruction, devices: int)
         "collective-permute": payload,
         "collective-broadcast": payload,
     }[kind]
-    hidden = role == "begun" or instruction.opcode.endswith("-start")
+    hidden = role == "begun" or instruction.opcode.endswith("-start") or bool(computation.thread)
     return Collective(kind, given, received, 1.0, members, False, hidden, instruction.source)
 
 

@@ -10,8 +10,11 @@ import jax
 
 from qrpo_jax.devices.program.memory import largest_allocations
 
-# The last form of a program that the TPU compiler writes down: scheduled, with estimates of cycles.
+# What the TPU compiler writes down: the last form of a program, scheduled and with estimates of cycles; the arrays of
+# a program by size; and the form of a program that turned out too large.
 _FINAL = "*.after_codegen.txt"
+_MEMORY = "*memory-usage-report.txt"
+_TOO_LARGE = "*.oom_intermediate_module.txt"
 
 
 class Program(NamedTuple):
@@ -29,16 +32,19 @@ class DoesNotFitError(Exception):
       largest: its largest arrays, as `largest_allocations` lists them.
     """
 
-    def __init__(self, message: str) -> None:
-        used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-        self.needed = _bytes(*used.group(1, 2)) if used else 0
-        self.available = _bytes(*used.group(3, 4)) if used else 0
-        self.largest = largest_allocations(message)
-        arrays = f"; largest arrays: {', '.join(self.largest[:3])}" if self.largest else ""
-        gigabytes = (
-            f"needs {self.needed / 1e9:.1f} GB of {self.available / 1e9:.1f} GB a device" if used else "too large"
-        )
-        super().__init__(f"{gigabytes}{arrays}")
+    def __init__(self, needed: float, available: float, largest: list[str]) -> None:
+        self.needed, self.available, self.largest = needed, available, largest
+        memory = f"needs {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB a device" if needed else "is too large"
+        super().__init__(memory + (f"; largest arrays: {', '.join(largest[:3])}" if largest else ""))
+
+    @classmethod
+    def of_dump(cls, message: str, folder: Path) -> "DoesNotFitError":
+        """The error that the TPU compiler reports, with what it has written down about it."""
+        limit = re.search(r"exceeds available \w+ \(([\d.]+)([KMGT]?)\)", message)
+        available = _bytes(*limit.groups()) if limit else 0
+        report, program = (_newest(folder, pattern) for pattern in (_MEMORY, _TOO_LARGE))
+        total, largest = largest_allocations(report, program)
+        return cls(total, available, largest)
 
 
 def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | None = None) -> Program:
@@ -46,23 +52,31 @@ def compile_program(lowered: Any, platform: str, options: Mapping[str, str] | No
 
     Args:
       platform: of its devices: "tpu", "gpu" or "cpu".
-      options: of the compiler, see `xla_flags`.
+      options: of the compiler, besides those that the function was jitted with.
 
     Raises:
       DoesNotFitError: it needs more memory than a device has.
     """
-    try:
-        if platform != "tpu":
-            compiled = lowered.compile(compiler_options=dict(options or {}))
-            return Program(compiled, compiled.as_text())
-        # jax cannot print every TPU program: work of the sparse cores is one that it cannot. The compiler can.
-        with tempfile.TemporaryDirectory() as folder:
-            compiled = lowered.compile(compiler_options={**(options or {}), "xla_dump_to": folder})
-            return Program(compiled, next(Path(folder).glob(_FINAL)).read_text(encoding="utf-8"))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise DoesNotFitError(str(error)) from None
+    options = dict(options or {})
+    if platform != "tpu":
+        compiled = lowered.compile(compiler_options=options)
+        return Program(compiled, compiled.as_text())
+    # jax cannot print every TPU program: work of the sparse cores is one that it cannot. The compiler can.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            compiled = lowered.compile(compiler_options={**options, "xla_dump_to": name})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFitError.of_dump(str(error), folder) from None
+        return Program(compiled, _newest(folder, _FINAL))
+
+
+def _newest(folder: Path, pattern: str) -> str:
+    """The text of the last file that was written; "" if there is none."""
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    return found[-1].read_text(encoding="utf-8") if found else ""
 
 
 def _bytes(number: str, unit: str) -> int:

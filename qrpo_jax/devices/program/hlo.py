@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "bf16": 16, "c64": 64, "c128": 128}
+UNKNOWN = 2**63 - 1  # as the compiler writes an estimate that it does not have
 # Instructions that move no data: they rename, group or allocate.
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
@@ -58,9 +59,9 @@ class Instruction(NamedTuple):
         return found.group(1) if found else None
 
     def number(self, name: str) -> int | None:
-        """A number in the compiler's notes, such as `"estimated_cycles":"123"`; None if it is absent."""
+        """A number in the compiler's notes, such as `"estimated_cycles":"123"`; None if it is absent or unknown."""
         found = re.search(rf'"{name}":"?(-?\d+)"?', self.attributes)
-        return int(found.group(1)) if found else None
+        return int(found.group(1)) if found and int(found.group(1)) != UNKNOWN else None
 
     @property
     def source(self) -> str:
@@ -74,10 +75,15 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """Instructions in the order in which they run, by name."""
+    """Instructions in the order in which they run, by name.
+
+    Attributes:
+      thread: of the device, such as "sparsecore", that runs it beside the main one; "" for the main one.
+    """
 
     name: str
     instructions: dict[str, Instruction]
+    thread: str = ""
 
     @property
     def root(self) -> Instruction:
@@ -108,6 +114,8 @@ def parse(text: str) -> Module:
         elif current is not None and line.startswith(" ") and " = " in line:
             instruction = _instruction(line.strip())
             current.instructions[instruction.name] = instruction
+        elif current is not None and (thread := re.match(r'\}, execution_thread="([^"]*)"', line)):
+            computations[current.name] = current._replace(thread=thread.group(1).replace("main", ""))
     if entry is None:
         raise ValueError("the text of the program has no ENTRY computation")
     return Module(computations, entry)
@@ -125,6 +133,9 @@ def called(instruction: Instruction) -> dict[str, str]:
         )
     elif instruction.opcode == "call":
         found["call"] = (instruction.attribute("to_apply") or "").lstrip("%")
+    elif instruction.opcode == "custom-call":
+        listed = re.search(r"called_computations=\{%?([^},]*)", instruction.attributes)
+        found |= {"call": listed.group(1)} if listed else {}
     elif instruction.opcode == "conditional":
         names = re.findall(r"(?:true_computation|false_computation)=%?([^,\s]+)", instruction.attributes)
         listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
@@ -140,7 +151,7 @@ def executions(module: Module) -> tuple[dict[str, float], dict[str, float]]:
 
     Returns:
       Counts of the computations whose instructions the device runs one after another, and counts of those that are
-      fused into one instruction.
+      fused into one instruction, or that another thread of the device runs beside.
     """
     steps: dict[str, float] = defaultdict(float)
     fused: dict[str, float] = defaultdict(float)
@@ -152,7 +163,7 @@ def executions(module: Module) -> tuple[dict[str, float], dict[str, float]]:
                 if callee not in module.computations:
                     continue
                 rounds = trip_count(module, module.computations[name], instruction) or 1
-                if role == "fusion":
+                if role == "fusion" or instruction.opcode == "async-start":
                     visit(callee, times, fused)
                 elif role == "body":
                     visit(callee, times * rounds, into)

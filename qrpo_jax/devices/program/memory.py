@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-from qrpo_jax.devices.program.hlo import Module, Shape, executions
+from qrpo_jax.devices.program.hlo import Module, Shape, executions, parse
 
 
 class Memory(NamedTuple):
@@ -74,18 +74,35 @@ def large_arrays(module: Module, elements: int) -> list[LargeArray]:
     return sorted(found, key=lambda one: (-one.shape.elements, str(one.shape), one.source))
 
 
-def largest_allocations(message: str) -> list[str]:
-    """The largest arrays in the compiler's out-of-memory message, as "10.5G f32[8,4096,128256] from jit(step)/dot".
+def largest_allocations(report: str, program: str, count: int = 8) -> tuple[int, list[str]]:
+    """What takes most memory, from the compiler's report and the text of a program that is too large.
 
     Returns:
-      One line each, largest first as the compiler lists them; [] if the message lists none.
+      All bytes, and the largest allocations, as "16.0GiB f32[64,4096,16384] from jit(step)/dot_general"; 0 and [] if
+      the report says nothing.
     """
-    found = []
-    for entry in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
-        size = entry.split("\n", 1)[0].strip()
-        shape = re.search(r"Shape: (\w+\[[\d,]*\])", entry)
-        operator = re.search(r'op_name="([^"]*)"', entry)
-        found.append(
-            " ".join([size, shape.group(1) if shape else "?", *([f"from {operator.group(1)}"] if operator else [])])
-        )
+    device = report.split("Memory Space: ")[1] if "Memory Space: " in report else ""
+    total = re.search(r"Total bytes: (\d+)", device)
+    lines = re.findall(r";\s*([\d.]+)(\w*B);\s*\d+;\s*\d+; (?:\d+×)?\(?(\w+\[[\d,]*\])", device)
+    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    lines.sort(key=lambda line: -float(line[0]) * units.get(line[1], 1))
+    sources = _sources(program)
+    named = [
+        f"{number}{unit} {shape}{f' from {sources[shape]}' if sources.get(shape) else ''}"
+        for number, unit, shape in lines[:count]
+    ]
+    return int(total.group(1)) if total else 0, named
+
+
+def _sources(program: str) -> dict[str, str]:
+    """For each printed shape of a program an operation that makes an array of it."""
+    if "ENTRY" not in program:
+        return {}
+    module = parse(program)
+    found: dict[str, str] = {}
+    for name in executions(module)[0]:
+        for instruction in module.computations[name].instructions.values():
+            for shape in instruction.shapes:
+                if instruction.source and not found.get(str(shape)):
+                    found[str(shape)] = instruction.source
     return found

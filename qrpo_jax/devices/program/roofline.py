@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from qrpo_jax.devices.chips import Chip
 from qrpo_jax.devices.program import hlo
-from qrpo_jax.devices.program.collectives import collective, in_computation
+from qrpo_jax.devices.program.collectives import Collective, collective, in_all, in_computation
 from qrpo_jax.devices.program.hlo import FREE, Computation, Instruction, Module
 from qrpo_jax.devices.program.links import seconds as link_seconds
 from qrpo_jax.devices.program.matmuls import flops, has_matmul
@@ -77,6 +77,7 @@ class _Clock:
         self.busy = {"ici": 0.0, "dcn": 0.0}
         self.compute = 0.0
         self.pending: dict[str, float] = {}
+        self.prepared: dict[str, list[Collective]] = {}
 
     def begin(self, network: str, duration: float) -> float:
         """Queues a transfer; returns when it ends."""
@@ -119,14 +120,18 @@ class Roofline:
 
     def core_seconds(self, computation: Computation, instruction: Instruction) -> tuple[float, str]:
         """Seconds of the core for one execution of an instruction, and their kind as in `Cost`."""
+        if computation.thread:
+            return 0.0, "unestimated"
         cycles = instruction.number("estimated_cycles")
         callee = self.module.computations.get(hlo.called(instruction).get("fusion", ""))
         if cycles is not None and self.chip.clock:
             return cycles / self.chip.clock, "matmul" if callee and has_matmul(callee) else "other"
         opcode, target = instruction.opcode, instruction.attribute("custom_call_target") or ""
         if "tpu_custom_call" in target:
-            return self._kernel_seconds(computation, instruction), "kernel"
-        if opcode in _NOTHING or opcode.endswith(("-start", "-done")) or target.strip('"') in _ALLOCATIONS:
+            # Passes over one layer's queries, such as that over shared prompts, share its visible pairs.
+            kernels = [one.source for one in computation.instructions.values() if target in one.attributes]
+            return self._kernel_seconds(computation, instruction) / kernels.count(instruction.source), "kernel"
+        if opcode in _NOTHING or opcode.endswith(("-start", "-update", "-done")) or target.strip('"') in _ALLOCATIONS:
             return 0.0, "unestimated"
         if collective(computation, instruction, len(self.devices)) is not None or opcode == "send":
             return 0.0, "unestimated"
@@ -182,7 +187,7 @@ class Roofline:
         clock = _Clock()
         for instruction in computation.instructions.values():
             for role, callee in hlo.called(instruction).items():
-                if role in ("body", "call") or role.startswith("branch"):
+                if instruction.opcode != "async-start" and (role in ("body", "call") or role.startswith("branch")):
                     rounds = hlo.trip_count(self.module, computation, instruction) if role == "body" else 1
                     self._add(clock, self._run(self.module.computations[callee]), rounds or 1)
             self._step(clock, computation, instruction)
@@ -199,6 +204,9 @@ class Roofline:
 
     def _step(self, clock: _Clock, computation: Computation, instruction: Instruction) -> None:
         """Moves the clock over one instruction."""
+        if instruction.opcode.startswith("async-"):
+            self._step_beside(clock, instruction)
+            return
         callee = self.module.computations.get(hlo.called(instruction).get("fusion", ""))
         inner = list(in_computation(callee, len(self.devices))) if callee is not None else []
         own = collective(computation, instruction, len(self.devices))
@@ -216,6 +224,25 @@ class Roofline:
         duration, _ = self.core_seconds(computation, instruction)
         clock.now += duration
         clock.compute += duration
+
+    def _step_beside(self, clock: _Clock, instruction: Instruction) -> None:
+        """Moves the clock over the beginning, "async-start", or the end, "async-done", of what another thread does.
+
+        Where it begins without operands, it is only prepared, and an "async-update" with operands begins it.
+        """
+        if instruction.opcode == "async-start":
+            callee = self.module.computations.get(hlo.called(instruction)["call"])
+            clock.prepared[instruction.name] = in_all(self.module, callee, len(self.devices)) if callee else []
+        begun = instruction.name if instruction.opcode == "async-start" and instruction.operands else ""
+        if instruction.opcode == "async-update":
+            begun = instruction.operands[0]
+        ends = clock.pending.pop(instruction.operands[0], clock.now) if instruction.operands else clock.now
+        for one in clock.prepared.pop(begun, []):
+            ends = max(ends, clock.begin(*link_seconds(one, self.chip, self.devices)))
+        if instruction.opcode == "async-done":
+            clock.now = max(clock.now, ends)
+        else:
+            clock.pending[instruction.name] = ends
 
     @staticmethod
     def _keys(instruction: Instruction, callee: Computation | None) -> list[str]:

@@ -145,24 +145,29 @@ ENTRY %main (p: f32[64]) -> f32[] {
     assert [str(one.shape) for one in large_arrays(module, 64)] == ["f32[64]"]
 
 
-def test_the_largest_arrays_of_an_out_of_memory_message():
-    message = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.1G of 15.7G hbm.
-  Largest program allocations in hbm:
+def test_the_largest_allocations_of_a_program_that_is_too_large():
+    report = """Memory Space: default (color=0)
+Total bytes: 34393576448 (32.03GiB)
+  cumulative_size;       size;       offset; used_by_n_values; shapes_list
+  ------------------------------------------------------------
+   16.00GiB( 50%);   512.0MiB;            0;                2; 2×bf16[8,4096,8192]
+   32.00GiB(100%);   16.00GiB;  17179869184;                3; (f32[64,4096,16384], u32[]), s32[3]
 
-  1. Size: 16.00G
-     Operator: op_name="jit(step)/while/body/dot_general" source_file="x.py" source_line=1
-     Shape: f32[64,4096,16384]{2,1,0:T(8,128)}
-     Unpadded size: 16.00G
-     ==========================
-
-  2. Size: 512.0M
-     Shape: bf16[8,4096,8192]{2,1,0:T(8,128)(2,1)}
-     ==========================
+Memory Space: vmem (color=1)
+Total bytes: 33554432 (32.00MiB)
+   32.00MiB(100%);   32.00MiB;            0;                1; f32[65536,128]
 """
-    assert largest_allocations(message) == [
-        "16.00G f32[64,4096,16384] from jit(step)/while/body/dot_general",
-        "512.0M bf16[8,4096,8192]",
-    ]
+    program = """HloModule m
+
+ENTRY %main (p: f32[2]) -> f32[64,4096,16384] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %c = f32[64,4096,16384]{2,1,0} broadcast(%p), metadata={op_name="jit(step)/dot_general"}
+}
+"""
+    total, largest = largest_allocations(report, program)
+    assert total == 34393576448
+    assert largest == ["16.00GiB f32[64,4096,16384] from jit(step)/dot_general", "512.0MiB bf16[8,4096,8192]"]
+    assert largest_allocations("", "") == (0, [])
 
 
 def test_an_instruction_over_several_lines_is_one():

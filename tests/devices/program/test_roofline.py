@@ -10,7 +10,7 @@ from qrpo_jax.devices.chips import CHIPS
 from qrpo_jax.devices.program import hlo
 from qrpo_jax.devices.program.analysis import analyse
 from qrpo_jax.devices.program.collectives import collectives
-from qrpo_jax.devices.program.compilation import compile_program
+from qrpo_jax.devices.program.compilation import DoesNotFitError, compile_program
 from qrpo_jax.devices.program.links import seconds
 from qrpo_jax.devices.program.roofline import KERNEL_SHARE, Roofline
 
@@ -190,3 +190,13 @@ def test_a_program_for_absent_chips(absent):
     assert at_peak < time.compute < 1.5 * at_peak, (at_peak, time)
     assert 0.3 < mfu < 1, (mfu, time)
     assert found.seconds_by_kind()["matmul"] > 0.6 * time.compute, found.costs
+
+
+def test_a_program_that_does_not_fit_names_its_largest_arrays(absent):
+    one = jax.sharding.SingleDeviceSharding(absent[0])
+    x = jax.ShapeDtypeStruct((65536, 128), jnp.float32, sharding=one)
+    lowered = jax.jit(lambda x: jnp.sort(x @ x.T, axis=0)[:, 0]).lower(x)
+    with pytest.raises(DoesNotFitError, match="largest arrays: 16.*f32\\[65536,65536\\]") as caught:
+        compile_program(lowered, "tpu")
+    assert caught.value.needed > 32e9 and 15e9 < caught.value.available < 17e9, caught.value
+    assert "from jit" in caught.value.largest[0], caught.value.largest

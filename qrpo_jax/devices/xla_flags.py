@@ -1,0 +1,48 @@
+"""Compiler options for each kind of chip, the launch record: what every program is compiled with, and why.
+
+They are passed with each program, so that a run needs no environment variable, and what stage `compile` has measured
+is what runs. `python -m qrpo_jax.devices.xla_flags` prints them as LIBTPU_INIT_ARGS for programs of other packages.
+"""
+
+from collections.abc import Mapping
+
+from jax.sharding import Mesh
+
+# Windowed einsums turn the products of gathered weights into loops over the devices, each round a product too small to
+# fill the matrix units.
+_WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
+# Collectives run on the sparse cores of v5p, v6e and TPU7x, beside products on the main core. Without it the main core
+# waits for all of them there. v5e has no sparse cores, and spreads a gather over several products by default.
+# Estimated for 8B on v5p:2x4x4 with 64 rows of 4,096: 54 % MFU with it, 51 % without; on v6e:8x8 with 128 rows 29 % and
+# 28 % (libtpu 0.0.52, 2026-11-27).
+_SPARSE_CORES = {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
+    for kind in ("all_gather", "reduce_scatter", "all_reduce")
+}
+
+FLAGS: dict[str, Mapping[str, str]] = {
+    "TPU v4": _WHOLE_PRODUCTS,
+    "TPU v5 lite": _WHOLE_PRODUCTS,
+    "TPU v5": _WHOLE_PRODUCTS | _SPARSE_CORES,
+    "TPU v6 lite": _WHOLE_PRODUCTS | _SPARSE_CORES,
+    "TPU7x": _WHOLE_PRODUCTS | _SPARSE_CORES,
+}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options of `jax.jit` for programs on this mesh; None where the record has no entry."""
+    return dict(FLAGS.get(mesh.devices.flat[0].device_kind, {})) or None
+
+
+def init_args(kind: str) -> str:
+    """The value of LIBTPU_INIT_ARGS that gives every program on such chips these options.
+
+    >>> init_args("TPU v5 lite").split()[0]
+    '--xla_jf_spmd_threshold_for_windowed_einsum_mib=100000'
+    """
+    return " ".join(f"--{name}={value}" for name, value in FLAGS.get(kind, {}).items())
+
+
+if __name__ == "__main__":
+    for kind in FLAGS:
+        print(f"{kind}: LIBTPU_INIT_ARGS='{init_args(kind)}'")

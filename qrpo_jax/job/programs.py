@@ -1,0 +1,147 @@
+"""The programs of a job, lowered from shapes alone: nothing is allocated, and no weights or tokenizer are read."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from qrpo_jax.data.batch import Batch
+from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
+from qrpo_jax.devices.dtypes import FLOATS
+from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
+from qrpo_jax.job.completions import WIDTH, jitted_sampler
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.log_probs import jitted_log_probs
+from qrpo_jax.job.trainer import configured_optimizer
+from qrpo_jax.job.training_options import calibrated_target, chosen_objective, configured_objective
+from qrpo_jax.model import flops
+from qrpo_jax.model.flops import Flops, causal_pairs
+from qrpo_jax.model.layout import Layout
+from qrpo_jax.training.fit import jitted
+from qrpo_jax.training.state import Trainable, parameter_layout
+from qrpo_jax.training.step import make_step
+
+SLOTS = 16  # completions of a row where the config leaves it open
+NO_TOKEN = -1  # which token ends a completion does not change the program
+STEPS = 1000  # of the learning rate's schedule, which does not change the program
+
+
+class Described(NamedTuple):
+    """A program before compilation, and what it computes.
+
+    Attributes:
+      lowered: a `jax.stages.Lowered`.
+      rows: in one run: packed rows, or prompts.
+      row_tokens: of a packed row, or of a prompt.
+      tokens: that one run computes or samples.
+      flops: that these need.
+    """
+
+    lowered: Any
+    rows: int
+    row_tokens: int
+    tokens: int
+    flops: Flops
+
+
+def train(job: Job, mesh: Mesh, rows: int) -> Described:
+    """The step of stage `train` on so many packed rows, which are one sequence each when FLOPs are counted."""
+    config, shape, settings = job.config.train, job.shape, job.log_prob_settings(mesh)
+    on_the_fly = config.reference_log_probs == "on_the_fly"
+    optimizer, _ = configured_optimizer(job.config, "train", STEPS)
+    step = make_step(
+        shape.trained_graph,
+        configured_objective(job),
+        optimizer,
+        log_prob_settings=settings,
+        microbatches=config.microbatches or 1,
+        calibrated_target=calibrated_target(job) if chosen_objective(job).ranked else None,
+        reference_graph=shape.graph if on_the_fly else None,
+    )
+    base = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
+    trained = base if shape.lora is None else parameter_layout(mesh, shape.settings, jnp.float32, shape.lora)
+    trainable = Trainable(trained, optimizer, dict, job.config.seed)
+    frozen = {} if shape.lora is None else base
+    length = row_tokens(job)
+    pairs = causal_pairs(rows, length, shape.settings.sliding_window)
+    return Described(
+        jitted(step, trainable).lower(trainable.abstract(), abstract_batch(job, mesh, rows), frozen),
+        rows,
+        length,
+        rows * length,
+        flops.step_flops(shape.settings, rows * length, pairs, lora=shape.lora, with_reference=on_the_fly),
+    )
+
+
+def reference(job: Job, mesh: Mesh, rows: int) -> Described:
+    """The forward pass of stage `reference`: log-probs of so many packed rows' completions."""
+    shape, length = job.shape, row_tokens(job)
+    parameters = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
+    pairs = causal_pairs(rows, length, shape.settings.sliding_window)
+    return Described(
+        jitted_log_probs(job, mesh=mesh).lower(parameters, abstract_batch(job, mesh, rows)),
+        rows,
+        length,
+        rows * length,
+        flops.forward_flops(shape.settings, rows * length, pairs),
+    )
+
+
+def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
+    """The sampler of stage `sample`, for prompts and completions as long as the config allows."""
+    section, shape = job.config.sample, job.shape
+    completions, new = section.completions, section.max_new_tokens
+    sampler = jitted_sampler(job, section, "reference", (NO_TOKEN,), mesh)
+    width = round_up(job.config.prompts.max_tokens, WIDTH)
+    parameters = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
+
+    def array(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=row_sharding(mesh))
+
+    lowered = sampler.lower(
+        parameters, array((prompts, width), jnp.int32), array((prompts,), jnp.int32), array((prompts, 2), jnp.uint32)
+    )
+    window, sampled = shape.settings.sliding_window, prompts * completions * new
+    prompt, whole = causal_pairs(prompts, width, window), causal_pairs(prompts, width + new, window)
+    later = flops.Pairs(*(completions * (a - b) for a, b in zip(whole, prompt, strict=True)))
+    parts = (
+        flops.forward_flops(shape.settings, prompts * width, prompt, targets=prompts),
+        flops.forward_flops(shape.settings, sampled, later),
+    )
+    needed = Flops(*(sum(each) for each in zip(*parts, strict=True)))
+    return Described(lowered, prompts, width, sampled, needed)
+
+
+PROGRAMS: dict[str, Callable[[Job, Mesh, int], Described]] = {"train": train, "reference": reference, "sample": sample}
+
+
+def row_multiple(job: Job, mesh: Mesh, name: str) -> int:
+    """Rows or prompts of a program are a multiple of this, so that each device has as many as the others."""
+    microbatches = job.config.train.microbatches if name == "train" else 0
+    return axis_size(mesh, "rows") * (microbatches or 1)
+
+
+def row_tokens(job: Job) -> int:
+    """L: what the config says, or the longest completion with its prompt where rows are planned from data."""
+    return job.config.pack.row_tokens or job.config.pack.max_tokens
+
+
+def abstract_batch(job: Job, mesh: Mesh, rows: int) -> Batch:
+    """Shapes, types and shardings of a batch."""
+    sharding: NamedSharding = row_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((rows, row_tokens(job)), jnp.int32, sharding=sharding)
+
+    def slots(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, job.config.pack.slots or SLOTS), dtype, sharding=sharding)
+
+    return Batch(
+        tokens_BxL=tokens,
+        layout=Layout(tokens, tokens, tokens),
+        targets_BxL=tokens,
+        present_BxS=slots(np.bool_),
+        example_BxS=slots(np.int32),
+        completions_BxS=PerCompletion(*(slots(np.asarray(value).dtype) for value in NEUTRAL)),
+    )

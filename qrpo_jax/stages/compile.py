@@ -1,0 +1,150 @@
+"""Stage `compile`: whether the job's programs fit on a slice of TPUs, and how fast they would be, without the slice.
+
+It compiles the step of training, the log-probs of the reference and the sampler for the devices of a topology, reads
+the compiled programs and writes what it finds into compile.json and a page. Shapes come from the config and from the
+config.json of the model's folder; nothing is allocated, and neither weights nor a tokenizer are needed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qrpo_jax.data.views import OVER_LONG
+from qrpo_jax.devices.chips import Chip, chip_of
+from qrpo_jax.devices.dtypes import COMPUTE
+from qrpo_jax.devices.mesh import AXES, make_mesh, round_up
+from qrpo_jax.devices.processes import is_first
+from qrpo_jax.devices.topologies import open_topology
+from qrpo_jax.devices.xla_flags import compiler_options
+from qrpo_jax.errors import located
+from qrpo_jax.files import write_json, write_text
+from qrpo_jax.job import estimates
+from qrpo_jax.job.bounds import check_choices, check_least, refuse
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.programs import PROGRAMS, row_multiple
+from qrpo_jax.job.stage import Stage
+from qrpo_jax.job.trainer import check_optimization
+from qrpo_jax.job.training_options import KEYS, check_transform, configured_objective
+from qrpo_jax.model.decoder import parameter_count
+from qrpo_jax.report import compile_page
+from qrpo_jax.report.page import PAGE
+from qrpo_jax.training.objectives import OBJECTIVES
+from qrpo_jax.training.state import parameter_layout
+
+RESULTS = "compile.json"
+
+
+def run(job: Job) -> dict[str, Any]:
+    mesh = open_mesh(job)
+    chip = chip_of(mesh.devices.flat[0])
+    results: dict[str, Any] = {"machine": machine(job, mesh, chip)}
+    for line in compile_page.machine_lines(results["machine"]):
+        job.say(f"compile: {line}")
+    for name in job.config.compile.programs:
+        rows = rows_of(job, mesh, name, results)
+        search = estimates.largest(job, mesh, name, rows)
+        results[name] = estimates.record(search, chip)
+        if search.error is not None:
+            job.say(f"compile: {name} does not fit: it {search.error}")
+    results["assumptions"] = estimates.ASSUMPTIONS
+    if is_first():
+        write_json(job.folder("compile") / RESULTS, results)
+        write_text(job.folder("compile") / PAGE, compile_page.build(results))
+    for line in compile_page.terminal_lines(results):
+        job.say(line)
+    job.say(f"compile: {job.folder('compile') / PAGE}")
+    return {
+        "page": PAGE,
+        "results": RESULTS,
+        "fits": {name: results[name]["fits"] for name in job.config.compile.programs},
+    }
+
+
+def open_mesh(job: Job) -> Mesh:
+    """The job's mesh over the devices of the topology, or over the devices at hand."""
+    with located("compile.topology"):
+        devices: Sequence[jax.Device] = jax.devices()
+        if job.config.compile.topology:
+            devices = open_topology(job.config.compile.topology)
+        chip_of(devices[0])
+    with located("mesh"):
+        return make_mesh(**{axis: job.config.mesh[axis] for axis in AXES}, devices=devices)
+
+
+def rows_of(job: Job, mesh: Mesh, name: str, results: dict[str, Any]) -> int:
+    """Rows or prompts of a program; 0 to search for the largest batch.
+
+    Args:
+      results: of the programs before it.
+
+    Raises:
+      UserError: not as many for each device.
+    """
+    config, multiple = job.config, row_multiple(job, mesh, name)
+    if name == "sample":
+        return round_up(config.prompts.unit, multiple)  # as stage `sample` does
+    if name == "reference":
+        rows = config.log_probs.batch_rows or results.get("train", {}).get("rows", 0) or multiple
+        return round_up(rows, multiple)
+    if config.compile.rows % multiple:
+        message = f"{config.compile.rows}; on this mesh and with these microbatches it must be a multiple of {multiple}"
+        raise refuse("compile.rows", message)
+    return config.compile.rows
+
+
+def machine(job: Job, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+    """What the programs are compiled for."""
+    settings = job.shape.settings
+    return {
+        "topology": job.config.compile.topology or "devices at hand",
+        "devices": mesh.devices.size,
+        "mesh": dict(mesh.shape),
+        "chip": chip._asdict(),
+        "compiler_options": compiler_options(mesh),
+        "model": job.config.model.path or "new",
+        "parameters": parameter_count(settings),
+        "adapter_parameters": parameter_count(settings, job.shape.lora) if job.shape.lora else 0,
+        "compute_dtype": job.config.model.compute_dtype,
+        "parameter_dtype": job.config.model.parameter_dtype,
+        "remat": job.config.model.remat,
+        "jax": jax.__version__,
+    }
+
+
+def check(job: Job) -> None:
+    config = job.config
+    check_least(config, {"compile.rows": 0, "pack.max_tokens": 2, "pack.slots": 0, "pack.row_tokens": 0})
+    check_least(
+        config, {"prompts.unit": 1, "prompts.max_tokens": 1, "sample.completions": 1, "sample.max_new_tokens": 1}
+    )
+    check_choices(
+        config,
+        {
+            "model.compute_dtype": COMPUTE,
+            "model.parameter_dtype": COMPUTE,
+            "pack.over_long": OVER_LONG,
+            "train.objective": OBJECTIVES,
+        },
+    )
+    if not config.compile.programs or not set(config.compile.programs) <= set(PROGRAMS):
+        raise refuse("compile.programs", f"{config.compile.programs}; name some of {', '.join(PROGRAMS)}")
+    check_optimization(config, "train")
+    with located(**KEYS):
+        check_transform(config.train)
+        configured_objective(job)
+    mesh = open_mesh(job)
+    job.compute(mesh)
+    with located("mesh"):
+        parameter_layout(mesh, job.shape.settings)
+    for name in config.compile.programs:
+        rows_of(job, mesh, name, {})
+
+
+STAGE = Stage(
+    run,
+    check,
+    sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),
+    needs_model=False,
+)

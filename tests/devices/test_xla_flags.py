@@ -1,0 +1,41 @@
+"""The launch record: options that the compiler knows, for the chips of the table, and none elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from qrpo_jax.devices.chips import CHIPS
+from qrpo_jax.devices.topologies import open_topology
+from qrpo_jax.devices.xla_flags import FLAGS, compiler_options, init_args
+
+
+def test_every_tpu_of_the_table_has_a_record():
+    assert FLAGS.keys() == {kind for kind in CHIPS if kind.startswith("TPU")}
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_the_compiler_knows_the_options(name):
+    """libtpu refuses an option that it does not know."""
+    pytest.importorskip("libtpu")
+    mesh = Mesh(np.asarray(open_topology(name)[:1]), ("data",))
+    one = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=SingleDeviceSharding(mesh.devices[0]))
+    options = compiler_options(mesh)
+    assert options and "xla_jf_spmd_threshold_for_windowed_einsum_mib" in options
+    jax.jit(lambda x: x @ x, compiler_options=options).lower(one).compile()
+    with pytest.raises(Exception, match="no_such_option"):
+        jax.jit(lambda x: x @ x, compiler_options={"xla_no_such_option": "true"}).lower(one).compile()
+
+
+def test_other_devices_get_no_options_and_run():
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    assert compiler_options(mesh) is None
+    assert jax.jit(lambda x: x + 1, compiler_options=compiler_options(mesh))(1) == 2
+    assert init_args("cpu") == ""
+
+
+def test_the_record_reads_as_arguments_of_libtpu():
+    arguments = init_args("TPU v5").split()
+    assert len(arguments) == len(FLAGS["TPU v5"])
+    assert all(argument.startswith("--xla_") and "=" in argument for argument in arguments)
