@@ -20,11 +20,15 @@ _SPARSE_CORES = {
     for kind in ("all_gather", "reduce_scatter", "all_reduce")
 }
 
+# Matrix products work on tiles in the core's own memory, of which they may use 16 MiB by default. Larger tiles read less
+# from HBM: for 8B on v5p:2x4x4, products take 98 % of their peak in the estimate, and 78 % with the default.
+_TILES = "xla_tpu_scoped_vmem_limit_kib"
+
 FLAGS: dict[str, Mapping[str, str]] = {
     "TPU v4": _WHOLE_PRODUCTS,
     "TPU v5 lite": _WHOLE_PRODUCTS,
-    "TPU v5": _WHOLE_PRODUCTS | _SPARSE_CORES,
-    "TPU v6 lite": _WHOLE_PRODUCTS | _SPARSE_CORES,
+    "TPU v5": _WHOLE_PRODUCTS | _SPARSE_CORES | {_TILES: "65536"},
+    "TPU v6 lite": _WHOLE_PRODUCTS | _SPARSE_CORES | {_TILES: "98304"},
     "TPU7x": _WHOLE_PRODUCTS | _SPARSE_CORES,
 }
 
