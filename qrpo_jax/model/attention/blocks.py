@@ -54,16 +54,8 @@ def attend(
     ranges_BxL = KeyRanges(*(jax.lax.dynamic_slice_in_dim(x, start, length, 1) for x in key_ranges(keys, window)))
     ranges_BxL = KeyRanges(*(_filled(x, across, nothing) for x, nothing in zip(ranges_BxL, empty(width), strict=True)))
     k_BxMxGxK, v_BxMxGxK = _filled(k_BxMxGxK, down), _filled(v_BxMxGxK, down)
-    order = block_order(ranges_BxL, k_BxMxGxK.shape[1], across, down)
-    blocks = k_BxMxGxK.shape[1] // down
-    first_of_row_B = jnp.arange(batch, dtype=jnp.int32) * blocks
-    visits = Visits(
-        # A query's ranges are needed once for each of its heads.
-        KeyRanges(*(jnp.tile(x.reshape(-1, across), heads // kv_heads) for x in ranges_BxL)),
-        (order.blocks_BxIxJ + first_of_row_B[:, None, None]).reshape(-1, blocks),
-        order.counts_BxIx2[..., 1].reshape(-1),
-    )
-    rule = Rule(k_dim**-0.5 if scale is None else scale, cap, blocks)
+    visits = _visits(ranges_BxL, k_BxMxGxK.shape[1], across, down, heads // kv_heads)
+    rule = Rule(k_dim**-0.5 if scale is None else scale, cap)
     q_NxGxKxX = _queries_last(_filled(q_BxLxHxK, across), across, kv_heads)
     k_JxGxYxK, v_JxGxYxK = (x.reshape(-1, down, kv_heads, k_dim).swapaxes(1, 2) for x in (k_BxMxGxK, v_BxMxGxK))
     mixed_NxGxKxX = _attend(rule, q_NxGxKxX, k_JxGxYxK, v_JxGxYxK, visits)
@@ -86,12 +78,13 @@ def block_tokens(length: int, heads: int, k_dim: int) -> int:
 
 
 class Visits(NamedTuple):
-    """What each block of queries sees.
+    """What each block of queries sees; keys are counted through all rows.
 
     Attributes:
       ranges_NxX: the keys that each query sees.
-      blocks_NxV: the blocks of keys to visit come first.
-      counts_N: how many these are.
+      blocks_NxV: uint32, the blocks of keys to visit come first. Signed indices could count from the end, which costs
+        operations.
+      counts_N: uint32, how many these are.
     """
 
     ranges_NxX: KeyRanges
@@ -99,12 +92,23 @@ class Visits(NamedTuple):
     counts_N: Array
 
 
+def _visits(ranges_BxL: KeyRanges, keys: int, across: int, down: int, repeat: int) -> Visits:
+    """The blocks of `down` keys, of `keys` a row, that blocks of `across` queries visit; X is `across * repeat`."""
+    order = block_order(ranges_BxL, keys, across, down)
+    row_Bx1 = jnp.arange(ranges_BxL.own_start.shape[0], dtype=jnp.int32)[:, None]
+    return Visits(
+        # A query's ranges are needed once for each of its heads.
+        KeyRanges(*(jnp.tile((x + row_Bx1 * keys).reshape(-1, across), repeat) for x in ranges_BxL)),
+        (order.blocks_BxIxJ + row_Bx1[:, None] * (keys // down)).reshape(-1, keys // down).astype(jnp.uint32),
+        order.counts_BxIx2[..., 1].reshape(-1).astype(jnp.uint32),
+    )
+
+
 class Rule(NamedTuple):
-    """What is static: the factor and soft cap of a score, and the blocks of keys of a row."""
+    """The formula of a score: its factor and soft cap."""
 
     scale: float
     cap: float | None
-    blocks: int
 
     def scores(self, q_GxKxX: Array, k_GxYxK: Array) -> Array:
         """Scaled and capped scores [G, Y, X] of a pair of blocks."""
@@ -117,7 +121,7 @@ class Rule(NamedTuple):
     def hidden(self, scores_GxYxX: Array, ranges_X: KeyRanges, j: Array) -> Array:
         """Scores with -inf where a query does not see a key of block j, which is weight 0 after any softmax."""
         keys = scores_GxYxX.shape[1]
-        key_Yx1 = (j % self.blocks * keys + jnp.arange(keys, dtype=jnp.int32))[:, None]
+        key_Yx1 = (j.astype(jnp.int32) * keys + jnp.arange(keys, dtype=jnp.int32))[:, None]
         prompt_start, prompt_end, own_start, own_end = (x[None] for x in ranges_X)
         seen_YxX = (key_Yx1 >= prompt_start) & (key_Yx1 < prompt_end) | (key_Yx1 >= own_start) & (key_Yx1 < own_end)
         return jnp.where(seen_YxX[None], scores_GxYxX, -jnp.inf)
@@ -139,18 +143,18 @@ def _forward(
 
         def visit(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             high_Gx1xX, total_Gx1xX, mixed_GxKxX = carry
-            j = blocks_V[i]
-            scores_GxYxX = rule.hidden(rule.scores(q_GxKxX, k_JxGxYxK[j]), ranges_X, j)
+            j = _at(blocks_V, i)
+            scores_GxYxX = rule.hidden(rule.scores(q_GxKxX, _at(k_JxGxYxK, j)), ranges_X, j)
             higher_Gx1xX = jnp.maximum(high_Gx1xX, scores_GxYxX.max(1, keepdims=True))
             shrink_Gx1xX = jnp.exp(high_Gx1xX - higher_Gx1xX)
             weights_GxYxX = jnp.exp(scores_GxYxX - higher_Gx1xX)
             total_Gx1xX = total_Gx1xX * shrink_Gx1xX + weights_GxYxX.sum(1, keepdims=True)
-            more_GxKxX = _product("GKY,GYX->GKX", v_JxGxKxY[j], weights_GxYxX.astype(v_JxGxKxY.dtype))
+            more_GxKxX = _product("GKY,GYX->GKX", _at(v_JxGxKxY, j), weights_GxYxX.astype(v_JxGxKxY.dtype))
             return higher_Gx1xX, total_Gx1xX, mixed_GxKxX * shrink_Gx1xX + more_GxKxX
 
         zero_Gx1xX = jnp.zeros_like(q_GxKxX[:, :1], wide)
         carry = (zero_Gx1xX + LOWEST, zero_Gx1xX, jnp.zeros_like(q_GxKxX, wide))
-        high_Gx1xX, total_Gx1xX, mixed_GxKxX = jax.lax.fori_loop(0, count, visit, carry)
+        high_Gx1xX, total_Gx1xX, mixed_GxKxX = jax.lax.fori_loop(jnp.uint32(0), count, visit, carry)
         total_Gx1xX = jnp.where(total_Gx1xX > 0, total_Gx1xX, 1.0)
         return (mixed_GxKxX / total_Gx1xX).astype(q_GxKxX.dtype), high_Gx1xX + jnp.log(total_Gx1xX)
 
@@ -172,19 +176,19 @@ def _backward(rule: Rule, residuals: tuple[Any, ...], gradient_NxGxKxX: Array) -
 
         def visit(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             dq_GxKxX, dk_JxGxYxK, dv_JxGxYxK = carry
-            j = blocks_V[i]
-            scores_GxYxX = rule.scores(q_GxKxX, k_JxGxYxK[j])
+            j = _at(blocks_V, i)
+            scores_GxYxX = rule.scores(q_GxKxX, _at(k_JxGxYxK, j))
             weights_GxYxX = jnp.exp(rule.hidden(scores_GxYxX, ranges_X, j) - log_total_Gx1xX)
-            d_weights_GxYxX = _product("GYK,GKX->GYX", v_JxGxYxK[j], gradient_GxKxX)
+            d_weights_GxYxX = _product("GYK,GKX->GYX", _at(v_JxGxYxK, j), gradient_GxKxX)
             d_scores_GxYxX = weights_GxYxX * (d_weights_GxYxX - mean_Gx1xX) * rule.slope(scores_GxYxX)
             d_scores_GxYxX = d_scores_GxYxX.astype(dtype)
-            dk_JxGxYxK = dk_JxGxYxK.at[j].add(_product("GYX,GKX->GYK", d_scores_GxYxX, q_GxKxX))
+            dq_GxKxX = dq_GxKxX + _product("GKY,GYX->GKX", _at(k_JxGxKxY, j), d_scores_GxYxX)
+            dk_JxGxYxK = _add_at(dk_JxGxYxK, j, _product("GYX,GKX->GYK", d_scores_GxYxX, q_GxKxX))
             dv_GxYxK = _product("GYX,GKX->GYK", weights_GxYxX.astype(dtype), gradient_GxKxX)
-            more_GxKxX = _product("GKY,GYX->GKX", k_JxGxKxY[j], d_scores_GxYxX)
-            return dq_GxKxX + more_GxKxX, dk_JxGxYxK, dv_JxGxYxK.at[j].add(dv_GxYxK)
+            return dq_GxKxX, dk_JxGxYxK, _add_at(dv_JxGxYxK, j, dv_GxYxK)
 
         zero_GxKxX = jnp.zeros_like(q_GxKxX, wide)
-        dq_GxKxX, dk_JxGxYxK, dv_JxGxYxK = jax.lax.fori_loop(0, count, visit, (zero_GxKxX, *carry))
+        dq_GxKxX, dk_JxGxYxK, dv_JxGxYxK = jax.lax.fori_loop(jnp.uint32(0), count, visit, (zero_GxKxX, *carry))
         return (dk_JxGxYxK, dv_JxGxYxK), dq_GxKxX.astype(dtype)
 
     arrays = (q_NxGxKxX, visits, gradient_NxGxKxX, mean_NxGx1xX, log_total_NxGx1xX)
@@ -199,6 +203,15 @@ _attend.defvjp(_forward, _backward)
 def _product(equation: str, a: Array, b: Array) -> Array:
     """A matrix product of two arrays of one type, summed in float32 at least."""
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _at(x_J: Array, j: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(x_J, j, keepdims=False)
+
+
+def _add_at(x_J: Array, j: Array, more: Array) -> Array:
+    """As `x_J.at[j].add(more)`, without its care for indices out of bounds."""
+    return jax.lax.dynamic_update_index_in_dim(x_J, _at(x_J, j) + more, j, 0)
 
 
 def _filled(x_BxL: Array, tokens: int, value: int = 0) -> Array:
