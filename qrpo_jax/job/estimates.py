@@ -28,7 +28,7 @@ ASSUMPTIONS = (
 )
 # Batches are not searched beyond so many rows a device, where nothing is gained any more.
 MOST = 256
-TRIES = 5  # compilations of a search, at most
+TRIES = 4  # compilations of a search, at most
 
 
 class Estimate(NamedTuple):
