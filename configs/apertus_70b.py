@@ -1,6 +1,6 @@
 """QRPO on Apertus 70B, which its makers aligned with a variant of QRPO, on 128 v5p chips.
 
-    python -m qrpo_jax.main --config=configs/apertus_70b.py --workdir=runs/apertus_70b --config.stages=compile
+python -m qrpo_jax.main --config=configs/apertus_70b.py --workdir=runs/apertus_70b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

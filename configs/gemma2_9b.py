@@ -1,6 +1,6 @@
 """QRPO on Gemma 2 9B, whose layers alternate between a window and none, on 32 v5p chips.
 
-    python -m qrpo_jax.main --config=configs/gemma2_9b.py --workdir=runs/gemma2_9b --config.stages=compile
+python -m qrpo_jax.main --config=configs/gemma2_9b.py --workdir=runs/gemma2_9b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

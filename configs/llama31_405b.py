@@ -1,6 +1,6 @@
 """QRPO on Llama 3.1 405B, on the smallest slice of v5p chips on which all its parameters can be trained.
 
-    python -m qrpo_jax.main --config=configs/llama31_405b.py --workdir=runs/llama31_405b --config.stages=compile
+python -m qrpo_jax.main --config=configs/llama31_405b.py --workdir=runs/llama31_405b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """QRPO on Llama 3.2 1B, on eight v5e or v6e chips.
 
-    python -m qrpo_jax.main --config=configs/llama32_1b.py --workdir=runs/llama32_1b --config.stages=compile
+python -m qrpo_jax.main --config=configs/llama32_1b.py --workdir=runs/llama32_1b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """QRPO on Llama 3.1 or 3.3 70B, on 128 v5p chips.
 
-    python -m qrpo_jax.main --config=configs/llama3_70b.py --workdir=runs/llama3_70b --config.stages=compile
+python -m qrpo_jax.main --config=configs/llama3_70b.py --workdir=runs/llama3_70b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

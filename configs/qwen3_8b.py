@@ -1,6 +1,6 @@
 """QRPO on Qwen3 8B, on 32 v5p chips.
 
-    python -m qrpo_jax.main --config=configs/qwen3_8b.py --workdir=runs/qwen3_8b --config.stages=compile
+python -m qrpo_jax.main --config=configs/qwen3_8b.py --workdir=runs/qwen3_8b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """QRPO on Llama-3.1-Tulu-3-8B-SFT, a policy of the QRPO paper (arXiv 2507.08068), on 32 v5p or 64 v6e chips.
 
-    python -m qrpo_jax.main --config=configs/tulu3_8b.py --workdir=runs/tulu3_8b --config.stages=compile
+python -m qrpo_jax.main --config=configs/tulu3_8b.py --workdir=runs/tulu3_8b --config.stages=compile
 """
 
 from ml_collections import ConfigDict

@@ -26,7 +26,7 @@ from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.stage import Stages
 from qrpo_jax.model import attention, decoder, lora
-from qrpo_jax.model.compute import Compute, check_remat
+from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
@@ -153,8 +153,9 @@ class Job:
         model = self.config.model
         with located(attention="model.attention", remat="model.remat"):
             check_remat(model.remat)
-            backend = attention.choose(model.attention, platform_of(mesh))
-            return Compute(FLOATS[model.compute_dtype], model.remat, backend, mesh)
+            platform = platform_of(mesh)
+            backend, unroll = attention.choose(model.attention, platform), model.unroll or UNROLL.get(platform, 1)
+            return Compute(FLOATS[model.compute_dtype], model.remat, backend, mesh, unroll)
 
     def log_prob_settings(self, mesh: Mesh) -> LogProbSettings:
         """How the log-probs of policy and reference are computed."""

@@ -45,7 +45,7 @@ def check_model(job: Job) -> None:
     config = job.config
     check_choices(config, {"model.compute_dtype": COMPUTE, "model.parameter_dtype": COMPUTE})
     job.compute(job.mesh)
-    check_least(config, {"model.vocab_chunk": 0})
+    check_least(config, {"model.vocab_chunk": 0, "model.unroll": 0})
     if config.lora.rank < 0:
         raise refuse("lora.rank", f"{config.lora.rank}; it must be at least 1, or 0 for none")
     if needs_data(job) and "sft" not in config.stages and not config.model.path:

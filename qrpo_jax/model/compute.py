@@ -35,6 +35,10 @@ REMAT: dict[str, Any] = {
     ),
 }
 
+# Layers that a program has one after the other, by platform; 1 elsewhere. On an H200, a step of 1B takes 5 % less time
+# with all 16 than with 1 (550 and 522 ms, 2026-11-27) and compiles in 13 s instead of 10.
+UNROLL = {"gpu": 16}
+
 
 class Compute(NamedTuple):
     """How a forward pass is computed.
