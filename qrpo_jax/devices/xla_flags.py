@@ -20,8 +20,8 @@ _SPARSE_CORES = {
     for kind in ("all_gather", "reduce_scatter", "all_reduce")
 }
 
-# Matrix products work on tiles in the core's own memory, of which they may use 16 MiB by default. Larger tiles read less
-# from HBM: for 8B on v5p:2x4x4, products take 98 % of their peak in the estimate, and 78 % with the default.
+# Matrix products work on tiles in the core's own memory, of which they may use 16 MiB by default. Larger tiles read
+# less from HBM: for 8B on v5p:2x4x4, products reach 98 % of their peak in the estimate, and 78 % with the default.
 _TILES = "xla_tpu_scoped_vmem_limit_kib"
 
 FLAGS: dict[str, Mapping[str, str]] = {
