@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 # fill the matrix units.
 _WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 # Collectives run on the sparse cores of v5p, v6e and TPU7x, beside products on the main core. Without it the main core
-# waits for all of them there. v5e has no sparse cores, and spreads a gather over several products by default.
-# Estimated for 8B on v5p:2x4x4 with 64 rows of 4,096: 54 % MFU with it, 51 % without; on v6e:8x8 with 128 rows 29 % and
-# 28 % (libtpu 0.0.52, 2026-11-27).
+# waits for all of them there; without the last two kinds, for gathers along more than one dimension of the torus. v5e
+# has no sparse cores, and spreads a gather over several products by default.
+# Estimated with libtpu 0.0.52 on 2026-11-27 for a feed-forward of four layers as wide as 8B's, its weights split over
+# the slice: on v5p:2x4x4 without, with the first three and with all 91, 85 and 81 ms, of which 79 are products; on
+# v6e:8x8 66, 60 and 54 ms.
 _SPARSE_CORES = {
     f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
-    for kind in ("all_gather", "reduce_scatter", "all_reduce")
+    for kind in ("all_gather", "reduce_scatter", "all_reduce", "2d_all_gather", "3d_all_gather")
 }
 
 # Matrix products work on tiles in the core's own memory, of which they may use 16 MiB by default. Larger tiles read
