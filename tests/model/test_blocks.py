@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qrpo_jax.devices.program import hlo
+from qrpo_jax.devices.program.memory import large_arrays
 from qrpo_jax.model import attention
 from qrpo_jax.model.attention import blocks, plain
 from qrpo_jax.model.layout import Layout, one_sequence
 from tests.helpers.packings import random_layout
-from tests.helpers.programs import largest_array
 
 LARGEST = np.iinfo(np.int32).max
 # name: (heads, kv-heads, head size, window, scale, cap)
@@ -144,8 +145,10 @@ def test_no_array_has_as_many_elements_as_queries_times_keys():
         return blocks.attend(q, k, v, layout, layout, 0, None, scale=None, cap=None).sum()
 
     q, k = (jax.ShapeDtypeStruct((1, length, h, 16), jnp.float32) for h in (heads, 1))
-    elements, shape = largest_array(jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k).compile())
-    assert elements <= length * heads * 16, shape
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k).compile()
+    module, inputs = hlo.parse(compiled.as_text()), length * heads * 16
+    assert large_arrays(module, inputs), "the queries themselves must be found"
+    assert not (found := large_arrays(module, inputs + 1)), found
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 448, 4097])
