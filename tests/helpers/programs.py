@@ -6,12 +6,16 @@ from typing import Any
 import jax
 
 
-def products(jaxpr: Any) -> Iterator[tuple[int, ...]]:
-    """Shapes of all matrix products of a program, inner programs included."""
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, those of inner programs included."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            yield eqn.outvars[0].aval.shape
+        yield eqn
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from products(inner)
+                yield from equations(inner)
+
+
+def products(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """Shapes of all matrix products of a program."""
+    return (eqn.outvars[0].aval.shape for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general")

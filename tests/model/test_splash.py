@@ -15,6 +15,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.model.attention import plain, splash
 from qrpo_jax.model.attention.rules import visible
 from qrpo_jax.model.layout import Layout
+from tests.helpers.programs import equations
 
 LENGTH = 389  # four blocks of 128, the last one not full
 NO_LIMIT = np.int32(np.iinfo(np.int32).max)
@@ -188,13 +189,6 @@ def test_the_longest_group_bounds_the_grid():
     span, options = splash.spans(keys, None)[0], splash.Options(128, 128, None, True)
     widths = [splash._visits(span, 4096, options, longest).keys_1xIxW.shape[2] for longest in (None, 4096, 300, 1)]
     assert widths == [32, 32, 5, 3]
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
 
 
 def traced(backend, length):
