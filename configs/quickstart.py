@@ -10,8 +10,8 @@ complete answers are wrong too. QRPO then trains on 8 scored samples of each of 
 occurs in the training sets; the functions behind the prompts do.
 
 Measured on 2 cores, without a GPU: seed 0 on 2026-11-27 on an Intel Xeon, 2 min 49 s from command to end, compilation
-included; seeds 1 and 2 on 2026-11-25 on an AMD EPYC, before completions of a prompt shared its tokens. Held-out mean reward at temperature 1, 384 prompts x 8 completions, with 95 % intervals
-over prompts:
+included; seeds 1 and 2 on 2026-11-25 on an AMD EPYC, before completions of a prompt shared its tokens.
+Held-out mean reward at temperature 1, 384 prompts x 8 completions, with 95 % intervals over prompts:
 
     seed   reference               policy                  gain
     0      0.347 (0.329 to 0.366)  0.505 (0.484 to 0.527)  +0.158 (+0.138 to +0.179)
