@@ -10,4 +10,5 @@ from configs import at_scale
 
 def get_config() -> ConfigDict:
     config = at_scale.get_config("apertus_70b", topology="v5p:4x4x8")
+    config.mesh.data = 2  # as in llama3_70b
     return config
