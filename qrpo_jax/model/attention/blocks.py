@@ -15,7 +15,7 @@ Forward and backward on one core of an Intel Xeon (Sapphire Rapids, 2 MiB of L2)
     rows and tokens; heads, kv-heads and head size                 plain    blocks
     16 x 448, a prompt of 24 with 2 x 200; 8, 4 and 8                432        42
     64 x 64, a prompt of 37 with 2 x 13; 4, 4 and 32                15.8      13.9
-    4 x 513, a prompt of 64 with 2 x 224; 6, 6 and 64                143        60
+    4 x 513, a prompt of 64 with 2 x 224; 6, 6 and 64                143        65
     1 x 4096, one sequence; 4, 2 and 128                               -       584
 """
 
