@@ -66,7 +66,7 @@ def synthetic(mix: LengthMix, prompts: int, *, vocab: int, seed: int = 0) -> Exa
     sizes_C = prompt_C + length_C
     starts_C = np.cumsum([0, *sizes_C[:-1].tolist()], dtype=np.int64)
     tokens = rng.integers(0, vocab, int(sizes_C.sum()), dtype=np.int32)
-    for c in np.flatnonzero(np.arange(count) % mix.siblings):
+    for c in np.flatnonzero(np.arange(count) % mix.siblings).tolist():
         first = starts_C[c - c % mix.siblings]
         tokens[starts_C[c] : starts_C[c] + prompt_C[c]] = tokens[first : first + prompt_C[c]]
     reward = rng.standard_normal(count).astype(np.float32)

@@ -189,7 +189,7 @@ def batch_order(
             orders.append(np.arange(count))
             continue
         rng = np.random.default_rng([seed, epoch])
-        rank = np.argsort(rng.permutation(by_U.max(initial=-1) + 1))
+        rank = np.argsort(rng.permutation(np.unique(by_U).size))
         orders.append(np.lexsort((rng.permutation(count), rank[by_U])))
     order = np.concatenate(orders)
     return [order[i : i + batch_units] for i in range(0, len(order), batch_units)]

@@ -87,7 +87,7 @@ class Planner:
             )
             return Choice(row_tokens, part_rows, seconds)
 
-        needed = -(-int(rows_S.max()) // self.devices)
+        needed = -(-max(map(len, packed)) // self.devices)
         return min(map(choice, self._part_rows(needed, row_tokens)), key=lambda c: (c.seconds, -c.part_rows))
 
     def _part_rows(self, needed: int, row_tokens: int) -> list[int]:
