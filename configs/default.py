@@ -51,7 +51,9 @@ def get_config() -> ConfigDict:
     # What the backward pass recomputes of each layer, to save memory: none | dots (all but products with weights, and
     # attention) | attention (all but attention) | full (all) | offload (all, and inputs of layers wait in host memory).
     config.model.remat = "none"
-    config.model.unroll = 0  # layers one after the other in the program's loop over layers; 0: 16 on a GPU, else 1
+    config.model.unroll = (
+        0  # layers one after the other in a training step's loop over layers; 0: 16 on a GPU, 8 on a CPU
+    )
     config.model.vocab_chunk = 0  # tokens of the vocabulary whose logits exist at a time; 0: 8192
 
     config.mesh = ConfigDict()  # sizes; one may be -1 for all remaining devices

@@ -27,6 +27,7 @@ _SPARSE_CORES = {
 _TILES = "xla_tpu_scoped_vmem_limit_kib"
 
 FLAGS: dict[str, Mapping[str, str]] = {
+    "cpu": {"xla_cpu_prefer_vector_width": "512"},
     "TPU v4": _WHOLE_PRODUCTS,
     "TPU v5 lite": _WHOLE_PRODUCTS,
     "TPU v5": _WHOLE_PRODUCTS | _SPARSE_CORES | {_TILES: "65536"},

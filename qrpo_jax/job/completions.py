@@ -1,11 +1,13 @@
 """Sampling: completions from the reference or from the trained policy, for rows of prompts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from qrpo_jax.data.rows import Completion, Row
@@ -16,6 +18,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.units import Counts
+from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
@@ -56,17 +59,23 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
       mesh: by default the local mesh.
     """
     mesh = mesh or job.local_mesh
-    sampler = make_sampler(
+    return _jitted_sampler(
         job.graph(side),
+        job.compute(mesh),
         completions=section.completions,
         max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
         end_tokens=end_tokens,
         top_k=section.top_k,
         top_p=section.top_p,
-        compute=job.compute(mesh),
     )
-    return jax.jit(with_raw_keys(sampler), compiler_options=compiler_options(mesh))
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted_sampler(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> Any:
+    """Remembered, so that stages which sample alike compile once."""
+    options = None if compute.mesh is None else compiler_options(compute.mesh)
+    return jax.jit(with_raw_keys(make_sampler(graph, compute=compute, **settings)), compiler_options=options)
 
 
 def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:

@@ -148,18 +148,24 @@ class Job:
         with located("reward.path", max_tokens="reward.max_tokens"):
             return open_reward_model(Path(config.path), config.max_tokens)
 
-    def compute(self, mesh: Mesh) -> Compute:
-        """How every stage computes the decoder, on this mesh."""
+    def compute(self, mesh: Mesh, *, backward: bool = False) -> Compute:
+        """How every stage computes the decoder, on this mesh.
+
+        Args:
+          backward: a backward pass follows.
+        """
         model = self.config.model
         with located(attention="model.attention", remat="model.remat"):
             check_remat(model.remat)
             platform = platform_of(mesh)
-            backend, unroll = attention.choose(model.attention, platform), model.unroll or UNROLL.get(platform, 1)
+            backend = attention.choose(model.attention, platform)
+            unroll = (model.unroll or UNROLL.get(platform, 1)) if backward else 1
             return Compute(FLOATS[model.compute_dtype], model.remat, backend, mesh, unroll)
 
-    def log_prob_settings(self, mesh: Mesh) -> LogProbSettings:
-        """How the log-probs of policy and reference are computed."""
-        return LogProbSettings(self.config.log_probs.temperature, self.config.model.vocab_chunk, self.compute(mesh))
+    def log_prob_settings(self, mesh: Mesh, *, backward: bool = False) -> LogProbSettings:
+        """How the log-probs of policy and reference are computed; `backward` as in `compute`."""
+        compute = self.compute(mesh, backward=backward)
+        return LogProbSettings(self.config.log_probs.temperature, self.config.model.vocab_chunk, compute)
 
     def fresh_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of a model that no stage has trained yet: imported, or random."""

@@ -49,7 +49,7 @@ class Described(NamedTuple):
 
 def train(job: Job, mesh: Mesh, rows: int) -> Described:
     """The step of stage `train` on so many packed rows, which are one sequence each when FLOPs are counted."""
-    config, shape, settings = job.config.train, job.shape, job.log_prob_settings(mesh)
+    config, shape, settings = job.config.train, job.shape, job.log_prob_settings(mesh, backward=True)
     on_the_fly = config.reference_log_probs == "on_the_fly"
     optimizer, _ = configured_optimizer(job.config, "train", STEPS)
     step = make_step(

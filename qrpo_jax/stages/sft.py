@@ -19,7 +19,7 @@ def run(job: Job) -> dict[str, Any]:
     view = View(first=1, max_tokens=pack.max_tokens, over_long=pack.over_long)
     examples = build_examples(all_rows(open_sources(job)["sft"]), job.policy.text, view, transform=None)
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
-    settings = job.log_prob_settings(job.mesh)._replace(temperature=1.0)
+    settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
     return train(job, "sft", Training(examples, make_objective("sft"), settings, start))
 

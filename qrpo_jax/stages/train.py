@@ -61,7 +61,7 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
     return Training(
         examples,
         configured_objective(job),
-        job.log_prob_settings(job.mesh),
+        job.log_prob_settings(job.mesh, backward=True),
         start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: reference(job.mesh)),
         frozen=reference(job.mesh) if lora else None,
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
