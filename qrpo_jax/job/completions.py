@@ -59,7 +59,7 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
       mesh: by default the local mesh.
     """
     mesh = mesh or job.local_mesh
-    return _jitted_sampler(
+    return sampler_program(
         job.graph(side),
         job.compute(mesh),
         completions=section.completions,
@@ -72,8 +72,8 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
 
 
 @functools.lru_cache(maxsize=4)
-def _jitted_sampler(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> Any:
-    """Remembered, so that stages which sample alike compile once."""
+def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> Any:
+    """The jitted sampler of `jitted_sampler`, remembered so that stages which sample alike compile once."""
     options = None if compute.mesh is None else compiler_options(compute.mesh)
     return jax.jit(with_raw_keys(make_sampler(graph, compute=compute, **settings)), compiler_options=options)
 

@@ -1,4 +1,4 @@
-"""The launch record: options that the compiler knows, for the chips of the table, and none elsewhere."""
+"""The launch record: options that the compiler knows, for TPUs and CPUs, and none elsewhere."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from qrpo_jax.devices.xla_flags import FLAGS, compiler_options, init_args
 
 
 def test_every_tpu_of_the_table_has_a_record():
-    assert FLAGS.keys() == {kind for kind in CHIPS if kind.startswith("TPU")}
+    assert FLAGS.keys() == {"cpu"} | {kind for kind in CHIPS if kind.startswith("TPU")}
 
 
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
@@ -28,11 +28,13 @@ def test_the_compiler_knows_the_options(name):
         jax.jit(lambda x: x @ x, compiler_options={"xla_no_such_option": "true"}).lower(one).compile()
 
 
-def test_other_devices_get_no_options_and_run():
-    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    assert compiler_options(mesh) is None
-    assert jax.jit(lambda x: x + 1, compiler_options=compiler_options(mesh))(1) == 2
-    assert init_args("cpu") == ""
+def test_a_cpu_knows_its_options():
+    options = compiler_options(Mesh(np.asarray(jax.devices("cpu")[:1]), ("data",)))
+    assert options and jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+
+
+def test_other_devices_get_no_options():
+    assert init_args("NVIDIA H100") == ""
 
 
 def test_the_record_reads_as_arguments_of_libtpu():

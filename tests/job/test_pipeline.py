@@ -15,6 +15,7 @@ from configs import default
 from qrpo_jax import pipeline
 from qrpo_jax.data import row_files
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.completions import jitted_sampler, sampler_program
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.stage import Stage
@@ -179,6 +180,7 @@ def test_sampling_more_units_compiles_nothing_more(tmp_path: Path) -> None:
         counter = Compilations()
         jax.monitoring.register_event_duration_secs_listener(counter)
         jax.clear_caches()
+        sampler_program.cache_clear()
         small = job(
             tmp_path / f"{units}-units",
             stages=("sft", "sample"),
@@ -200,3 +202,16 @@ def test_sampling_more_units_compiles_nothing_more(tmp_path: Path) -> None:
         assert manifest is not None and manifest["units"] == units
     assert 0 < compiled[0] == compiled[1], compiled
     assert np.isfinite(compiled[0])
+
+
+def test_stages_that_sample_alike_share_a_program(tmp_path: Path) -> None:
+    same = job(
+        tmp_path, sample__completions=3, evaluate__completions=3, sample__max_new_tokens=5, evaluate__max_new_tokens=5
+    )
+    of_sample, of_evaluate = (
+        jitted_sampler(same, same.config[section], side, (0,))
+        for section, side in (("sample", "reference"), ("evaluate", "policy"))
+    )
+    other = job(tmp_path, sample__completions=3, sample__max_new_tokens=7)
+    assert of_sample is of_evaluate
+    assert of_sample is not jitted_sampler(other, other.config.sample, "reference", (0,))

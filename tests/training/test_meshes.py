@@ -8,7 +8,7 @@ import pytest
 from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
 from qrpo_jax.devices.program import hlo
 from qrpo_jax.devices.program.memory import large_arrays
-from qrpo_jax.model import decoder
+from qrpo_jax.model import attention, decoder
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
@@ -107,3 +107,22 @@ def test_no_array_has_a_logit_for_each_position_and_token(sizes, rows, parts):
         return large_arrays(hlo.parse(jitted.lower(state, batch).compile().as_text()), logits)
 
     assert arrays(vocab) and not arrays(chunk), arrays(chunk)
+
+
+@pytest.mark.parametrize("prompts", ["shared", "copied"])
+def test_no_array_has_a_score_for_each_pair_of_positions(prompts):
+    """Of a compiled step with attention block by block; with the plain formula, such an array is found."""
+    length, shared = 257, prompts == "shared"
+    table = tiny.examples(120, siblings=5)
+    batch = tiny.batch(table, row_tokens=length, slots=60, share=shared)
+    pairs = len(batch.tokens_BxL) * length**2
+    state = jax.eval_shape(lambda: initial_state(tiny.parameters(), steps.OPTIMIZER, 0))
+
+    def arrays(backend):
+        compute = Compute(remat="none", attention=attention.backend(backend), unroll=tiny.SETTINGS.layers)
+        step = make_step(
+            tiny.GRAPH, make_objective("sft"), steps.OPTIMIZER, log_prob_settings=LogProbSettings(compute=compute)
+        )
+        return large_arrays(hlo.parse(jax.jit(step).lower(state, batch).compile().as_text()), pairs)
+
+    assert arrays("plain") and not arrays("blocks"), arrays("blocks")
