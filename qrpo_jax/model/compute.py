@@ -35,8 +35,9 @@ REMAT: dict[str, Any] = {
     ),
 }
 
-# Layers that a program has one after the other, by platform; 1 elsewhere. On an H200, a step of 1B takes 5 % less time
-# with all 16 than with 1 (550 and 522 ms, 2026-11-27) and compiles in 13 s instead of 10.
+# Layers that a training step has one after the other, by platform; 1 elsewhere. On an H200, a step of 1B takes 5 % less
+# time with all 16 than with 1 (550 and 522 ms, 2026-11-27) and compiles in 13 s instead of 10. On a core of an Intel
+# Xeon, a step of the stories model takes 10 % less with all 5 than with 1 (560 and 502 ms, 2026-11-27).
 UNROLL = {"gpu": 16, "cpu": 8}
 
 
@@ -49,7 +50,7 @@ class Compute(NamedTuple):
       attention: attention between the tokens of a row; `attention.choose` gives it by name.
       mesh: the devices over which parameters and activations are spread; None for one device.
       unroll: layers that the program has one after the other in each turn of its loop over layers. Between turns,
-        what the backward pass needs is copied into arrays of all layers and back; compilation takes longer.
+        what a backward pass needs is copied into arrays of all layers and back. Compilation takes longer with more.
     """
 
     dtype: Any = jnp.float32
