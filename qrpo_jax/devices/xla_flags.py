@@ -27,8 +27,8 @@ _SPARSE_CORES = {
 _TILES = "xla_tpu_scoped_vmem_limit_kib"
 
 FLAGS: dict[str, Mapping[str, str]] = {
-    # Where the CPU has such vectors; 256 by default. On a core of an Intel Xeon, a step of the stories model takes 6 % less
-    # time, of which attention 9 % less (2026-11-27).
+    # Where the CPU has such vectors; 256 by default. On a core of an Intel Xeon, a step of the stories model takes 6 %
+    # less time (2026-11-27).
     "cpu": {"xla_cpu_prefer_vector_width": "512"},
     "TPU v4": _WHOLE_PRODUCTS,
     "TPU v5 lite": _WHOLE_PRODUCTS,
