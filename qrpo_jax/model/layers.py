@@ -9,7 +9,6 @@ from jax.lax import broadcast_to_rank
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.rms_norm import rms_norm
 from qrpo_jax.model.rope import LongRope, rotate
 from qrpo_jax.model.settings import DecoderSettings, Lora
 
@@ -74,7 +73,7 @@ def _bias(wanted: bool, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Pa
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` over the last axes, with a trained scale."""
+    """Root-mean-square norm over the last axes, computed in float32 (Zhang & Sennrich 2019)."""
 
     def __init__(self, settings: DecoderSettings, shape: tuple[int, ...] = (), axes: tuple[str, ...] = ("embed",)):
         shape = shape or (settings.d_model,)
@@ -82,8 +81,15 @@ class RMSNorm(nnx.Module):
         self.epsilon, self.offset, self.rounds = settings.norm_epsilon, settings.norm_offset, settings.norm_rounds
 
     def __call__(self, x: Array) -> Array:
-        scale = self.scale[...]
-        return rms_norm(x, scale + self.offset if self.offset else scale, self.epsilon, self.rounds)
+        wide = at_least_float32(x.dtype)
+        x32, scale = x.astype(wide), self.scale[...].astype(wide)
+        over, scale = tuple(range(-scale.ndim, 0)), broadcast_to_rank(scale, x.ndim)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
+        if self.rounds and x.dtype != wide:
+            # Not by casting to x.dtype and back: the compiler may remove such a pair of casts.
+            low = jnp.finfo(x.dtype)
+            x32 = jax.lax.reduce_precision(x32, low.nexp, low.nmant)
+        return (x32 * (scale + self.offset if self.offset else scale)).astype(x.dtype)
 
 
 class XIELU(nnx.Module):

@@ -11,6 +11,7 @@ import pytest
 from qrpo_jax import pipeline
 from qrpo_jax.data import mixes
 from qrpo_jax.data.mixes import LengthMix
+from qrpo_jax.job.completions import sampler_program
 from qrpo_jax.model.flops import forward_flops, layout_pairs
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.report import speed
@@ -24,6 +25,7 @@ SMALL = LengthMix(prompt=13, completion=7, spread=0.3, siblings=3, pairs=False, 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(mixes.MIXES, "small", SMALL)
+    sampler_program.cache_clear()  # another test may have compiled it
 
 
 @pytest.mark.parametrize(
