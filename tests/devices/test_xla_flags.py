@@ -1,5 +1,7 @@
 """The launch record: options that the compiler knows, for TPUs and CPUs, and none elsewhere."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,10 @@ def test_a_cpu_knows_its_options():
 
 
 def test_other_devices_get_no_options():
-    assert init_args("NVIDIA H100") == ""
+    device = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
+    assert device.device_kind in CHIPS
+    assert compiler_options(SimpleNamespace(devices=np.asarray([device], object))) is None
+    assert init_args(device.device_kind) == ""
 
 
 def test_the_record_reads_as_arguments_of_libtpu():

@@ -20,6 +20,7 @@ from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import run_units
+from qrpo_jax.model.compute import UNROLL
 from qrpo_jax.stages import STAGES
 from tests.helpers.jobs import ROOT, environment, job
 from tests.helpers.sample_rows import make_row
@@ -215,3 +216,10 @@ def test_stages_that_sample_alike_share_a_program(tmp_path: Path) -> None:
     other = job(tmp_path, sample__completions=3, sample__max_new_tokens=7)
     assert of_sample is of_evaluate
     assert of_sample is not jitted_sampler(other, other.config.sample, "reference", (0,))
+
+
+def test_layers_are_unrolled_where_a_backward_pass_follows(tmp_path: Path) -> None:
+    of_platform, of_config = job(tmp_path), job(tmp_path, model__unroll=3)
+    assert of_platform.compute(of_platform.mesh, backward=True).unroll == UNROLL["cpu"] > 1
+    assert of_config.compute(of_config.mesh, backward=True).unroll == 3
+    assert of_platform.compute(of_platform.mesh).unroll == of_config.compute(of_config.mesh).unroll == 1
