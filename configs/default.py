@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     # What the backward pass recomputes of each layer, to save memory: none | dots (all but products with weights, and
     # attention) | attention (all but attention) | full (all) | offload (all, and inputs of layers wait in host memory).
     config.model.remat = "none"
-    # Layers one after the other in each turn of a training step's loop over layers; 0: 16 on a GPU, 8 on a CPU, else 1.
+    # Layers one after the other in each turn of a training step's loop over layers; 0: 32 on a GPU, 8 on a CPU, else 1.
     config.model.unroll = 0
     config.model.vocab_chunk = 0  # tokens of the vocabulary whose logits exist at a time; 0: 8192
 
