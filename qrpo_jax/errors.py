@@ -1,7 +1,8 @@
-"""Mistakes of a user, as opposed to bugs of this program."""
+"""What stops a run and is no bug: mistakes of a user, and files that changed after they were written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -28,6 +29,28 @@ class UserError(ValueError):
     def __str__(self) -> str:
         where = ", ".join(f"config.{key}" for key in self.keys)
         return f"{self.message} ({where})" if where else self.message
+
+
+class DamagedError(RuntimeError):
+    """A file of a run is not what was written. `main` prints the one line and exits with status 1.
+
+    Attributes:
+      path: the file or folder.
+      reason: what is wrong with it.
+      remedy: what the user can do.
+
+    >>> str(DamagedError(Path("sft/rows.json"), "it is cut", "run again"))
+    'sft/rows.json is damaged: it is cut: run again'
+    """
+
+    REMEDY = "restore it from a copy, or remove its stage's folder and those of the stages after it, and run again"
+
+    def __init__(self, path: Path, reason: str, remedy: str = REMEDY) -> None:
+        super().__init__(path, reason, remedy)
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path} is damaged: {self.reason}: {self.remedy}"
 
 
 @contextmanager

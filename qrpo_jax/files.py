@@ -13,6 +13,8 @@ from typing import Any
 
 # Names of unfinished files and folders begin with this. A kill may leave some behind; `sweep` removes them.
 TEMPORARY = ".tmp-"
+# Names of what was found damaged and set aside begin with this. Nothing reads it.
+DAMAGED = "damaged-"
 
 
 def sha256(path: Path) -> str:
@@ -61,10 +63,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,8 @@
 
 The same command runs on a laptop and on every host of a pod. `--config.SECTION.KEY=VALUE` overrides a key, and
 `--shard=i/n` runs one slice of the stages that split into units. A user's mistake prints one line and exits with status
-2. A loss that is not finite prints one line and exits with status 1, and a bug exits with its traceback and status 1.
+2. A loss that is not finite and a damaged file print one line and exit with status 1; a bug exits with its traceback
+and status 1.
 """
 
 import logging
@@ -25,7 +26,7 @@ from ml_collections import FrozenConfigDict, config_flags
 from qrpo_jax import pipeline
 from qrpo_jax.devices.cores import core_count, use_cores
 from qrpo_jax.devices.processes import is_first
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import DamagedError, UserError
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.stages import STAGES
 from qrpo_jax.training.logbook import NonFiniteLossError
@@ -156,7 +157,7 @@ def main(argv: list[str]) -> None:
         complete = pipeline.run(make_job())
     except UserError as error:
         fail(str(error), USER_ERROR)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, DamagedError) as error:
         fail(str(error), RUN_ERROR)
     if complete and is_first():
         print(f"done: {WORKDIR.value}", file=sys.stderr)

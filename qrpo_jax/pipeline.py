@@ -9,9 +9,9 @@ import jax
 
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import is_first, wait
-from qrpo_jax.errors import UserError, located
+from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.files import sha256
-from qrpo_jax.job import manifest, shared_checks
+from qrpo_jax.job import integrity, manifest, shared_checks
 from qrpo_jax.job.job import Job
 
 
@@ -20,6 +20,7 @@ def run(job: Job) -> bool:
 
     Raises:
       UserError: a mistake of the user. Mistakes in the config are found before anything is compiled or written.
+      DamagedError: files of the run changed, and it cannot go on without them.
     """
     check(job)
     for name in job.config.stages:
@@ -101,12 +102,20 @@ def settings(job: Job, name: str) -> dict[str, Any]:
 
 
 def complete(job: Job, name: str) -> bool:
-    """Runs one stage unless it is complete; returns whether it is complete now."""
+    """Runs one stage unless it is complete; returns whether it is complete now.
+
+    Raises:
+      DamagedError: a complete stage's files changed, and running it again would not make them again.
+    """
     folder, stage = job.folder(name), job.stages[name]
-    if manifest.read_manifest(folder) is not None:
-        job.say(f"{name}: complete, skipped")
-        return True
+    recorded = manifest.read_manifest(folder)
     sharded = job.shard.parts > 1 and jax.process_count() == 1
+    if recorded is not None:
+        damaged = integrity.damaged_files(folder, recorded[integrity.FILES])
+        if not damaged:
+            job.say(f"{name}: complete, skipped")
+            return True
+        clear(job, name, damaged, sharded)
     if sharded and not stage.shardable:
         job.say(f"{name}: does not split into shards; run it without --shard")
         return False
@@ -119,6 +128,29 @@ def complete(job: Job, name: str) -> bool:
     if result is None:
         return False
     if is_first():
+        result |= {integrity.FILES: integrity.listing(folder, stage.outside)}
+        if recorded is not None:
+            integrity.check_same(folder, recorded, result)
         manifest.complete(folder, result)
     wait(f"{name} complete")
     return True
+
+
+def clear(job: Job, name: str, damaged: list[Path], sharded: bool) -> None:
+    """Removes damaged files of a complete stage whose next run makes them again, with a warning.
+
+    Raises:
+      DamagedError: the stage is none of these, or other shards may be reading its files.
+    """
+    folder, others = job.folder(name), f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    reason = f"it is not what stage {name!r} wrote{others}"
+    if not job.stages[name].shardable:
+        raise DamagedError(damaged[0], reason, f"restore it from a copy, or remove {folder} and run again")
+    if sharded:
+        raise DamagedError(damaged[0], reason, "run once without --shard: it will be made again")
+    job.say(f"WARNING: {damaged[0]} is damaged: {reason}; made again")
+    wait(f"{name} is damaged")
+    if is_first():
+        for path in damaged:
+            path.unlink(missing_ok=True)
+    wait(f"{name} is cleared")

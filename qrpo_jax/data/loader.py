@@ -65,7 +65,9 @@ class _Batches:
         return assemble(self._examples, self._plan, int(index))
 
     def __repr__(self) -> str:
-        return f"batches({self._plan.steps})"
+        # Grain compares this when it restores an iterator.
+        plan = self._plan
+        return f"batches({plan.steps} of {plan.rows} x {plan.row_tokens} tokens, {plan.tokens} in all)"
 
 
 def batches(examples: Examples, plan: Plan, prefetch: int = 2) -> grain.DatasetIterator:

@@ -5,7 +5,8 @@ TensorFlow. One file is a *unit*. The number of units of a split is a setting an
 processes write them, so reading all units in order needs no merge step.
 
 A unit is complete or absent. Its file appears by rename, and its sidecar (count, bytes, sha256) by a later rename;
-without a sidecar that fits the file, the unit does not count as written.
+without a sidecar that fits the file, the unit does not count as written. A sidecar belongs to one place: a unit that
+took another one's place, in its folder or another, does not count either.
 """
 
 import json
@@ -20,8 +21,9 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from qrpo_jax.data.rows import Row, decode, encode, features
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import DamagedError, UserError
 from qrpo_jax.files import sha256, sweep, whole_file, write_text
+from qrpo_jax.records import read_record, write_record
 
 NAME = "rows"
 VERSION = "1.0.0"
@@ -86,29 +88,38 @@ def write_unit(directory: Path, unit: int, units: int, rows: Sequence[Row], spli
             raise OSError(f"{path}: {count} of {len(records)} rows written; is the disk full?")
         info = UnitInfo(count, temporary.stat().st_size, sha256(temporary))
         _sidecar(path).unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
-    write_text(_sidecar(path), json.dumps(asdict(info)))
+    write_record(_sidecar(path), asdict(info))
     return info
 
 
 def unit_info(directory: Path, unit: int, units: int, split: str = "train") -> UnitInfo | None:
-    """The sidecar of a unit; None if the unit is not complete."""
+    """The sidecar of a unit; None if the unit is not complete, or the sidecar is damaged."""
     path = unit_path(directory, unit, units, split)
     try:
-        info = UnitInfo(**json.loads(_sidecar(path).read_text()))
+        info = UnitInfo(**read_record(_sidecar(path)))
         return info if path.stat().st_size == info.bytes else None
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedError):
         return None
 
 
 def unit_done(directory: Path, unit: int, units: int, split: str = "train") -> bool:
-    """Whether a unit is complete, judged by its size; `finish` checks the sha256."""
+    """Whether a unit is complete, judged by its size; `unit_whole` and `finish` check the sha256."""
     return unit_info(directory, unit, units, split) is not None
+
+
+def unit_whole(directory: Path, unit: int, units: int, split: str = "train") -> bool:
+    """Whether a unit is complete and is what was written; reads its file."""
+    info = unit_info(directory, unit, units, split)
+    return info is not None and sha256(unit_path(directory, unit, units, split)) == info.sha256
 
 
 def _read_info(directory: Path) -> dataset_info_pb2.DatasetInfo:
     path = Path(directory) / INFO_FILE
     info = dataset_info_pb2.DatasetInfo()
-    return json_format.Parse(path.read_text(), info) if path.exists() else info
+    try:
+        return json_format.Parse(path.read_text(), info) if path.exists() else info
+    except (json_format.ParseError, UnicodeDecodeError):
+        raise DamagedError(path, "it does not describe rows", "remove it and run again") from None
 
 
 def finish(directory: Path, units: int, split: str = "train") -> None:
@@ -146,7 +157,7 @@ def finish(directory: Path, units: int, split: str = "train") -> None:
         return
     for path, info in zip(paths, infos, strict=True):
         if sha256(path) != info.sha256:
-            raise UserError(f"{path}: not the file that was written: remove it and run again", about="directory")
+            raise DamagedError(path, "it is not what was written", "remove it and run again")
     write_text(directory / FEATURES_FILE, _features_json())
     result = dataset_info_pb2.DatasetInfo(
         name=NAME,

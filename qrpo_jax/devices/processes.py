@@ -1,6 +1,7 @@
 """The processes of one job: the one that writes, and points where all wait for each other."""
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -17,3 +18,13 @@ def wait(point: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(point)
+
+
+def everywhere(true: bool) -> bool:
+    """Whether something is true on all processes. Every process must ask."""
+    return not anywhere(np.asarray([not true]))[0]
+
+
+def anywhere(true: np.ndarray) -> np.ndarray:
+    """For each element, whether it is true on some process. Every process must ask, with equally many elements."""
+    return true if jax.process_count() == 1 else multihost_utils.process_allgather(true).any(0)

@@ -19,18 +19,19 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import AXES, make_mesh, parameter_shardings, platform_of
 from qrpo_jax.devices.processes import is_first
-from qrpo_jax.errors import UserError, located
+from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
+from qrpo_jax.job.manifest import MANIFEST
 from qrpo_jax.job.stage import Stages
 from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
-from qrpo_jax.training import checkpoints
+from qrpo_jax.training.saved_parameters import load_parameters
 from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
 
@@ -205,7 +206,12 @@ class Job:
         adapted = self.policy.lora if stage == "train" else None
         dtype = FLOATS[self.config.model.parameter_dtype] if adapted is None else jnp.float32
         layout = parameter_layout(mesh, self.policy.settings, dtype, adapted)
-        return checkpoints.load_parameters(self.folder(stage) / "parameters", layout)
+        folder = self.folder(stage)
+        try:
+            return load_parameters(folder / "parameters", layout)
+        except DamagedError as error:
+            remedy = f"remove {folder / MANIFEST} and run again: its last checkpoint has them too"
+            raise DamagedError(error.path, error.reason, remedy) from error
 
     def reference_parameters(self, mesh: Mesh) -> Parameters:
         """Parameters of the reference policy: the result of SFT, or the imported model."""

@@ -1,12 +1,12 @@
 """The records in a stage's folder: settings, written when it starts, and a manifest, written when it is complete."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.files import TEMPORARY, sweep, write_json
+from qrpo_jax.files import TEMPORARY, sweep
+from qrpo_jax.records import read_record, write_record
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
@@ -35,13 +35,14 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
     Raises:
       UserError: naming what differs.
+      DamagedError: the record of the settings is not what was written.
     """
     path = folder / SETTINGS
     if not path.exists():
         if folder.exists() and any(not entry.name.startswith(TEMPORARY) for entry in folder.iterdir()):
             raise UserError(f"{folder} was not made by this program; choose another --workdir")
         return
-    changes = difference(json.loads(path.read_text()), settings)
+    changes = difference(read_record(path), settings)
     if changes:
         raise UserError(
             f"{folder} was made with other settings ({'; '.join(changes)}); "
@@ -58,15 +59,19 @@ def begin(folder: Path, settings: Mapping[str, Any], *, alone: bool) -> None:
     if alone:
         sweep(folder)
     if not (folder / SETTINGS).exists():
-        write_json(folder / SETTINGS, settings)
+        write_record(folder / SETTINGS, settings)
 
 
 def complete(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Marks a stage as complete."""
-    write_json(folder / MANIFEST, manifest)
+    write_record(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a stage; None while it is not complete."""
+    """The manifest of a stage; None while it is not complete.
+
+    Raises:
+      DamagedError: it is not what was written.
+    """
     path = folder / MANIFEST
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_record(path) if path.exists() else None

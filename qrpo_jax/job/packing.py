@@ -1,6 +1,5 @@
 """The packing plan of a stage: row length and rows at a time, set by the config or chosen, and kept for resumption."""
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -15,11 +14,11 @@ from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
-from qrpo_jax.files import write_json
 from qrpo_jax.job.job import Job
 from qrpo_jax.model.attention import plain
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
+from qrpo_jax.records import read_record, write_record
 
 CHOSEN = "rows.json"  # in the stage's folder
 MEMORY_SHARE = 0.8  # of an accelerator's memory; the rest is for what the estimate leaves out
@@ -136,7 +135,7 @@ def read_choice(job: Job, stage: str) -> Choice | None:
     path = job.folder(stage) / CHOSEN
     if not path.exists():
         return None
-    record = json.loads(path.read_text())
+    record = read_record(path)
     if record.pop("share_prompts") != shares_prompts(job):
         return None
     return Choice(**record)
@@ -145,7 +144,7 @@ def read_choice(job: Job, stage: str) -> Choice | None:
 def keep_choice(job: Job, stage: str, chosen: Choice) -> None:
     """Writes the chosen rows into the stage's folder."""
     if is_first():
-        write_json(job.folder(stage) / CHOSEN, chosen._asdict() | {"share_prompts": shares_prompts(job)})
+        write_record(job.folder(stage) / CHOSEN, chosen._asdict() | {"share_prompts": shares_prompts(job)})
 
 
 def line_about(job: Job, plan: Plan, chosen: Choice) -> str:

@@ -22,7 +22,8 @@ class Stage(NamedTuple):
       sections: config sections that its output depends on, besides those of the stages before it.
       machine_keys: keys of these sections that change the use of the machine and not the output. A finished stage
         accepts other values for them.
-      shardable: `--shard=i/n` runs one slice of its work.
+      outside: files in the work directory itself that it writes.
+      shardable: `--shard=i/n` runs one slice of its work. Units that are damaged later are made again.
       writes_rows: its folder holds rows, written by `units.run_units`, and its manifest has their number of `units`.
         The next stage that reads rows reads these.
       needs_model: it uses the policy. A job whose stages do not need a model opens none.
@@ -35,6 +36,7 @@ class Stage(NamedTuple):
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     machine_keys: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     shardable: bool = False
     writes_rows: bool = False
     needs_model: bool = True

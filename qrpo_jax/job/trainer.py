@@ -21,12 +21,13 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import make_plan
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
-from qrpo_jax.training.checkpoints import Checkpoints, save_parameters
+from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.fit import Step, fit
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.metrics import MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.saved_parameters import save_parameters
 from qrpo_jax.training.state import Trainable, parameter_layout
 from qrpo_jax.training.step import LogProbSettings, make_step
 
@@ -128,8 +129,8 @@ def open_books(
     section, log, folder = job.config[stage], job.config.log, job.folder(stage)
     wandb = {"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"} if log.wandb else None
     with (
-        Checkpoints(folder / "checkpoints", every=section.checkpoint_every) as checkpoints,
-        MetricsWriter(folder, resume_step=checkpoints.latest or 0, tensorboard=log.tensorboard, wandb=wandb) as writer,
+        Checkpoints(folder / "checkpoints", every=section.checkpoint_every, warn=job.say) as checkpoints,
+        MetricsWriter(folder, tensorboard=log.tensorboard, wandb=wandb) as writer,
         Logbook(
             writer,
             checkpoints,

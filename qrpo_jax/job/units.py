@@ -1,6 +1,5 @@
 """Units of work, for stages that write rows: any process can compute any unit, and a kill loses at most one."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,10 @@ from tqdm import tqdm
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first, wait
-from qrpo_jax.files import write_json
+from qrpo_jax.errors import DamagedError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.records import read_record, write_record
 
 Counts = dict[str, int]
 Work = Callable[[int], tuple[list[Row], Counts]]
@@ -30,10 +30,12 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> 
     """
     owned = [u for u in range(units) if job.shard.owns(u)]
     for unit in tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5):
-        if row_files.unit_done(folder, unit, units):
+        if _is_whole(folder, unit, units):
             continue
+        if row_files.unit_done(folder, unit, units):
+            job.say(f"WARNING: {row_files.unit_path(folder, unit, units)} or its counts are damaged; made again")
         rows, counts = work(unit)
-        write_json(_counts_file(folder, unit), counts)
+        write_record(_counts_file(folder, unit), counts)
         row_files.write_unit(folder, unit, units, rows)
     wait(f"{folder.name} units")
     absent = sum(not row_files.unit_done(folder, u, units) for u in range(units))
@@ -43,7 +45,7 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> 
     if is_first():
         row_files.finish(folder, units)
     wait(f"{folder.name} finished")
-    return add_counts([json.loads(_counts_file(folder, u).read_text()) for u in range(units)])
+    return add_counts([read_record(_counts_file(folder, u)) for u in range(units)])
 
 
 def row_units(folder: Path) -> int:
@@ -59,6 +61,15 @@ def add_counts(parts: list[Counts]) -> Counts:
     for counts in parts:
         total.update(counts)
     return dict(total)
+
+
+def _is_whole(folder: Path, unit: int, units: int) -> bool:
+    """Whether a unit and its counts are there and are what was written."""
+    try:
+        read_record(_counts_file(folder, unit))
+    except (FileNotFoundError, DamagedError):
+        return False
+    return row_files.unit_whole(folder, unit, units)
 
 
 def _counts_file(folder: Path, unit: int) -> Path:

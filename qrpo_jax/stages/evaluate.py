@@ -165,5 +165,6 @@ STAGE = Stage(
     needs=("train",),
     sections=("log_probs", "reward", "evaluate"),
     machine_keys=("log_probs.batch_rows", "reward.workers", "reward.batch_rows"),
+    outside=(RESULTS,),
     shardable=True,
 )

@@ -1,14 +1,40 @@
-"""Checkpoints: one Orbax checkpoint holds parameters, optimizer, step, randomness and the data iterator."""
+"""Checkpoints: one Orbax checkpoint holds parameters, optimizer, step, randomness and the data iterator.
 
+Each has a record with the checksums of its arrays, and `restore` takes the newest checkpoint that still agrees with
+its record. Checksums are those of the values in memory: they also cover what Orbax and the storage do in between.
+"""
+
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import orbax.checkpoint as ocp
 
-from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.devices.array_sums import array_sums
+from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.errors import DamagedError
+from qrpo_jax.files import DAMAGED
+from qrpo_jax.records import sealed, unsealed
+from qrpo_jax.training.metrics import Written
+from qrpo_jax.training.orbax_folders import attempt, compare
 from qrpo_jax.training.state import State
+
+PLACE = "checkpoint"  # of records; the step is in their content
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on, or begins.
+
+    Attributes:
+      metrics: what is kept of the metrics file.
+    """
+
+    state: State
+    step: int = 0
+    metrics: Written = Written()
 
 
 class Checkpoints:
@@ -19,12 +45,15 @@ class Checkpoints:
     Args:
       every: steps from one checkpoint to the next.
       keep: number of checkpoints kept; older ones are deleted.
+      warn: called with one line for each damaged checkpoint that is passed over.
     """
 
-    def __init__(self, directory: Path, *, every: int = 1, keep: int = 2) -> None:
+    def __init__(
+        self, directory: Path, *, every: int = 1, keep: int = 2, warn: Callable[[str], None] = lambda line: None
+    ) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-        self._directory, self._every = directory, every
+        self._directory, self._every, self._warn = directory, every, warn
 
     @property
     def latest(self) -> int | None:
@@ -39,31 +68,72 @@ class Checkpoints:
         """Whether a checkpoint follows this step."""
         return step % self._every == 0
 
-    def save(self, state: State, iterator: grain.DatasetIterator) -> None:
-        """Starts saving in the background. Orbax copies the state first, so it may be donated afterwards."""
-        self._manager.save(
-            int(jax.device_get(state.step)),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), iterator=ocp.args.JsonSave(read_state(iterator))
-            ),
-        )
+    def save(self, state: State, iterator: grain.DatasetIterator, metrics: Written) -> None:
+        """Starts saving in the background. Orbax copies the state first, so it may be donated afterwards.
 
-    def restore(self, abstract: State, iterator: grain.DatasetIterator) -> State:
-        """The latest state, and the iterator moved to where it was at that step.
+        Args:
+          metrics: the metrics file up to this step.
+        """
+        step, arrays = int(jax.device_get(state.step)), state._asdict()
+        record = {
+            "step": step,
+            "iterator": read_state(iterator),
+            "metrics": metrics._asdict(),
+            "arrays": array_sums(arrays),
+        }
+        record_args = ocp.args.JsonSave(sealed(record, PLACE))
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=record_args))
+
+    def restore(self, abstract: State, iterator: grain.DatasetIterator) -> Resumed | None:
+        """The newest checkpoint that is whole, and the iterator moved to where it was; None without checkpoints.
+
+        Damaged ones that are newer are set aside, next to the folder of checkpoints, with a warning.
 
         Args:
           abstract: shapes, types and shardings of the state; the mesh may differ from the one that saved it.
           iterator: over the same batches; its position is overwritten.
+
+        Raises:
+          DamagedError: there are checkpoints, and all of them are damaged.
         """
-        restored = self._manager.restore(
-            self.latest,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract._asdict()),
-                iterator=ocp.args.JsonRestore(),
-            ),
-        )
-        write_state(iterator, restored["iterator"])
-        return State(**restored["state"])
+        damaged: list[DamagedError] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                resumed, position = self._read(step, abstract)
+            except DamagedError as error:
+                damaged.append(error)
+                continue
+            for newer in damaged:
+                aside = self._set_aside(newer.path)
+                self._warn(f"WARNING: {newer.path} is damaged: {newer.reason}; moved to {aside}, going on from {step}")
+            write_state(iterator, position)
+            return resumed
+        if damaged:
+            reasons = "; ".join(f"{each.path.name}: {each.reason}" for each in damaged)
+            remedy = f"restore one of them from a copy, or remove {self._directory} to train from the beginning"
+            raise DamagedError(self._directory, f"no checkpoint is whole ({reasons})", remedy)
+        return None
+
+    def _read(self, step: int, abstract: State) -> tuple[Resumed, dict[str, Any]]:
+        """A checkpoint, compared with its record, and the position of its iterator."""
+        folder = self._directory / str(step)
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()), record=ocp.args.JsonRestore())
+        read = attempt(folder, lambda: self._manager.restore(step, args=wanted))
+        record = unsealed(read["record"], PLACE, folder)
+        if record["step"] != step:
+            raise DamagedError(folder, f"it is the checkpoint of step {record['step']}")
+        compare(folder, record["arrays"], read["state"])
+        return Resumed(State(**read["state"]), step, Written(**record["metrics"])), record["iterator"]
+
+    def _set_aside(self, folder: Path) -> Path:
+        aside = self._directory.parent / f"{DAMAGED}checkpoint-{folder.name}"
+        wait(f"{folder.name} is damaged")
+        if is_first():
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier start that fell back from the same step
+            folder.rename(aside)
+        wait(f"{folder.name} is set aside")
+        self._manager.reload()
+        return aside
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -83,15 +153,3 @@ def read_state(iterator: grain.DatasetIterator) -> dict[str, Any]:
 def write_state(iterator: grain.DatasetIterator, state: dict[str, Any]) -> None:
     """Moves the iterator to a position from `read_state`."""
     iterator.set_state(state["bytes"].encode() if "bytes" in state else state["value"])
-
-
-def save_parameters(directory: Path, parameters: Parameters) -> None:
-    """Writes parameters alone; the folder appears when it is complete and replaces an earlier one."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), parameters, force=True)
-
-
-def load_parameters(directory: Path, abstract: Parameters) -> Parameters:
-    """Reads parameters into the types and shardings of `abstract`."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory.absolute(), abstract)

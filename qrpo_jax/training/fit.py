@@ -10,7 +10,7 @@ from jax import Array
 from qrpo_jax.devices.mesh import place, replicated, row_sharding
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.training.checkpoints import Checkpoints
+from qrpo_jax.training.checkpoints import Checkpoints, Resumed
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.state import State, Trainable
 
@@ -37,7 +37,7 @@ def fit(
     logbook: Logbook,
     frozen: Parameters | None = None,
 ) -> Parameters:
-    """Trains until `steps` updates are made, from the latest checkpoint if there is one, and returns the parameters.
+    """Trains until `steps` updates are made, from the latest whole checkpoint if any, and returns the parameters.
 
     Args:
       step: `(state, batch, frozen) -> (state, metrics)`; see `make_step`.
@@ -46,15 +46,16 @@ def fit(
 
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
+      DamagedError: nothing that the run could go on from is whole.
     """
-    done, mesh = checkpoints.latest, trainable.mesh
-    state = trainable.fresh() if done is None else checkpoints.restore(trainable.abstract(), batches)
-    update = jitted(step, trainable)
-    for number in range((done or 0) + 1, steps + 1):
+    state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
+    logbook.begin(done, metrics_file)
+    update, mesh = jitted(step, trainable), trainable.mesh
+    for number in range(done + 1, steps + 1):
         batch = next(batches)
         state, metrics = update(state, place(batch, row_sharding(mesh)), frozen or {})
         logbook.record(number, batch, metrics)
         if checkpoints.due(number) or number == steps:
-            logbook.settle()  # so that a step that is not finite is never saved
-            checkpoints.save(state, batches)
+            written = logbook.settle()  # so that a step that is not finite is never saved
+            checkpoints.save(state, batches, written)
     return state.parameters

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.devices import processes
 from qrpo_jax.training.checkpoints import Checkpoints
-from qrpo_jax.training.metrics import MetricsWriter
+from qrpo_jax.training.metrics import MetricsWriter, Written
 
 # The metric of a step that is an array: the loss of each completion. All others are scalars.
 LOSSES = "losses_BxS"
@@ -35,10 +35,10 @@ class Logbook:
     """Reports steps to the metrics files and the progress bar.
 
     The metrics of a step are read when the next step is recorded: the device then has work, and never waits for the
-    host. A context manager; leaving it closes the progress bar.
+    host. A context manager, used after `begin`; leaving it closes the progress bar.
 
     Args:
-      checkpoints: where the run resumes from, and the last good one for messages.
+      checkpoints: for messages, the last good one.
       steps: of the whole run.
       every: steps from one line to the next; the first and the last step are always reported.
       names: of the examples that `Batch.example_BxS` points at, for messages.
@@ -62,10 +62,24 @@ class Logbook:
         self._writer, self._checkpoints = writer, checkpoints
         self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
         self._schedule = schedule
+        self._title, self._bar = title, tqdm(disable=True)
         self._pending: PendingStep | None = None
         self._clock = Clock()
-        done, silent = checkpoints.latest or 0, not processes.is_first()
-        self._bar = tqdm(total=steps, initial=done, desc=title, unit="step", disable=silent, mininterval=0.5)
+
+    def begin(self, step: int, kept: Written) -> None:
+        """Opens the files and the progress bar of a run that goes on after `step`.
+
+        Args:
+          kept: what the checkpoint of that step knows of the metrics file.
+
+        Raises:
+          DamagedError: the metrics file is not what the checkpoint knows of it.
+        """
+        self._writer.begin(step, kept)
+        silent = not processes.is_first()
+        self._bar = tqdm(
+            total=self._steps, initial=step, desc=self._title, unit="step", disable=silent, mininterval=0.5
+        )
 
     def record(self, step: int, batch: Batch, metrics: dict[str, Array]) -> None:
         """Takes note of a dispatched step, and reports the one before.
@@ -79,14 +93,15 @@ class Logbook:
         self._report()
         self._pending = PendingStep(step, batch, metrics)
 
-    def settle(self) -> None:
-        """Reports every recorded step, waiting for the device, and flushes the files.
+    def settle(self) -> Written:
+        """Reports every recorded step, waiting for the device, flushes the files, and returns what metrics are written.
 
         Raises:
           NonFiniteLossError: the loss or gradient norm of the last step is not finite.
         """
         self._report()
         self._writer.flush()
+        return self._writer.written
 
     def _report(self) -> None:
         if self._pending is None:

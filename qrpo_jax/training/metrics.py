@@ -4,36 +4,60 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorboardX
 
-from qrpo_jax import files
 from qrpo_jax.devices import processes
+from qrpo_jax.errors import DamagedError
+from qrpo_jax.files import write_bytes
+
+
+class Written(NamedTuple):
+    """A metrics file up to a checkpoint: its first `bytes` bytes and their checksum."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
 
 
 class MetricsWriter:
     """Writes scalars by step to every sink. A resumed run first removes the lines after its checkpoint.
 
-    A context manager. Lines are written whole, so a kill loses at most the line being written. Only the first process
-    writes; on the others every method does nothing.
+    A context manager, used after `begin`. Lines are written whole, so a kill loses at most the line being written. Only
+    the first process writes; on the others every method does nothing.
 
     Args:
-      resume_step: step of the checkpoint that the run resumes from, or 0.
       wandb: arguments of `wandb.init`; None does not use Weights & Biases.
     """
 
-    def __init__(
-        self, directory: Path, *, resume_step: int, tensorboard: bool = False, wandb: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, directory: Path, *, tensorboard: bool = False, wandb: dict[str, Any] | None = None) -> None:
+        self._directory, self._tensorboard, self._wandb = directory, tensorboard, wandb
         self._sinks: list[Sink] = []
+        self._lines: JsonLines | None = None
+
+    def begin(self, resume_step: int, kept: Written) -> None:
+        """Opens the sinks.
+
+        Args:
+          resume_step: step of the checkpoint that the run resumes from, or 0.
+          kept: what this checkpoint knows of the metrics file.
+
+        Raises:
+          DamagedError: the metrics file does not begin with that.
+        """
         if not processes.is_first():
             return
-        self._sinks.append(JsonLines(directory / "metrics.jsonl", resume_step))
-        if tensorboard:
-            self._sinks.append(TensorBoard(directory / "tensorboard", resume_step))
-        if wandb is not None:
-            self._sinks.append(WeightsAndBiases(directory, wandb))
+        self._lines = JsonLines(self._directory / "metrics.jsonl", kept)
+        self._sinks.append(self._lines)
+        if self._tensorboard:
+            self._sinks.append(TensorBoard(self._directory / "tensorboard", resume_step))
+        if self._wandb is not None:
+            self._sinks.append(WeightsAndBiases(self._directory, self._wandb))
+
+    @property
+    def written(self) -> Written:
+        """What this process has written of the metrics file."""
+        return Written() if self._lines is None else self._lines.written
 
     def write(self, step: int, values: dict[str, float]) -> None:
         # NaN marks a figure that a run does not have, such as a reward in SFT. JSON has no NaN, so it is left out.
@@ -65,16 +89,31 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """A file with one JSON object a step."""
+    """A file with one JSON object a step, which begins with what is `kept` of it.
 
-    def __init__(self, path: Path, resume_step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+    Raises:
+      DamagedError: the file begins with something else.
+    """
+
+    def __init__(self, path: Path, kept: Written) -> None:
+        content = path.read_bytes() if path.exists() else b""
+        content = content[: kept.bytes]
+        self._sum = hashlib.sha256(content)
+        if self._sum.hexdigest() != kept.sha256:
+            raise DamagedError(path, f"its first {kept.bytes} bytes are not what was written before the checkpoint")
+        write_bytes(path, content)
+        self._file, self._bytes = path.open("ab"), len(content)
+
+    @property
+    def written(self) -> Written:
+        return Written(self._bytes, self._sum.hexdigest())
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        self._file.write(line)
         self._file.flush()
+        self._sum.update(line)
+        self._bytes += len(line)
 
     def flush(self) -> None:
         self._file.flush()

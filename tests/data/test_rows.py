@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from qrpo_jax.data import row_files, rows
 from qrpo_jax.data.rows import Completion, Message, Row
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import DamagedError, UserError
 from tests.helpers.sample_rows import make_row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,9 +269,11 @@ def test_an_incomplete_or_damaged_directory_is_refused(tmp_path: Path) -> None:
     path = row_files.unit_path(tmp_path, 1, 2)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(UserError, match="not the file that was written"):
+    assert row_files.unit_done(tmp_path, 1, 2) and not row_files.unit_whole(tmp_path, 1, 2)
+    with pytest.raises(DamagedError, match="not what was written"):
         row_files.finish(tmp_path, 2)
     path.write_bytes(whole)
+    assert row_files.unit_whole(tmp_path, 1, 2)
     row_files.finish(tmp_path, 2)
     with pytest.raises(UserError, match=re.escape("complete splits: ['train']")):
         row_files.read(tmp_path, "test")
@@ -282,6 +284,18 @@ def test_an_incomplete_or_damaged_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / row_files.FEATURES_FILE).write_text("{}")
     with pytest.raises(UserError, match="not the layout"):
         row_files.read(tmp_path)
+
+
+def test_a_unit_in_the_place_of_another_does_not_count(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        for unit in range(2):
+            row_files.write_unit(tmp_path / folder, unit, 2, [make_row(unit)])
+    names = [row_files.unit_path(Path(), unit, 2).name for unit in range(2)]
+    for ending in ("", ".json"):  # of one unit to the other's place, and of one folder's to the other's
+        (tmp_path / "a" / (names[1] + ending)).write_bytes((tmp_path / "a" / (names[0] + ending)).read_bytes())
+        (tmp_path / "b" / (names[0] + ending)).write_bytes((tmp_path / "a" / (names[0] + ending)).read_bytes())
+    whole = {(folder, unit): row_files.unit_whole(tmp_path / folder, unit, 2) for folder in "ab" for unit in range(2)}
+    assert whole == {("a", 0): True, ("a", 1): False, ("b", 0): False, ("b", 1): True}
 
 
 def test_units_of_another_number_are_refused(tmp_path: Path) -> None:

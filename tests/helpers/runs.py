@@ -62,7 +62,7 @@ def books(
     """The arguments of `fit` that write to `directory`, where every step is logged."""
     with (
         Checkpoints(directory / "checkpoints", every=save_every) as checkpoints,
-        MetricsWriter(directory, resume_step=checkpoints.latest or 0) as writer,
+        MetricsWriter(directory) as writer,
         Logbook(
             writer, checkpoints, steps=steps, every=1, names=names, schedule=schedule, title="test", **options
         ) as logbook,

@@ -51,7 +51,8 @@ def toy_job(workdir: Path, table: dict[str, Stage], **overrides: Any) -> Job:
 def test_a_stage_is_one_record_in_the_table(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     assert pipeline.run(toy_job(tmp_path / "run", {"note": note(path)}))
-    assert read_manifest(tmp_path / "run" / "note") == {"lines": 1}
+    recorded = read_manifest(tmp_path / "run" / "note")
+    assert recorded is not None and recorded["lines"] == 1 and list(recorded["files"]) == ["settings.json"]
     settings = json.loads((tmp_path / "run" / "note" / "settings.json").read_text())
     assert settings["seed"] == 0 and settings["log.tensorboard"] is True and "train.beta" not in settings
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from qrpo_jax.data import row_files, rows
 from qrpo_jax.model import decoder
-from qrpo_jax.training import checkpoints
+from qrpo_jax.training import saved_parameters
 from tests.helpers.jobs import ROOT, SMALL, environment
 
 
@@ -59,7 +59,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = decoder.abstract_parameters(settings)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=where), shapes)
-    loaded = checkpoints.load_parameters(folder / "parameters", abstract)
+    loaded = saved_parameters.load_parameters(folder / "parameters", abstract)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(loaded)}
 
 

@@ -1,5 +1,7 @@
 """Checkpoints: what comes back is what was saved, on any mesh, and half a save does not count."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,18 @@ import pytest
 
 from qrpo_jax.data import loader
 from qrpo_jax.devices.mesh import make_mesh
-from qrpo_jax.training.checkpoints import Checkpoints, load_parameters, save_parameters
+from qrpo_jax.errors import DamagedError
+from qrpo_jax.training.checkpoints import Checkpoints
+from qrpo_jax.training.metrics import Written
+from qrpo_jax.training.saved_parameters import load_parameters, save_parameters
 from qrpo_jax.training.state import State, initial_state, parameter_layout
 from tests.helpers import tiny
+from tests.helpers.faults import FAULTS, content, restored
 from tests.helpers.runs import trainable
 from tests.helpers.steps import OPTIMIZER
 
+# TensorStore does not await what it began to read from a damaged folder.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 TABLE = tiny.examples(23)
 PLAN = tiny.plan(TABLE, batch_units=5)
 
@@ -38,7 +46,7 @@ def save(directory):
     batches = loader.batches(TABLE, PLAN)
     next(batches), next(batches)
     with Checkpoints(directory) as checkpoints:
-        checkpoints.save(state(), batches)
+        checkpoints.save(state(), batches, Written())
     return next(batches)
 
 
@@ -49,7 +57,7 @@ def test_state_and_iterator_come_back_on_any_mesh(tmp_path, sizes):
     batches = loader.batches(TABLE, PLAN)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest == 3
-        back = checkpoints.restore(on(mesh).abstract(), batches)
+        back = checkpoints.restore(on(mesh).abstract(), batches).state
     assert isinstance(back, State)
     tiny.assert_trees_equal(jax.device_get(back), jax.device_get(state()))
     placed = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), back, on(mesh).shardings())
@@ -62,9 +70,9 @@ def test_a_state_saved_from_eight_devices_comes_back_on_one(tmp_path):
     mesh = make_mesh(2, 2, 2)
     with Checkpoints(tmp_path) as checkpoints:
         placed = jax.device_put(state(), on(mesh).shardings())
-        checkpoints.save(placed, loader.batches(TABLE, PLAN))
+        checkpoints.save(placed, loader.batches(TABLE, PLAN), Written())
     with Checkpoints(tmp_path) as checkpoints:
-        back = checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN))
+        back = checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN)).state
     tiny.assert_trees_equal(jax.device_get(back), jax.device_get(state()))
 
 
@@ -75,10 +83,10 @@ def test_donating_the_state_after_a_save_does_not_touch_what_is_saved(tmp_path):
     )
     with Checkpoints(tmp_path) as checkpoints:
         live = jax.tree.map(lambda x: x.copy(), state())
-        checkpoints.save(live, loader.batches(TABLE, PLAN))
+        checkpoints.save(live, loader.batches(TABLE, PLAN), Written())
         overwrite(live)
     with Checkpoints(tmp_path) as checkpoints:
-        back = checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN))
+        back = checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN)).state
     tiny.assert_trees_equal(jax.device_get(back), jax.device_get(state()))
 
 
@@ -87,7 +95,7 @@ def test_only_the_latest_are_kept_and_half_a_save_does_not_count(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest is None
         for step in (1, 4, 9):
-            checkpoints.save(state(step), batches)
+            checkpoints.save(state(step), batches, Written())
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 9]
     # What a kill leaves behind.
     (tmp_path / "12.orbax-checkpoint-tmp-7").mkdir()
@@ -104,3 +112,79 @@ def test_parameters_alone_come_back_with_the_type_of_the_layout(tmp_path):
         assert jax.tree.all(jax.tree.map(lambda x, where: x.sharding == where.sharding, back, layout))
         expected = jax.tree.map(lambda x, where: x.astype(where.dtype), tiny.parameters(), layout)
         tiny.assert_trees_equal(jax.device_get(back), expected)
+
+
+def arrays_differ(a, b):
+    return any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with the checkpoints of steps 3 and 9."""
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    batches = loader.batches(TABLE, PLAN)
+    with Checkpoints(directory) as checkpoints:
+        for step in (3, 9):
+            next(batches)
+            checkpoints.save(state(step), batches, Written(step, "sum"))
+    return directory
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_newest_checkpoint_changes_nothing_or_falls_back(two, fault):
+    rng, ends = np.random.default_rng(len(fault)), []
+    expected = {step: jax.device_get(state(step)) for step in (3, 9)}
+    for name in rng.permutation(sorted(content(two / "9")))[:9]:
+        with restored(two.parent):
+            warnings = []
+            FAULTS[fault](two / "9" / name, rng)
+            with Checkpoints(two, warn=warnings.append) as checkpoints:
+                resumed = checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN))
+            ends.append(resumed.step)
+            assert not arrays_differ(jax.device_get(resumed.state), expected[resumed.step]), (name, resumed.step)
+            assert resumed.metrics == Written(resumed.step, "sum")
+            if resumed.step == 3:
+                (warning,) = warnings
+                assert "9 is damaged" in warning and "\n" not in warning and "going on from 3" in warning, warning
+                assert (two.parent / "damaged-checkpoint-9").is_dir() and not (two / "9").exists()
+        shutil.rmtree(two.parent / "damaged-checkpoint-9", ignore_errors=True)
+    assert 3 in ends, ends
+
+
+def test_checkpoints_that_changed_places_are_refused_and_after_a_fall_back_the_step_is_saved_again(two):
+    with restored(two.parent):
+        (two / "3").rename(two / "x"), (two / "9").rename(two / "3"), (two / "x").rename(two / "9")
+        with Checkpoints(two) as checkpoints, pytest.raises(DamagedError, match="it is the checkpoint of step 3"):
+            checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN))
+    with restored(two.parent):
+        for file in (two / "9" / "state").rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+        batches = loader.batches(TABLE, PLAN)
+        with Checkpoints(two) as checkpoints:
+            assert checkpoints.restore(on(one()).abstract(), batches).step == 3
+            checkpoints.save(state(9), batches, Written())
+        with Checkpoints(two) as checkpoints:
+            assert checkpoints.restore(on(one()).abstract(), batches).step == 9
+
+
+def test_every_fault_in_parameters_is_refused_or_changes_nothing(tmp_path):
+    directory, rng, refused = tmp_path / "sft" / "parameters", np.random.default_rng(0), 0
+    save_parameters(directory, tiny.parameters())
+    save_parameters(tmp_path / "train" / "parameters", jax.tree.map(lambda x: x + 1, tiny.parameters()))
+    layout = parameter_layout(one(), tiny.SETTINGS)
+    for fault in FAULTS.values():
+        for name in rng.permutation(sorted(content(directory)))[:5]:
+            with restored(tmp_path):
+                fault(directory / name, rng)
+                try:
+                    back = load_parameters(directory, layout)
+                except DamagedError as error:
+                    assert "parameters is damaged" in str(error) and "\n" not in str(error), error
+                    refused += 1
+                    continue
+                assert not arrays_differ(jax.device_get(back), tiny.parameters()), (fault.__name__, name)
+    assert refused > 5, refused
+    directory.rename(tmp_path / "kept"), (tmp_path / "train" / "parameters").rename(directory)
+    with pytest.raises(DamagedError, match="not what was written here"):
+        load_parameters(directory, layout)

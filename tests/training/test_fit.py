@@ -11,16 +11,18 @@ import pytest
 
 from qrpo_jax.data import loader
 from qrpo_jax.devices.mesh import make_mesh
+from qrpo_jax.errors import DamagedError
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.fit import fit
 from qrpo_jax.training.logbook import NonFiniteLossError
-from qrpo_jax.training.metrics import MetricsWriter, read_metrics
+from qrpo_jax.training.metrics import MetricsWriter, Written, read_metrics
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.step import LogProbSettings, make_step
 from tests.helpers import tiny
 from tests.helpers.runs import Killed, Watched, books, figures, killing, trainable
 
+NOTHING = Written()
 TABLE = tiny.examples(23)
 STEPS = 7
 OPTIMIZATION = Optimization(
@@ -194,19 +196,37 @@ def test_the_step_is_compiled_once_a_process(tmp_path):
     assert compiled.count("jit(step)") == 1, compiled
 
 
-def write(directory, steps, resume_step=0):
-    with MetricsWriter(directory, resume_step=resume_step) as writer:
-        for step in steps:
-            writer.write(step, {"loss": float(step)})
+def write(directory, steps, kept=NOTHING):
+    """Writes metrics; returns what is written after each step."""
+    with MetricsWriter(directory) as writer:
+        writer.begin(steps[0] - 1, kept)
+        return [writer.write(step, {"loss": float(step)}) or writer.written for step in steps]
 
 
 def test_a_resumed_run_drops_metrics_after_its_checkpoint(tmp_path):
-    write(tmp_path, range(1, 6))
+    written = write(tmp_path, range(1, 6))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # cut by a kill
     assert [m["step"] for m in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-    write(tmp_path, [4, 5, 6], resume_step=3)
+    write(tmp_path, [4, 5, 6], written[2])
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": s, "loss": float(s)} for s in range(1, 7)]
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "swap", "delete"])
+def test_metrics_that_changed_before_the_checkpoint_are_refused(tmp_path, change):
+    written, path = write(tmp_path, range(1, 6)), tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    damaged = {
+        "flip": content.replace(b"2.0", b"2.1"),
+        "cut": content[:50],
+        "swap": b"".join([lines[1], lines[0], *lines[2:]]),
+        "delete": b"",
+    }[change]
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedError, match="metrics.jsonl is damaged"):
+        write(tmp_path, [4, 5, 6], written[2])
+    assert path.read_bytes() == damaged
 
 
 def test_weights_and_biases_gets_every_line_and_resumes_one_run_per_directory(tmp_path, monkeypatch):
@@ -218,7 +238,8 @@ def test_weights_and_biases_gets_every_line_and_resumes_one_run_per_directory(tm
     library = types.SimpleNamespace(init=lambda **options: runs.append(options) or run_of_library)
     monkeypatch.setitem(sys.modules, "wandb", library)
     for directory in ("a", "a", "b"):
-        with MetricsWriter(tmp_path / directory, resume_step=0, wandb={"project": "p"}) as writer:
+        with MetricsWriter(tmp_path / directory, wandb={"project": "p"}) as writer:
+            writer.begin(0, NOTHING)
             writer.write(1, {"loss": 0.5, "reward": float("nan")})
     assert lines == [(1, {"loss": 0.5}), "finished"] * 3
     assert runs[0] == runs[1] and runs[0]["id"] != runs[2]["id"]
@@ -226,7 +247,8 @@ def test_weights_and_biases_gets_every_line_and_resumes_one_run_per_directory(tm
 
 
 def test_metrics_are_json_even_where_a_figure_is_not_known(tmp_path):
-    with MetricsWriter(tmp_path, resume_step=0, tensorboard=True) as writer:
+    with MetricsWriter(tmp_path, tensorboard=True) as writer:
+        writer.begin(0, NOTHING)
         writer.write(1, {"loss": 0.5, "reward": float("nan")})
 
     def refuse(constant):

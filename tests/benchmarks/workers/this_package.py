@@ -34,6 +34,7 @@ from qrpo_jax.stages import STAGES
 from qrpo_jax.stages.train import make_training, read_examples
 from qrpo_jax.training.fit import fit
 from qrpo_jax.training.logbook import scalars
+from qrpo_jax.training.metrics import Written
 
 
 def main(model: str, rows: str, workdir: str, batch: str, max_tokens: str, steps: str, *overrides: str) -> None:
@@ -129,7 +130,8 @@ def time_reference(job: Job, examples: Examples) -> float:
 class NoCheckpoints:
     """A run that is never saved."""
 
-    latest = None
+    def restore(self, *_: Any) -> None:
+        return None
 
     def due(self, step: int) -> bool:
         return False
@@ -147,13 +149,16 @@ class OneByOne:
     def __init__(self, turns: Turns, examples: Examples) -> None:
         self._turns, self._examples = turns, examples
 
+    def begin(self, *_: Any) -> None:
+        pass
+
     def record(self, step: int, batch: Batch, metrics: dict[str, Any]) -> None:
         scalars(metrics)
         self._turns.done(tokens_of(self._examples, batch.example_BxS))
         self._turns.wait()
 
-    def settle(self) -> None:
-        pass
+    def settle(self) -> Written:
+        return Written()
 
 
 if __name__ == "__main__":
