@@ -1,5 +1,7 @@
 """Reading what Orbax wrote, with every kind of damage as one kind of error, the same on all processes."""
 
+import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,26 @@ def attempt(folder: Path, read: Callable[[], Any]) -> Any:
     Raises:
       DamagedError: it failed on some process, which may be another one.
     """
-    result = error = None
+    result, reason = None, ""
     try:
         result = read()
-    except Exception as raised:  # of many types, for files that are cut, absent or changed
-        error = raised
-    if everywhere(error is None):
+    except Exception as error:  # of many types, for files that are cut, absent or changed
+        first_line = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = f"{type(error).__name__}: {first_line}"
+    if reason:
+        _forget_reads()
+    if everywhere(not reason):
         return result
-    if error is None:
-        raise DamagedError(folder, "another process cannot read it")
-    first_line = (str(error).strip().splitlines() or [""])[0][:200]
-    raise DamagedError(folder, f"{type(error).__name__}: {first_line}") from error
+    raise DamagedError(folder, reason or "another process cannot read it")
+
+
+def _forget_reads() -> None:
+    """Collects the reads that Orbax had begun beside the one that failed; each would print its own failure."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def compare(folder: Path, expected: dict[str, str], arrays: Any) -> None:

@@ -19,8 +19,6 @@ from tests.helpers.faults import FAULTS, content, restored
 from tests.helpers.runs import trainable
 from tests.helpers.steps import OPTIMIZER
 
-# TensorStore does not await what it began to read from a damaged folder.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 TABLE = tiny.examples(23)
 PLAN = tiny.plan(TABLE, batch_units=5)
 
