@@ -1,7 +1,7 @@
 """Chaos: whatever hits a job, and however often, it ends in the undisturbed result or says in one line what is wrong.
 
 A life of a job is a series of starts in one work directory. Each start may be killed, stopped, paused or denied disk
-space, or meets a second start; before the next one a file may be flipped, cut, deleted or swapped. Where a start refuses
+space, or meets a second start; before the next, a file may be flipped, cut, deleted or swapped. Where a start refuses
 a damaged file, the file is restored from a copy, as the message asks. `QRPO_CHAOS_MINUTES` sets how long this goes on,
 `QRPO_CHAOS_SEED` what happens; both are printed.
 """
