@@ -2,10 +2,11 @@
 
 The same command runs on a laptop and on every host of a pod. `--config.SECTION.KEY=VALUE` overrides a key, and
 `--shard=i/n` runs one slice of the stages that split into units. A user's mistake prints one line and exits with status
-2. A loss that is not finite and a damaged file print one line and exit with status 1; a bug exits with its traceback
-and status 1.
+2. Storage that fails, a loss that is not finite and a damaged file print one line and exit with status 1; a bug exits
+with its traceback and status 1.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import FrozenConfigDict, config_flags
 
-from qrpo_jax import pipeline
+from qrpo_jax import pipeline, storage
 from qrpo_jax.devices.cores import core_count, use_cores
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import DamagedError, UserError
@@ -103,6 +104,13 @@ def fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def leave(message: str, status: int) -> NoReturn:
+    """Prints one line and exits at once: buffers that cannot be written would complain once more at a normal exit."""
+    with contextlib.suppress(SystemExit):
+        fail(message, status)
+    os._exit(status)
+
+
 def quiet() -> None:
     """Keeps other libraries' log messages out of the terminal; warnings about how this program uses them remain."""
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -151,6 +159,7 @@ def cpu_devices(config: Any, distributed: bool) -> int:
 
 def main(argv: list[str]) -> None:
     quiet()
+    storage.hush(Path(WORKDIR.value or "."))
     try:
         if len(argv) > 1:
             raise UserError(f"unknown argument {argv[1]!r}; see --help")
@@ -159,6 +168,11 @@ def main(argv: list[str]) -> None:
         fail(str(error), USER_ERROR)
     except (NonFiniteLossError, DamagedError) as error:
         fail(str(error), RUN_ERROR)
+    except Exception as error:
+        line = storage.explain(error, Path(WORKDIR.value or "."))
+        if line is None:
+            raise
+        leave(line, RUN_ERROR)
     if complete and is_first():
         print(f"done: {WORKDIR.value}", file=sys.stderr)
 

@@ -9,6 +9,7 @@ without a sidecar that fits the file, the unit does not count as written. A side
 took another one's place, in its folder or another, does not count either.
 """
 
+import errno
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -85,7 +86,7 @@ def write_unit(directory: Path, unit: int, units: int, rows: Sequence[Row], spli
             writer.write(record)
         writer.close()
         if (count := _records(temporary)) != len(records):
-            raise OSError(f"{path}: {count} of {len(records)} rows written; is the disk full?")
+            raise OSError(errno.EIO, f"{count} of {len(records)} rows written", str(path))
         info = UnitInfo(count, temporary.stat().st_size, sha256(temporary))
         _sidecar(path).unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
     write_record(_sidecar(path), asdict(info))

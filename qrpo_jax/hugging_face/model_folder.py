@@ -116,6 +116,8 @@ def save(
       UserError: the folder exists and is not empty, an unknown dtype, a weight that is not finite in that
         dtype, or settings that transformers would refuse.
     """
+    from qrpo_jax.hugging_face.tokenizer_files import save_tokenizer  # loads transformers, which reading does not need
+
     check_new(folder)
     check_export(settings, text, dtype)
     shards = _shards(settings, dtype, max_shard_bytes)
@@ -130,7 +132,7 @@ def save(
     with files.whole_folder(folder) as partial:
         write_json(partial / "config.json", {**hugging_face_config(settings, dtype), **special})
         write_json(partial / "generation_config.json", {**special, **(generation or {})})
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         for name, shard in shards.items():
             write_tensors(partial / name, {stored.name: _export(parameters, stored, dtype) for stored in shard})
         if len(shards) > 1:

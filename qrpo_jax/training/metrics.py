@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from qrpo_jax.devices import processes
 from qrpo_jax.errors import DamagedError
@@ -123,14 +126,24 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard event files; steps after `resume_step` are purged."""
+    """TensorBoard event files; steps after `resume_step` are purged.
+
+    Writes where it is called. tensorboardX's SummaryWriter has a thread of its own: on a full disk that thread dies,
+    and the run hangs as soon as its queue is full.
+    """
 
     def __init__(self, directory: Path, resume_step: int) -> None:
-        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        self._add(resume_step + 1, file_version="brain.Event:2")
+        self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._add(step, summary=scalar(name, value))
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def flush(self) -> None:
         self._writer.flush()
