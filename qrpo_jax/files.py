@@ -36,6 +36,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         _synchronise(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is met while buffers are written, which have no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
