@@ -29,7 +29,8 @@ import numpy as np
 from qrpo_jax import files, storage
 from qrpo_jax.data import loader, row_files
 from qrpo_jax.hugging_face.new_folders import write_tensors
-from qrpo_jax.training.checkpoints import Checkpoints, save_parameters
+from qrpo_jax.training.checkpoints import Checkpoints
+from qrpo_jax.training.saved_parameters import save_parameters
 from qrpo_jax.training.metrics import MetricsWriter
 from qrpo_jax.training.state import initial_state
 from tests.helpers import sample_rows, tiny

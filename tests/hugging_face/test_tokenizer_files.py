@@ -13,7 +13,7 @@ import pytest
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
-from qrpo_jax.hugging_face import model_folder, new_folders
+from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tokenizer import open_tokenizer
 from qrpo_jax.hugging_face.tokenizer_files import NEW_CLASSES, OLD_CLASS, SETTINGS, save_tokenizer
 from tests.helpers import family_cases as cases
@@ -160,33 +160,3 @@ def test_transformers_4_loads_every_family_and_gives_the_logits_of_transformers_
         # The activation of Apertus has parameters of its own, which transformers 4 rounds to bfloat16.
         atol = 2e-2 if case == "apertus" else 2e-5
         np.testing.assert_allclose(np.load(Path(folder).parent / "logits.npy"), expected[case], rtol=0, atol=atol)
-
-
-def test_a_file_that_does_not_hold_what_was_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = {"a": np.arange(35, dtype=np.float32).reshape(5, 7), "b": np.zeros(3, np.float16)}
-    honest = new_folders.save_file
-
-    def flip(written: dict[str, np.ndarray], path: Path, **options: Any) -> None:
-        honest(written, path, **options)
-        content = bytearray(path.read_bytes())
-        content[-9] ^= 4
-        path.write_bytes(content)
-
-    new_folders.write_tensors(tmp_path / "good.safetensors", tensors)
-    monkeypatch.setattr(new_folders, "save_file", flip)
-    with pytest.raises(OSError, match="tensor a is not the one that was written"):
-        new_folders.write_tensors(tmp_path / "bad.safetensors", tensors)
-    monkeypatch.setattr(new_folders, "save_file", lambda written, path, **options: honest({}, path, **options))
-    with pytest.raises(OSError, match="tensor a is not the one that was written"):
-        new_folders.write_tensors(tmp_path / "empty.safetensors", tensors)
-
-
-def test_checksums_are_those_of_the_files_by_their_name(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "b").write_bytes(b"two")
-    (tmp_path / "a").write_bytes(b"one")
-    expected = {
-        "a": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
-        "deep/b": "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3",
-    }
-    assert new_folders.checksums(tmp_path) == expected
