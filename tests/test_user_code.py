@@ -75,6 +75,7 @@ def test_ctrl_c_and_errors_of_ours_pass():
         raise UserError("mine")
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # the child does nothing but leave
 def test_children_of_a_function_may_exit_and_the_exit_comes_back_afterwards():
     leave = os._exit
     with guard("reward", "name"):
