@@ -53,6 +53,38 @@ class DamagedError(RuntimeError):
         return f"{self.path} is damaged: {self.reason}: {self.remedy}"
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A user's value for a message: its `repr` on one line, shortened.
+
+    >>> shown("word " * 100, 20)
+    "'word word word word..."
+    """
+    try:
+        text = repr(value)
+    except Exception:  # of a user's class, of a list that is nested too deeply, of an integer with too many digits
+        text = f"a {type(value).__name__}"
+    return _shortened(text, most)
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """What an error of a user's code or of a library says, with its type, on one line, shortened.
+
+    >>> reason(KeyError("x")), reason(AssertionError())
+    ("KeyError: 'x'", 'AssertionError')
+    """
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    name = type(error).__name__
+    return _shortened(f"{name}: {text}" if text.strip() else name, most)
+
+
+def _shortened(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 @contextmanager
 def located(*fallback: str, **keys: str) -> Iterator[None]:
     """Adds config keys to every `UserError` raised inside; the innermost `located` that knows a key decides.

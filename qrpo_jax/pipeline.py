@@ -26,6 +26,8 @@ def run(job: Job) -> bool:
     for name in job.config.stages:
         manifest.check_settings(job.folder(name), settings(job, name))
     wait("settings checked")
+    for line in job.notes:
+        job.say_once(line)
     return all(complete(job, name) for name in job.config.stages)
 
 

@@ -5,12 +5,11 @@ A name is a word, or a word with arguments in parentheses; an argument is a name
 """
 
 import ast
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, shown
 from qrpo_jax.transform_record import Transform
 
 Families = Mapping[str, Callable[..., Transform]]
@@ -37,7 +36,7 @@ def read(text: str, transforms: Mapping[str, Transform], families: Families, all
         tree = ast.parse(re.sub(r"(?<=[a-z])-(?=[a-z])", "_", text.strip()), mode="eval").body
         return _build(tree, transforms, families)
     except (SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
-        raise UserError(f"transform is {text!r}; allowed: {allowed}", about="transform") from None
+        raise UserError(f"transform is {shown(text)}; allowed: {allowed}", about="transform") from None
     except ValueError as error:
         raise UserError(f"transform is {text!r}: {error}", about="transform") from None
 
@@ -79,28 +78,12 @@ def of_numbers(make: Callable[..., Transform], *, transforms: int = 0) -> Callab
     def checked(*arguments: Any) -> Transform:
         if not all(isinstance(argument, Transform) for argument in arguments[:transforms]):
             raise TypeError("not a transform")
-        if not all(isinstance(argument, int | float) for argument in arguments[transforms:]):
+        numbers = arguments[transforms:]
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
             raise TypeError("not a number")
         return make(*arguments)
 
     return checked
-
-
-def imported(text: str) -> Any:
-    """The object that "package.module:function" names.
-
-    Raises:
-      UserError: it cannot be imported.
-
-    >>> imported("math:tau")
-    6.283185307179586
-    """
-    module, _, function = text.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        message = f"transform is {text!r}; that function cannot be imported ({error})"
-        raise UserError(message, about="transform") from None
 
 
 def shortest(x: float) -> str:

@@ -17,11 +17,12 @@ from jax.scipy.special import logit as log_odds
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-from qrpo_jax import closed_forms, transform_names
+from qrpo_jax import closed_forms, transform_names, user_code
 from qrpo_jax.affine import affine, scale_by
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, reason
 from qrpo_jax.exponential_sums import log_mean_exp
 from qrpo_jax.integrals import tabulate
+from qrpo_jax.transform_checks import check_traceable
 from qrpo_jax.transform_names import of_numbers, shortest
 from qrpo_jax.transform_record import CLAMPS, Transform, check_beta, floating, with_domain
 
@@ -200,9 +201,11 @@ def from_function(
         raise UserError(f"transform {name!r} is {f!r}; it must be a function of quantiles", about="f")
     try:
         table = tabulate(f, complement, breaks)
-    except (ValueError, TypeError) as error:
-        about = error.about if isinstance(error, UserError) else "f"
-        raise UserError(f"transform {name!r}: {str(error).splitlines()[0]}", about=about) from error
+    except UserError as error:
+        raise UserError(f"transform {name!r}: {error.message}", about=error.about) from error
+    except Exception as error:
+        raise UserError(f"transform {name!r}: {reason(error)}", about="f") from error
+    check_traceable(f, name)
     return with_domain(
         name,
         f,
@@ -273,11 +276,15 @@ def parse(text: str) -> Transform:
     """
     if ":" not in text:
         return transform_names.read(text, TRANSFORMS, FAMILIES, ALLOWED)
-    target = transform_names.imported(text)
+    target = user_code.imported(text, f"transform is {text!r}; that function cannot be imported", "transform")
     if isinstance(target, Transform):
+        check_traceable(target.apply, text)
         return target._replace(name=text)
     try:
-        return from_function(target, text)
+        # A bug in f is an error of `from_function`; the guard is for what no bug should do, such as an exit.
+        with user_code.guard(f"transform {text!r} failed", "transform"), user_code.Watch() as watch:
+            watch.calling(f"transform {text!r}")
+            return from_function(target, text)
     except UserError as error:
         raise UserError(error.message, about="transform") from error
 

@@ -25,12 +25,21 @@ from jinja2 import TemplateError
 
 from qrpo_jax.data.encoder import CONTEXTS, Encoder, any_of, check_end_tokens, make_encoder, special_tokens
 from qrpo_jax.data.rows import Message
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, reason
 
 DATE = datetime(2024, 7, 26)  # the fallback date of Llama 3.1 templates
 QUESTION, ANSWER = "a", "An answer."  # the trial conversation
 # A template is code of the folder, run in a sandbox. Whatever it raises is the folder's fault.
-TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class AnswerFrame(NamedTuple):
@@ -147,7 +156,7 @@ def chat_text(tokenizer: Any, end_tokens: tuple[int, ...]) -> ChatText:
     Raises:
       UserError: a template that cannot lay out a question and its answer, or no end token.
     """
-    template, special = tokenizer.get_chat_template(), special_tokens(tokenizer)
+    template, special = read_template(tokenizer), special_tokens(tokenizer)
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     written = {token for token in added if token in template and not token.isspace()}
     control, pinned = any_of(special | written), pin_date(template)
@@ -161,6 +170,23 @@ def chat_text(tokenizer: Any, end_tokens: tuple[int, ...]) -> ChatText:
     return dataclasses.replace(text, frame=frame._replace(shown=shown))
 
 
+def read_template(tokenizer: Any) -> str:
+    """The tokenizer's chat template; of several, the default one.
+
+    Raises:
+      UserError: there are several and none is the default, or it is not text.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+        template.encode()
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer's chat template cannot be used ({reason(error)}); correct tokenizer_config.json",
+            about="template",
+        ) from None
+    return str(template)
+
+
 def try_template(tokenizer: Any, chat_template: str, control: re.Pattern) -> tuple[AnswerFrame, tuple[int, ...]]:
     """Lays out one question and its answer.
 
@@ -168,11 +194,16 @@ def try_template(tokenizer: Any, chat_template: str, control: re.Pattern) -> tup
       What the template writes around the answer (`shown` is `lead` still), and its end token, if it has one.
 
     Raises:
-      UserError: the template refuses the conversation.
+      UserError: the template refuses the conversation, or leaves out the question or the answer.
     """
     question, answer, where = Message("user", QUESTION), Message("assistant", ANSWER), "trial conversation"
-    prompt = apply_template(tokenizer, chat_template, [question], where, add_generation_prompt=True, tokenize=False)
+    how = {"add_generation_prompt": True, "tokenize": False}
+    prompt = apply_template(tokenizer, chat_template, [question], where, **how)
     whole = apply_template(tokenizer, chat_template, [question, answer], where, tokenize=False)
+    other = apply_template(tokenizer, chat_template, [Message("user", ANSWER)], where, **how)
+    if prompt == other or ANSWER not in whole:
+        left_out = "a user's message" if prompt == other else "an assistant's answer"
+        raise UserError(f"the tokenizer's chat template leaves out {left_out}; correct it", about="template")
     lead, answer_text, tail = whole[len(prompt) :].partition(ANSWER)
     if not (whole.startswith(prompt) and answer_text):
         lead, tail = "", whole.rpartition(ANSWER)[2]
@@ -192,9 +223,9 @@ def apply_template(tokenizer: Any, chat_template: str, messages: Sequence[Messag
     try:
         return tokenizer.apply_chat_template(conversation, chat_template=chat_template, return_dict=False, **options)
     except TEMPLATE_ERRORS as error:
-        roles, reason = ", ".join(m.role for m in messages), " ".join(str(error).split())
+        roles, why = ", ".join(m.role for m in messages), " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{where}: the tokenizer's chat template refuses messages of roles {roles}: {reason}; "
+            f"{where}: the tokenizer's chat template refuses messages of roles {roles}: {why}; "
             "change the messages or the template",
             about="template",
         ) from None

@@ -175,9 +175,15 @@ def check_vocabulary(settings: DecoderSettings, text: "Text") -> None:
     encodes to them: Gemma 3's smallest model has such a token, for images.
 
     Raises:
-      UserError: names the first such token.
+      UserError: names the first such token; or a token that ends completions is no token of the model.
     """
     tokenizer = text.tokenizer
+    if (end := max(text.end_tokens)) >= settings.vocab_size:
+        raise UserError(
+            f"eos_token_id names token {end} as one that ends completions, and the model knows {settings.vocab_size} "
+            "tokens; correct generation_config.json or config.json",
+            about="path",
+        )
     used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, text.end_tokens[0]}
     added = tokenizer.added_tokens_decoder
     for i, token in sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= settings.vocab_size):

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
 from qrpo_jax.data.text import Text, make_text
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, reason
 from qrpo_jax.hugging_face.json_values import read_json
 
 
@@ -34,9 +33,12 @@ def open_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
         raise UserError(f"no tokenizer.json in {folder}; the path must be a Hugging Face model folder", about="path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())  # transformers reads config.json too, and may refuse it in several lines
-        raise UserError(f"the tokenizer in {folder} cannot be read ({reason})", about="path") from error
+        tokenizer.encode("a")  # some settings are only read here
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of many types, and a panic of the Rust library is no Exception
+        # transformers reads config.json too, and may refuse it in several lines.
+        raise UserError(f"the tokenizer in {folder} cannot be read ({reason(error)})", about="path") from error
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():

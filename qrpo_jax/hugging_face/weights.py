@@ -86,11 +86,19 @@ def _file_headers(paths: Iterable[Path]) -> dict[str, Header]:
 
 
 def read_tensors(headers: Mapping[str, Header], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Small tensors by name, whole on this host and in float32."""
+    """Small tensors by name, whole on this host and in float32.
+
+    Raises:
+      UserError: one holds NaN or infinity.
+    """
     tensors = {}
     for name in names:
         with safe_open(headers[name].file, "numpy") as opened:
             tensors[name] = opened.get_tensor(name).astype(np.float32)
+        if not np.isfinite(tensors[name]).all():
+            raise UserError(
+                f"tensor {name} in {headers[name].file} holds NaN or infinity; get the file again", about="path"
+            )
     return tensors
 
 
@@ -115,7 +123,7 @@ def load_weights(
     Beside the parameters themselves, a host holds its devices' slices of one stored tensor.
 
     Raises:
-      UserError: a dimension that the mesh cannot split.
+      UserError: a dimension that the mesh cannot split; or a weight that is not finite, or not in `dtype`.
     """
     shapes = nnx.traversals.flatten_mapping(abstract_parameters(settings))
     axes = logical_axes(settings)
@@ -125,6 +133,7 @@ def load_weights(
         for part in stored.parts:
             path, target = part.path, shardings[part.path]
             piece = _read(headers[stored.name], stored, part, _stored_sharding(part, target))
+            _check_finite(piece, headers[stored.name], stored.name, dtype)
             if part.layer is None:
                 placed[path] = _cast(target)(piece, part.inputs, part.shape, dtype)
             else:
@@ -133,6 +142,23 @@ def load_weights(
             # The next tensor is read only after this one is placed; otherwise tensors would pile up on the host.
             jax.block_until_ready(placed[path])
     return nnx.traversals.unflatten_mapping(placed)
+
+
+def _check_finite(piece: Array, header: Header, name: str, dtype: Any) -> None:
+    """Refuses a tensor with NaN or infinity, stored or as `dtype`; the devices look, while the tensor is on them."""
+    stored, cast = (int(count) for count in _not_finite(piece, dtype))
+    if stored:
+        fault = f"holds NaN or infinity ({stored} of its numbers)"
+        raise UserError(f"tensor {name} in {header.file} {fault}; get the file again", about="path")
+    if cast:
+        fault = f"has numbers beyond the range of {jnp.dtype(dtype).name} ({cast} of them)"
+        raise UserError(f"tensor {name} in {header.file} {fault}; keep parameters in float32", about="path")
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _not_finite(piece: Array, dtype: Any) -> tuple[Array, Array]:
+    """Numbers of a tensor that are not finite, as it is and as `dtype`, [] each."""
+    return jnp.sum(~jnp.isfinite(piece)), jnp.sum(~jnp.isfinite(piece.astype(dtype)))
 
 
 def _stored_sharding(part: Part, target: NamedSharding) -> NamedSharding:

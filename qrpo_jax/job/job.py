@@ -89,6 +89,7 @@ class Job:
     def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard, stages: Stages) -> None:
         self.config, self.workdir, self.shard, self.stages = config, workdir, shard, stages
         self._printed: set[str] = set()
+        self.notes: list[str] = []
 
     def folder(self, stage: str) -> Path:
         return self.workdir / stage
@@ -230,6 +231,10 @@ class Job:
         """Prints a line once, whatever the number of processes, above any progress bar."""
         if is_first():
             tqdm.write(line, file=sys.stderr)
+
+    def note(self, line: str) -> None:
+        """Keeps a line that a check found, to be said before the first stage runs and only if all checks pass."""
+        self.notes.append(line)
 
     def say_once(self, line: str) -> None:
         """Prints a line that several stages report, the first time only."""

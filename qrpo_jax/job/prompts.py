@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources import SOURCES, listed
-from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions, all_rows
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources.listed import ListedRows
+from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least
@@ -75,6 +76,13 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
         return sources[config.prompts.source].open(settings)
 
 
+def open_listed(job: Job, split: str, sources: Sources = SOURCES) -> ListedRows:
+    """The rows of a split whose source lists them in a file; arguments and errors as in `open_prompts`."""
+    source = open_sources(job, sources=sources)[split]
+    assert isinstance(source, ListedRows), "its kind is `listed`"
+    return source
+
+
 class BeginningSampler:
     """Samples the first `prompts.beginning_tokens` tokens of texts from the reference policy; some are shorter."""
 
@@ -111,10 +119,10 @@ class BeginningSampler:
 
 
 def check_prompts(job: Job, sources: Sources = SOURCES) -> None:
-    """Refuses prompts that the job cannot use; reads the file of a source that lists its rows.
+    """Refuses settings of prompts that are out of range, or that the model cannot begin with.
 
     Raises:
-      UserError: naming the key, or the file and line.
+      UserError: naming the key.
     """
     config = job.config
     kind = sources[config.prompts.source]
@@ -130,17 +138,6 @@ def check_prompts(job: Job, sources: Sources = SOURCES) -> None:
     )
     if kind.sampled:
         check_beginnings(job)
-    if not kind.listed:
-        return
-    opened, max_tokens = open_sources(job, sources=sources), config.prompts.max_tokens
-    train, held_out = all_rows(opened["train"]), all_rows(opened["eval"])
-    with located(
-        "prompts.path", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
-    ):
-        if config.sample.completions == 0 or "sft" in config.stages:
-            listed.check_completions(train)
-        listed.check_lengths(train, job.policy.text, max_tokens, "to train on")
-        listed.check_lengths(held_out, job.policy.text, max_tokens, "held out")
 
 
 def check_source(config: Any, sources: Sources = SOURCES) -> None:

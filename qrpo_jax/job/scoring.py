@@ -9,7 +9,7 @@ from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import open_sources
+from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.units import Counts
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function, read_tests
@@ -56,16 +56,20 @@ def check_listed(job: Job) -> None:
     Raises:
       UserError: naming the row and the key.
     """
-    config, sources = job.config.reward, open_sources(job)
+    config = job.config.reward
     for split in ("train", "eval"):
-        rows = all_rows(sources[split])
+        source = open_listed(job, split)
+        rows = all_rows(source)
         if config.name == TESTS:
             with located("reward.name", "prompts.path"):
                 for row in rows:
-                    read_tests(row)
+                    read_tests(row, source.place(row))
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
-                models.check_conversations(job.reward_model, rows)
+                too_long_P = models.check_conversations(job.reward_model, rows, source.place)
+            if too_long := source.where_true(too_long_P):
+                what = "prompts are too long for the reward model and will be dropped"
+                job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
 
 
 def open_reward(job: Job) -> Reward | ModelReward:

@@ -8,6 +8,7 @@ from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least, check_range, refuse
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.listed_prompts import check_listed_prompts
 from qrpo_jax.job.prompts import check_prompts, check_source
 from qrpo_jax.model import decoder
 
@@ -24,6 +25,7 @@ def check(job: Job) -> None:
     check_model(job)
     if needs_data(job):
         check_prompts(job)
+        check_listed_prompts(job)
     check_packing(job)
     check_range(config, "log_probs.temperature", 1e-9)
     check_least(config, {"log_probs.batch_rows": 0})

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from jax import Array
 
-from qrpo_jax import losses, partition, quantiles, transforms
+from qrpo_jax import losses, partition, quantiles, transform_checks, transforms
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.packing import SHUFFLES
 from qrpo_jax.data.sources import SOURCES
@@ -16,7 +15,7 @@ from qrpo_jax.data.views import VIEWS, View
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import open_sources
+from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.trainer import check_optimization
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
 
@@ -109,17 +108,27 @@ def check_training(job: Job) -> None:
     check_range(config, "train.beta", 1e-30)
     check_range(config, "train.beta_cap", 0)
     with located(**KEYS):
-        check_transform(config.train)
+        check_transform(job)
         configured_objective(job)
     check_reference_log_probs(job)
     check_units(job)
     check_reference_count(job)
 
 
-def check_transform(config: Any) -> None:
-    """Refuses a transform that does not exist, or whose partition function is infinite at this β."""
+def check_transform(job: Job) -> None:
+    """Refuses a transform that does not exist, that cannot order completions, or whose Z is infinite at this β."""
+    config = job.config.train
     transform = transforms.parse(config.transform)
-    if not OBJECTIVES[config.objective].ranked or config.partition != "population":
+    if not OBJECTIVES[config.objective].ranked:
+        return
+    with located(transform="train.transform", estimator="select.estimator"):
+        falling = transform_checks.check_values(transform, job.config.select.estimator)
+    if falling:
+        job.note(
+            f"train: WARNING: transform {config.transform!r} falls on {falling:.0%} of all quantiles, where a higher "
+            "reward gives a lower target (config.train.transform)"
+        )
+    if config.partition != "population":
         return
     # A completion of one token has the largest β.
     largest = min(config.beta, config.beta_cap or math.inf) if config.length_normalised else config.beta
@@ -190,12 +199,16 @@ def check_reference_count(job: Job) -> None:
         if ranked:
             check_count(job, sampled, excluded=select.exclude_own)
         return
-    rows = all_rows(open_sources(job)["train"])
+    source = open_listed(job, "train")
+    rows = all_rows(source)
     if not scored and (sampled or not all_scored(rows)):
-        raise UserError("some completions have no reward: put 'score' before 'train' in config.stages")
+        unscored = source.where(lambda row: not all_scored([row]))
+        which = unscored.line("rows") if unscored else "those that are sampled"
+        raise UserError(f"some completions have no reward, {which}: put 'score' before 'train' in config.stages")
     excluded = select.exclude_own and sampled > 0
     for row in rows if ranked else ():
-        check_count(job, sampled + len(row.reference_rewards), excluded=excluded, where=f"row {row.id!r}: ")
+        where = f"{source.place(row)}: row {row.id!r}: "
+        check_count(job, sampled + len(row.reference_rewards), excluded=excluded, where=where)
 
 
 def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:

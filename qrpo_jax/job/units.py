@@ -29,14 +29,16 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> 
       The counts of all units added up; None while units of other shards are missing.
     """
     owned = [u for u in range(units) if job.shard.owns(u)]
-    for unit in tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5):
-        if _is_whole(folder, unit, units):
-            continue
-        if row_files.unit_done(folder, unit, units):
-            job.say(f"WARNING: {row_files.unit_path(folder, unit, units)} or its counts are damaged; made again")
-        rows, counts = work(unit)
-        write_record(_counts_file(folder, unit), counts)
-        row_files.write_unit(folder, unit, units, rows)
+    # Closed on an error too, so that the error has a line of its own.
+    with tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5) as bar:
+        for unit in bar:
+            if _is_whole(folder, unit, units):
+                continue
+            if row_files.unit_done(folder, unit, units):
+                job.say(f"WARNING: {row_files.unit_path(folder, unit, units)} or its counts are damaged; made again")
+            rows, counts = work(unit)
+            write_record(_counts_file(folder, unit), counts)
+            row_files.write_unit(folder, unit, units, rows)
     wait(f"{folder.name} units")
     absent = sum(not row_files.unit_done(folder, u, units) for u in range(units))
     if absent:

@@ -12,7 +12,7 @@ summation depends on the shape of a batch, which in float32 changes scores by le
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -231,19 +231,23 @@ class ModelScorer:
         return Scored(scores, special)
 
 
-def check_conversations(model: RewardModel, rows: Sequence[Row]) -> None:
-    """Refuses rows that the reward model's chat template refuses, and rows whose prompts are all too long for it.
+def check_conversations(model: RewardModel, rows: Sequence[Row], place: Callable[[Row], str]) -> np.ndarray:
+    """Whether each row's prompt is too long for the reward model with a short answer, bool [P].
+
+    Args:
+      place: where a row stands, for messages.
 
     Raises:
-      UserError: see `conversation`; or all prompts are too long.
+      UserError: the chat template refuses a row, see `conversation`; or all prompts are too long.
     """
-    lengths = [len(conversation(model, row.messages, ANSWER, f"row {row.id!r}").tokens) for row in rows]
-    if lengths and min(lengths) > model.max_tokens:
+    lengths_P = np.asarray([len(conversation(model, row.messages, ANSWER, place(row)).tokens) for row in rows])
+    if len(rows) and lengths_P.min() > model.max_tokens:
         raise UserError(
-            f"all {len(lengths)} prompts are longer than the {model.max_tokens} tokens that the reward model may read; "
+            f"all {len(rows)} prompts are longer than the {model.max_tokens} tokens that the reward model may read; "
             "raise max_tokens",
             about="max_tokens",
         )
+    return lengths_P > model.max_tokens
 
 
 def check_mesh(model: RewardModel, mesh: Mesh) -> None:

@@ -1,18 +1,20 @@
 """Rewards of completions: tests that the completion must pass, a reward model, or any Python function."""
 
-import importlib
 import inspect
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from qrpo_jax import user_code
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import Row
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, shown
 from qrpo_jax.rewards.models import ModelScorer
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
 
@@ -36,6 +38,7 @@ TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
 MODEL = "model"
 TOO_LONG = "dropped: too long for the reward model"
+LARGEST = float(np.finfo(np.float32).max)  # of a reward; rows keep rewards in float32
 
 
 class Scores(NamedTuple):
@@ -75,21 +78,25 @@ class Reward:
         """Rewards of all completions of `rows`, including those that already have one."""
         if self._sandbox is not None:
             return run_tests(self._sandbox, rows)
-        assert self._function is not None
-        rewards = []
-        for row in rows:
-            prompt = "".join(message.content for message in row.messages)
-            values = [self._function(prompt, c.text, row.payload) for c in row.completions]
-            rewards.append([self._number(value, row.id) for value in values])
+        with user_code.Watch() as watch:
+            rewards = [[self._call(row, i, watch) for i in range(len(row.completions))] for row in rows]
         return Scores(rewards, {"ok": sum(map(len, rewards))})
 
-    def _number(self, value: Any, row_id: str) -> float:
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise UserError(
-                f"reward {self._name!r} returned {value!r:.80} for row {row_id!r}; it must be a number", about="name"
-            ) from None
+    def _call(self, row: Row, index: int, watch: user_code.Watch) -> float:
+        assert self._function is not None
+        prompt, completion = "".join(message.content for message in row.messages), row.completions[index].text
+        of = f"row {row.id!r}, completion {index}"
+        watch.calling(f"reward {self._name!r} of {of}")
+        with user_code.guard(f"reward {self._name!r} failed for {of}", "name"):
+            value = self._function(prompt, completion, row.payload)
+        number = read_number(value)
+        if number is None:
+            rule = "must be a number"
+        elif not abs(number) <= LARGEST:
+            rule = f"must be finite, and at most {LARGEST:.2g} in size"
+        else:
+            return number
+        raise UserError(f"reward {self._name!r} returned {shown(value)} for row {row.id!r}; it {rule}", about="name")
 
     def __enter__(self) -> "Reward":
         if self._sandbox is not None:
@@ -99,6 +106,19 @@ class Reward:
     def __exit__(self, *error: Any) -> None:
         if self._sandbox is not None:
             self._sandbox.__exit__(*error)
+
+
+def read_number(value: Any) -> float | None:
+    """A number of Python or of an array library as a float; None for anything else, also text and arrays with axes.
+
+    >>> read_number(True), read_number(np.float32(0.5)), read_number("0.5"), read_number(np.ones(1))
+    (1.0, 0.5, None, None)
+    """
+    try:
+        # float() would also read text, and arrays of one number.
+        return None if isinstance(value, str | bytes | bytearray) or np.shape(value) else float(value)
+    except Exception:  # whatever __float__ of a user's class raises
+        return None
 
 
 class ModelReward(AbstractContextManager):
@@ -128,20 +148,21 @@ def find_function(name: str) -> TextReward:
     """The Python reward function of that name: a key of TEXT_REWARDS, or "package.module:function".
 
     Raises:
-      UserError: no such function.
+      UserError: no such function, or its module raises or exits.
     """
     if name in TEXT_REWARDS:
         return TEXT_REWARDS[name]
-    module, colon, function = name.partition(":")
     allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function"
-    if not colon:
+    if ":" not in name:
         raise UserError(f"reward is {name!r}; allowed: {allowed}", about="name")
     try:
-        reward = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"reward {name!r} cannot be imported ({error}); allowed: {allowed}", about="name") from None
+        reward = user_code.imported(name, f"reward {name!r} cannot be imported", "name")
+    except UserError as error:
+        raise UserError(f"{error.message}; allowed: {allowed}", about="name") from error
     if not callable(reward):
         raise UserError(f"reward {name!r} is not a function; allowed: {allowed}", about="name")
+    if inspect.iscoroutinefunction(reward) or inspect.isgeneratorfunction(reward):
+        raise UserError(f"reward {name!r} is async or a generator; it must be a plain function", about="name")
     try:
         inspect.signature(reward).bind("prompt", "completion", "payload")
     except TypeError as error:
@@ -178,19 +199,26 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
     return Scores(rewards, counts)
 
 
-def read_tests(row: Row) -> list[tuple[list[Any], Any]]:
-    """The tests in a row's payload, `{"tests": [[arguments, expected value], ...]}`.
+def read_tests(row: Row, where: str = "") -> list[tuple[list[Any], Any]]:
+    """The tests in a row's payload, `{"tests": [[[a, b], expected value], ...]}`.
+
+    Args:
+      where: where the row stands, for messages; by default its id.
 
     Raises:
       UserError: the payload is not of that form.
     """
-    try:
-        tests = [(list(arguments), expected) for arguments, expected in json.loads(row.payload)["tests"]]
-    except (KeyError, TypeError, ValueError):
-        tests = []
-    if not tests:
+    tests: Any = None
+    with suppress(ValueError, TypeError, KeyError):
+        tests = json.loads(row.payload)["tests"]
+    if not isinstance(tests, list) or not tests or not all(map(_is_test, tests)):
         raise UserError(
-            f"row {row.id!r}: its payload is {row.payload[:40]!r}, reward 'tests' needs "
-            '{"tests": [[arguments, value], ...]}; correct the prompts, or set another reward'
+            f"{where or f'row {row.id!r}'}: its payload is {row.payload[:40]!r}, reward 'tests' needs "
+            '{"tests": [[[a, b], value], ...]}, the values of a function of a and b; correct the prompts, or set '
+            "another reward"
         )
-    return tests
+    return [(arguments, expected) for arguments, expected in tests]
+
+
+def _is_test(test: Any) -> bool:
+    return isinstance(test, list) and len(test) == 2 and isinstance(test[0], list) and len(test[0]) == 2

@@ -7,6 +7,7 @@ from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.views import View
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import Training, check_optimization, train
@@ -14,19 +15,23 @@ from qrpo_jax.training.objectives import make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
-    pack = job.config.pack
-    # Only the first completion is imitated; of a pair it is the chosen one.
-    view = View(first=1, max_tokens=pack.max_tokens, over_long=pack.over_long)
-    examples = build_examples(all_rows(open_sources(job)["sft"]), job.policy.text, view, transform=None)
+    examples = build_examples(all_rows(open_sources(job)["sft"]), job.policy.text, make_view(job), transform=None)
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
     return train(job, "sft", Training(examples, make_objective("sft"), settings, start))
 
 
+def make_view(job: Job) -> View:
+    """Only the first completion is imitated; of a pair it is the chosen one."""
+    pack = job.config.pack
+    return View(first=1, max_tokens=pack.max_tokens, over_long=pack.over_long)
+
+
 def check(job: Job) -> None:
     check_optimization(job.config, "sft")
     check_least(job.config, {"sft.examples": 1})
+    check_units(job, "sft", make_view(job))
 
 
 STAGE = Stage(

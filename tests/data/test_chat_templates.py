@@ -273,6 +273,29 @@ def test_a_template_that_cannot_lay_out_an_answer_is_refused():
     assert caught.value.about == ("template",)
 
 
+USERS = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        ("hello", "leaves out a user's message"),
+        (USERS.replace("user", "assistant"), "leaves out a user's message"),
+        (USERS, "leaves out an assistant's answer"),
+        ("{{ 'a' * 10**14 }}", "refuses messages of roles user: MemoryError"),
+        (5, "cannot be used"),
+        ({"tool": "x"}, "cannot be used"),
+        ("\ud800", "cannot be used"),
+    ],
+)
+def test_a_template_that_writes_no_conversation_is_refused(template, message):
+    tokenizer = chats.tokenizer("chatml")
+    tokenizer.chat_template = template
+    with pytest.raises(UserError) as caught:
+        make_text(tokenizer, "chat", (0,))
+    assert message in str(caught.value) and "\n" not in str(caught.value) and caught.value.about == ("template",)
+
+
 @pytest.mark.parametrize(
     "template, dates",
     [

@@ -1,8 +1,11 @@
 """Sources of prompts: rows by index, JSON lines read unchanged, and one clear line for each fault."""
 
 import dataclasses
+import gzip
+import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from qrpo_jax.data import programs
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row, encode
 from qrpo_jax.data.sources import SOURCES, listed
 from qrpo_jax.data.sources.jsonl import read_jsonl, split_rows
+from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.sources.programs import demonstration_row, program_row
 from qrpo_jax.data.sources.source import SourceOptions, all_rows
 from qrpo_jax.data.text import make_text
@@ -102,6 +106,37 @@ def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
         ({"prompt": "a", "reference_rewards": ["x"]}, "line 2: a reward is 'x'"),
         ({"prompt": "a", "reference_rewards": 5}, "line 2: 'reference_rewards' is 5; it must be a list"),
         ({"prompt": "a", "id": "line-1"}, "line 2: id 'line-1' is also that of line 1"),
+        ("[" * 100_000, "line 2: lists or objects are nested too deeply"),
+        (
+            '{"prompt": "a", "payload": ' + "[" * 3000 + "]" * 3000 + "}",
+            "line 2: lists or objects are nested too deeply",
+        ),
+        ('{"prompt": "a", "reference_rewards": [' + "1" * 5000 + "]}", "line 2: a number has too many digits"),
+        ({"prompt": "a", "reference_rewards": [10**400]}, "line 2: a reward is 1000"),
+        ({"prompt": "a", "reference_rewards": [1e39]}, "line 2: a reward is 1e+39; it must be a finite number of at"),
+        ({"prompt": "a", "completions": ["b"], "rewards": [-1e300]}, "line 2: a reward is -1e+300"),
+        ({"prompt": "a", "completions": {"x": "y" * 5000}}, "line 2: 'completions' is {'x': 'yyy"),
+        ({"prompt": "a", "completions": [["y" * 5000]]}, "line 2: a completion is ['yyy"),
+        ('{"prompt": "a\\ud800"}', "line 2: text holds '\\ud800', half of a character"),
+        ('{"prompt": "a", "payload": [{"k": "\\uDFFF"}]}', "line 2: text holds '\\udfff', half of a character"),
+        ('{"prompt": "a", "prompt": "b"}', "line 2: key 'prompt' is twice in an object"),
+        ('{"prompt": "a", "payload": {"b": {"c": 1, "c": 2}}}', "line 2: key 'c' is twice in an object"),
+        ('{"prompt": "a", "payload": [NaN]}', "line 2: 'payload' holds NaN or an infinity, which is not JSON"),
+        ('{"prompt": "a"}{"prompt": "b"}', "line 2: not JSON (Extra data); each line must hold a whole object"),
+        ({"prompt": "a", "id": None}, "line 2: 'id' is None; it must be text or a whole number"),
+        ({"prompt": "a", "id": True}, "line 2: 'id' is True"),
+        ({"prompt": "a", "id": 1.5}, "line 2: 'id' is 1.5"),
+        ({"prompt": "a", "id": [1]}, "line 2: 'id' is [1]"),
+        ({"prompt": "a", "id": ""}, "line 2: 'id' is ''"),
+        ({"prompt": None}, "line 2: 'prompt' must be text or a list of messages with role and content, and it is None"),
+        ({"prompt": {"role": "user", "content": "a"}}, "line 2: 'prompt' must be text or a list"),
+        ({"prompt": ["a"]}, "both text; message 1 is 'a'"),
+        ({"prompt": [{"role": "user", "content": "a"}, {"content": "b"}]}, "both text; message 2 is {'content': 'b'}"),
+        ({"prompt": [{"role": "", "content": "a"}]}, "both text; message 1 is {'role': ''"),
+        (
+            {"prompt": [{"role": "user", "content": "a", "tool_calls": [1]}]},
+            "message 1 of 'prompt' has key 'tool_calls'",
+        ),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path, line, message):
@@ -110,6 +145,7 @@ def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path, line, message
         read_jsonl(path)
     assert caught.value.about == ("path",)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500, f"{len(str(caught.value))} characters"
 
 
 def test_files_that_are_not_there_empty_or_not_text_are_refused(tmp_path):
@@ -122,6 +158,53 @@ def test_files_that_are_not_there_empty_or_not_text_are_refused(tmp_path):
     path.write_bytes(b'{"prompt": "caf\xe9"}')
     with pytest.raises(UserError, match="is not UTF-8"):
         read_jsonl(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (gzip.compress(b"{}"), "is compressed (gzip); decompress it"),
+        (b"PAR1\x15\x04", "is a Parquet file; convert it to JSON lines"),
+        (b"PK\x03\x04", "is a zip archive; unpack it"),
+        ('{"prompt": "a"}'.encode("utf-16"), "is not UTF-8 (invalid start byte at byte 0); convert the file"),
+        (b"\0" * 99, "line 1: not JSON"),
+        (b'[\n{"prompt": "a"}\n]', "line 1: not JSON (Expecting value); each line must hold a whole object"),
+        (b'{\n"prompt": "a"\n}', "line 1: not JSON"),
+    ],
+)
+def test_files_of_another_format_are_refused_with_what_to_do(tmp_path, content, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_jsonl(path)
+    assert message in str(caught.value) and str(path) in str(caught.value) and caught.value.about == ("path",)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("", "is a folder"), ("x" * 300, "cannot be read (File name too long)"), ("a\0b", "no file"), ("a/b", "no file")],
+)
+def test_paths_of_no_file_are_refused(tmp_path, name, message):
+    with pytest.raises(UserError) as caught:
+        read_jsonl(tmp_path / name)
+    assert message in str(caught.value) and caught.value.about == ("path",)
+    with pytest.raises(UserError, match="no file is named"):
+        read_jsonl(Path(""))
+
+
+def test_line_breaks_and_marks_of_other_systems_are_no_content(tmp_path):
+    path, lines = tmp_path / "prompts.jsonl", [b'{"prompt": "a"}', b'{"prompt": "b\\r\\n"}']
+    for mark, end in itertools.product((b"", b"\xef\xbb\xbf"), (b"\n", b"\r\n", b"\r")):
+        path.unlink(missing_ok=True)
+        path.write_bytes(mark + end.join(lines) + end)
+        assert [row.messages[0].content for row in read_jsonl(path)] == ["a", "b\r\n"], (mark, end)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    path = write(tmp_path, {"prompt": "a"})
+    assert read_jsonl(path)[0].messages[0].content == "a"
+    write(tmp_path, {"prompt": "other"})
+    assert read_jsonl(path)[0].messages[0].content == "other"
 
 
 def test_the_last_prompts_are_held_out():
@@ -167,17 +250,22 @@ def test_listed_rows_without_completions_or_of_which_none_fits_are_refused():
     text = make_text(tokenizer, "plain", (tokenizer.eos_token_id,))
     short, long = (Row(f"row-{n}", (Message("user", "a" * n),)) for n in (5, 7))
     answered = dataclasses.replace(short, completions=(Completion("b", NO_TOKENS, True, "dataset", 0.5),))
-    listed.check_completions([answered])
+    listed.check_completions(ListedRows([answered]))
     with pytest.raises(UserError, match=r"row 'row-7' has no completion \(2 have none\)") as caught:
-        listed.check_completions([answered, long, short])
+        listed.check_completions(ListedRows([answered, long, short]))
     assert caught.value.about == ("completions",)
-    listed.check_lengths([long, short], text, 6, "to train on")  # BOS and five letters
-    listed.check_lengths([], text, 6, "held out")
+    source = ListedRows([long, short], {"row-7": "a.jsonl, line 3", "row-5": "a.jsonl, line 4"})
+    measured = listed.check_lengths(source, text, 6, "to train on")  # BOS and five letters
+    assert measured.lengths_P.tolist() == [8, 6] and not measured.unknown_P.any()
+    assert not len(listed.check_lengths(ListedRows([]), text, 6, "held out").lengths_P)
     with pytest.raises(
         UserError, match="all 2 prompts held out are longer than 5 tokens, the shortest has 6"
     ) as caught:
-        listed.check_lengths([long, short], text, 5, "held out")
+        listed.check_lengths(source, text, 5, "held out")
     assert caught.value.about == ("max_tokens",)
+    found = source.where_true(measured.lengths_P > 6)
+    assert found and found.line("are long") == "1 of 2 are long (the first: a.jsonl, line 3)"
+    assert not source.where(lambda row: False)
 
 
 def test_rows_are_scored_when_every_completion_has_a_finite_reward():

@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.tokenizer import open_text
 from tests.helpers.exports import TIED, assert_identical, one_device
 
 
@@ -140,6 +142,65 @@ def refused(folder: Path, message: str) -> None:
     assert message in str(caught.value), str(caught.value)
     assert str(folder) in str(caught.value) and caught.value.about == ("path",), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def with_number(name: str, value: float) -> Callable[[Path], None]:
+    """Replaces one number of a tensor."""
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = tensors[name].copy()
+        tensors[name].reshape(-1)[7] = value
+
+    return edit(change)
+
+
+@pytest.mark.parametrize("name", [Q0, "model.embed_tokens.weight", "model.norm.weight"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name_when_they_are_read(
+    copy: Path, name: str, value: float
+) -> None:
+    with_number(name, value)(copy)
+    with pytest.raises(UserError, match=f"tensor {name} in .* holds NaN or infinity \\(1 of its numbers\\)") as caught:
+        model_folder.load(copy, one_device())
+    assert caught.value.about == ("path",)
+
+
+def test_weights_beyond_the_range_of_their_type_in_memory_are_refused_by_name(copy: Path) -> None:
+    with_number(Q0, 3.4e38)(copy)
+    model_folder.load(copy, one_device())
+    with pytest.raises(UserError, match=f"tensor {Q0} in .* has numbers beyond the range of bfloat16 \\(1 of them\\)"):
+        model_folder.load(copy, one_device(), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("token", [94, [2, 10**30]])
+def test_end_tokens_that_the_model_does_not_know_are_refused(copy: Path, file: str, token: object) -> None:
+    settings = model_folder.check_folder(copy)
+    model_folder.check_vocabulary(settings, open_text(copy, "plain"))
+    content = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(content | {"eos_token_id": token}))
+    with pytest.raises(UserError, match="eos_token_id names token .*, and the model knows 94 tokens") as caught:
+        model_folder.check_vocabulary(settings, open_text(copy, "plain"))
+    assert caught.value.about == ("path",)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "null"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[" * 100_000),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", "[" * 100_000),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+        ("tokenizer_config.json", '{"model_max_length": "long"}'),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_refused_in_one_line(copy: Path, file: str, content: str) -> None:
+    (copy / file).write_text(content)
+    with pytest.raises(UserError, match="^the tokenizer in .* cannot be read") as caught:
+        open_text(copy, "plain")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 and caught.value.about == ("path",)
 
 
 def test_tensors_that_follow_from_others_are_allowed(copy: Path) -> None:

@@ -148,3 +148,44 @@ def test_a_reward_that_is_no_number_is_named_with_its_row(tmp_path, monkeypatch)
     with Reward("praise:score", limits=Limits(), workers=1) as reward, pytest.raises(UserError) as caught:
         reward.score([row("a + b")])
     assert str(caught.value) == "reward 'praise:score' returned 'good' for row 'r'; it must be a number"
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("return None", "returned None for row 'r'; it must be a number"),
+        ("return '0.5'", "returned '0.5' for row 'r'; it must be a number"),
+        ("return b'1'", "returned b'1' for row 'r'; it must be a number"),
+        ("return [1]", "returned [1] for row 'r'; it must be a number"),
+        ("import numpy; return numpy.ones(1)", "returned array([1.]) for row 'r'; it must be a number"),
+        ("return 1j", "returned 1j for row 'r'; it must be a number"),
+        ("return float('nan')", "returned nan for row 'r'; it must be finite, and at most 3.4e+38 in size"),
+        ("return 1e39", "returned 1e+39 for row 'r'; it must be finite, and at most 3.4e+38 in size"),
+        ("return 10 ** 5000", "returned a int for row 'r'; it must be a number"),
+        ("return ('x' * 5000,)", "returned ('xxxxx"),
+        ("return {}['x']", "failed for row 'r', completion 0 (KeyError: 'x' in FILE, line 2)"),
+        ("raise SystemExit(0)", "failed for row 'r', completion 0 (SystemExit: 0 in FILE, line 2)"),
+        ("import os; os._exit(0)", "failed for row 'r', completion 0 (Exit: os._exit(0) in FILE, line 2)"),
+        ("yield 1", "is async or a generator; it must be a plain function"),
+    ],
+)
+def test_a_function_that_gives_no_reward_is_one_line(tmp_path, monkeypatch, body, message):
+    name = f"a_reward_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def score(prompt, completion, payload):\n    {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as caught, Reward(f"{name}:score", limits=Limits(), workers=1) as reward:
+        reward.score([row("a + b")])
+    line = str(caught.value)
+    expected = f"reward '{name}:score' {message.replace('FILE', str(tmp_path / f'{name}.py'))}"
+    assert line.startswith(expected) and "\n" not in line and len(line) < 400, line
+    assert caught.value.about == ("name",)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [[["ab", 3]], ["ab"], {"ab": 1}, [[[1], 3]], [[[1, 2, 3], 3]], [[{"a": 1, "b": 2}, 3]], None, [[[1, 2], 3], 5]],
+)
+def test_tests_of_another_form_are_refused_by_the_row(tests):
+    bad = dataclasses.replace(row("a"), payload=json.dumps({"tests": tests}))
+    with pytest.raises(UserError, match="^data.jsonl, line 7: its payload is .*the values of a function of a and b"):
+        rewards.read_tests(bad, "data.jsonl, line 7")

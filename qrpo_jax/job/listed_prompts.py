@@ -1,0 +1,131 @@
+"""Prompts that a file lists: what a job refuses about them, and what it says about them before it runs."""
+
+from qrpo_jax.data.sources import SOURCES, listed
+from qrpo_jax.data.sources.listed import Found, ListedRows, Measured
+from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import Sources, open_listed
+
+PURPOSES = {"train": "to train on", "eval": "held out"}
+
+
+def check_listed_prompts(job: Job, sources: Sources = SOURCES) -> None:
+    """Refuses listed prompts that no stage could use, and notes which ones are held out, dropped or suspicious.
+
+    Raises:
+      UserError: naming the key, or the file and line.
+    """
+    config = job.config
+    if not sources[config.prompts.source].listed:
+        return
+    splits = {split: open_listed(job, split, sources) for split in PURPOSES}
+    most = config.prompts.max_tokens
+    with located(
+        "prompts.path", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
+    ):
+        if config.sample.completions == 0 or "sft" in config.stages:
+            listed.check_completions(splits["train"])
+        measured = {
+            split: listed.check_lengths(source, job.policy.text, most, PURPOSES[split])
+            for split, source in splits.items()
+        }
+    note_splits(job, splits["train"], splits["eval"])
+    for split, source in splits.items():
+        note_tokens(job, source, measured[split], PURPOSES[split])
+        note_messages(job, source, PURPOSES[split])
+    note_repeats(job, splits["train"], splits["eval"])
+    note_completions(job, splits["train"])
+    if "train" in config.stages:
+        check_room(job, splits["train"], measured["train"])
+
+
+def warn(job: Job, found: Found, what: str) -> None:
+    """Notes a warning about rows, if any were found."""
+    if found:
+        job.note(f"prompts: WARNING: {found.line(what)}")
+
+
+def note_splits(job: Job, train: ListedRows, held_out: ListedRows) -> None:
+    """Notes which prompts are trained on and held out, and numbers in the config that do not fit them."""
+    config = job.config.prompts
+    unused = f", {train.left_out} not used" if train.left_out else ""
+    job.note(f"prompts: {train.count} to train on, {held_out.count} held out{unused} ({config.path})")
+    if held_out.count and "evaluate" not in job.config.stages:
+        job.note(
+            f"prompts: WARNING: the last {held_out.count} are held out, and no stage evaluates on them; "
+            "config.prompts.held_out=0 trains on all"
+        )
+    if config.count > train.count:
+        job.note(f"prompts: WARNING: config.prompts.count is {config.count}, and there are {train.count} to train on")
+    if job.config.sample.completions and config.unit > train.count:
+        job.note(
+            f"prompts: WARNING: config.prompts.unit is {config.unit}: so many prompts are sampled from at a time, and "
+            f"there are {train.count}; a smaller unit saves the rest"
+        )
+
+
+def note_tokens(job: Job, source: ListedRows, measured: Measured, purpose: str) -> None:
+    """Notes prompts that will be dropped, and prompts that lose characters."""
+    most = job.config.prompts.max_tokens
+    too_long = source.where_true(measured.lengths_P > most)
+    warn(job, too_long, f"prompts {purpose} exceed config.prompts.max_tokens, which is {most}, and will be dropped")
+    unknown = source.where_true(measured.unknown_P)
+    warn(job, unknown, f"prompts {purpose} have characters that the tokenizer does not know")
+
+
+def note_messages(job: Job, source: ListedRows, purpose: str) -> None:
+    """Notes messages whose roles or texts the template treats in a way that may surprise."""
+    text = job.policy.text
+    if job.config.model.template == "plain":
+        several = source.where(lambda row: len(row.messages) > 1)
+        warn(job, several, f"prompts {purpose} have several messages, which template 'plain' joins without their roles")
+    else:
+        odd = source.where(listed.odd_role)
+        warn(job, odd, f"prompts {purpose} have a message of a role other than {', '.join(listed.ROLES)}")
+    special = source.where(lambda row: any(text.special_strings(m.content, m.role) for m in row.messages))
+    if special:
+        job.note(f"prompts: {special.line(f'prompts {purpose} hold strings like special tokens, taken as plain text')}")
+
+
+def note_repeats(job: Job, train: ListedRows, held_out: ListedRows) -> None:
+    """Notes prompts that are in both splits, or twice in the one that is trained on."""
+    rows = train.rows(range(train.count))
+    trained, repeated = {row.messages for row in rows}, listed.repeats(rows)
+    warn(job, held_out.where(lambda row: row.messages in trained), "held-out prompts are also trained on")
+    again = train.where(lambda row: row.id in repeated)
+    if again:
+        job.note(f"prompts: {again.line('prompts to train on repeat an earlier one; each has its own references')}")
+
+
+def note_completions(job: Job, train: ListedRows) -> None:
+    """Notes completions and rewards of the file that contradict each other."""
+    reversed_pairs = train.where(lambda row: row.id in train.reversed_pairs)
+    warn(job, reversed_pairs, "rows have a chosen completion of lower reward than the rejected one; rewards decide")
+    warn(job, train.where(listed.same_in_float32), "rows have rewards that differ by less than float32 can tell")
+    warn(job, train.where(listed.same_texts), "rows have two completions of the same text")
+
+
+def check_room(job: Job, train: ListedRows, measured: Measured) -> None:
+    """Notes prompts that leave no room for a completion, and refuses them if all are such.
+
+    Raises:
+      UserError: naming the key.
+    """
+    most, new = job.config.pack.max_tokens, job.config.sample.max_new_tokens
+    if job.config.pack.over_long != "drop":
+        return
+    kept_P = measured.lengths_P <= job.config.prompts.max_tokens
+    full_P = kept_P & (measured.lengths_P >= most)
+    if full_P.sum() == kept_P.sum():
+        raise UserError(
+            f"pack.max_tokens is {most}, and every prompt has at least {measured.lengths_P[kept_P].min()} tokens, so "
+            "that no completion fits (config.pack.max_tokens)"
+        )
+    full = train.where_true(full_P)
+    warn(job, full, f"prompts have no room for a completion in config.pack.max_tokens, {most}, and will be dropped")
+    tight = train.where_true(kept_P & ~full_P & (measured.lengths_P + new > most))
+    if job.config.sample.completions and tight:
+        job.note(
+            f"prompts: {tight.line(f'prompts have more than {most - new} tokens')}; of these, completions that exceed "
+            f"{most} tokens with the prompt will be dropped (config.pack.max_tokens)"
+        )

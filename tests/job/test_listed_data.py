@@ -1,0 +1,234 @@
+"""What a job refuses about the rows of a file, and what it says about them before it runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qrpo_jax import pipeline
+from qrpo_jax.data.text import make_text
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
+from qrpo_jax.errors import UserError
+from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.job import units
+from tests.helpers.exports import CHARACTERS, TIED, fresh
+from tests.helpers.jobs import job
+
+GOOD = {"prompt": "a", "completions": ["b", "c"], "rewards": [0.5, 0.2], "reference_rewards": [0.1, 0.9]}
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_reward": 1, "rejected_reward": 0}
+PAIRS = {"select__units": "best_worst", "train__objective": "dpo", "pack__row_tokens": 0}
+EVALUATED = ("sample", "score", "reference", "train", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a tiny model that reads characters, each a token."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tokenizer = vocabulary_tokenizer(CHARACTERS)
+    text = make_text(tokenizer, "chat", (tokenizer.eos_token_id,))
+    model_folder.save(folder, TIED, fresh(TIED, 7), text)
+    return folder
+
+
+@pytest.fixture
+def checked(tmp_path: Path, model: Path) -> Any:
+    """Checks a job on these records; returns what it would say before it runs."""
+
+    def check(records: list[dict[str, Any]], **overrides: object) -> list[str]:
+        path = tmp_path / "data.jsonl"
+        path.write_text("\n".join(json.dumps({"id": str(i)} | record) for i, record in enumerate(records, 1)))
+        settings = {
+            "stages": EVALUATED[:-1],
+            "model__path": str(model),
+            "prompts__source": "jsonl",
+            "prompts__path": str(path),
+            "prompts__count": 0,
+            "prompts__held_out": 0,
+            "prompts__max_tokens": 20,
+            "prompts__unit": 1,
+            "sample__completions": 0,
+            "sample__max_new_tokens": 13,
+            "evaluate__max_new_tokens": 13,
+            "pack__max_tokens": 30,
+            "reward__name": "dialogue_share",
+            "train__batch_size": 1,
+        }
+        made = job(tmp_path / "run", **settings | overrides)
+        pipeline.check(made)
+        assert not (tmp_path / "run").exists()
+        return [line.replace(str(path), "FILE") for line in made.notes]
+
+    return check
+
+
+def distinct(count: int, **keys: object) -> list[dict[str, Any]]:
+    return [GOOD | {"prompt": chr(97 + i)} | keys for i in range(count)]
+
+
+def test_good_rows_are_counted_without_a_warning(checked):
+    assert checked(distinct(5)) == ["prompts: 5 to train on, 0 held out (FILE)"]
+    lines = checked(distinct(5), prompts__held_out=2, prompts__count=2, stages=EVALUATED)
+    assert lines == ["prompts: 2 to train on, 2 held out, 1 not used (FILE)"], lines
+
+
+SAID = {
+    "held out for nothing": (
+        distinct(5),
+        {"prompts__held_out": 2},
+        "prompts: WARNING: the last 2 are held out, and no stage evaluates on them; config.prompts.held_out=0 trains",
+    ),
+    "held out and trained on": (
+        [*distinct(5), GOOD | {"prompt": "b"}, GOOD | {"prompt": "z"}],
+        {"prompts__held_out": 2, "stages": EVALUATED},
+        "prompts: WARNING: 1 of 2 held-out prompts are also trained on (the first: FILE, line 6)",
+    ),
+    "repeated": (
+        [*distinct(5), GOOD | {"prompt": "b"}],
+        {},
+        "prompts: 1 of 6 prompts to train on repeat an earlier one; each has its own references (the first: FILE, lin",
+    ),
+    "more asked for than there is": (
+        distinct(5),
+        {"prompts__count": 7},
+        "prompts: WARNING: config.prompts.count is 7, and there are 5 to train on",
+    ),
+    "large units": (
+        distinct(5),
+        {"prompts__unit": 128, "sample__completions": 2},
+        "prompts: WARNING: config.prompts.unit is 128: so many prompts are sampled from at a time, and there are 5",
+    ),
+    "long prompts": (
+        [*distinct(2), GOOD | {"prompt": "l" * 25}],
+        {},
+        "prompts: WARNING: 1 of 3 prompts to train on exceed config.prompts.max_tokens, which is 20, and will be drop",
+    ),
+    "unknown characters": (
+        [*distinct(2), GOOD | {"prompt": "\u4f60"}],
+        {},
+        "prompts: WARNING: 1 of 3 prompts to train on have characters that the tokenizer does not know (the first: FI",
+    ),
+    "roles": (
+        [*distinct(2), GOOD | {"prompt": [{"role": "asistant", "content": "a"}]}],
+        {},
+        "prompts: WARNING: 1 of 3 prompts to train on have a message of a role other than system, developer, user, a",
+    ),
+    "roles that are not written": (
+        [*distinct(2), GOOD | {"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "a"}]}],
+        {"model__template": "plain"},
+        "prompts: WARNING: 1 of 3 prompts to train on have several messages, which template 'plain' joins without",
+    ),
+    "special strings": (
+        [*distinct(2), GOOD | {"prompt": "</s>"}],
+        {},
+        "prompts: 1 of 3 prompts to train on hold strings like special tokens, taken as plain text (the first: FILE",
+    ),
+    "rewards alike": (
+        distinct(2, rewards=[16777216, 16777217]),
+        {},
+        "prompts: WARNING: 2 of 2 rows have rewards that differ by less than float32 can tell (the first: FILE,",
+    ),
+    "reversed pair": (
+        [PAIR, PAIR | {"prompt": "b", "chosen_reward": -1}],
+        PAIRS,
+        "prompts: WARNING: 1 of 2 rows have a chosen completion of lower reward than the rejected one; rewards decide",
+    ),
+    "equal texts": (
+        [PAIR, PAIR | {"prompt": "b", "chosen": "c"}],
+        PAIRS,
+        "prompts: WARNING: 1 of 2 rows have two completions of the same text (the first: FILE, line 2)",
+    ),
+    "equal rewards": (
+        [PAIR, PAIR | {"prompt": "b", "chosen_reward": 0}],
+        PAIRS,
+        "train: WARNING: 1 of 2 rows have a pair of equal rewards, which will be dropped (the first: FILE, line 2)",
+    ),
+    "no pair": (
+        [PAIR, {"prompt": "b", "completions": ["c"], "rewards": [1]}],
+        PAIRS,
+        "train: WARNING: 1 of 2 rows have no two completions and will be dropped (the first: FILE, line 2)",
+    ),
+    "long completions": (
+        [*distinct(2), GOOD | {"prompt": "l", "completions": ["l" * 29, "b"]}],
+        {},
+        "train: WARNING: 1 of 3 rows have completions that exceed 30 tokens with the prompt and will be dropped (th",
+    ),
+    "prompts without room": (
+        [*distinct(2), GOOD | {"prompt": "l" * 15}],
+        {"pack__max_tokens": 16, "sample__completions": 2},
+        "prompts: WARNING: 1 of 3 prompts have no room for a completion in config.pack.max_tokens, 16, and will be dr",
+    ),
+    "prompts with little room": (
+        [*distinct(2), GOOD | {"prompt": "l" * 9}],
+        {"pack__max_tokens": 16, "sample__completions": 2},
+        "prompts: 1 of 3 prompts have more than 3 tokens (the first: FILE, line 3); of these, completions that exceed",
+    ),
+    "large batches": (
+        distinct(2),
+        {"train__batch_size": 5},
+        "train: WARNING: a batch has 5 units, and there are 4 in all, so that an epoch is less than one step (con",
+    ),
+    "a falling transform": (
+        distinct(2),
+        {"train__transform": "piecewise-linear((0, 1), (1, 0))"},
+        "train: WARNING: transform 'piecewise-linear((0, 1), (1, 0))' falls on 100% of all quantiles, where a higher",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_will_be_dropped_or_is_suspicious_is_counted_and_said_before_the_run(checked, name):
+    records, overrides, beginning = SAID[name]
+    lines = checked(records, **overrides)
+    assert any(line.startswith(beginning) for line in lines), "\n".join(lines)
+    assert all("\n" not in line and len(line) < 300 for line in lines)
+
+
+REFUSED = {
+    "no pair": ([{"prompt": "b", "completions": ["c"], "rewards": [1]}], PAIRS, "has two completions.*prompts.path"),
+    "only ties": ([PAIR | {"chosen_reward": 0}], PAIRS, "all pairs of .* have equal rewards.*config.prompts.path"),
+    "no completion fits": (
+        distinct(2, completions=["l" * 50] * 2),
+        {},
+        "no completion of .* fits pack.max_tokens.*53 tokens",
+    ),
+    "no room": (distinct(2), {"pack__max_tokens": 2, "sample__completions": 2}, "every prompt has at least 2 tokens"),
+    "no completion": ([GOOD, {"prompt": "b"}], {}, "data.jsonl, line 2: row '2' has no completion"),
+    "no reward": (
+        [GOOD, {"prompt": "b", "completions": ["c"]}],
+        {"stages": ("sample", "reference", "train")},
+        "no reward, 1 of 2 rows .the first: .*line 2.: put 'score' before 'train'",
+    ),
+    "no reference": (
+        [GOOD, {"prompt": "b", "completions": ["c"], "rewards": [1]}],
+        {},
+        "line 2: row '2': a prompt has",
+    ),
+    "no tests": ([GOOD | {"payload": {"tests": [[[1], 2]]}}], {"reward__name": "tests"}, "line 1: its payload is"),
+    "a constant transform": (
+        distinct(2),
+        {"train__transform": "affine(log, 1, 0)"},
+        "is 1 everywhere.*train.transform",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_rows_of_which_nothing_can_be_used_are_refused_before_the_run(checked, name):
+    records, overrides, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as caught:
+        checked(records, **overrides)
+    assert "config." in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_an_error_in_a_unit_has_a_line_of_its_own(tmp_path, capsys):
+    """A progress bar that is still open would leave the cursor behind it."""
+
+    def work(unit: int) -> Any:
+        raise UserError("mine")
+
+    with pytest.raises(UserError) as caught:
+        units.run_units(job(tmp_path), tmp_path / "score", 3, work, title="score")
+    assert caught.value.message == "mine"
+    said = capsys.readouterr().err
+    assert "score:" in said and said.endswith("\n"), repr(said)
