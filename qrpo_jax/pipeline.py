@@ -11,8 +11,10 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.files import sha256
+from qrpo_jax.interruption import RUN
 from qrpo_jax.job import integrity, manifest, shared_checks
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.owner import owned
 
 
 def run(job: Job) -> bool:
@@ -23,10 +25,11 @@ def run(job: Job) -> bool:
       DamagedError: files of the run changed, and it cannot go on without them.
     """
     check(job)
-    for name in job.config.stages:
-        manifest.check_settings(job.folder(name), settings(job, name))
-    wait("settings checked")
-    return all(complete(job, name) for name in job.config.stages)
+    with owned(job):
+        for name in job.config.stages:
+            manifest.check_settings(job.folder(name), settings(job, name))
+        wait("settings checked")
+        return all(complete(job, name) for name in job.config.stages)
 
 
 def check(job: Job) -> None:
@@ -119,6 +122,7 @@ def complete(job: Job, name: str) -> bool:
     if sharded and not stage.shardable:
         job.say(f"{name}: does not split into shards; run it without --shard")
         return False
+    RUN.stage(name)
     if is_first():
         manifest.begin(folder, settings(job, name), alone=not sharded)
     wait(f"{name} begun")

@@ -10,6 +10,7 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
+from qrpo_jax.interruption import RUN
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.records import read_record, write_record
@@ -29,7 +30,8 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> 
       The counts of all units added up; None while units of other shards are missing.
     """
     owned = [u for u in range(units) if job.shard.owns(u)]
-    for unit in tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5):
+    for done, unit in enumerate(tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5)):
+        RUN.progress(f"{done} of {len(owned)} units of {folder.name} are complete")
         if _is_whole(folder, unit, units):
             continue
         if row_files.unit_done(folder, unit, units):
