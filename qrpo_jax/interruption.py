@@ -94,7 +94,7 @@ class Run:
         if self._pipe is None:
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
-            os.register_at_fork(after_in_child=_forget)
+            os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
             threading.Thread(target=self._receive, daemon=True, name="signals").start()
         signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in SIGNALS:
@@ -221,13 +221,26 @@ def wait_for_ever() -> NoReturn:
         time.sleep(60)
 
 
+_masks = threading.local()  # of the thread that forks
+
+
+def _block() -> None:
+    """Before a library forks: a signal to the child must not come before `_forget`, or this process would take it."""
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
 def _forget() -> None:
-    """In a child that a library forks: signals mean what they mean in any program."""
-    with suppress(ValueError):  # not in the main thread
+    """In the child: signals mean what they mean in any program."""
+    with suppress(ValueError):  # an interpreter that is not the main one
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _unblock()
 
 
 RUN = Run()

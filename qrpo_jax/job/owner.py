@@ -24,17 +24,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from qrpo_jax.devices.processes import from_first, is_first
 from qrpo_jax.errors import UserError
-from qrpo_jax.interruption import RUN, command, say
-from qrpo_jax.job.job import Job, Shard
+from qrpo_jax.interruption import command, say
+from qrpo_jax.job.shard import Shard
 
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 30.0  # six beats: file systems may show a change late
@@ -123,7 +119,7 @@ class Owner:
 
     def release(self) -> None:
         """Gives the work directory back."""
-        if self._released.is_set():
+        if self._file < 0 or self._released.is_set():
             return
         self._released.set()
         with suppress(OSError):
@@ -198,32 +194,6 @@ class Owner:
             os.close(self._file)
 
 
-@contextmanager
-def owned(job: Job) -> Iterator[None]:
-    """Holds a job's work directory inside the block; the first process does so for all of a distributed job.
-
-    Raises:
-      UserError: another run holds it. All processes raise it.
-    """
-    owner, refused = None, ""
-    if is_first():
-        owner = Owner(job.workdir, job.shard if jax.process_count() == 1 else Shard(0, 1))
-        try:
-            owner.acquire()
-        except UserError as error:
-            refused = str(error)
-    if refused := from_first(refused):
-        raise UserError(refused)
-    if owner is None:
-        yield
-        return
-    RUN.before_leaving(owner.release)
-    try:
-        yield
-    finally:
-        owner.release()
-
-
 def lock(file: int, *, shared: bool = False) -> bool:
     """Locks an open file until it is closed; False if another process holds it.
 
@@ -235,7 +205,7 @@ def lock(file: int, *, shared: bool = False) -> bool:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            time.sleep(0.02 * (attempt + 1))
+            time.sleep(0.01 * attempt)
         except OSError:
             return True
     return False
