@@ -3,7 +3,7 @@
 The same command runs on a laptop and on every host of a pod. `--config.SECTION.KEY=VALUE` overrides a key, and
 `--shard=i/n` runs one slice of the stages that split into units. A user's mistake prints one line and exits with status
 2. Storage that fails, a loss that is not finite and a damaged file print one line and exit with status 1; a bug exits
-with its traceback and status 1.
+with its traceback and status 1. Signals: see `interruption`.
 """
 
 import contextlib
@@ -15,6 +15,11 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qrpo_jax.interruption import RUN
+
+if __name__ == "__main__":
+    RUN.listen()  # before the imports that take seconds
+
 # transformers is used for its tokenizers alone; it would report on every start that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,6 +30,7 @@ from absl import logging as absl_logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from qrpo_jax import pipeline, storage
+from qrpo_jax.devices import peers
 from qrpo_jax.devices.cores import core_count, use_cores
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import DamagedError, UserError
@@ -139,7 +145,7 @@ def make_job() -> Job:
     if tuple(CONFIG.value.stages) == ("compile",) and CONFIG.value.compile.topology:
         jax.config.update("jax_platforms", "cpu")  # it opens devices that are not here, and needs none that are
     if distributed:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        peers.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         shard = Shard(jax.process_index(), jax.process_count())
     return Job(FrozenConfigDict(CONFIG.value), Path(WORKDIR.value), shard, STAGES)
 
@@ -160,19 +166,20 @@ def cpu_devices(config: Any, distributed: bool) -> int:
 def main(argv: list[str]) -> None:
     quiet()
     storage.hush(Path(WORKDIR.value or "."))
-    try:
-        if len(argv) > 1:
-            raise UserError(f"unknown argument {argv[1]!r}; see --help")
-        complete = pipeline.run(make_job())
-    except UserError as error:
-        fail(str(error), USER_ERROR)
-    except (NonFiniteLossError, DamagedError) as error:
-        fail(str(error), RUN_ERROR)
-    except Exception as error:
-        line = storage.explain(error, Path(WORKDIR.value or "."))
-        if line is None:
-            raise
-        leave(line, RUN_ERROR)
+    with peers.together():
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unknown argument {argv[1]!r}; see --help")
+            complete = pipeline.run(make_job())
+        except UserError as error:
+            fail(str(error), USER_ERROR)
+        except (NonFiniteLossError, DamagedError) as error:
+            fail(str(error), RUN_ERROR)
+        except Exception as error:
+            line = storage.explain(error, Path(WORKDIR.value or "."))
+            if line is None:
+                raise
+            leave(line, RUN_ERROR)
     if complete and is_first():
         print(f"done: {WORKDIR.value}", file=sys.stderr)
 

@@ -2,17 +2,22 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qrpo_jax.data.sources import SOURCES
-from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.files import sha256
+from qrpo_jax.interruption import RUN
 from qrpo_jax.job import integrity, manifest, shared_checks
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.owner import Owner
+from qrpo_jax.job.shard import Shard
 
 
 def run(job: Job) -> bool:
@@ -23,12 +28,36 @@ def run(job: Job) -> bool:
       DamagedError: files of the run changed, and it cannot go on without them.
     """
     check(job)
-    for name in job.config.stages:
-        manifest.check_settings(job.folder(name), settings(job, name))
-    wait("settings checked")
-    for line in job.notes:
-        job.say_once(line)
-    return all(complete(job, name) for name in job.config.stages)
+    with owned(job):
+        for name in job.config.stages:
+            manifest.check_settings(job.folder(name), settings(job, name))
+        wait("settings checked")
+        for line in job.notes:
+            job.say_once(line)
+        return all(complete(job, name) for name in job.config.stages)
+
+
+@contextmanager
+def owned(job: Job) -> Iterator[None]:
+    """Holds a job's work directory inside the block; the first process does so for all of a distributed job.
+
+    Raises:
+      UserError: another run holds it. All processes raise it.
+    """
+    owner = Owner(job.workdir, job.shard if jax.process_count() == 1 else Shard(0, 1))
+    refused = ""
+    if is_first():
+        try:
+            owner.acquire()
+        except UserError as error:
+            refused = str(error)
+    if refused := from_first(refused):
+        raise UserError(refused)
+    RUN.before_leaving(owner.release)
+    try:
+        yield
+    finally:
+        owner.release()
 
 
 def check(job: Job) -> None:
@@ -121,6 +150,7 @@ def complete(job: Job, name: str) -> bool:
     if sharded and not stage.shardable:
         job.say(f"{name}: does not split into shards; run it without --shard")
         return False
+    RUN.stage(name)
     if is_first():
         manifest.begin(folder, settings(job, name), alone=not sharded)
     wait(f"{name} begun")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 # From the ground up. A room is a folder, or a module at the top of the package. A folder imports only rooms of lower
 # floors, so folders of the same floor do not import each other.
 FLOORS = (
-    ("errors", "files", "records", "storage", "user_code"),
+    ("errors", "files", "interruption", "records", "storage", "user_code"),
     (
         "exponential_sums",
         "integrals",

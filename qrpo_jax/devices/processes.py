@@ -28,3 +28,13 @@ def everywhere(true: bool) -> bool:
 def anywhere(true: np.ndarray) -> np.ndarray:
     """For each element, whether it is true on some process. Every process must ask, with equally many elements."""
     return true if jax.process_count() == 1 else multihost_utils.process_allgather(true).any(0)
+
+
+def from_first(text: str) -> str:
+    """The text that the first process passes, on all processes; cut after 4096 bytes of UTF-8."""
+    if jax.process_count() == 1:
+        return text
+    sent_B = np.zeros(4096, np.uint8)
+    words = text.encode()[: sent_B.size]
+    sent_B[: len(words)] = np.frombuffer(words, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent_B))).rstrip(b"\0").decode(errors="ignore")

@@ -1,6 +1,5 @@
 """A job: one config in one work directory, on the devices of this process or of all processes together."""
 
-import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.manifest import MANIFEST
+from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import Stages
 from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import UNROLL, Compute, check_remat
@@ -61,17 +61,6 @@ class Policy(NamedTuple):
     text: Text
     lora: Lora | None
     trained_graph: nnx.GraphDef
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """This process's share of work that splits into units: it owns unit u if u mod parts = index."""
-
-    index: int
-    parts: int
-
-    def owns(self, unit: int) -> bool:
-        return unit % self.parts == self.index
 
 
 class Job:

@@ -10,6 +10,7 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
+from qrpo_jax.interruption import RUN
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.records import read_record, write_record
@@ -31,7 +32,8 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> 
     owned = [u for u in range(units) if job.shard.owns(u)]
     # Closed on an error too, so that the error has a line of its own.
     with tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5) as bar:
-        for unit in bar:
+        for done, unit in enumerate(bar):
+            RUN.progress(f"{done} of {len(owned)} units of {folder.name} are complete")
             if _is_whole(folder, unit, units):
                 continue
             if row_files.unit_done(folder, unit, units):

@@ -17,6 +17,7 @@ from qrpo_jax.devices.array_sums import array_sums
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import DAMAGED
+from qrpo_jax.interruption import RUN, Interrupted
 from qrpo_jax.records import sealed, unsealed
 from qrpo_jax.training.metrics import Written
 from qrpo_jax.training.orbax_folders import attempt, compare
@@ -138,10 +139,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for a save under way, also when an error ends the run: the state that it saves is good."""
         self._manager.wait_until_finished()
         self._manager.close()
+        if kind is None or kind is Interrupted:
+            RUN.saved()
 
 
 def read_state(iterator: grain.DatasetIterator) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jax import Array
 
 from qrpo_jax.devices.mesh import place, replicated, row_sharding
 from qrpo_jax.devices.xla_flags import compiler_options
+from qrpo_jax.interruption import RUN, Interrupted
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.checkpoints import Checkpoints, Resumed
 from qrpo_jax.training.logbook import Logbook
@@ -47,15 +48,21 @@ def fit(
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
       DamagedError: nothing that the run could go on from is whole.
+      Interrupted: a signal stops the run; the state is saved.
     """
     state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
     logbook.begin(done, metrics_file)
+    RUN.progress(f"step {done} of {steps} is saved")
     update, mesh = jitted(step, trainable), trainable.mesh
     for number in range(done + 1, steps + 1):
         batch = next(batches)
         state, metrics = update(state, place(batch, row_sharding(mesh)), frozen or {})
         logbook.record(number, batch, metrics)
-        if checkpoints.due(number) or number == steps:
+        stop = RUN.reached(number)
+        if checkpoints.due(number) or number == steps or stop:
             written = logbook.settle()  # so that a step that is not finite is never saved
             checkpoints.save(state, batches, written)
+            RUN.progress(f"step {number} of {steps} is saved")
+        if stop:
+            raise Interrupted
     return state.parameters

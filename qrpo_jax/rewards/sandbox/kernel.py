@@ -8,10 +8,12 @@ import ctypes
 import errno
 import os
 import platform
+import select
 import signal
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWPID = (
@@ -163,6 +165,31 @@ def die_with_parent() -> None:
     """Makes the kernel kill this process when its parent ends."""
     if MACHINE is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Parent:
+    """This process as its children see it: whether it has ended. Make it before a fork, ask in the child.
+
+    A child that calls `die_with_parent` after its parent has ended lives on. In a process namespace of its own it
+    cannot see its parent's number, but a file that stands for the process tells.
+    """
+
+    def __init__(self) -> None:
+        self._pid, self._file = os.getpid(), -1
+        if hasattr(os, "pidfd_open"):
+            with suppress(OSError):
+                self._file = os.pidfd_open(self._pid)
+
+    def ended(self) -> bool:
+        if self._file < 0:
+            return os.getppid() not in (0, self._pid)  # 0: in another namespace
+        events = select.poll()
+        events.register(self._file, select.POLLIN)
+        return bool(events.poll(0))
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
 
 
 def drop_capabilities() -> None:

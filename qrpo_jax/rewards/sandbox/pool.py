@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
+from qrpo_jax.rewards.sandbox import kernel
 from qrpo_jax.rewards.sandbox.tasks import (
     DEFAULT_LIMITS,
     Failed,
@@ -169,11 +170,15 @@ class Zygote:
 
     def close(self) -> None:
         """Ends it and everything it runs."""
-        self.process.kill()  # its children are bound to die with it
+        self.control.close()
+        # On Linux its children are bound to die with it. Elsewhere it kills its child when it finds the socket closed.
+        if not kernel.LINUX:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=1)
+        self.process.kill()
         self.process.wait()
         if self.process.stderr is not None:
             self.process.stderr.close()
-        self.control.close()
         while self.running:
             os.close(self.running.popleft()[2])
 

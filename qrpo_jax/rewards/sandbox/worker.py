@@ -55,9 +55,11 @@ def limit(name: str, value: int) -> None:
         resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
 
 
-def enter_child(files: list[int], cpu_seconds: float, namespace: bool) -> list[int]:
+def enter_child(files: list[int], cpu_seconds: float, namespace: bool, parent: kernel.Parent) -> list[int]:
     """Locks one child down. It keeps files 0 to 2 (null) and `files`, which become 3 and following; returns these."""
     kernel.die_with_parent()
+    if parent.ended():  # before the line above
+        os._exit(0)
     with suppress(PermissionError):
         os.setsid()
     high = [os.dup2(file, FILES - 8 + at) for at, file in enumerate(files)]
@@ -144,9 +146,12 @@ def probe(files: list[int], memory_bytes: int) -> None:
 
 
 def supervise(pid: int, control: int, cpu_seconds: float, wall_seconds: float) -> bytes:
-    """Waits for the child, or kills it at its limits with all it started; returns a REPLY."""
+    """Waits for the child, or kills it at its limits with all it started; returns a REPLY.
+
+    When the other end of `control` has gone, so has the program that started this one: it kills the child and exits.
+    """
     deadline = time.monotonic() + wall_seconds
-    events, child, cause = select.poll(), -1, b"e"
+    events, child, cause, orphaned = select.poll(), -1, b"e", False
     events.register(control, 0)  # wakes when the parent has gone
     with suppress(AttributeError, OSError):
         child = os.pidfd_open(pid)
@@ -159,13 +164,16 @@ def supervise(pid: int, control: int, cpu_seconds: float, wall_seconds: float) -
         cpu_left, wall_left = cpu_seconds - kernel.cpu_time(pid), deadline - time.monotonic()
         patience = min(cpu_left, wall_left)
         woken = [] if patience <= 0 else events.poll(math.ceil(1e3 * patience) if child >= 0 else 2)
-        if patience <= 0 or any(file == control for file, _ in woken):
+        orphaned = any(file == control for file, _ in woken)
+        if patience <= 0 or orphaned:
             cause = b"c" if cpu_left <= 0 else b"w"
             os.kill(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
             break
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # the processes that it started, if it had no process namespace
+    if orphaned:
+        os._exit(0)
     if child >= 0:
         os.close(child)
     if cause == b"e" and os.WIFSIGNALED(status):
@@ -175,15 +183,18 @@ def supervise(pid: int, control: int, cpu_seconds: float, wall_seconds: float) -
 
 def start(task: Callable[[list[int]], None], namespace: bool, files: list[int], cpu_seconds: float) -> int:
     """Forks a child that locks itself down and runs task(files); its pid, -1 if refused."""
+    parent = kernel.Parent()
     try:
         pid = kernel.fork(namespace)
     except OSError:
+        parent.close()
         return -1
     if pid == 0:
         try:
-            task(enter_child(files, cpu_seconds, namespace))
+            task(enter_child(files, cpu_seconds, namespace, parent))
         finally:
             os._exit(0)
+    parent.close()
     return pid
 
 

@@ -1,0 +1,129 @@
+"""A job that signals stop, again and again, saves, says how it goes on, and ends like an undisturbed one."""
+
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.jobs import ROOT, SMALL, environment
+from tests.job.test_resume import compare, outputs
+
+SECONDS = 10.0  # from the signal to the end, on a machine that does little else
+STATUS = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
+# What the terminal shows when a signal is sent: a step of training, units of other stages, compilations and the start.
+MOMENTS = (
+    r"^$",
+    r"sft: .* steps on",
+    r"\bsft: +[1-4]\d%",
+    r"\bsft: +[6-9]\d%",
+    r"\bsample: +[2-9]\d%",
+    r"\btrain: .* steps on",
+    r"\btrain: +[1-9]\d%",
+    r"evaluate reference: +\d\d%",
+    r"evaluate policy: +\d\d%",
+)
+
+
+class Starts:
+    """Starts of one job in several processes; each has a log."""
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        self._folder, self._count, self._number = folder, processes, 0
+
+    def start(self, workdir: Path) -> list[subprocess.Popen[bytes]]:
+        self._number += 1
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache")}
+        variables = environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", **cache)
+        command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            joined = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--processes={self._count}"]
+        started = []
+        for i in range(self._count):
+            flags = [*joined, f"--process={i}"] if self._count > 1 else []
+            with self._log(i).open("wb") as log:
+                started.append(subprocess.Popen([*command, *flags], cwd=ROOT, env=variables, stdout=log, stderr=log))
+        return started
+
+    def text(self, process: int = 0) -> str:
+        return self._log(process).read_text(errors="replace").replace("\r", "\n")
+
+    def _log(self, process: int) -> Path:
+        return self._folder / f"start-{self._number}-{process}.log"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_that_signals_stop_goes_on_to_the_undisturbed_result(tmp_path: Path, processes: int) -> None:
+    generator, starts, figures, saved = random.Random(23), Starts(tmp_path, processes), [], []
+    workdir = tmp_path / "disturbed"
+    for moment in MOMENTS:
+        started = starts.start(workdir)
+        while not re.search(moment, starts.text()) and all(process.poll() is None for process in started):
+            time.sleep(0.01)
+        number = generator.choice(list(STATUS))
+        # A scheduler may tell all processes or one.
+        told = generator.choice([[process] for process in started] + [started])
+        time.sleep(1.0 if moment == "^$" else 0.0)
+        began = time.monotonic()
+        for process in told:
+            process.send_signal(number)
+        statuses = [process.wait(timeout=120) for process in started]
+        figures.append(f"{moment!r} {number.name} to {len(told)}: {time.monotonic() - began:.2f} s")
+        text = starts.text()
+        if moment != "^$" or processes == 1:  # before they have joined, only those that were told stop
+            assert set(statuses) == {STATUS[number]}, (moment, number, statuses, text[-3000:])
+            lines = [line for line in text.splitlines() if line.startswith("stopped by")]
+            assert len(lines) == 1, (moment, text[-3000:])
+            assert f"stopped by {number.name}" in lines[0] and f"--workdir={workdir}" in lines[0], lines
+            saved += re.findall(r"step (\d+) of \d+ is saved", lines[0])
+        assert "Traceback" not in text, text[-3000:]
+    print("\n".join(figures))
+    finished = starts.start(workdir)
+    assert [process.wait(timeout=900) for process in finished] == [0] * processes, starts.text()[-3000:]
+    undisturbed = starts.start(tmp_path / "undisturbed")
+    assert [process.wait(timeout=900) for process in undisturbed] == [0] * processes, starts.text()[-3000:]
+    compare(outputs(workdir), outputs(tmp_path / "undisturbed"), list(MOMENTS))
+    assert any(int(step) % 7 and int(step) % 5 for step in saved), f"no checkpoint that was not due: {saved}"
+    assert not list(workdir.glob("owner-*")), "the owner of a finished run"
+
+
+@pytest.mark.slow
+def test_a_second_run_changes_nothing_and_the_first_goes_on(tmp_path: Path) -> None:
+    starts, workdir = Starts(tmp_path, 1), tmp_path / "run"
+    (first,) = starts.start(workdir)
+    while not re.search(r"\bsft: +[1-9]\d?%", starts.text()) and first.poll() is None:
+        time.sleep(0.01)
+    (second,) = starts.start(workdir)
+    assert second.wait(timeout=120) == 2, starts.text()
+    lines = [line for line in starts.text().splitlines() if line.strip()]
+    assert len(lines) == 1 and f"in use by process {first.pid} on" in lines[0], lines
+    assert first.wait(timeout=900) == 0
+    starts.start(tmp_path / "undisturbed")[0].wait(timeout=900)
+    compare(outputs(workdir), outputs(tmp_path / "undisturbed"), ["a second run"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_peer_killed_in_training_is_named_and_the_next_start_goes_on(tmp_path: Path, victim: int) -> None:
+    starts, workdir = Starts(tmp_path, 2), tmp_path / "run"
+    started = starts.start(workdir)
+    while not re.search(r"\bsft: +[3-9]\d%", starts.text()) and started[0].poll() is None:
+        time.sleep(0.01)
+    began = time.monotonic()
+    started[victim].kill()
+    status, text = started[1 - victim].wait(timeout=120), starts.text(1 - victim)
+    seconds = time.monotonic() - began
+    print(f"process {victim} was missed after {seconds:.1f} s")
+    assert status == 1 and seconds < 60, (status, seconds, text[-3000:])
+    lines = [line for line in text.splitlines() if "error" in line]
+    assert len(lines) == 1 and f"error: process {victim} (" in lines[0] and "Traceback" not in text, text[-3000:]
+    assert [process.wait(timeout=900) for process in starts.start(workdir)] == [0, 0], starts.text()[-3000:]
+    assert [process.wait(timeout=900) for process in starts.start(tmp_path / "undisturbed")] == [0, 0]
+    compare(outputs(workdir), outputs(tmp_path / "undisturbed"), [f"process {victim} killed"])
