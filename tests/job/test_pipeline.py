@@ -175,6 +175,7 @@ class Compilations:
             self.names.append(details.get("fun_name", ""))
 
 
+@pytest.mark.slow
 def test_sampling_more_units_compiles_nothing_more(tmp_path: Path) -> None:
     """The programs of a stage are compiled for its first unit and serve all others."""
     compiled = []

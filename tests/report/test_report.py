@@ -16,6 +16,7 @@ from qrpo_jax import transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.evaluation.compare import SIDES, compare
+from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import forecast, run_page, run_plots
@@ -100,7 +101,7 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
             (job.folder(stage) / "metrics.jsonl").write_text("".join(lines))
             manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625, "forecast": forecast_of(job)})
     results |= {"settings": evaluate.shown_settings(job), "optimum": evaluate.training_forecast(job)}
-    manifest.write_json(workdir / "evaluate" / "results.json", results)
+    write_json(workdir / "evaluate" / "results.json", results)
     protections = {"network": False, "filesystem": True, "memory": True}
     manifest.complete(job.folder("score"), {"counts": {"completions: ok": 371}, "protections": protections})
     manifest.complete(job.folder("evaluate"), {"counts": {side: {"prompts": PROMPTS} for side in sides}})

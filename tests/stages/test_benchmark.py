@@ -30,7 +30,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"lora__rank": 2, "train__reference_log_probs": "on_the_fly"}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"lora__rank": 2, "train__reference_log_probs": "on_the_fly"},
+    ],
     ids=["all parameters", "adapters"],
 )
 def test_three_programs_are_measured_without_data_and_weights(
