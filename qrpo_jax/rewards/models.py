@@ -241,7 +241,7 @@ def check_conversations(model: RewardModel, rows: Sequence[Row], place: Callable
       UserError: the chat template refuses a row, see `conversation`; or all prompts are too long.
     """
     lengths_P = np.asarray([len(conversation(model, row.messages, ANSWER, place(row)).tokens) for row in rows])
-    if len(rows) and lengths_P.min() > model.max_tokens:
+    if len(rows) and int(np.min(lengths_P)) > model.max_tokens:
         raise UserError(
             f"all {len(rows)} prompts are longer than the {model.max_tokens} tokens that the reward model may read; "
             "raise max_tokens",

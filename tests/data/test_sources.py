@@ -163,7 +163,7 @@ def test_files_that_are_not_there_empty_or_not_text_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (gzip.compress(b"{}"), "is compressed (gzip); decompress it"),
+        (gzip.compress(b"{}", mtime=0), "is compressed (gzip); decompress it"),
         (b"PAR1\x15\x04", "is a Parquet file; convert it to JSON lines"),
         (b"PK\x03\x04", "is a zip archive; unpack it"),
         ('{"prompt": "a"}'.encode("utf-16"), "is not UTF-8 (invalid start byte at byte 0); convert the file"),

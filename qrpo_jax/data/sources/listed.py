@@ -115,10 +115,10 @@ def check_lengths(source: ListedRows, text: Text, max_tokens: int, purpose: str)
                 f"{source.place(row)}: the tokenizer gives no token for the prompt; remove the line", about="path"
             )
         lengths_P[i], unknown_P[i] = len(tokens_L), unknown is not None and unknown in tokens_L
-    if len(rows) and lengths_P.min() > max_tokens:
+    if len(rows) and int(np.min(lengths_P)) > max_tokens:
         raise UserError(
             f"all {len(rows)} prompts {purpose} are longer than {max_tokens} tokens, the shortest has "
-            f"{lengths_P.min()}",
+            f"{int(np.min(lengths_P))}",
             about="max_tokens",
         )
     return Measured(lengths_P, unknown_P)
