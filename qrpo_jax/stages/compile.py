@@ -132,7 +132,7 @@ def check(job: Job) -> None:
         raise refuse("compile.programs", f"{config.compile.programs}; name some of {', '.join(PROGRAMS)}")
     check_optimization(config, "train")
     with located(**KEYS):
-        check_transform(config.train)
+        check_transform(job)
         configured_objective(job)
     mesh = open_mesh(job)
     job.compute(mesh)
