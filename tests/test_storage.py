@@ -31,7 +31,7 @@ from qrpo_jax.data import loader, row_files
 from qrpo_jax.hugging_face.new_folders import write_tensors
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.saved_parameters import save_parameters
-from qrpo_jax.training.metrics import MetricsWriter
+from qrpo_jax.training.metrics import MetricsWriter, Written
 from qrpo_jax.training.state import initial_state
 from tests.helpers import sample_rows, tiny
 from tests.helpers.steps import OPTIMIZER
@@ -43,10 +43,11 @@ state = initial_state({"a": jnp.asarray(np.random.default_rng(0).normal(size=(17
 def checkpoint():
     table = tiny.examples(7)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(state, loader.batches(table, tiny.plan(table)))
+        checkpoints.save(state, loader.batches(table, tiny.plan(table)), Written())
 
 def metrics(tensorboard):
-    with MetricsWriter(workdir / "metrics", resume_step=0, tensorboard=tensorboard) as writer:
+    with MetricsWriter(workdir / "metrics", tensorboard=tensorboard) as writer:
+        writer.begin(0, Written())
         for step in range(3000 if tensorboard else 9000):
             writer.write(step, {"loss": 0.0, "reward": 1.0} if tensorboard else {})
 
