@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qrpo_jax.interruption import RUN
+from qrpo_jax.faults.interruption import RUN
 
 if __name__ == "__main__":
     RUN.listen()  # before the imports that take seconds
@@ -29,11 +29,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import FrozenConfigDict, config_flags
 
-from qrpo_jax import pipeline, storage
+from qrpo_jax import pipeline
 from qrpo_jax.devices import peers
 from qrpo_jax.devices.cores import core_count, use_cores
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import DamagedError, UserError
+from qrpo_jax.faults import storage
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.stages import STAGES
 from qrpo_jax.training.logbook import NonFiniteLossError

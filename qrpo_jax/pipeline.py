@@ -12,8 +12,8 @@ import jax
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
+from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import sha256
-from qrpo_jax.interruption import RUN
 from qrpo_jax.job import integrity, manifest, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.owner import Owner

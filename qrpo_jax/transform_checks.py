@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from qrpo_jax.errors import UserError, reason
+from qrpo_jax.faults.user_code import guard
 from qrpo_jax.transform_record import CLAMPS, Transform
-from qrpo_jax.user_code import guard
 
 GRID = 1001  # quantiles, with 0 and 1
 SHAPES = ((), (7,), (2, 3))  # in which training and ranking call f

@@ -17,10 +17,11 @@ from jax.scipy.special import logit as log_odds
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-from qrpo_jax import closed_forms, transform_names, user_code
+from qrpo_jax import closed_forms, transform_names
 from qrpo_jax.affine import affine, scale_by
 from qrpo_jax.errors import UserError, reason
 from qrpo_jax.exponential_sums import log_mean_exp
+from qrpo_jax.faults import user_code
 from qrpo_jax.integrals import tabulate
 from qrpo_jax.transform_checks import check_traceable
 from qrpo_jax.transform_names import of_numbers, shortest

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qrpo_jax"
 # From the ground up. A room is a folder, or a module at the top of the package. A folder imports only rooms of lower
 # floors, so folders of the same floor do not import each other.
 FLOORS = (
-    ("errors", "files", "interruption", "records", "storage", "user_code"),
+    ("errors", "files"),
+    ("faults",),
     (
         "exponential_sums",
         "integrals",
@@ -39,7 +40,7 @@ FLOORS = (
     ("main",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-GROUND = FLOORS[0] + FLOORS[1]
+GROUND = FLOORS[0] + FLOORS[1] + FLOORS[2]
 CONFIG_FROM = FLOOR["job"]  # ConfigDict stops below this floor
 TREES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(

@@ -23,8 +23,8 @@ from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from qrpo_jax.data.rows import Row, decode, encode, features
 from qrpo_jax.errors import DamagedError, UserError
+from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import sha256, sweep, whole_file, write_text
-from qrpo_jax.records import read_record, write_record
 
 NAME = "rows"
 VERSION = "1.0.0"

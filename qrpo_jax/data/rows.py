@@ -16,6 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from qrpo_jax.errors import UserError
 
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # in size; rows keep rewards in float32
 COMPLETION_SOURCES = ("dataset", "reference", "policy")
 NO_TOKENS = np.zeros(0, np.int32)
 NO_REWARDS = np.zeros(0, np.float32)

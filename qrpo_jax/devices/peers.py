@@ -29,7 +29,7 @@ import jax
 from jax.errors import JaxRuntimeError
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.interruption import RUN, command, say, wait_for_ever
+from qrpo_jax.faults.interruption import RUN, command, say, wait_for_ever
 
 BEAT_SECONDS = 1.0
 SILENCE = 40.0  # seconds without a beat that mean death; a process whose interpreter is busy may miss some

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.errors import UserError
+from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import TEMPORARY, sweep
-from qrpo_jax.records import read_record, write_record
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"

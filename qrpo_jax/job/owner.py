@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.interruption import command, say
+from qrpo_jax.faults.interruption import command, say
 from qrpo_jax.job.shard import Shard
 
 BEAT_SECONDS = 5.0

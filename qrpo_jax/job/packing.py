@@ -14,11 +14,11 @@ from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
+from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.job.job import Job
 from qrpo_jax.model.attention import plain
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
-from qrpo_jax.records import read_record, write_record
 
 CHOSEN = "rows.json"  # in the stage's folder
 MEMORY_SHARE = 0.8  # of an accelerator's memory; the rest is for what the estimate leaves out

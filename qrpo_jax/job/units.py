@@ -10,10 +10,10 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
-from qrpo_jax.interruption import RUN
+from qrpo_jax.faults.interruption import RUN
+from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.records import read_record, write_record
 
 Counts = dict[str, int]
 Work = Callable[[int], tuple[list[Row], Counts]]

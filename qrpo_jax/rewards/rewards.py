@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrpo_jax import user_code
 from qrpo_jax.data import programs
-from qrpo_jax.data.rows import Row
+from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
+from qrpo_jax.faults import user_code
 from qrpo_jax.rewards.models import ModelScorer
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
 
@@ -38,7 +38,6 @@ TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
 MODEL = "model"
 TOO_LONG = "dropped: too long for the reward model"
-LARGEST = float(np.finfo(np.float32).max)  # of a reward; rows keep rewards in float32
 
 
 class Scores(NamedTuple):
@@ -92,8 +91,8 @@ class Reward:
         number = read_number(value)
         if number is None:
             rule = "must be a number"
-        elif not abs(number) <= LARGEST:
-            rule = f"must be finite, and at most {LARGEST:.2g} in size"
+        elif not abs(number) <= LARGEST_REWARD:
+            rule = f"must be finite, and at most {LARGEST_REWARD:.2g} in size"
         else:
             return number
         raise UserError(f"reward {self._name!r} returned {shown(value)} for row {row.id!r}; it {rule}", about="name")

@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 from qrpo_jax.devices.array_sums import array_sums
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
+from qrpo_jax.faults.interruption import RUN, Interrupted
+from qrpo_jax.faults.records import sealed, unsealed
 from qrpo_jax.files import DAMAGED
-from qrpo_jax.interruption import RUN, Interrupted
-from qrpo_jax.records import sealed, unsealed
 from qrpo_jax.training.metrics import Written
 from qrpo_jax.training.orbax_folders import attempt, compare
 from qrpo_jax.training.state import State

@@ -9,7 +9,7 @@ from jax import Array
 
 from qrpo_jax.devices.mesh import place, replicated, row_sharding
 from qrpo_jax.devices.xla_flags import compiler_options
-from qrpo_jax.interruption import RUN, Interrupted
+from qrpo_jax.faults.interruption import RUN, Interrupted
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.checkpoints import Checkpoints, Resumed
 from qrpo_jax.training.logbook import Logbook

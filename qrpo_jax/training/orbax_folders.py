@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jax.errors import JaxRuntimeError
+
 from qrpo_jax.devices.array_sums import array_sums, differences
 from qrpo_jax.devices.processes import everywhere
-from qrpo_jax.errors import DamagedError
+from qrpo_jax.errors import DamagedError, reason
+from qrpo_jax.faults import storage
 
 
 def attempt(folder: Path, read: Callable[[], Any]) -> Any:
     """What `read` returns, if it succeeds on every process.
+
+    What fails for want of memory, or because the storage cannot be read, tells nothing about the files: it passes.
 
     Args:
       folder: that it reads, for the message.
@@ -20,17 +25,18 @@ def attempt(folder: Path, read: Callable[[], Any]) -> Any:
     Raises:
       DamagedError: it failed on some process, which may be another one.
     """
-    result, reason = None, ""
+    result, fault = None, ""
     try:
         result = read()
     except Exception as error:  # of many types, for files that are cut, absent or changed
-        first_line = (str(error).strip().splitlines() or [""])[0][:200]
-        reason = f"{type(error).__name__}: {first_line}"
-    if reason:
+        if isinstance(error, MemoryError | JaxRuntimeError) or storage.refuses(error):
+            raise
+        fault = reason(error)
+    if fault:
         _forget_reads()
-    if everywhere(not reason):
+    if everywhere(not fault):
         return result
-    raise DamagedError(folder, reason or "another process cannot read it")
+    raise DamagedError(folder, fault or "another process cannot read it")
 
 
 def _forget_reads() -> None:

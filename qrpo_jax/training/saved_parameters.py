@@ -7,8 +7,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from qrpo_jax.devices.array_sums import array_sums, dtype_of
+from qrpo_jax.faults.records import place, sealed, unsealed
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.records import place, sealed, unsealed
 from qrpo_jax.training.orbax_folders import attempt, compare
 
 

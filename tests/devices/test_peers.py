@@ -152,7 +152,7 @@ def test_a_relay_to_nobody_closes_so_that_the_runtime_tries_again() -> None:
 
 PROCESS = """
 import sys, time
-from qrpo_jax.interruption import RUN
+from qrpo_jax.faults.interruption import RUN
 RUN.listen()
 from qrpo_jax.devices import peers
 peers.SILENCE = float(sys.argv[3])

@@ -1,11 +1,14 @@
 """Checkpoints: what comes back is what was saved, on any mesh, and half a save does not count."""
 
+import errno
+import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from qrpo_jax.data import loader
 from qrpo_jax.devices.mesh import make_mesh
@@ -186,3 +189,26 @@ def test_every_fault_in_parameters_is_refused_or_changes_nothing(tmp_path):
     directory.rename(tmp_path / "kept"), (tmp_path / "train" / "parameters").rename(directory)
     with pytest.raises(DamagedError, match="not what was written here"):
         load_parameters(directory, layout)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, os.strerror(errno.EIO), "state/d/0"),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES), "state/d/0"),
+        ValueError(f"UNKNOWN: reading state/d/0: {os.strerror(errno.EIO)}"),
+        MemoryError(),
+        JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+    ],
+    ids=repr,
+)
+def test_what_fails_for_another_reason_than_the_files_leaves_a_good_checkpoint_in_its_place(two, monkeypatch, error):
+    def restore(*_, **__):
+        raise error
+
+    before = content(two)
+    with Checkpoints(two) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", restore)
+        with pytest.raises(type(error)) as raised:
+            checkpoints.restore(on(one()).abstract(), loader.batches(TABLE, PLAN))
+    assert raised.value is error and content(two) == before

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
+from qrpo_jax.data.rows import LARGEST_REWARD, NO_TOKENS, Completion, Message, Row
 from qrpo_jax.data.sources import json_lines
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
@@ -31,7 +31,6 @@ PAIR_SIDES = ("chosen", "rejected")
 PAIR_REWARDS = {side: f"{side}_reward" for side in PAIR_SIDES}
 KEYS = {"id", "prompt", "payload", "completions", "rewards", "reference_rewards", *PAIR_SIDES, *PAIR_REWARDS.values()}
 MESSAGE_KEYS = ("role", "content")
-LARGEST = float(np.finfo(np.float32).max)  # of a reward; rows keep rewards in float32
 
 
 class Lines(NamedTuple):
@@ -207,8 +206,10 @@ def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:
 
 def _reward(value: Any, where: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= LARGEST:
-        raise _fault(where, f"a reward is {shown(value)}; it must be a finite number of at most {LARGEST:.2g} in size")
+    if not is_number or not abs(value) <= LARGEST_REWARD:
+        raise _fault(
+            where, f"a reward is {shown(value)}; it must be a finite number of at most {LARGEST_REWARD:.2g} in size"
+        )
     return float(value)
 
 

@@ -20,7 +20,7 @@ from qrpo_jax.errors import UserError, reason
 
 PATIENCE = 60.0  # seconds without an answer, after which `Watch` says so; then twice as many, and so on
 LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-OURS = str(Path(__file__).resolve().parent)
+OURS = str(Path(__file__).resolve().parents[1])
 
 
 def imported(name: str, failure: str, about: str) -> Any:

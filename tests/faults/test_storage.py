@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from qrpo_jax import files, main, storage
+from qrpo_jax import files, main
 from qrpo_jax.errors import UserError
+from qrpo_jax.faults import storage
 from tests.helpers.jobs import ROOT, SMALL, environment
 
 RESUME = "and run the same command: it goes on from what is complete"
@@ -26,7 +27,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from qrpo_jax import files, storage
+from qrpo_jax import files
+from qrpo_jax.faults import storage
 from qrpo_jax.data import loader, row_files
 from qrpo_jax.hugging_face.new_folders import write_tensors
 from qrpo_jax.training.checkpoints import Checkpoints

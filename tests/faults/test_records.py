@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qrpo_jax.errors import DamagedError
-from qrpo_jax.records import read_record, write_record
+from qrpo_jax.faults.records import read_record, write_record
 
 CONTENT = {"b": [1, 0.1, None, float("inf")], "a": {"β": "x"}, "train.beta": 1e-7, "t": (1, 2)}
 

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from qrpo_jax import user_code
 from qrpo_jax.errors import UserError
-from qrpo_jax.user_code import Watch, guard, imported
+from qrpo_jax.faults import user_code
+from qrpo_jax.faults.user_code import Watch, guard, imported
 
 NAMES = itertools.count()
 
@@ -116,7 +116,9 @@ def test_names_of_no_function_are_one_line(name):
 def test_a_process_whose_function_exits_does_not_end_as_if_it_were_complete(module):
     """Without the guard its status would be 0."""
     name, path = module("import os\ndef f():\n    os._exit(0)\n")
-    code = "import sys\nfrom qrpo_jax.user_code import guard, imported\nf = imported(sys.argv[1], 'no', 'name')\n"
+    code = (
+        "import sys\nfrom qrpo_jax.faults.user_code import guard, imported\nf = imported(sys.argv[1], 'no', 'name')\n"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code + "with guard('call', 'name'):\n    f()\n", f"{name}:f"],
         capture_output=True,

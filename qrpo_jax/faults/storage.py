@@ -64,6 +64,12 @@ def explain(error: BaseException, workdir: Path) -> str | None:
     return f"{where}: {os.strerror(code)}; {advice} and run the same command: it goes on from what is complete"
 
 
+def refuses(error: BaseException) -> bool:
+    """Whether storage that cannot be read now is behind an error, and not a file that is missing or changed."""
+    codes = {found.code for link in _chain(error) for found in _failures(link, Path("/"))}
+    return bool(codes - {errno.ENOENT, errno.ENOTDIR})
+
+
 def hush(workdir: Path) -> None:
     """Keeps threads and loggers from printing tracebacks of storage that fails: `main` says it once, in one line."""
     print_thread, print_unraisable = threading.excepthook, sys.unraisablehook

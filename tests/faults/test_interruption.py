@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qrpo_jax.interruption import CTRL_C, TRY_LATER, Run
+from qrpo_jax.faults.interruption import CTRL_C, TRY_LATER, Run
 from tests.helpers.jobs import ROOT
 
 # What a program does when the signal comes; each prints "ready" first. All but the first keep Python's handlers from
@@ -24,7 +24,7 @@ BUSY = {
     ),
     "computes": "print('ready', flush=True)\nwhile True: pass",
 }
-LISTEN = "from qrpo_jax.interruption import RUN\nRUN.listen()\n"
+LISTEN = "from qrpo_jax.faults.interruption import RUN\nRUN.listen()\n"
 
 
 def program(code: str) -> "subprocess.Popen[str]":
