@@ -114,7 +114,7 @@ def leave(message: str, status: int) -> NoReturn:
     """Prints one line and exits at once: buffers that cannot be written would complain once more at a normal exit."""
     with contextlib.suppress(SystemExit):
         fail(message, status)
-    os._exit(status)
+    peers.leave_together(status)
 
 
 def quiet() -> None:

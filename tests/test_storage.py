@@ -197,7 +197,7 @@ def test_the_command_prints_one_line_with_status_1_and_bugs_pass(tmp_path, monke
     monkeypatch.setattr(main, "make_job", lambda: None)
     monkeypatch.setattr(main, "quiet", lambda: None)
     monkeypatch.setattr(main.storage, "hush", lambda workdir: None)
-    monkeypatch.setattr(main.os, "_exit", leave)
+    monkeypatch.setattr(main.peers, "leave_together", leave)
     with pytest.raises(SystemExit) as caught:
         run(OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "sft")))
     assert caught.value.code == 1
