@@ -31,7 +31,7 @@ from ml_collections import FrozenConfigDict, config_flags
 
 from qrpo_jax import pipeline
 from qrpo_jax.devices import peers
-from qrpo_jax.devices.cores import core_count, use_cores
+from qrpo_jax.devices.cores import copies_that_fit, core_count, use_cores
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import DamagedError, UserError
 from qrpo_jax.faults import storage
@@ -115,7 +115,7 @@ def leave(message: str, status: int) -> NoReturn:
     """Prints one line and exits at once: buffers that cannot be written would complain once more at a normal exit."""
     with contextlib.suppress(SystemExit):
         fail(message, status)
-    os._exit(status)
+    peers.leave_together(status)
 
 
 def quiet() -> None:
@@ -152,7 +152,7 @@ def make_job() -> Job:
 
 
 def cpu_devices(config: Any, distributed: bool) -> int:
-    """Devices of a job without an accelerator: one a core, but no more than a batch has units.
+    """Devices of a job without an accelerator: one a core, but no more than a batch has units or memory has room for.
 
     Processes of a distributed job may share a machine, so each has one unless the config says otherwise.
     """
@@ -161,7 +161,8 @@ def cpu_devices(config: Any, distributed: bool) -> int:
     if config.mesh.cpu_devices or distributed:
         return config.mesh.cpu_devices or 1
     batches = [config[stage].batch_size for stage in ("sft", "train") if stage in config.stages]
-    return max(1, min([core_count(), *batches]))
+    weights = sum(path.stat().st_size for path in Path(config.model.path or "no folder").glob("*.safetensors"))
+    return max(1, min([core_count(), copies_that_fit(weights), *batches]))
 
 
 def main(argv: list[str]) -> None:

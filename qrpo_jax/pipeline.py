@@ -14,7 +14,7 @@ from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import sha256
-from qrpo_jax.job import integrity, manifest, shared_checks
+from qrpo_jax.job import integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.owner import Owner
 from qrpo_jax.job.shard import Shard
@@ -74,6 +74,8 @@ def check(job: Job) -> None:
         shared_checks.check(job)
     for stage in stages:
         stage.check(job)
+    if any(stage.needs_model and stage.needs_data for stage in stages):
+        memory.check(job)
 
 
 def check_workdir(workdir: Path) -> None:

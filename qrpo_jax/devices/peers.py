@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -323,6 +323,14 @@ def leave(status: int) -> None:
         with suppress(Exception):
             stream.flush()
     os._exit(status)
+
+
+def leave_together(status: int) -> NoReturn:
+    """Ends the process at once, after the others of a distributed job have been told."""
+    if _joined is not None:
+        _joined.leave(status)
+    leave(status)
+    raise AssertionError("it has left")
 
 
 @contextmanager

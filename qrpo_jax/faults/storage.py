@@ -38,6 +38,7 @@ _INSIDE = {
     errno.EREMOTEIO: _BACK,
 }
 _CODES = (*_ANYWHERE, *_INSIDE, errno.ENOENT)
+RECORD = "settings.json"  # every stage's folder has it from the start
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 
 
@@ -51,7 +52,8 @@ def explain(error: BaseException, workdir: Path) -> str | None:
 
     Args:
       error: also looked at are the errors that it was raised from, or while handling.
-      workdir: a missing file counts only if this folder, or the stage's folder in it, is gone; else it is a bug.
+      workdir: a missing file counts only if this folder, or what the stage's folder in it held, is gone; else it is a
+        bug. The folders themselves may be there again: libraries make them anew.
     """
     workdir = workdir.absolute()
     failures = [found for link in _chain(error) for found in _failures(link, workdir) if _counts(found, workdir)]
@@ -125,7 +127,9 @@ def _counts(failure: _Failure, workdir: Path) -> bool:
         return True
     if failure.path is None or not failure.path.is_relative_to(workdir):
         return False
-    return failure.code in _INSIDE or not os.path.exists(workdir / Path(*failure.path.relative_to(workdir).parts[:1]))
+    parts = failure.path.relative_to(workdir).parts
+    held = workdir / parts[0] / RECORD if len(parts) > 1 else workdir
+    return failure.code in _INSIDE or not os.path.exists(held)
 
 
 def _final(path: Path) -> Path:

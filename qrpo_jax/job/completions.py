@@ -12,18 +12,18 @@ from jax.sharding import Mesh
 
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
-from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.devices.mesh import place, round_up, row_sharding
+from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.memory import WIDTH, prompts_at_once
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
-
-WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
 
 Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts]]
 
@@ -75,7 +75,10 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
 def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> Any:
     """The jitted sampler of `jitted_sampler`, remembered so that stages which sample alike compile once."""
     options = None if compute.mesh is None else compiler_options(compute.mesh)
-    return jax.jit(with_raw_keys(make_sampler(graph, compute=compute, **settings)), compiler_options=options)
+    jitted = jax.jit(with_raw_keys(make_sampler(graph, compute=compute, **settings)), compiler_options=options)
+    if compute.mesh is None:
+        return jitted
+    return CheckedProgram(jitted, compute.mesh, "sampling", ("completions", "max_new_tokens", "max_tokens"))
 
 
 def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:
@@ -92,7 +95,8 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
     """
     text, mesh = job.policy.text, job.local_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens)
-    batch_prompts = round_up(job.config.prompts.unit, axis_size(mesh, "rows"))
+    batch_prompts, name = prompts_at_once(job, section, mesh), purpose.partition(" ")[0]
+    keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
         prompts = [text.prompt(row.messages, f"row {row.id!r}") for row in rows]
@@ -100,9 +104,15 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
         rows, prompts, indices = [rows[i] for i in kept], [prompts[i] for i in kept], [indices[i] for i in kept]
         if section.completions == 0 or not rows:
             return rows, counts
-        tokens_PxL, lengths_P = padded_prompts(prompts, batch_prompts)
-        keys = prompt_keys(job.config.seed, purpose, indices, batch_prompts)
-        samples = jax.device_get(jitted(parameters, *place((tokens_PxL, lengths_P, keys), row_sharding(mesh))))
+        count = round_up(len(prompts), batch_prompts)
+        inputs = (*padded_prompts(prompts, count), prompt_keys(job.config.seed, purpose, indices, count))
+        parts = [
+            place(tuple(x[start : start + batch_prompts] for x in inputs), row_sharding(mesh))
+            for start in range(0, count, batch_prompts)
+        ]
+        with located(max_tokens="prompts.max_tokens", **keys):
+            drawn = [jax.device_get(jitted(parameters, *part)) for part in parts]
+        samples = jax.tree.map(lambda *each: np.concatenate(each), *drawn)
         completed = [
             dataclasses.replace(row, completions=(*row.completions, *_completions(samples, i, text, side)))
             for i, row in enumerate(rows)

@@ -12,7 +12,9 @@ from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.views import View
 from qrpo_jax.devices.mesh import place, row_sharding
+from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
+from qrpo_jax.errors import located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import plan_log_probs
 from qrpo_jax.job.units import Counts
@@ -35,10 +37,11 @@ def jitted_log_probs(
     settings, graph = job.log_prob_settings(mesh), job.graph(side)
     if temperature is not None:
         settings = settings._replace(temperature=temperature)
-    return jax.jit(
+    jitted = jax.jit(
         lambda parameters, batch: completion_log_probs(graph, parameters, batch, settings),
         compiler_options=compiler_options(mesh),
     )
+    return CheckedProgram(jitted, mesh, "the log-probs of a batch", ("batch_rows", "max_tokens"))
 
 
 def make_log_probs(job: Job, side: str = "reference", temperature: float | None = None) -> RowLogProbs:
@@ -63,7 +66,8 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
             plan = plan_log_probs(job, mesh, examples.packing_units())
             for index in range(plan.steps):
                 batch = assemble(examples, plan, index)
-                values_BxS = np.asarray(jitted(parameters, place(batch, row_sharding(mesh))))
+                with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
+                    values_BxS = np.asarray(jitted(parameters, place(batch, row_sharding(mesh))))
                 present = batch.example_BxS >= 0
                 by_example |= dict(zip(batch.example_BxS[present].tolist(), values_BxS[present].tolist(), strict=True))
         by_name = {name: by_example[c] for c, name in enumerate(examples.names)}

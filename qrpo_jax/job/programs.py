@@ -12,9 +12,10 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
-from qrpo_jax.job.completions import WIDTH, jitted_sampler
+from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
+from qrpo_jax.job.memory import WIDTH
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.job.training_options import calibrated_target, chosen_objective, configured_objective
 from qrpo_jax.model import flops

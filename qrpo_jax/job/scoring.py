@@ -122,7 +122,8 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row]) -> tuple[list[Row]
     pending = [
         dataclasses.replace(row, completions=tuple(c for c in row.completions if math.isnan(c.reward))) for row in rows
     ]
-    with located("reward.path" if isinstance(reward, ModelReward) else "reward.name"):
+    place = "reward.path" if isinstance(reward, ModelReward) else "reward.name"
+    with located(place, batch_rows="reward.batch_rows", max_tokens="reward.max_tokens"):
         scores = reward.score(pending)
     scored = []
     for row, rewards in zip(rows, scores.rewards, strict=True):

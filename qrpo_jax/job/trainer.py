@@ -72,7 +72,8 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     plan = make_plan(job, stage, examples)
     describe(job, stage, plan, adapters(job, training))
     optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
-    with open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook):
+    keys = {"microbatches": f"{stage}.microbatches", "remat": "model.remat", "split": "mesh.fsdp"}
+    with located(**keys), open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook):
         parameters = fit(
             policy_step(job, training, optimizer, plan.microbatches),
             trainable(job, training, optimizer),

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from qrpo_jax.data.chat import ChatText, chat_text
 from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.devices.mesh import axis_size, parameter_shardings, place, replicated, round_up, row_sharding
+from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.reward_config import read_reward_config
@@ -186,7 +187,8 @@ class ModelScorer:
         body = load_weights(headers, model.settings, mesh, compute.dtype)
         self._parameters = RewardParameters(body, place(head, replicated(mesh)))
         graph = decoder.graph(model.settings)
-        self._scores = jax.jit(functools.partial(batch_scores, graph, model.head, compute=compute))
+        jitted = jax.jit(functools.partial(batch_scores, graph, model.head, compute=compute))
+        self._scores = CheckedProgram(jitted, mesh, "the reward model", ("batch_rows", "max_tokens"))
 
     def score(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Scores of conversations, float32 in their order.

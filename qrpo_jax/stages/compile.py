@@ -23,6 +23,7 @@ from qrpo_jax.files import write_json, write_text
 from qrpo_jax.job import estimates
 from qrpo_jax.job.bounds import check_choices, check_least, refuse
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.memory import prompts_at_once
 from qrpo_jax.job.programs import PROGRAMS, row_multiple
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import check_optimization
@@ -84,7 +85,7 @@ def rows_of(job: Job, mesh: Mesh, name: str, results: dict[str, Any]) -> int:
     """
     config, multiple = job.config, row_multiple(job, mesh, name)
     if name == "sample":
-        return round_up(config.prompts.unit, multiple)  # as stage `sample` does
+        return prompts_at_once(job, config.sample, mesh)
     if name == "reference":
         rows = config.log_probs.batch_rows or results.get("train", {}).get("rows", 0) or multiple
         return round_up(rows, multiple)

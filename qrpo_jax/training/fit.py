@@ -8,6 +8,7 @@ import jax
 from jax import Array
 
 from qrpo_jax.devices.mesh import place, replicated, row_sharding
+from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.faults.interruption import RUN, Interrupted
 from qrpo_jax.model.decoder import Parameters
@@ -47,13 +48,15 @@ def fit(
 
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
+      UserError: a step needs more memory than a device has; about "microbatches", "remat" and "split".
       DamagedError: nothing that the run could go on from is whole.
       Interrupted: a signal stops the run; the state is saved.
     """
     state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
     logbook.begin(done, metrics_file)
     RUN.progress(f"step {done} of {steps} is saved")
-    update, mesh = jitted(step, trainable), trainable.mesh
+    mesh = trainable.mesh
+    update = CheckedProgram(jitted(step, trainable), mesh, "a training step", ("microbatches", "remat", "split"))
     for number in range(done + 1, steps + 1):
         batch = next(batches)
         state, metrics = update(state, place(batch, row_sharding(mesh)), frozen or {})

@@ -16,6 +16,7 @@ import pytest
 from qrpo_jax import files, main
 from qrpo_jax.errors import UserError
 from qrpo_jax.faults import storage
+from qrpo_jax.job.manifest import SETTINGS
 from tests.helpers.jobs import ROOT, SMALL, environment
 
 RESUME = "and run the same command: it goes on from what is complete"
@@ -140,12 +141,12 @@ def test_errors_of_libraries_are_read_through_whatever_is_wrapped_around_them(tm
 
 def test_bugs_and_mistakes_are_not_taken_for_storage(tmp_path: Path) -> None:
     inside, outside = str(tmp_path / "sft" / "rows"), "/somewhere/else"
-    (tmp_path / "sft").mkdir()
+    files.write_text(tmp_path / "sft" / SETTINGS, "{}")
     for error in (
         KeyError("x"),
         ValueError("No such thing"),
         UserError("no file /data/prompts.jsonl"),
-        FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), inside),  # its folder is there
+        FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), inside),  # its stage's folder is as it was
         FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), outside),
         PermissionError(errno.EACCES, os.strerror(errno.EACCES), outside),
         ConnectionError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)),
@@ -158,13 +159,16 @@ def test_bugs_and_mistakes_are_not_taken_for_storage(tmp_path: Path) -> None:
 
 def test_a_work_directory_that_vanishes_is_named(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    files.write_text(workdir / "sft" / "settings.json", "{}")
+    assert storage.RECORD == SETTINGS
+    files.write_text(workdir / "sft" / SETTINGS, "{}")
     with pytest.raises(OSError) as caught, files.whole_file(workdir / "sft" / "manifest.json") as temporary:
         shutil.rmtree(workdir)
         temporary.write_text("{}")
     line = storage.explain(caught.value, workdir)
     expected = f"{workdir}/sft/manifest.json: No such file or directory; make it available again {RESUME}"
     assert line == expected
+    (workdir / "sft").mkdir(parents=True)  # as Orbax does, when its next file is written
+    assert storage.explain(caught.value, workdir) == expected
 
 
 def test_a_thread_that_meets_a_bug_still_prints_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +203,7 @@ def test_the_command_prints_one_line_with_status_1_and_bugs_pass(tmp_path, monke
     monkeypatch.setattr(main, "make_job", lambda: None)
     monkeypatch.setattr(main, "quiet", lambda: None)
     monkeypatch.setattr(main.storage, "hush", lambda workdir: None)
-    monkeypatch.setattr(main.os, "_exit", leave)
+    monkeypatch.setattr(main.peers, "leave_together", leave)
     with pytest.raises(SystemExit) as caught:
         run(OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "sft")))
     assert caught.value.code == 1
