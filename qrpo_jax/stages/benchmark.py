@@ -26,7 +26,6 @@ from qrpo_jax.job.completions import jitted_sampler, padded_prompts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.packing import make_plan, plan_log_probs
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.stopwatch import Load, Program, Timing, measure
 from qrpo_jax.job.trainer import check_optimization, configured_optimizer, policy_step, trainable
 from qrpo_jax.job.training_options import KEYS, chosen_objective, configured_objective
@@ -256,11 +255,3 @@ def check(job: Job) -> None:
         raise refuse("benchmark.mix", f"{config.benchmark.mix!r}, which has no pairs for {config.train.objective!r}")
     if config.train.reference_log_probs == "on_the_fly" and not config.lora.rank:
         raise refuse("train.reference_log_probs", "'on_the_fly', which needs LoRA; set config.lora.rank")
-
-
-STAGE = Stage(
-    run,
-    check,
-    sections=("model", "mesh", "pack", "log_probs", "sample", "lora", "train", "benchmark"),
-    needs_data=False,
-)

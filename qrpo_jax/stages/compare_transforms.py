@@ -14,7 +14,6 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.files import write_json, write_text
 from qrpo_jax.job.bounds import refuse
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.report import transform_figures, transform_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.transform_figures import Grid
@@ -75,6 +74,3 @@ def check_transform(name: str) -> None:
     values = np.asarray(transform.apply(np.linspace(0, 1, 1001)[1:-1]))
     if not (np.diff(values) >= -1e-6 * np.abs(values).max()).all():
         raise UserError(f"transform {name!r} decreases somewhere; only transforms that never decrease can be compared")
-
-
-STAGE = Stage(run, check, sections=(SECTION,), needs_model=False, needs_data=False)

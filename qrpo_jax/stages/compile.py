@@ -24,7 +24,6 @@ from qrpo_jax.job import estimates
 from qrpo_jax.job.bounds import check_choices, check_least, refuse
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.programs import PROGRAMS, row_multiple
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import check_optimization
 from qrpo_jax.job.training_options import KEYS, check_transform, configured_objective
 from qrpo_jax.model.decoder import parameter_count
@@ -140,11 +139,3 @@ def check(job: Job) -> None:
         parameter_layout(mesh, job.shape.settings)
     for name in config.compile.programs:
         rows_of(job, mesh, name, {})
-
-
-STAGE = Stage(
-    run,
-    check,
-    sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),
-    needs_model=False,
-)

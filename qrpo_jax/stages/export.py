@@ -12,7 +12,6 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.job.bounds import check_choices
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
 
@@ -71,6 +70,3 @@ def check(job: Job) -> None:
             )
     with located("model", dtype="export.dtype"):
         model_folder.check_export(job.policy.settings, job.policy.text, config.export.dtype)
-
-
-STAGE = Stage(run, check, needs=("train",), sections=("export",))

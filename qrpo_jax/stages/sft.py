@@ -8,7 +8,6 @@ from qrpo_jax.data.views import View
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_sources
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import Training, check_optimization, train
 from qrpo_jax.training.objectives import make_objective
 
@@ -27,11 +26,3 @@ def run(job: Job) -> dict[str, Any]:
 def check(job: Job) -> None:
     check_optimization(job.config, "sft")
     check_least(job.config, {"sft.examples": 1})
-
-
-STAGE = Stage(
-    run,
-    check,
-    sections=("model", "prompts", "pack", "sft"),
-    machine_keys=("sft.checkpoint_every", "sft.microbatches"),
-)

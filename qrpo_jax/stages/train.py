@@ -12,7 +12,6 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, build_examples
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.job.training_options import (
     KEYS,
@@ -125,10 +124,5 @@ def warn_of_temperature(job: Job) -> None:
         )
 
 
-STAGE = Stage(
-    run,
-    check_training,
-    needs=("sample",),
-    sections=("pack", "log_probs", "select", "lora", "train"),
-    machine_keys=("log_probs.batch_rows", "train.checkpoint_every", "train.microbatches"),
-)
+def check(job: Job) -> None:
+    check_training(job)
