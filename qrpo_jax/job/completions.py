@@ -15,7 +15,6 @@ from qrpo_jax.data.text import Text
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError
-from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.compute import Compute
@@ -28,20 +27,16 @@ WIDTH = 16  # prompts are padded to a multiple of this, which limits the number 
 Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts]]
 
 
-def check_sampling(job: Job, name: str, least_completions: int) -> None:
-    """Refuses sampling settings that are out of range or exceed the model's positions.
+def check_sampling(job: Job, name: str) -> None:
+    """Refuses sampling settings that exceed the model's positions.
 
     Args:
       name: of the config section, "sample" or "evaluate".
-      least_completions: the smallest allowed number of completions a prompt.
 
     Raises:
       UserError: naming the key.
     """
     config, positions = job.config, job.policy.settings.max_positions
-    check_least(config, {f"{name}.completions": least_completions, f"{name}.max_new_tokens": 1, f"{name}.top_k": 0})
-    check_range(config, f"{name}.temperature", 0)
-    check_range(config, f"{name}.top_p", 1e-9, 1)
     longest = config.prompts.max_tokens + config[name].max_new_tokens
     if longest > positions:
         raise UserError(

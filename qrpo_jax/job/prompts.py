@@ -13,7 +13,7 @@ from qrpo_jax.data.sources import SOURCES, listed
 from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions, all_rows
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.bounds import check_choices, check_least
+from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
@@ -118,16 +118,7 @@ def check_prompts(job: Job, sources: Sources = SOURCES) -> None:
     """
     config = job.config
     kind = sources[config.prompts.source]
-    check_least(
-        config,
-        {
-            "prompts.count": 0 if kind.listed else 1,
-            "prompts.held_out": 0,
-            "prompts.unit": 1,
-            "prompts.max_tokens": 1,
-            "prompts.beginning_tokens": 1,
-        },
-    )
+    check_least(config, {"prompts.count": 0 if kind.listed else 1})
     if kind.sampled:
         check_beginnings(job)
     if not kind.listed:
@@ -149,7 +140,6 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
     Raises:
       UserError: naming the keys.
     """
-    check_choices(config, {"prompts.source": sources})
     name = config.prompts.source
     kind = sources[name]
     if not config.model.path and kind.vocabulary is None:

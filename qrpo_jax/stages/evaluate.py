@@ -153,5 +153,5 @@ def say_results(job: Job, results: dict[str, Any]) -> None:
 
 def check(job: Job) -> None:
     check_least(job.config, {"prompts.held_out": 2})  # an interval needs two prompts
-    check_sampling(job, "evaluate", least_completions=1)
+    check_sampling(job, "evaluate")
     check_reward(job)

@@ -9,7 +9,6 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
 from qrpo_jax.job import accounting
-from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
 from qrpo_jax.report import run_page
@@ -63,7 +62,3 @@ def read_record(job: Job) -> RunRecord:
         benchmark=accounting.benchmark(job),
         compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
     )
-
-
-def check(job: Job) -> None:
-    check_least(job.config, {"report.examples": 0})

@@ -22,4 +22,4 @@ def run(job: Job) -> dict[str, Any] | None:
 
 
 def check(job: Job) -> None:
-    check_sampling(job, "sample", least_completions=0)
+    check_sampling(job, "sample")

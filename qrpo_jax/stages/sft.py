@@ -5,10 +5,9 @@ from typing import Any
 from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.views import View
-from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_sources
-from qrpo_jax.job.trainer import Training, check_optimization, train
+from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.training.objectives import make_objective
 
 
@@ -21,8 +20,3 @@ def run(job: Job) -> dict[str, Any]:
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
     return train(job, "sft", Training(examples, make_objective("sft"), settings, start))
-
-
-def check(job: Job) -> None:
-    check_optimization(job.config, "sft")
-    check_least(job.config, {"sft.examples": 1})
