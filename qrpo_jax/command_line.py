@@ -18,6 +18,7 @@ from qrpo_jax.stages import STAGES
 HELP = {
     "config": "a shipped config by name, such as quickstart, or the path of a config file",
     "workdir": "folder of the run; the same command resumes an interrupted run",
+    "fork": "work directory of another run: take over its stages whose settings agree, and run the others",
     "shard": "i/n: run only slice i of n of the stages that split into units",
     "distributed": "join the other hosts of a TPU pod or a SLURM job",
     "coordinator": "HOST:PORT of process 0, for clusters that do not provide it",
@@ -36,6 +37,7 @@ class Request(NamedTuple):
     Attributes:
       config: every key, checked on its own.
       workdir: folder of the run.
+      fork: folder of a run whose stages are taken over, or None.
       shard: (i, n): slice i of n of the work.
       distributed: other processes work on the same run.
       coordinator, processes, process: how they find each other; None if the cluster says it.
@@ -43,6 +45,7 @@ class Request(NamedTuple):
 
     config: Config
     workdir: Path
+    fork: Path | None
     shard: tuple[int, int]
     distributed: bool
     coordinator: str | None
@@ -67,10 +70,11 @@ def read(argv: Sequence[str]) -> Request:
     if values.config is None or values.workdir is None:
         raise UserError("--config=NAME and --workdir=DIR are needed; see --help")
     workdir = folder("workdir", values.workdir)
+    other = None if values.fork is None else folder("fork", values.fork)
     config = files.read(values.config)
     overrides.apply(config, given)
     check_order(config.stages, STAGES)
-    return Request(config, workdir, shard, distributed, values.coordinator, values.processes, values.process)
+    return Request(config, workdir, other, shard, distributed, values.coordinator, values.processes, values.process)
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -80,7 +84,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
       UserError: an unknown flag or argument, or a value of another type.
     """
     values = flags.FlagValues()  # without the flags that imported libraries define
-    for name in ("config", "workdir", "coordinator"):
+    for name in ("config", "workdir", "fork", "coordinator"):
         flags.DEFINE_string(name, None, HELP[name], flag_values=values)
     flags.DEFINE_string("shard", "0/1", HELP["shard"], flag_values=values)
     flags.DEFINE_boolean("distributed", False, HELP["distributed"], flag_values=values)
@@ -133,6 +137,8 @@ def check_processes(values: Any, shard: tuple[int, int], distributed: bool) -> N
         raise UserError(
             "--shard is for independent processes; --distributed and --coordinator split the work themselves"
         )
+    if values.fork is not None and shard[1] > 1:
+        raise UserError("--fork is for the first start of a run: start once without --shard")
     count, index = values.processes, values.process
     if values.coordinator:
         if not re.fullmatch(r".+:[0-9]{1,5}", values.coordinator):
@@ -154,7 +160,5 @@ def folder(flag: str, text: str) -> Path:
     if not text.strip() or not text.isprintable():
         raise UserError(f"--{flag}={text and shown(text)}; name a folder")
     if ADDRESS.match(text):
-        raise UserError(
-            f"--{flag}={text} is an address; work directories are folders: mount the store and name the mount"
-        )
+        raise UserError(f"--{flag}={text} is an address; name a folder, such as one where the store is mounted")
     return Path(text)

@@ -1,8 +1,8 @@
 """Runs a config: `python -m qrpo_jax.main --config=quickstart --workdir=runs/quickstart`.
 
 The same command runs on a laptop and on every host of a pod; installed, it is also called `qrpo-jax`. A user's mistake
-prints one line and exits with status 2. A loss that is not finite and a damaged file print one line and exit with status
-1; a bug exits with its traceback and status 1.
+prints one line and exits with status 2. A loss that is not finite and a damaged file print one line and exit with
+status 1; a bug exits with its traceback and status 1.
 
 Libraries are imported when the command line and the config have been read, so that a mistake in them is answered at
 once.
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     from qrpo_jax.training.logbook import NonFiniteLossError
 
     try:
-        complete = pipeline.run(make_job(request))
+        complete = pipeline.run(make_job(request), request.fork)
     except UserError as error:
         fail(str(error), USER_ERROR)
     except (NonFiniteLossError, DamagedError) as error:

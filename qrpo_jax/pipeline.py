@@ -11,19 +11,24 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.files import sha256
-from qrpo_jax.job import integrity, manifest, shared_checks
+from qrpo_jax.job import fork, integrity, manifest, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.stage import check_order
 
 
-def run(job: Job) -> bool:
+def run(job: Job, fork_from: Path | None = None) -> bool:
     """Runs the stages that are not complete yet; returns whether all are.
+
+    Args:
+      fork_from: work directory of another run, whose stages are taken over as far as their settings agree.
 
     Raises:
       UserError: a mistake of the user. Mistakes in the config are found before anything is compiled or written.
       DamagedError: files of the run changed, and it cannot go on without them.
     """
     check(job)
+    if fork_from is not None:
+        fork.take_over(job, fork_from, lambda name: settings(job, name))
     for name in job.config.stages:
         manifest.check_settings(job.folder(name), settings(job, name))
     wait("settings checked")
