@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     )  # without an accelerator, devices that share the CPU; 0: one a core
 
     config.prompts = Config()
-    config.prompts.source = Choice("programs", "jsonl", "model")  # model: beginnings sampled from the model itself
+    # programs | jsonl | model (beginnings sampled from the model itself)
+    config.prompts.source = Text("programs", empty=False)
     config.prompts.path = Text("")  # of the JSON-lines file
     config.prompts.count = Whole(1024, least=0)  # prompts to train on; jsonl: 0 for all
     config.prompts.held_out = Whole(256, least=0)  # prompts to evaluate on

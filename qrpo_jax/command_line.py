@@ -1,5 +1,6 @@
 """The command line: flags, the config with its overrides, and their checks, before anything heavy is imported."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import qrpo_jax
 from qrpo_jax.config import Config, files, help, overrides
 from qrpo_jax.config.keys import shown
 from qrpo_jax.errors import UserError
+from qrpo_jax.job.source_check import check_source
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
 
@@ -74,6 +76,8 @@ def read(argv: Sequence[str]) -> Request:
     config = files.read(values.config)
     overrides.apply(config, given)
     check_order(config.stages, STAGES)
+    if any(STAGES[name].needs_model for name in config.stages):
+        check_source(config)
     return Request(config, workdir, other, shard, distributed, values.coordinator, values.processes, values.process)
 
 
@@ -106,13 +110,20 @@ def answer(words: Sequence[str]) -> None:
         if found is None:
             continue
         if found[1] == "version":
-            print(f"qrpo-jax {qrpo_jax.__version__}")
+            show(f"qrpo-jax {qrpo_jax.__version__}")
         else:
             folder = Path(__file__).parent / "stages"
             stages = {name: help.first_sentence(folder / f"{name}.py") for name in STAGES}
-            print(help.page(HELP, stages, found[2] or ""))
-        sys.stdout.flush()
+            show(help.page(HELP, stages, found[2] or ""))
         raise SystemExit(0)
+
+
+def show(text: str) -> None:
+    """Prints a text to a reader who may stop reading, as `--help | head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def parse_shard(text: str) -> tuple[int, int]:

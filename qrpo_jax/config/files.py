@@ -7,8 +7,10 @@ import os
 import sys
 import traceback
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -93,7 +95,8 @@ def read(name: str) -> Config:
     # Files beside the config can be imported as FOLDER.NAME, from any working directory.
     sys.path.append(str(path.resolve().parent.parent))
     try:
-        given = run(path)
+        with no_exit():
+            given = run(path)
     except UserError as error:
         raise UserError(f"{at_line(path, error)}: {error}") from None
     except (Exception, SystemExit, RecursionError) as error:
@@ -106,6 +109,23 @@ def read(name: str) -> Config:
         return completed(default, given)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Inside, `os._exit` raises as `sys.exit` does; no config file ends the command as if its work were done."""
+    leave, process = os._exit, os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def run(path: Path) -> Any:

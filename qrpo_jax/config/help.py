@@ -20,7 +20,7 @@ def page(flags: Mapping[str, str], stages: Mapping[str, str], section: str = "")
 
     Args:
       flags, stages: a line about each, by name.
-      section: show this section of the config alone; "" for everything.
+      section: show this section of the config alone, or that of this key; "" for everything.
 
     Raises:
       UserError: there is no such section.
@@ -30,6 +30,8 @@ def page(flags: Mapping[str, str], stages: Mapping[str, str], section: str = "")
     sections = [name for name in config._fields if isinstance(config[name], Config)]
     if section:
         section = section.removeprefix("config.")
+        if section in dict(keys_of(config)):
+            return "\n".join(section_lines(config, about, section.rpartition(".")[0]))
         if section not in sections and section not in stages:
             near = did_you_mean(section, [*sections, *stages], quote="")
             raise UserError(f"no section {section}; allowed: {', '.join(sections)}{near} (--help)")

@@ -6,7 +6,8 @@ from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import check_prompts, check_source
+from qrpo_jax.job.prompts import check_prompts
+from qrpo_jax.job.source_check import check_source
 from qrpo_jax.model import decoder
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
+from qrpo_jax.data.sources.source import Source, SourceOptions
 from qrpo_jax.errors import UserError
 
 PAIR_SIDES = ("chosen", "rejected")
@@ -166,6 +166,3 @@ def _reward(value: Any, where: str) -> float:
     if not is_number or not abs(value) <= sys.float_info.max:
         raise _fault(where, f"a reward is {value!r}; it must be a finite number")
     return float(value)
-
-
-KIND = SourceKind(open=open_jsonl, completions=True, demonstrations=True, tests=True, listed=True)
