@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import tensorboardX
-
 from qrpo_jax.devices import processes
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import write_bytes
@@ -126,6 +124,8 @@ class TensorBoard:
     """TensorBoard event files; steps after `resume_step` are purged."""
 
     def __init__(self, directory: Path, resume_step: int) -> None:
+        import tensorboardX  # here because it imports PyTorch wherever that is installed, which takes seconds
+
         self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
