@@ -1,21 +1,41 @@
-"""Packaging of qrpo-jax. `.ci/run` tests the lowest jax of these bounds, and the newest releases that they allow."""
+"""Packaging of qrpo-jax. `.ci/run` tests the lowest jax of these bounds, and the newest releases that they allow.
 
+The folder `configs` is installed inside the package, as `qrpo_jax/configs`, where `--config=NAME` finds it.
+"""
+
+import ast
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 TEST = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.9,<0.18", "mypy>=1.14,<3"]
 
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """`qrpo_jax.__version__`, read without an import."""
+    module = ast.parse((ROOT / "qrpo_jax" / "__init__.py").read_text(encoding="utf-8"))
+    (value,) = (node.value for node in module.body if isinstance(node, ast.Assign))
+    return ast.literal_eval(value)
+
+
 setup(
     name="qrpo-jax",
-    version="0.1.0",
+    version=version(),
     description="Quantile Reward Policy Optimization (QRPO) of language models in JAX, TPU pods first",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["qrpo_jax", "qrpo_jax.*"]),
-    package_data={"qrpo_jax": ["py.typed"], "qrpo_jax.report": ["templates/*"]},
+    packages=[*find_packages(include=["qrpo_jax", "qrpo_jax.*"]), "qrpo_jax.configs"],
+    package_dir={"qrpo_jax.configs": "configs"},
+    package_data={
+        "qrpo_jax": ["py.typed"],
+        "qrpo_jax.configs": ["shapes/*/config.json"],
+        "qrpo_jax.report": ["templates/*"],
+    },
+    entry_points={"console_scripts": ["qrpo-jax = qrpo_jax.main:command"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",

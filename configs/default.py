@@ -5,190 +5,213 @@ A section with the name of a stage holds the options of that stage. Stages share
 
 from ml_collections import ConfigDict
 
+from qrpo_jax.config import Choice, Config, Number, Several, Switch, Text, Whole
 
-def optimization(**overrides: object) -> ConfigDict:
-    """Keys that SFT and training share."""
-    config = ConfigDict()
-    config.batch_size = 128  # units (completions, or pairs) in a global batch
-    config.epochs = 1
-    config.microbatches = 0  # parts of a batch over which gradients are accumulated; 0: as memory or caches need
-    config.learning_rate = 1e-6
-    config.schedule = "cosine"  # after the warm-up: cosine | linear | constant
-    config.warmup_share = 0.1  # share of all steps
-    config.b1 = 0.9
-    config.b2 = 0.999
-    config.weight_decay = 0.0
-    config.moment_dtype = "float32"  # of Adam's moments in memory: float32 | bfloat16, which is rounded stochastically
-    config.clip_norm = 0.0  # global gradient norm; 0 never clips (the norm is logged either way)
-    config.log_every = 10  # steps
-    config.checkpoint_every = 100  # steps; a kill loses at most this many
-    config.update(overrides)
+
+def optimization(learning_rate: float) -> Config:
+    """Keys that SFT and training share, with the default learning rate."""
+    config = Config()
+    config.batch_size = Whole(128, least=1)  # units (completions, or pairs) in a global batch
+    config.epochs = Whole(1, least=1)
+    config.microbatches = Whole(
+        0, least=0
+    )  # parts of a batch over which gradients are accumulated; 0: as memory or caches need
+    config.learning_rate = Number(learning_rate, above=0)
+    config.schedule = Choice("cosine", "linear", "constant")  # after the warm-up
+    config.warmup_share = Number(0.1, least=0, below=1)  # share of all steps
+    config.b1 = Number(0.9, least=0, below=1)
+    config.b2 = Number(0.999, least=0, below=1)
+    config.weight_decay = Number(0.0, least=0)
+    # Of Adam's moments in memory; bfloat16 is rounded stochastically.
+    config.moment_dtype = Choice("float32", "bfloat16")
+    config.clip_norm = Number(0.0, least=0)  # global gradient norm; 0 never clips (the norm is logged either way)
+    config.log_every = Whole(10, least=1)  # steps
+    config.checkpoint_every = Whole(100, least=1)  # steps; a kill loses at most this many
     return config
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
+    config = Config()
+    config.seed = Whole(0, least=0)
     # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms, benchmark and
     # compile need no data and no weights, and run alone or anywhere before report.
-    config.stages = ("sample", "score", "reference", "train", "evaluate", "report", "export")
+    config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
-    config.model = ConfigDict()
-    config.model.path = ""  # a Hugging Face folder; "": a new model of the shape below, trained from scratch
-    config.model.template = "chat"  # chat: the tokenizer's template; plain: BOS, then the text
-    config.model.d_model = 128
-    config.model.layers = 4
-    config.model.heads = 4
-    config.model.kv_heads = 4
-    config.model.head_dim = 32
-    config.model.d_ff = 352
-    config.model.max_positions = 512
-    config.model.compute_dtype = "float32"  # of matrix products: float32 | bfloat16
-    # Type in memory: float32 | bfloat16. bfloat16 saves 2 of 12 bytes a weight in training. Moments stay float32, and
+    config.model = Config()
+    config.model.path = Text("")  # a Hugging Face folder; "": a new model of the shape below, trained from scratch
+    config.model.template = Choice("chat", "plain")  # chat: the tokenizer's template; plain: BOS, then the text
+    config.model.d_model = Whole(128, least=1)
+    config.model.layers = Whole(4, least=1)
+    config.model.heads = Whole(4, least=1)
+    config.model.kv_heads = Whole(4, least=1)
+    config.model.head_dim = Whole(32, least=1)
+    config.model.d_ff = Whole(352, least=1)
+    config.model.max_positions = Whole(512, least=1)
+    config.model.compute_dtype = Choice("float32", "bfloat16")  # of matrix products
+    # Type in memory. bfloat16 saves 2 of 12 bytes a weight in training. Moments stay float32, and
     # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
-    config.model.parameter_dtype = "float32"
-    config.model.attention = "auto"  # auto: the best for the devices | plain | blocks | splash (TPU) | triton (GPU)
-    # What the backward pass recomputes of each layer, to save memory: none | dots (all but products with weights, and
-    # attention) | attention (all but attention) | full (all) | offload (all, and inputs of layers wait in host memory).
-    config.model.remat = "none"
+    config.model.parameter_dtype = Choice("float32", "bfloat16")
+    # auto: the best for the devices; splash is for TPUs, triton for GPUs
+    config.model.attention = Choice("auto", "plain", "blocks", "splash", "triton")
+    # What the backward pass recomputes of each layer, to save memory. dots: all but products with weights, and
+    # attention; attention: all but attention; full: all; offload: all, and inputs of layers wait in host memory.
+    config.model.remat = Choice("none", "dots", "attention", "full", "offload")
     # Layers one after the other in each turn of a training step's loop over layers; 0: 32 on a GPU, 8 on a CPU, else 1.
-    config.model.unroll = 0
-    config.model.vocab_chunk = 0  # tokens of the vocabulary whose logits exist at a time; 0: 8192
+    config.model.unroll = Whole(0, least=0)
+    config.model.vocab_chunk = Whole(0, least=0)  # tokens of the vocabulary whose logits exist at a time; 0: 8192
 
-    config.mesh = ConfigDict()  # sizes; one may be -1 for all remaining devices
-    config.mesh.replica = 0  # copies of the model, one a slice or more; 0: the number of slices
-    config.mesh.data = -1  # copies of the model within a slice
-    config.mesh.fsdp = 1  # splits parameters, and rows; weights are gathered where they are used
-    config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary
-    config.mesh.context = 1  # splits long rows along their length
-    config.mesh.cpu_devices = 0  # without an accelerator, devices that share the CPU; 0: one a core
+    config.mesh = Config()  # sizes; one may be -1 for all remaining devices
+    config.mesh.replica = Whole(0, least=-1)  # copies of the model, one a slice or more; 0: the number of slices
+    config.mesh.data = Whole(-1, least=-1)  # copies of the model within a slice
+    config.mesh.fsdp = Whole(1, least=-1)  # splits parameters, and rows; weights are gathered where they are used
+    config.mesh.tensor = Whole(1, least=-1)  # splits heads, feed-forward and vocabulary
+    config.mesh.context = Whole(1, least=-1)  # splits long rows along their length
+    config.mesh.cpu_devices = Whole(
+        0, least=0, most=1024
+    )  # without an accelerator, devices that share the CPU; 0: one a core
 
-    config.prompts = ConfigDict()
-    config.prompts.source = "programs"  # programs | jsonl | model (beginnings sampled from the model itself)
-    config.prompts.path = ""  # of the JSON-lines file
-    config.prompts.count = 1024  # prompts to train on; jsonl: 0 for all
-    config.prompts.held_out = 256  # prompts to evaluate on
-    config.prompts.unit = 128  # prompts in one unit of work and of storage
-    config.prompts.max_tokens = 256  # longer prompts are dropped and counted
-    config.prompts.beginning_tokens = 24  # length of prompts from the model itself
+    config.prompts = Config()
+    # programs | jsonl | model (beginnings sampled from the model itself)
+    config.prompts.source = Text("programs", empty=False)
+    config.prompts.path = Text("")  # of the JSON-lines file
+    config.prompts.count = Whole(1024, least=0)  # prompts to train on; jsonl: 0 for all
+    config.prompts.held_out = Whole(256, least=0)  # prompts to evaluate on
+    config.prompts.unit = Whole(128, least=1)  # prompts in one unit of work and of storage
+    config.prompts.max_tokens = Whole(256, least=1)  # longer prompts are dropped and counted
+    config.prompts.beginning_tokens = Whole(24, least=1)  # length of prompts from the model itself
 
     config.sft = optimization(learning_rate=2e-3)
-    config.sft.examples = 16384  # source programs: demonstrations to generate
+    config.sft.examples = Whole(16384, least=1)  # source programs: demonstrations to generate
 
-    config.sample = ConfigDict()
-    config.sample.completions = 8  # references a prompt; 0: use the completions of the source alone
-    config.sample.max_new_tokens = 64
-    config.sample.temperature = 1.0
-    config.sample.top_k = 0  # 0: no cut
-    config.sample.top_p = 1.0
+    config.sample = Config()
+    config.sample.completions = Whole(8, least=0)  # references a prompt; 0: use the completions of the source alone
+    config.sample.max_new_tokens = Whole(64, least=1)
+    config.sample.temperature = Number(1.0, least=0)
+    config.sample.top_k = Whole(0, least=0)  # 0: no cut
+    config.sample.top_p = Number(1.0, above=0, most=1)
 
-    config.reward = ConfigDict()
-    config.reward.name = "tests"  # tests | model | dialogue_share | package.module:function
-    config.reward.path = ""  # model: the reward model's Hugging Face folder, which has its own chat template
-    config.reward.max_tokens = 0  # model: longer conversations are dropped and counted; 0: all that the model can read
-    config.reward.batch_rows = 16  # model: conversations a forward pass, in model.compute_dtype
-    config.reward.cpu_seconds = 1.0  # for one completion on all its tests
-    config.reward.memory_mb = 256
-    config.reward.workers = 0  # processes; 0: one a core
+    config.reward = Config()
+    config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
+    config.reward.path = Text("")  # model: the reward model's Hugging Face folder, which has its own chat template
+    config.reward.max_tokens = Whole(
+        0, least=0
+    )  # model: longer conversations are dropped and counted; 0: all that the model can read
+    config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype
+    config.reward.cpu_seconds = Number(1.0, least=0.01)  # for one completion on all its tests
+    config.reward.memory_mb = Whole(256, least=64)
+    config.reward.workers = Whole(0, least=0, most=4096)  # processes; 0: one a core
 
-    config.pack = ConfigDict()
-    config.pack.max_tokens = 512  # longest prompt and completion together
-    config.pack.over_long = "drop"  # or truncate_prompt_left; counted either way
-    config.pack.share_prompts = True  # completions of one prompt in a row share one copy of it
+    config.pack = Config()
+    config.pack.max_tokens = Whole(512, least=2)  # longest prompt and completion together
+    config.pack.over_long = Choice("drop", "truncate_prompt_left")  # what happens to longer ones; counted either way
+    config.pack.share_prompts = Switch(True)  # completions of one prompt in a row share one copy of it
     # L, tokens of a packed row: at least max_tokens, twice that for pairs. 0: the length that costs least for these
     # data, this model and this machine (qrpo_jax/data/row_cost.py).
-    config.pack.row_tokens = 0
-    config.pack.slots = 0  # S, completions of a packed row; even. 0: as many as fit
+    config.pack.row_tokens = Whole(0, least=0)
+    config.pack.slots = Whole(0, least=0)  # S, completions of a packed row; even. 0: as many as fit
 
-    config.log_probs = ConfigDict()
+    config.log_probs = Config()
     # Divides the logits of policy and reference alike; set it to sample.temperature so that both describe one
     # distribution.
-    config.log_probs.temperature = 1.0
-    config.log_probs.batch_rows = 0  # packed rows a forward pass, outside training; 0: chosen as in training
+    config.log_probs.temperature = Number(1.0, above=0)
+    config.log_probs.batch_rows = Whole(
+        0, least=0
+    )  # packed rows a forward pass, outside training; 0: chosen as in training
 
-    config.select = ConfigDict()
-    config.select.units = "singles"  # singles | best_worst | random_pairs
-    config.select.first = 0  # train on this many completions of a row, the first ones; 0: all
-    config.select.reference_count = 0  # rank against this many references, the first ones; 0: all
-    config.select.exclude_own = True  # a completion is not ranked against itself
-    config.select.estimator = "ecdf"  # ecdf (published) | midpoint
-    config.select.ties = "upper"  # upper (published) | mid | random
-    config.select.side = "both"  # of a pair, QRPO and SFT train on: both | chosen | rejected | random
+    config.select = Config()
+    config.select.units = Choice("singles", "best_worst", "random_pairs")
+    config.select.first = Whole(0, least=0)  # train on this many completions of a row, the first ones; 0: all
+    config.select.reference_count = Whole(0, least=0)  # rank against this many references, the first ones; 0: all
+    config.select.exclude_own = Switch(True)  # a completion is not ranked against itself
+    config.select.estimator = Choice("ecdf", "midpoint")  # ecdf is the published one
+    config.select.ties = Choice("upper", "mid", "random")  # upper is the published one
+    config.select.side = Choice("both", "chosen", "rejected", "random")  # of a pair, that QRPO and SFT train on
 
     # Low-rank adapters (LoRA) of stage train; the base does not change and is the reference policy. Stage sft always
     # trains all parameters. To fine-tune adapters on data, set train.objective = "sft".
-    config.lora = ConfigDict()
-    config.lora.rank = 0  # 0: none, train all parameters
-    config.lora.alpha = 16.0  # an adapter's output is scaled by alpha / rank
+    config.lora = Config()
+    config.lora.rank = Whole(0, least=0)  # 0: none, train all parameters
+    config.lora.alpha = Number(16.0)  # an adapter's output is scaled by alpha / rank
     # Regular expression for Hugging Face's name of a module in its layer, or for the last parts of that name, such as
     # q_proj|v_proj or self_attn.*; by default all linear maps.
-    config.lora.targets = ".*_proj"
+    config.lora.targets = Text(".*_proj", empty=False)
 
-    config.train = optimization()
+    config.train = optimization(learning_rate=1e-6)
     # prompts: each epoch shuffles prompts, and completions of one prompt are in one batch, where they share it. That
     # makes a step cheaper, and the samples of a batch less independent. units: shuffles completions (or pairs) alone.
-    config.train.shuffle = "prompts"
-    config.train.objective = "qrpo"  # qrpo | dpo | rebel | simpo | sft
-    config.train.beta = 0.1  # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
+    config.train.shuffle = Choice("prompts", "units")
+    config.train.objective = Choice("qrpo", "dpo", "rebel", "simpo", "sft")
+    # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
+    config.train.beta = Number(0.1, above=0)
     # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf | exponential-icdf | logit | power(p) |
     # threshold(q) | piecewise-linear((0, f), ..., (1, f)) | affine(transform, shift, scale) |
     # gaussian(mean, std) | package.module:function
-    config.train.transform = "identity"
+    config.train.transform = Text("identity", empty=False)
     # log Z: population (exact quantiles) | finite_sample (the ranks of n references) | empirical (tied rewards too)
-    config.train.partition = "population"
-    config.train.length_normalised = False  # beta of a completion: min(beta / its length, beta_cap); not SimPO
-    config.train.beta_cap = 0.0  # 0: none
-    config.train.loss_over_length = False  # divide each loss by the length of its completion; not SimPO
-    config.train.loss = "mse"  # mse | mae
+    config.train.partition = Choice("population", "finite_sample", "empirical")
+    config.train.length_normalised = Switch(False)  # beta of a completion: min(beta / its length, beta_cap); not SimPO
+    config.train.beta_cap = Number(0.0, least=0)  # 0: none
+    config.train.loss_over_length = Switch(False)  # divide each loss by the length of its completion; not SimPO
+    config.train.loss = Choice("mse", "mae")
     # log π_ref: stored (by stage reference) | on_the_fly (LoRA only: each step computes it with the adapters off; leave
     # the stage out of config.stages; a step takes one more forward pass)
-    config.train.reference_log_probs = "stored"
-    config.train.gamma_beta_ratio = 0.5  # SimPO's margin over beta
+    config.train.reference_log_probs = Choice("stored", "on_the_fly")
+    config.train.gamma_beta_ratio = Number(0.5)  # SimPO's margin over beta
 
-    config.evaluate = ConfigDict()
-    config.evaluate.completions = 8  # a held-out prompt, from reference and policy each
-    config.evaluate.max_new_tokens = 64
-    config.evaluate.temperature = 1.0
-    config.evaluate.top_k = 0
-    config.evaluate.top_p = 1.0
+    config.evaluate = Config()
+    config.evaluate.completions = Whole(8, least=1)  # a held-out prompt, from reference and policy each
+    config.evaluate.max_new_tokens = Whole(64, least=1)
+    config.evaluate.temperature = Number(1.0, least=0)
+    config.evaluate.top_k = Whole(0, least=0)
+    config.evaluate.top_p = Number(1.0, above=0, most=1)
 
-    config.report = ConfigDict()
-    config.report.examples = 6  # prompts shown with completions
+    config.report = Config()
+    config.report.examples = Whole(6, least=0)  # prompts shown with completions
 
-    config.export = ConfigDict()
-    config.export.dtype = "float32"  # of the written tensors: float32 | bfloat16
-    config.export.adapter = "merged"  # LoRA: merged into the base | peft, adapters for the model in model.path
+    config.export = Config()
+    config.export.dtype = Choice("float32", "bfloat16")  # of the written tensors
+    config.export.adapter = Choice(
+        "merged", "peft"
+    )  # LoRA: merged into the base, or adapters for the model in model.path
 
     # Stage compile needs no TPU, no weights and no tokenizer: model.path may hold a config.json alone.
-    config.compile = ConfigDict()
-    config.compile.topology = ""  # slice to compile for: v5e:2x4, v5p:4x4x8, v5p:4x4x8*2 (two slices); "": devices here
-    config.compile.programs = ("train", "reference", "sample")
-    config.compile.rows = 0  # packed rows of a training batch; 0: search for the largest batch that fits
-
-    config.compare_transforms = ConfigDict()
-    config.compare_transforms.transforms = (  # as in train.transform, with numbers for parameters
-        "identity",
-        "log",
-        "square",
-        "sqrt",
-        "normal-icdf",
-        "exponential-icdf",
-        "logit",
-        "threshold(0.9)",
+    config.compile = Config()
+    # Slice to compile for: v5e:2x4, v5p:4x4x8, v5p:4x4x8*2 (two slices); "": devices here
+    config.compile.topology = Text("")
+    config.compile.programs = Several(
+        ("train", "reference", "sample"), of=Choice("train", "reference", "sample"), distinct=True
     )
-    config.compare_transforms.betas = (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0)
-    config.compare_transforms.references = (1, 3, 10, 30, 50)  # n, for log Z of finite samples
-    config.compare_transforms.estimators = ("ecdf", "midpoint")
+    config.compile.rows = Whole(
+        0, least=0
+    )  # packed rows of a training batch; 0: search for the largest batch that fits
+
+    config.compare_transforms = Config()
+    # As in train.transform, with numbers for parameters.
+    config.compare_transforms.transforms = Several(
+        ("identity", "log", "square", "sqrt", "normal-icdf", "exponential-icdf", "logit", "threshold(0.9)"),
+        of=Text(empty=False),
+        distinct=True,
+    )
+    config.compare_transforms.betas = Several(
+        (0.001, 0.01, 0.1, 0.3, 1.0, 1.5, 3.0), of=Number(1.0, least=1e-5, most=1e5), distinct=True
+    )
+    # n, for log Z of finite samples
+    config.compare_transforms.references = Several(
+        (1, 3, 10, 30, 50), of=Whole(1, least=1, most=100_000), distinct=True
+    )
+    config.compare_transforms.estimators = Several(("ecdf", "midpoint"), of=Choice("ecdf", "midpoint"), distinct=True)
 
     # The step of stage `train`, with its batch size, and the programs of `reference` and `sample`, on synthetic rows.
-    config.benchmark = ConfigDict()
-    config.benchmark.mix = "many_short"  # lengths of prompts and completions: many_short | chat_pairs | long_prompts
-    config.benchmark.rounds = 5  # medians are over these; in each a matrix product is timed too, if no peak is known
-    config.benchmark.calls = 4  # of each program a round, one after the other
-    config.benchmark.prompts = 32  # sampled from at a time
+    config.benchmark = Config()
+    config.benchmark.mix = Choice("many_short", "chat_pairs", "long_prompts")  # lengths of prompts and completions
+    config.benchmark.rounds = Whole(
+        5, least=1
+    )  # medians are over these; in each a matrix product is timed too, if no peak is known
+    config.benchmark.calls = Whole(4, least=1)  # of each program a round, one after the other
+    config.benchmark.prompts = Whole(32, least=1)  # sampled from at a time
 
-    config.log = ConfigDict()
-    config.log.tensorboard = True
-    config.log.wandb = False  # needs the wandb extra
-    config.log.wandb_project = "qrpo-jax"
-    return config
+    config.log = Config()
+    config.log.tensorboard = Switch(True)
+    config.log.wandb = Switch(False)  # needs the wandb extra
+    config.log.wandb_project = Text("qrpo-jax", empty=False)
+    return config.lock()

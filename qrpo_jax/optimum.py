@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array
 from jax.lax import broadcast_to_rank
 from jax.typing import ArrayLike
-from scipy.optimize import brentq
 
 from qrpo_jax.errors import UserError
 from qrpo_jax.transform_record import Transform, check_beta
@@ -352,5 +351,7 @@ def beta_for(figure: Callable[[ArrayLike, Transform], Array], value: float, tran
                 f"{upper:.6g} (beta from {least + _BETAS[1]:g} down to {least + _BETAS[0]:g})",
                 about="value",
             )
+        from scipy.optimize import brentq  # here because it takes longer to import than this module
+
         root = brentq(lambda log_beta: figure_at(log_beta) - value, low, high, xtol=1e-14, rtol=1e-14)
         return float(least + np.exp(root))

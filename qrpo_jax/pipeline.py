@@ -14,21 +14,28 @@ from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import sha256
-from qrpo_jax.job import integrity, manifest, memory, shared_checks
+from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.owner import Owner
 from qrpo_jax.job.shard import Shard
+from qrpo_jax.job.stage import check_order
 
 
-def run(job: Job) -> bool:
+def run(job: Job, fork_from: Path | None = None) -> bool:
     """Runs the stages that are not complete yet; returns whether all are.
+
+    Args:
+      fork_from: work directory of another run, whose stages are taken over as far as their settings agree.
 
     Raises:
       UserError: a mistake of the user. Mistakes in the config are found before anything is compiled or written.
       DamagedError: files of the run changed, and it cannot go on without them.
     """
     check(job)
+    forked = None if fork_from is None else fork.agreed(job, fork_from, lambda name: settings(job, name))
     with owned(job):
+        if forked is not None:
+            fork.take_over(job, forked)
         for name in job.config.stages:
             manifest.check_settings(job.folder(name), settings(job, name))
         wait("settings checked")
@@ -66,7 +73,7 @@ def check(job: Job) -> None:
     Raises:
       UserError: naming the value, the allowed values and the key.
     """
-    check_order(job)
+    check_order(job.config.stages, job.stages)
     if any(manifest.read_manifest(job.folder(name)) is None for name in job.config.stages):
         check_workdir(job.workdir)
     stages = [job.stages[name] for name in job.config.stages]
@@ -93,25 +100,6 @@ def check_workdir(workdir: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {existing}: {error.strerror}") from None
-
-
-def check_order(job: Job) -> None:
-    """Refuses stages that do not exist, are named twice, or lack a stage before them.
-
-    Raises:
-      UserError: naming the first such stage.
-    """
-    names = job.config.stages
-    if not names:
-        raise UserError(f"config.stages is empty; allowed: {', '.join(job.stages)}")
-    for i, name in enumerate(names):
-        if name not in job.stages:
-            raise UserError(f"stages is {name!r}; allowed: {', '.join(job.stages)} (config.stages)")
-        if name in names[:i]:
-            raise UserError(f"stage {name!r} is twice in config.stages; name it once")
-        for needed in job.stages[name].needs:
-            if needed not in names[:i]:
-                raise UserError(f"stage {name!r} needs {needed!r} before it; change config.stages")
 
 
 def settings(job: Job, name: str) -> dict[str, Any]:

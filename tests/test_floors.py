@@ -34,14 +34,17 @@ FLOORS = (
     ("rewards", "training"),
     ("evaluation",),
     ("report",),
+    ("config",),
     ("job",),
     ("stages",),
     ("pipeline",),
+    ("command_line",),
     ("main",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = FLOORS[0] + FLOORS[1] + FLOORS[2]
-CONFIG_FROM = FLOOR["job"]  # ConfigDict stops below this floor
+CONFIG_FROM = FLOOR["config"]  # ConfigDict stops below this floor
 TREES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
         path.read_text(encoding="utf-8")

@@ -1,9 +1,12 @@
 """A tokenizer over a fixed list of strings, for models that are trained from scratch."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # The generation prompt adds nothing, so the policy continues the prompt itself; the end token closes only answers.
 CHAT_TEMPLATE = (
@@ -14,12 +17,14 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
-def vocabulary_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+def vocabulary_tokenizer(vocabulary: Sequence[str]) -> "PreTrainedTokenizerFast":
     """A tokenizer whose tokens are SPECIAL and then the vocabulary; longer strings match first.
 
     Raises:
       ValueError: an empty string, a repeated one, or one that is a special token.
     """
+    from transformers import PreTrainedTokenizerFast  # here because it takes a second
+
     ids = {token: i for i, token in enumerate([*SPECIAL, *vocabulary])}
     if len(ids) != len(SPECIAL) + len(vocabulary) or "" in ids:
         raise ValueError("a vocabulary may hold neither empty, repeated nor special strings; mend its list of words")

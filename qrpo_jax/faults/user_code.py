@@ -56,7 +56,7 @@ def guard(what: str, about: str) -> Iterator[None]:
     Raises:
       UserError: "WHAT (the error, and the user's line that raised it)".
     """
-    with _no_exit():
+    with no_exit():
         try:
             yield
         except (KeyboardInterrupt, UserError):
@@ -70,8 +70,8 @@ class Exit(BaseException):
 
 
 @contextmanager
-def _no_exit() -> Iterator[None]:
-    """`os._exit` raises inside; the children of a user's code, and this program itself, may still call it."""
+def no_exit() -> Iterator[None]:
+    """Makes `os._exit` raise `Exit` inside; children of a user's code, and this program itself, may still call it."""
     leave, process = os._exit, os.getpid()
 
     def refuse(status: int) -> None:

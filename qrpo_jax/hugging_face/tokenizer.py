@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.errors import UserError, reason
 from qrpo_jax.hugging_face.json_values import read_json
@@ -31,6 +29,9 @@ def open_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
     """
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"no tokenizer.json in {folder}; the path must be a Hugging Face model folder", about="path")
+    # Imported here because it takes seconds: it imports PyTorch wherever that is installed.
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         tokenizer.encode("a")  # some settings are only read here

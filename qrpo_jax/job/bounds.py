@@ -1,42 +1,15 @@
-"""Checks of config values by key: choices, smallest numbers, ranges."""
+"""Smallest values of config keys that depend on other keys. What a key allows on its own is in `configs/default.py`."""
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from qrpo_jax.errors import UserError
+from qrpo_jax.config.keys import refuse
 
 
 def value_at(config: Any, key: str) -> Any:
     """The value of a key such as "train.beta"."""
     section, _, name = key.rpartition(".")
     return config[section][name] if section else config[name]
-
-
-def refuse(key: str, message: str, verb: str = "is") -> UserError:
-    """A `UserError` about one config key: "KEY is MESSAGE".
-
-    Args:
-      verb: "has" for a message about one element of a list.
-    """
-    error = UserError(f"{key} {verb} {message}")
-    error.keys = (key,)
-    return error
-
-
-def check_choices(config: Any, choices: Mapping[str, Iterable[str]]) -> None:
-    """Refuses values that their key does not allow.
-
-    Args:
-      choices: for each key the allowed values.
-
-    Raises:
-      UserError: naming the first such key.
-    """
-    for key, allowed in choices.items():
-        value, names = value_at(config, key), tuple(allowed)
-        if value not in names:
-            raise refuse(key, f"{value!r}; allowed: {', '.join(names)}")
 
 
 def check_least(config: Any, least: Mapping[str, int]) -> None:
@@ -52,17 +25,3 @@ def check_least(config: Any, least: Mapping[str, int]) -> None:
         value = value_at(config, key)
         if value < low:
             raise refuse(key, f"{value}; it must be at least {low}")
-
-
-def check_range(config: Any, key: str, low: float, high: float = math.inf, *, below: bool = False) -> None:
-    """Refuses a number outside [low, high], or with `below` outside [low, high); infinity and NaN are always outside.
-
-    Raises:
-      UserError: naming the key.
-    """
-    value = value_at(config, key)
-    below = below or math.isinf(high)
-    if not (low <= value < high if below else low <= value <= high):
-        least = "above 0" if 0 < low < 1e-6 else f"at least {low:g}"
-        most = "" if math.isinf(high) else f", {'below' if below else 'at most'} {high:g}"
-        raise refuse(key, f"{value}; it must be finite, {least}{most}")

@@ -16,7 +16,6 @@ from qrpo_jax.devices.mesh import place, round_up, row_sharding
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.memory import WIDTH, prompts_at_once
 from qrpo_jax.job.units import Counts
@@ -28,20 +27,16 @@ from qrpo_jax.sampling.sampler import Samples, make_sampler
 Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts]]
 
 
-def check_sampling(job: Job, name: str, least_completions: int) -> None:
-    """Refuses sampling settings that are out of range or exceed the model's positions.
+def check_sampling(job: Job, name: str) -> None:
+    """Refuses sampling settings that exceed the model's positions.
 
     Args:
       name: of the config section, "sample" or "evaluate".
-      least_completions: the smallest allowed number of completions a prompt.
 
     Raises:
       UserError: naming the key.
     """
     config, positions = job.config, job.policy.settings.max_positions
-    check_least(config, {f"{name}.completions": least_completions, f"{name}.max_new_tokens": 1, f"{name}.top_k": 0})
-    check_range(config, f"{name}.temperature", 0)
-    check_range(config, f"{name}.top_p", 1e-9, 1)
     longest = config.prompts.max_tokens + config[name].max_new_tokens
     if longest > positions:
         raise UserError(

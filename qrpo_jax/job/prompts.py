@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,16 +11,15 @@ import numpy as np
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
+from qrpo_jax.data.sources.source import Source, SourceOptions
 from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.bounds import check_choices, check_least
+from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.source_check import Sources
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
-
-Sources = Mapping[str, SourceKind]
 
 
 class Prompts(NamedTuple):
@@ -126,41 +125,9 @@ def check_prompts(job: Job, sources: Sources = SOURCES) -> None:
     """
     config = job.config
     kind = sources[config.prompts.source]
-    check_least(
-        config,
-        {
-            "prompts.count": 0 if kind.listed else 1,
-            "prompts.held_out": 0,
-            "prompts.unit": 1,
-            "prompts.max_tokens": 1,
-            "prompts.beginning_tokens": 1,
-        },
-    )
+    check_least(config, {"prompts.count": 0 if kind.listed else 1})
     if kind.sampled:
         check_beginnings(job)
-
-
-def check_source(config: Any, sources: Sources = SOURCES) -> None:
-    """Refuses a source that cannot serve the model or the stages of a config; opens nothing.
-
-    Raises:
-      UserError: naming the keys.
-    """
-    check_choices(config, {"prompts.source": sources})
-    name = config.prompts.source
-    kind = sources[name]
-    if not config.model.path and kind.vocabulary is None:
-        known = ", ".join(repr(other) for other in sources if sources[other].vocabulary is not None)
-        raise UserError(
-            f"a model that is trained from scratch knows only the words of {known}, not those of prompts from {name!r} "
-            "(config.model.path, config.prompts.source)"
-        )
-    if "sft" in config.stages and not kind.demonstrations:
-        raise UserError(f"prompts from {name!r} bring nothing to learn from: remove 'sft' from config.stages")
-    if config.sample.completions == 0 and not kind.completions:
-        raise UserError(
-            f"sample.completions is 0, but prompts from {name!r} bring no completions (config.sample.completions)"
-        )
 
 
 def check_beginnings(job: Job) -> None:

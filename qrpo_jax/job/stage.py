@@ -1,7 +1,10 @@
 """A stage: one step of a job, as a record."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from qrpo_jax.config.keys import did_you_mean
+from qrpo_jax.errors import UserError
 
 if TYPE_CHECKING:
     from qrpo_jax.job.job import Job
@@ -44,3 +47,26 @@ class Stage(NamedTuple):
 
 
 Stages = Mapping[str, Stage]
+
+
+def check_order(names: Sequence[str], stages: Stages) -> None:
+    """Refuses stages that do not exist, are named twice, or lack a stage before them.
+
+    Args:
+      names: as in `config.stages`.
+      stages: those that there are.
+
+    Raises:
+      UserError: naming the first such stage.
+    """
+    if not names:
+        raise UserError(f"config.stages is empty; allowed: {', '.join(stages)}")
+    for i, name in enumerate(names):
+        if name not in stages:
+            near = did_you_mean(name, stages)
+            raise UserError(f"stages is {name!r}; allowed: {', '.join(stages)}{near} (config.stages)")
+        if name in names[:i]:
+            raise UserError(f"stage {name!r} is twice in config.stages; name it once")
+        for needed in stages[name].needs:
+            if needed not in names[:i]:
+                raise UserError(f"stage {name!r} needs {needed!r} before it; change config.stages")

@@ -16,7 +16,6 @@ from qrpo_jax.data.loader import batches
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.errors import located
-from qrpo_jax.job.bounds import check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import make_plan
 from qrpo_jax.model.decoder import Parameters, parameter_count
@@ -155,21 +154,6 @@ def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.Gra
     options = Optimization(**{name: config[stage][name] for name in Optimization._fields})
     with located(**{name: f"{stage}.{name}" for name in Optimization._fields}):
         return make_optimizer(options, steps)
-
-
-def check_optimization(config: Any, stage: str) -> None:
-    """Refuses options of optimizer and training loop that are out of range.
-
-    Raises:
-      UserError: naming the key.
-    """
-    names = ("batch_size", "epochs", "log_every", "checkpoint_every")
-    check_least(config, {f"{stage}.{name}": 1 for name in names} | {f"{stage}.microbatches": 0})
-    for name in ("b1", "b2"):
-        check_range(config, f"{stage}.{name}", 0, 1, below=True)
-    for name in ("weight_decay", "clip_norm", "learning_rate"):
-        check_range(config, f"{stage}.{name}", 0)
-    configured_optimizer(config, stage, steps=1)
 
 
 def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:

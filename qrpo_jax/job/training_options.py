@@ -5,21 +5,17 @@ from collections.abc import Callable
 
 from jax import Array
 
-from qrpo_jax import losses, partition, quantiles, transform_checks, transforms
+from qrpo_jax import losses, quantiles, transform_checks, transforms
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.packing import SHUFFLES
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.listed import all_scored
 from qrpo_jax.data.sources.source import all_rows
-from qrpo_jax.data.views import VIEWS, View
+from qrpo_jax.data.views import View
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.bounds import check_choices, check_least, check_range
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
-from qrpo_jax.job.trainer import check_optimization
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
 
-REFERENCE_LOG_PROBS = ("stored", "on_the_fly")
 # Config keys of the arguments that errors of objectives and transforms are about.
 KEYS = {
     "name": "train.objective",
@@ -88,25 +84,6 @@ def check_training(job: Job) -> None:
     Raises:
       UserError: naming the key.
     """
-    config = job.config
-    check_choices(
-        config,
-        {
-            "select.units": VIEWS,
-            "select.estimator": quantiles.ESTIMATORS,
-            "select.ties": quantiles.TIES,
-            "select.side": losses.SELECTORS,
-            "train.objective": OBJECTIVES,
-            "train.loss": losses.REGRESSION,
-            "train.partition": partition.PARTITIONS,
-            "train.reference_log_probs": REFERENCE_LOG_PROBS,
-            "train.shuffle": SHUFFLES,
-        },
-    )
-    check_optimization(config, "train")
-    check_least(config, {"select.first": 0, "select.reference_count": 0})
-    check_range(config, "train.beta", 1e-30)
-    check_range(config, "train.beta_cap", 0)
     with located(**KEYS):
         check_transform(job)
         configured_objective(job)

@@ -1,30 +1,82 @@
-"""Stages: each reads rows or parameters and writes rows, parameters or a report."""
+"""Stages: each reads rows or parameters and writes rows, parameters or a report.
+
+The table has what a config needs to know of a stage. The stage itself is the module of that name in this folder, with
+functions `run` and, unless its sections are all shared, `check`. It is imported when one of them is first called.
+"""
+
+import importlib
+from typing import Any
 
 from qrpo_jax.job.stage import Stage
-from qrpo_jax.stages import (
-    benchmark,
-    compare_transforms,
-    compile,
-    evaluate,
-    export,
-    reference,
-    report,
-    sample,
-    score,
-    sft,
-    train,
-)
+
+# Keys that change the use of the machine, or what is logged, and not what a stage writes for other stages.
+SFT_PACE = ("sft.log_every", "sft.checkpoint_every", "sft.microbatches")
+TRAIN_PACE = ("train.log_every", "train.checkpoint_every", "train.microbatches")
+REWARD_PACE = ("reward.workers", "reward.batch_rows")
+RESULTS = "results.json"  # of stage `evaluate`, in its folder and in the work directory
+
+
+def stage(name: str, **facts: Any) -> Stage:
+    """The stage of the module `name`; `facts` as in `Stage`."""
+
+    def module() -> Any:
+        return importlib.import_module(f"{__name__}.{name}")
+
+    def check(job: Any) -> None:
+        if hasattr(module(), "check"):
+            module().check(job)
+
+    return Stage(lambda job: module().run(job), check, **facts)
+
 
 STAGES: dict[str, Stage] = {
-    "sft": sft.STAGE,
-    "sample": sample.STAGE,
-    "score": score.STAGE,
-    "reference": reference.STAGE,
-    "train": train.STAGE,
-    "evaluate": evaluate.STAGE,
-    "report": report.STAGE,
-    "export": export.STAGE,
-    "compile": compile.STAGE,
-    "compare_transforms": compare_transforms.STAGE,
-    "benchmark": benchmark.STAGE,
+    "sft": stage("sft", sections=("model", "prompts", "pack", "sft"), machine_keys=SFT_PACE),
+    "sample": stage("sample", sections=("model", "prompts", "sample"), shardable=True, writes_rows=True),
+    "score": stage(
+        "score",
+        needs=("sample",),
+        sections=("reward",),
+        machine_keys=REWARD_PACE,
+        shardable=True,
+        writes_rows=True,
+    ),
+    "reference": stage(
+        "reference",
+        needs=("sample",),
+        sections=("pack", "log_probs"),
+        machine_keys=("log_probs.batch_rows",),
+        shardable=True,
+        writes_rows=True,
+    ),
+    "train": stage(
+        "train",
+        needs=("sample",),
+        sections=("pack", "log_probs", "select", "lora", "train"),
+        machine_keys=("log_probs.batch_rows", *TRAIN_PACE),
+    ),
+    "evaluate": stage(
+        "evaluate",
+        needs=("train",),
+        sections=("log_probs", "reward", "evaluate"),
+        machine_keys=("log_probs.batch_rows", *REWARD_PACE),
+        outside=(RESULTS,),
+        shardable=True,
+    ),
+    "report": stage("report", needs=("evaluate",), sections=("report",)),
+    "export": stage("export", needs=("train",), sections=("export",)),
+    "compile": stage(
+        "compile",
+        sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),
+        machine_keys=("train.log_every", "train.checkpoint_every"),
+        needs_model=False,
+    ),
+    "compare_transforms": stage(
+        "compare_transforms", sections=("compare_transforms",), needs_model=False, needs_data=False
+    ),
+    "benchmark": stage(
+        "benchmark",
+        sections=("model", "mesh", "pack", "log_probs", "sample", "lora", "train", "benchmark"),
+        machine_keys=("train.log_every", "train.checkpoint_every"),
+        needs_data=False,
+    ),
 }

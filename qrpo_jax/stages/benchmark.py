@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import assemble, batches
@@ -21,14 +22,13 @@ from qrpo_jax.devices.peaks import SIZE, matrix_product, peak_bytes, published_p
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.files import write_json
-from qrpo_jax.job.bounds import check_choices, check_least, refuse
+from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.completions import jitted_sampler, padded_prompts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.packing import make_plan, plan_log_probs
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.stopwatch import Load, Program, Timing, measure
-from qrpo_jax.job.trainer import check_optimization, configured_optimizer, policy_step, trainable
+from qrpo_jax.job.trainer import configured_optimizer, policy_step, trainable
 from qrpo_jax.job.training_options import KEYS, chosen_objective, configured_objective
 from qrpo_jax.model.flops import Pairs, forward_flops, layout_pairs, step_flops
 from qrpo_jax.report import speed
@@ -36,7 +36,6 @@ from qrpo_jax.sampling.keys import prompt_keys
 from qrpo_jax.stages.train import make_training
 from qrpo_jax.training.fit import jitted
 from qrpo_jax.training.logbook import LOSSES
-from qrpo_jax.training.objectives import OBJECTIVES
 
 NUMBERS = "benchmark.json"
 NO_TOKEN = -1  # as the end token it lets every sample have the full length
@@ -233,10 +232,8 @@ def check(job: Job) -> None:
       UserError: naming the key.
     """
     config, settings = job.config, job.policy.settings
-    with located(mix="benchmark.mix"):
-        mix = choose_mix(config.benchmark.mix)
-    check_least(config, {f"benchmark.{name}": 1 for name in ("rounds", "calls", "prompts")})
-    check_least(config, {"sample.completions": 1, "sample.max_new_tokens": 1})
+    mix = choose_mix(config.benchmark.mix)
+    check_least(config, {"sample.completions": 1})
     if mix.most > settings.max_positions:
         raise refuse(
             "benchmark.mix",
@@ -248,19 +245,9 @@ def check(job: Job) -> None:
             "sample.max_new_tokens",
             f"{config.sample.max_new_tokens}; the model was made for {settings.max_positions} positions",
         )
-    check_choices(config, {"train.objective": OBJECTIVES})
-    check_optimization(config, "train")
     with located(**KEYS):
         configured_objective(job)
     if chosen_objective(job).pairwise and not mix.pairs:
         raise refuse("benchmark.mix", f"{config.benchmark.mix!r}, which has no pairs for {config.train.objective!r}")
     if config.train.reference_log_probs == "on_the_fly" and not config.lora.rank:
         raise refuse("train.reference_log_probs", "'on_the_fly', which needs LoRA; set config.lora.rank")
-
-
-STAGE = Stage(
-    run,
-    check,
-    sections=("model", "mesh", "pack", "log_probs", "sample", "lora", "train", "benchmark"),
-    needs_data=False,
-)

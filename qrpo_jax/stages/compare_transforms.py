@@ -8,21 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrpo_jax import quantiles, transforms
+from qrpo_jax import transforms
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.files import write_json, write_text
-from qrpo_jax.job.bounds import refuse
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.report import transform_figures, transform_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.transform_figures import Grid
 
-SECTION = "compare_transforms"
 NUMBERS = "figures.json"
-BETA_RANGE = (transform_figures.LEAST_BETA, 1e5)
-MOST_REFERENCES = 100_000
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -43,26 +38,9 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def check(job: Job) -> None:
-    section = job.config.compare_transforms
-    for key in ("transforms", "betas", "references", "estimators"):
-        values = section[key]
-        if not values or len(set(values)) < len(values):
-            raise refuse(f"{SECTION}.{key}", f"{tuple(values)}; name at least one, each once")
-    with located(f"{SECTION}.transforms"):
-        for name in section.transforms:
+    with located("compare_transforms.transforms"):
+        for name in job.config.compare_transforms.transforms:
             check_transform(name)
-    for beta in section.betas:
-        low, high = BETA_RANGE
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or not low <= beta <= high:
-            raise refuse(f"{SECTION}.betas", f"{beta!r}; each must be a number from {low:g} to {high:g}", "has")
-    for count in section.references:
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_REFERENCES:
-            raise refuse(
-                f"{SECTION}.references", f"{count!r}; each must be a whole number from 1 to {MOST_REFERENCES}", "has"
-            )
-    for estimator in section.estimators:
-        if estimator not in quantiles.ESTIMATORS:
-            raise refuse(f"{SECTION}.estimators", f"{estimator!r}; allowed: {', '.join(quantiles.ESTIMATORS)}", "has")
 
 
 def check_transform(name: str) -> None:
@@ -75,6 +53,3 @@ def check_transform(name: str) -> None:
     values = np.asarray(transform.apply(np.linspace(0, 1, 1001)[1:-1]))
     if not (np.diff(values) >= -1e-6 * np.abs(values).max()).all():
         raise UserError(f"transform {name!r} decreases somewhere; only transforms that never decrease can be compared")
-
-
-STAGE = Stage(run, check, sections=(SECTION,), needs_model=False, needs_data=False)

@@ -18,12 +18,10 @@ from qrpo_jax.job.log_probs import make_log_probs
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.prompts import Prompts, open_prompts
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import Counts, Work, add_counts, run_units
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.rewards.rewards import ModelReward, Reward
-
-RESULTS = "results.json"
+from qrpo_jax.stages import RESULTS
 
 
 def run(job: Job) -> dict[str, Any] | None:
@@ -155,16 +153,5 @@ def say_results(job: Job, results: dict[str, Any]) -> None:
 
 def check(job: Job) -> None:
     check_least(job.config, {"prompts.held_out": 2})  # an interval needs two prompts
-    check_sampling(job, "evaluate", least_completions=1)
+    check_sampling(job, "evaluate")
     check_reward(job)
-
-
-STAGE = Stage(
-    run,
-    check,
-    needs=("train",),
-    sections=("log_probs", "reward", "evaluate"),
-    machine_keys=("log_probs.batch_rows", "reward.workers", "reward.batch_rows"),
-    outside=(RESULTS,),
-    shardable=True,
-)

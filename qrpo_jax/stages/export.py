@@ -5,18 +5,14 @@ from typing import Any
 
 import jax
 
-from qrpo_jax.devices.dtypes import COMPUTE, FLOATS
+from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import gather
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import adapter_folder, model_folder
-from qrpo_jax.job.bounds import check_choices
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
-
-FORMS = ("merged", "peft")
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -60,7 +56,6 @@ def export_adapter(job: Job) -> dict[str, Any]:
 
 def check(job: Job) -> None:
     config = job.config
-    check_choices(config, {"export.dtype": COMPUTE, "export.adapter": FORMS})
     if config.export.adapter == "peft":
         if not config.lora.rank:
             raise UserError("export.adapter 'peft' needs LoRA (config.lora.rank); or set config.export.adapter=merged")
@@ -71,6 +66,3 @@ def check(job: Job) -> None:
             )
     with located("model", dtype="export.dtype"):
         model_folder.check_export(job.policy.settings, job.policy.text, config.export.dtype)
-
-
-STAGE = Stage(run, check, needs=("train",), sections=("export",))

@@ -9,7 +9,6 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import Counts, row_units, run_units
 
 
@@ -35,13 +34,3 @@ def with_reference(row: Row, log_probs: np.ndarray) -> Row:
         for c, value in zip(row.completions, log_probs, strict=True)
     )
     return dataclasses.replace(row, completions=completions)
-
-
-STAGE = Stage(
-    run,
-    needs=("sample",),
-    sections=("pack", "log_probs"),
-    machine_keys=("log_probs.batch_rows",),
-    shardable=True,
-    writes_rows=True,
-)

@@ -9,16 +9,13 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
 from qrpo_jax.job import accounting
-from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.report import run_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import HeldOut, RunRecord
 from qrpo_jax.report.run_pictures import held_out_pictures, training_pictures
-from qrpo_jax.stages import compile
-from qrpo_jax.stages.evaluate import RESULTS
+from qrpo_jax.stages import RESULTS, compile
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
 
@@ -65,10 +62,3 @@ def read_record(job: Job) -> RunRecord:
         benchmark=accounting.benchmark(job),
         compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
     )
-
-
-def check(job: Job) -> None:
-    check_least(job.config, {"report.examples": 0})
-
-
-STAGE = Stage(run, check, needs=("evaluate",), sections=("report",))

@@ -6,7 +6,6 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_prompts
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import Counts, run_units
 
 
@@ -23,7 +22,4 @@ def run(job: Job) -> dict[str, Any] | None:
 
 
 def check(job: Job) -> None:
-    check_sampling(job, "sample", least_completions=0)
-
-
-STAGE = Stage(run, check, sections=("model", "prompts", "sample"), shardable=True, writes_rows=True)
+    check_sampling(job, "sample")

@@ -6,7 +6,6 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row, check_row
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import Counts, row_units, run_units
 
 
@@ -29,12 +28,5 @@ def run(job: Job) -> dict[str, Any] | None:
         return {"units": units, "counts": counts, "protections": reward.protections}
 
 
-STAGE = Stage(
-    run,
-    check_reward,
-    needs=("sample",),
-    sections=("reward",),
-    machine_keys=("reward.workers", "reward.batch_rows"),
-    shardable=True,
-    writes_rows=True,
-)
+def check(job: Job) -> None:
+    check_reward(job)

@@ -5,12 +5,10 @@ from typing import Any
 from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.views import View
-from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.prompts import open_sources
-from qrpo_jax.job.stage import Stage
-from qrpo_jax.job.trainer import Training, check_optimization, train
+from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.training.objectives import make_objective
 
 
@@ -29,14 +27,4 @@ def make_view(job: Job) -> View:
 
 
 def check(job: Job) -> None:
-    check_optimization(job.config, "sft")
-    check_least(job.config, {"sft.examples": 1})
     check_units(job, "sft", make_view(job))
-
-
-STAGE = Stage(
-    run,
-    check,
-    sections=("model", "prompts", "pack", "sft"),
-    machine_keys=("sft.checkpoint_every", "sft.microbatches"),
-)

@@ -13,7 +13,6 @@ from qrpo_jax.data.examples import Examples, build_examples
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
-from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.job.training_options import (
     KEYS,
@@ -129,12 +128,3 @@ def warn_of_temperature(job: Job) -> None:
 def check(job: Job) -> None:
     check_training(job)
     check_units(job, "train", make_view(job))
-
-
-STAGE = Stage(
-    run,
-    check,
-    needs=("sample",),
-    sections=("pack", "log_probs", "select", "lora", "train"),
-    machine_keys=("log_probs.batch_rows", "train.checkpoint_every", "train.microbatches"),
-)

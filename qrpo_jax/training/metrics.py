@@ -7,10 +7,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 from qrpo_jax.devices import processes
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import write_bytes
@@ -133,6 +129,12 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path, resume_step: int) -> None:
+        # Imported here because it imports PyTorch wherever that is installed, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
         directory.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(directory / "events"))
         self._add(resume_step + 1, file_version="brain.Event:2")
@@ -140,10 +142,10 @@ class TensorBoard:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._add(step, summary=scalar(name, value))
+            self._add(step, summary=self._scalar(name, value))
 
     def _add(self, step: int, **content: Any) -> None:
-        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+        self._writer.write_event(self._event(step=step, wall_time=time.time(), **content))
 
     def flush(self) -> None:
         self._writer.flush()

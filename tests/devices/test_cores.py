@@ -33,6 +33,5 @@ def test_a_job_has_one_device_a_core_but_no_more_than_a_batch_has_units():
     assert cpu_devices(config, distributed=False) == 1
     config.mesh.cpu_devices = 7
     assert cpu_devices(config, distributed=False) == cpu_devices(config, distributed=True) == 7
-    config.mesh.cpu_devices = -1
     with pytest.raises(UserError, match="mesh.cpu_devices is -1"):
-        cpu_devices(config, distributed=False)
+        config.mesh.cpu_devices = -1

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from qrpo_jax import files, main
+from qrpo_jax import files, main, pipeline
+from qrpo_jax.devices import peers
 from qrpo_jax.errors import UserError
 from qrpo_jax.faults import storage
 from qrpo_jax.job.manifest import SETTINGS
@@ -190,20 +190,19 @@ def test_a_thread_that_meets_a_bug_still_prints_it(tmp_path: Path, monkeypatch: 
 
 def test_the_command_prints_one_line_with_status_1_and_bugs_pass(tmp_path, monkeypatch, capsys) -> None:
     def run(error: BaseException) -> None:
-        def fail(job: object) -> bool:
+        def fail(job: object, fork_from: object) -> bool:
             raise error
 
-        monkeypatch.setattr(main.pipeline, "run", fail)
-        main.main(["qrpo_jax.main"])
+        monkeypatch.setattr(pipeline, "run", fail)
+        main.run(["qrpo_jax.main", "--config=quickstart", f"--workdir={tmp_path}"])
 
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path)))
-    monkeypatch.setattr(main, "make_job", lambda: None)
+    monkeypatch.setattr(main, "make_job", lambda request: None)
     monkeypatch.setattr(main, "quiet", lambda: None)
     monkeypatch.setattr(main.storage, "hush", lambda workdir: None)
-    monkeypatch.setattr(main.peers, "leave_together", leave)
+    monkeypatch.setattr(peers, "leave_together", leave)
     with pytest.raises(SystemExit) as caught:
         run(OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "sft")))
     assert caught.value.code == 1

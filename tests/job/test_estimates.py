@@ -168,14 +168,16 @@ def test_a_program_that_does_not_fit_is_named_with_its_largest_arrays_and_the_ot
         ({"compile__topology": "v9:2x2"}, r"topology is 'v9:2x2'.*config.compile.topology"),
         ({"compile__topology": ""}, r"no peaks are known for a 'cpu'.*config.compile.topology"),
         ({"compile__rows": 6}, r"compile.rows is 6; .*a multiple of 4 \(config.compile.rows\)"),
-        ({"compile__programs": ("trian",)}, r"compile.programs is \('trian',\); name some of train"),
+        (
+            {"compile__programs": ("trian",)},
+            r"compile.programs has 'trian'; allowed: train, reference, sample",
+        ),
         ({"mesh__tensor": 3}, r"config.mesh"),
         ({"model__path": "no/such"}, r"no/such does not exist \(config.model.path\)"),
         ({"model__remat": "some"}, r"remat is 'some'"),
     ],
 )
 def test_mistakes_are_refused_with_their_key(tmp_path, overrides, message):
-    job = compiling(tmp_path, **({"compile__rows": 8} | overrides))
     with pytest.raises(UserError, match=message):
-        pipeline.check(job)
+        pipeline.check(compiling(tmp_path, **({"compile__rows": 8} | overrides)))
     assert not (tmp_path / "run").exists()

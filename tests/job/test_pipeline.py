@@ -130,8 +130,6 @@ def test_a_starting_shard_keeps_files_that_another_shard_is_writing(tmp_path: Pa
 
 PROGRAM = """
 import sys
-from ml_collections import FrozenConfigDict
-from absl import app
 from qrpo_jax import main
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.stage import Stage
@@ -146,7 +144,7 @@ def run(job):
 
 main.STAGES["broken"] = Stage(run, lambda job: None, needs_model=False)
 sys.argv += ["--config=configs/quickstart.py", "--config.stages=('broken',)", "--workdir={workdir}"]
-app.run(main.main, flags_parser=main.parse_flags)
+main.run(sys.argv)
 """
 
 

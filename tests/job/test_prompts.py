@@ -10,7 +10,8 @@ from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.source import SourceKind
 from qrpo_jax.errors import UserError
-from qrpo_jax.job.prompts import BeginningSampler, check_source, open_prompts, open_sources
+from qrpo_jax.job.prompts import BeginningSampler, open_prompts, open_sources
+from qrpo_jax.job.source_check import check_source
 from qrpo_jax.job.units import run_units
 from tests.helpers.jobs import job, refused
 

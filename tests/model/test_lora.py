@@ -434,7 +434,7 @@ def test_what_cannot_be_adapted_is_refused(change, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"lora__rank": -1}, "lora.rank is -1; it must be at least 1, or 0 for none"),
+        ({"lora__rank": -1}, "lora.rank is -1; it must be at least 0"),
         ({"lora__rank": 2, "lora__targets": "nothing"}, "matches no module"),
         ({"lora__rank": 2, "stages": ("sft", "sample")}, "only stage 'train' has adapters"),
         ({"train__reference_log_probs": "later"}, "train.reference_log_probs is 'later'; allowed: stored, on_the_fly"),

@@ -24,7 +24,7 @@ SMALL = LengthMix(prompt=13, completion=7, spread=0.3, siblings=3, pairs=False, 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(mixes.MIXES, "small", SMALL)
+    monkeypatch.setitem(mixes.MIXES, "many_short", SMALL)
     sampler_program.cache_clear()  # another test may have compiled it
 
 
@@ -39,11 +39,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_three_programs_are_measured_without_data_and_weights(
     tmp_path: Path, small: None, overrides: dict[str, object]
 ) -> None:
-    job = jobs.job(tmp_path, stages=("benchmark",), benchmark__mix="small", **QUICK, **overrides)
+    job = jobs.job(tmp_path, stages=("benchmark",), benchmark__mix="many_short", **QUICK, **overrides)
     assert pipeline.run(job)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["benchmark"], "nothing else is written"
     record = json.loads((tmp_path / "benchmark" / benchmark.NUMBERS).read_text())
-    assert record["devices"] == 8 and record["mix"] == "small", record
+    assert record["devices"] == 8 and record["mix"] == "many_short", record
     for name in speed.PROGRAMS:
         one = record[name]
         assert all(math.isfinite(value) and value >= 0 for value in one.values()), (name, one)

@@ -24,7 +24,7 @@ import numpy as np
 from qrpo_jax.data.rows import LARGEST_REWARD, NO_TOKENS, Completion, Message, Row
 from qrpo_jax.data.sources import json_lines
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
+from qrpo_jax.data.sources.source import Source, SourceOptions
 from qrpo_jax.errors import UserError, shown
 
 PAIR_SIDES = ("chosen", "rejected")
@@ -211,6 +211,3 @@ def _reward(value: Any, where: str) -> float:
             where, f"a reward is {shown(value)}; it must be a finite number of at most {LARGEST_REWARD:.2g} in size"
         )
     return float(value)
-
-
-KIND = SourceKind(open=open_jsonl, completions=True, demonstrations=True, tests=True, listed=True)

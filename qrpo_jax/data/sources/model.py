@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data.rows import Message, Row
-from qrpo_jax.data.sources.source import DrawBeginnings, Source, SourceKind, SourceOptions
+from qrpo_jax.data.sources.source import DrawBeginnings, Source, SourceOptions
 
 
 class Beginnings:
@@ -25,6 +25,3 @@ def open_model(settings: SourceOptions) -> Mapping[str, Source]:
     assert draw is not None, "opened only where the reference policy can be sampled"
     counts = {"train": settings.count, "eval": settings.held_out}
     return {split: Beginnings(split, count, draw) for split, count in counts.items()}
-
-
-KIND = SourceKind(open=open_model, sampled=True)

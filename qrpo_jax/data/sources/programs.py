@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
-from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
+from qrpo_jax.data.sources.source import Source, SourceOptions
 
 
 def program_row(seed: int, split: str, index: int) -> Row:
@@ -40,4 +40,5 @@ def open_programs(settings: SourceOptions) -> Mapping[str, Source]:
     return {split: Programs(settings.seed, split, count) for split, count in counts.items()}
 
 
-KIND = SourceKind(open=open_programs, demonstrations=True, tests=True, vocabulary=programs.vocabulary)
+def vocabulary() -> tuple[str, ...]:
+    return programs.vocabulary()

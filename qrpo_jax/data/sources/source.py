@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from qrpo_jax.data.rows import Row
+if TYPE_CHECKING:
+    from qrpo_jax.data.rows import Row
 
 # From indices and a split to one text for each index, sampled from the reference policy.
 DrawBeginnings = Callable[[Sequence[int], str], list[str]]
@@ -18,7 +19,7 @@ class Source(Protocol):
     def count(self) -> int:
         """Number of rows."""
 
-    def rows(self, indices: Sequence[int]) -> list[Row]:
+    def rows(self, indices: Sequence[int]) -> "list[Row]":
         """The rows at `indices`, each from 0 to count - 1."""
 
 
@@ -67,6 +68,6 @@ class SourceKind:
     vocabulary: Callable[[], tuple[str, ...]] | None = None
 
 
-def all_rows(source: Source) -> list[Row]:
+def all_rows(source: Source) -> "list[Row]":
     """Every row of a source, in order."""
     return source.rows(range(source.count))

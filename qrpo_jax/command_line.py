@@ -1,0 +1,175 @@
+"""The command line: flags, the config with its overrides, and their checks, before anything heavy is imported."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+import qrpo_jax
+from qrpo_jax.config import Config, files, help, overrides
+from qrpo_jax.config.keys import shown
+from qrpo_jax.errors import UserError
+from qrpo_jax.job.source_check import check_source
+from qrpo_jax.job.stage import check_order
+from qrpo_jax.stages import STAGES
+
+HELP = {
+    "config": "a shipped config by name, such as quickstart, or the path of a config file",
+    "workdir": "folder of the run; the same command resumes an interrupted run",
+    "fork": "work directory of another run: take over its stages whose settings agree, and run the others",
+    "shard": "i/n: run only slice i of n of the stages that split into units",
+    "distributed": "join the other hosts of a TPU pod or a SLURM job",
+    "coordinator": "HOST:PORT of process 0, for clusters that do not provide it",
+    "processes": "number of processes, with --coordinator",
+    "process": "index of this process, with --coordinator",
+    "help": "print this; --help=SECTION prints one section of the config",
+    "version": "print the version",
+}
+ASKS = re.compile(r"--?(help|helpfull|helpshort|h|version)(?:=(.*))?")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      config: every key, checked on its own.
+      workdir: folder of the run.
+      fork: folder of a run whose stages are taken over, or None.
+      shard: (i, n): slice i of n of the work.
+      distributed: other processes work on the same run.
+      coordinator, processes, process: how they find each other; None if the cluster says it.
+    """
+
+    config: Config
+    workdir: Path
+    fork: Path | None
+    shard: tuple[int, int]
+    distributed: bool
+    coordinator: str | None
+    processes: int | None
+    process: int | None
+
+
+def read(argv: Sequence[str]) -> Request:
+    """The request of a command line. Prints and exits with status 0 if that asks for help or the version.
+
+    Args:
+      argv: begins with the name of the program.
+
+    Raises:
+      UserError: a mistake in the command line or in the config.
+    """
+    answer(argv[1:])
+    words, given = overrides.split(argv[1:], files.default_config())
+    values = parse_flags([argv[0], *words])
+    shard, distributed = parse_shard(values.shard), bool(values.distributed or values.coordinator)
+    check_processes(values, shard, distributed)
+    if values.config is None or values.workdir is None:
+        raise UserError("--config=NAME and --workdir=DIR are needed; see --help")
+    workdir = folder("workdir", values.workdir)
+    other = None if values.fork is None else folder("fork", values.fork)
+    config = files.read(values.config)
+    overrides.apply(config, given)
+    check_order(config.stages, STAGES)
+    if any(STAGES[name].needs_model for name in config.stages):
+        check_source(config)
+    return Request(config, workdir, other, shard, distributed, values.coordinator, values.processes, values.process)
+
+
+def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags of a command line without overrides of the config.
+
+    Raises:
+      UserError: an unknown flag or argument, or a value of another type.
+    """
+    values = flags.FlagValues()  # without the flags that imported libraries define
+    for name in ("config", "workdir", "fork", "coordinator"):
+        flags.DEFINE_string(name, None, HELP[name], flag_values=values)
+    flags.DEFINE_string("shard", "0/1", HELP["shard"], flag_values=values)
+    flags.DEFINE_boolean("distributed", False, HELP["distributed"], flag_values=values)
+    for name in ("processes", "process"):
+        flags.DEFINE_integer(name, None, HELP[name], flag_values=values)
+    try:
+        _, *rest = values(argv)
+    except flags.Error as error:
+        raise UserError(f"{error} (--help lists all flags)") from None
+    if rest:
+        raise UserError(f"unknown argument {rest[0]!r}; see --help")
+    return values
+
+
+def answer(words: Sequence[str]) -> None:
+    """Prints help or version and exits, if a word asks for it."""
+    for word in words:
+        found = ASKS.fullmatch(word)
+        if found is None:
+            continue
+        if found[1] == "version":
+            show(f"qrpo-jax {qrpo_jax.__version__}")
+        else:
+            folder = Path(__file__).parent / "stages"
+            stages = {name: help.first_sentence(folder / f"{name}.py") for name in STAGES}
+            show(help.page(HELP, stages, found[2] or ""))
+        raise SystemExit(0)
+
+
+def show(text: str) -> None:
+    """Prints a text to a reader who may stop reading, as `--help | head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of a text "i/n".
+
+    Raises:
+      UserError: the text has another form, or i is not below n.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise UserError(f"shard is {text!r}; allowed: i/n with 0 <= i < n, such as --shard=0/4")
+    return int(found[1]), int(found[2])
+
+
+def check_processes(values: Any, shard: tuple[int, int], distributed: bool) -> None:
+    """Refuses flags of several processes that do not go together.
+
+    Raises:
+      UserError: naming the flags.
+    """
+    if distributed and shard[1] > 1:
+        raise UserError(
+            "--shard is for independent processes; --distributed and --coordinator split the work themselves"
+        )
+    if values.fork is not None and shard[1] > 1:
+        raise UserError("--fork is for the first start of a run: start once without --shard")
+    count, index = values.processes, values.process
+    if values.coordinator:
+        if not re.fullmatch(r".+:[0-9]{1,5}", values.coordinator):
+            raise UserError(f"--coordinator={values.coordinator} is no HOST:PORT, such as 10.0.0.1:1234")
+        if (count is None) != (index is None):
+            raise UserError("--processes and --process go together: name both, or neither if the cluster says them")
+        if count is not None and not 0 <= index < count:
+            raise UserError(f"--process={index} of --processes={count}; allowed: 0 <= process < processes")
+    elif count is not None or index is not None:
+        raise UserError("--processes and --process need --coordinator=HOST:PORT")
+
+
+def folder(flag: str, text: str) -> Path:
+    """The folder that a flag names.
+
+    Raises:
+      UserError: it is empty, or the address of an object store.
+    """
+    if not text.strip() or not text.isprintable():
+        raise UserError(f"--{flag}={text and shown(text)}; name a folder")
+    if ADDRESS.match(text):
+        raise UserError(f"--{flag}={text} is an address; name a folder, such as one where the store is mounted")
+    return Path(text)

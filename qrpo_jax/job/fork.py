@@ -1,0 +1,128 @@
+"""`--fork=OTHER`: a run that starts from the complete stages of another run, as far as their settings agree."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.errors import UserError
+from qrpo_jax.faults.records import read_record, write_record
+from qrpo_jax.files import TEMPORARY, whole_file, whole_folder
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.manifest import SETTINGS, difference, read_manifest
+
+RECORD = "fork.json"  # in the work directory: where its first stages come from
+LINKED = "parameters"  # no stage writes into this folder again, so both runs may share its files
+
+
+class Agreement(NamedTuple):
+    """The stages of another run whose settings agree, and why the one after them does not; "" if there is none."""
+
+    other: Path
+    stages: list[str]
+    reason: str
+
+
+def agreed(job: Job, other: Path, settings: Callable[[str], Mapping[str, Any]]) -> Agreement:
+    """What a job takes over from another run; what it decided once stays so if it is killed.
+
+    Args:
+      other: work directory of the other run.
+      settings: from a stage to the settings that it has in this job.
+
+    Raises:
+      UserError: the other folder is no work directory, nothing agrees, or the job's work directory is not new.
+    """
+    record = job.workdir / RECORD
+    if record.exists():
+        origin = read_record(record)
+        if origin["from"] != str(other.resolve()):
+            raise UserError(
+                f"--workdir={job.workdir} was forked from {origin['from']}; name that with --fork, or nothing"
+            )
+        return Agreement(other, origin["stages"], "")
+    check_new(job, other)
+    agreement = compare(job, other, settings)
+    if not agreement.stages:
+        raise UserError(f"--fork={other}: nothing can be taken over: {agreement.reason}")
+    return agreement
+
+
+def take_over(job: Job, agreement: Agreement) -> None:
+    """Copies the agreeing stages of another run into the work directory of a job, each whole or not at all.
+
+    A second call goes on where a killed one stopped.
+    """
+    other = agreement.other
+    wait("fork checked")
+    if is_first():
+        record = job.workdir / RECORD
+        if not record.exists():
+            write_record(record, {"from": str(other.resolve()), "stages": agreement.stages})
+            following = job.config.stages[len(agreement.stages) :]
+            if following:
+                job.say(f"{following[0]} and what follows run anew: {agreement.reason}")
+        for name in agreement.stages:
+            if not job.folder(name).exists():
+                copy(other / name, job.folder(name), job.stages[name].outside)
+                job.say(f"{name}: taken over from {other / name}")
+    wait("forked")
+
+
+def check_new(job: Job, other: Path) -> None:
+    """Refuses a work directory that has stages, and another run that has none or is the same.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    if not any((other / name / SETTINGS).is_file() for name in job.stages):
+        raise UserError(f"--fork={other} is no work directory of a run: it has no folder of a stage")
+    if other.resolve() == job.workdir.resolve():
+        raise UserError(f"--fork={other} is also --workdir; name a new folder as --workdir")
+    present = [name for name in job.stages if job.folder(name).exists()]
+    if present:
+        raise UserError(f"--workdir={job.workdir} has stage {present[0]!r} already; --fork needs a new folder")
+
+
+def compare(job: Job, other: Path, settings: Callable[[str], Mapping[str, Any]]) -> Agreement:
+    """The first stages of the job that are complete in the other run and had the same settings."""
+    stages: list[str] = []
+    for name in job.config.stages:
+        if read_manifest(other / name) is None:
+            return Agreement(other, stages, f"stage {name!r} is not complete in {other}")
+        changes = difference(read_record(other / name / SETTINGS), settings(name))
+        if changes:
+            return Agreement(other, stages, f"stage {name!r} has other settings ({'; '.join(changes)})")
+        stages.append(name)
+    return Agreement(other, stages, "")
+
+
+def copy(source: Path, target: Path, outside: tuple[str, ...]) -> None:
+    """Copies a complete stage, without the checkpoints that it needs no more.
+
+    Args:
+      outside: files beside the folder that belong to the stage too.
+    """
+
+    def copy_file(file: str, to: str) -> None:
+        if LINKED in Path(file).relative_to(source).parts[:1]:
+            try:
+                os.link(file, to)
+                return
+            except OSError:
+                pass  # another file system, or one without links
+        shutil.copyfile(file, to)
+
+    with whole_folder(target) as temporary:
+        shutil.copytree(
+            source,
+            temporary,
+            copy_function=copy_file,
+            ignore=shutil.ignore_patterns("checkpoints", f"{TEMPORARY}*"),
+            dirs_exist_ok=True,
+        )
+    for name in outside:
+        with whole_file(target.parent / name) as temporary:
+            shutil.copyfile(source.parent / name, temporary)
