@@ -36,7 +36,7 @@ def check_sampling(job: Job, name: str) -> None:
     Raises:
       UserError: naming the key.
     """
-    config, positions = job.config, job.policy.settings.max_positions
+    config, positions = job.config, job.shape.settings.max_positions
     longest = config.prompts.max_tokens + config[name].max_new_tokens
     if longest > positions:
         raise UserError(
@@ -88,7 +88,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
       A function from the side's parameters, rows, and the index of each row's prompt to the completed rows and counts.
       It drops rows whose prompt is empty or too long.
     """
-    text, mesh = job.policy.text, job.local_mesh
+    text, mesh = job.text, job.local_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens)
     batch_prompts, name = prompts_at_once(job, section, mesh), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}

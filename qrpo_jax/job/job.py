@@ -37,28 +37,17 @@ from qrpo_jax.training.step import LogProbSettings
 
 
 class Shape(NamedTuple):
-    """The model that a job aligns, without parameters and tokenizer; attributes as in `Policy`."""
-
-    settings: DecoderSettings
-    graph: nnx.GraphDef
-    lora: Lora | None
-    trained_graph: nnx.GraphDef
-
-
-class Policy(NamedTuple):
-    """The model that a job aligns, without parameters.
+    """The model that a job aligns, without parameters and tokenizer.
 
     Attributes:
       settings: of the decoder.
       graph: of the reference policy, which with LoRA is the base of the adapters.
-      text: its tokenizer and chat template.
       lora: the adapters of stage `train`; None if it trains all parameters.
       trained_graph: of the policy after stage `train`: `graph` with adapters, or `graph` itself.
     """
 
     settings: DecoderSettings
     graph: nnx.GraphDef
-    text: Text
     lora: Lora | None
     trained_graph: nnx.GraphDef
 
@@ -109,28 +98,35 @@ class Job:
         return make_mesh(-1, 1, 1, devices=jax.local_devices())
 
     @functools.cached_property
-    def policy(self) -> Policy:
-        model = self.config.model
-        with located("model.path" if model.path else "model", template="model.template"):
-            settings, text = _open_model(model) if model.path else _new_model(model, self.config.prompts.source)
-        shape = self._shape(settings)
-        return Policy(settings, shape.graph, text, shape.lora, shape.trained_graph)
-
-    @functools.cached_property
     def shape(self) -> Shape:
         """The model as its config.json describes it; the folder need not have weights or a tokenizer."""
-        if not self.config.model.path:
-            return self._shape(self.policy.settings)
-        with located("model.path"):
-            return self._shape(read_settings(Path(self.config.model.path)))
-
-    def _shape(self, settings: DecoderSettings) -> Shape:
+        model = self.config.model
+        if model.path:
+            with located("model.path"):
+                settings = read_settings(Path(model.path))
+        else:
+            sizes = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
+            with located("model"):
+                size = len(self.text.tokenizer)
+                settings = DecoderSettings(vocab_size=size, **{name: model[name] for name in sizes})
         graph, adapters = decoder.graph(settings), self.config.lora
         if adapters.rank == 0:
             return Shape(settings, graph, None, graph)
         with located("lora", rank="lora.rank", alpha="lora.alpha", targets="lora.targets"):
             adapted = make_lora(settings, rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets)
         return Shape(settings, graph, adapted, decoder.graph(settings, adapted))
+
+    @functools.cached_property
+    def text(self) -> Text:
+        """The model's tokenizer and chat template. That of a new model has the words of the prompts."""
+        model = self.config.model
+        with located("model.path" if model.path else "model", template="model.template"):
+            if model.path:
+                return open_text(Path(model.path), model.template)
+            vocabulary = SOURCES[self.config.prompts.source].vocabulary
+            assert vocabulary is not None, "check_source refuses a source without a vocabulary"
+            tokenizer = vocabulary_tokenizer(vocabulary())
+            return make_text(tokenizer, model.template, (tokenizer.eos_token_id,))
 
     @functools.cached_property
     def reward_model(self) -> RewardModel:
@@ -176,10 +172,10 @@ class Job:
     def fresh_adapters(self, mesh: Mesh) -> Parameters:
         """LoRA's adapters before their first update; float32 for a base of any type."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-        return self._draw(mesh, key, jnp.float32, self.policy.lora)
+        return self._draw(mesh, key, jnp.float32, self.shape.lora)
 
     def _draw(self, mesh: Mesh, key: jax.Array, dtype: Any, adapted: Lora | None = None) -> Parameters:
-        settings = self.policy.settings
+        settings = self.shape.settings
 
         def draw(key: jax.Array) -> Parameters:
             return jax.tree.map(lambda x: x.astype(dtype), decoder.initial_parameters(settings, key, adapted))
@@ -187,15 +183,15 @@ class Job:
         return jax.jit(draw, out_shardings=self._shardings(mesh, adapted))(key)
 
     def _shardings(self, mesh: Mesh, adapted: Lora | None) -> Any:
-        settings = self.policy.settings
+        settings = self.shape.settings
         shapes = decoder.abstract_parameters(settings, adapted)
         return parameter_shardings(mesh, decoder.logical_axes(settings, adapted), shapes)
 
     def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
         """The parameters that a finished stage saved; for `train` with LoRA, the adapters alone."""
-        adapted = self.policy.lora if stage == "train" else None
+        adapted = self.shape.lora if stage == "train" else None
         dtype = FLOATS[self.config.model.parameter_dtype] if adapted is None else jnp.float32
-        layout = parameter_layout(mesh, self.policy.settings, dtype, adapted)
+        layout = parameter_layout(mesh, self.shape.settings, dtype, adapted)
         folder = self.folder(stage)
         try:
             return load_parameters(folder / "parameters", layout)
@@ -210,7 +206,7 @@ class Job:
     def policy_parameters(self, mesh: Mesh, reference: Parameters) -> Parameters:
         """Parameters of `trained_graph` after stage `train`; with LoRA their base is `reference` itself, not a copy."""
         trained = self.trained_parameters("train", mesh)
-        return trained if self.policy.lora is None else lora.join(reference, trained)
+        return trained if self.shape.lora is None else lora.join(reference, trained)
 
     def graph(self, side: str) -> nnx.GraphDef:
         """The graph of the "reference" or of the trained "policy"."""
@@ -230,22 +226,3 @@ class Job:
         if line not in self._printed:
             self._printed.add(line)
             self.say(line)
-
-
-def _open_model(model: Any) -> tuple[DecoderSettings, Text]:
-    """Settings and tokenizer of a Hugging Face folder."""
-    folder = Path(model.path)
-    settings = model_folder.check_folder(folder)
-    text = open_text(folder, model.template)
-    model_folder.check_vocabulary(settings, text)
-    return settings, text
-
-
-def _new_model(model: Any, source: str) -> tuple[DecoderSettings, Text]:
-    """Settings and tokenizer of a model that is trained from scratch; its vocabulary is that of its prompts."""
-    vocabulary = SOURCES[source].vocabulary
-    assert vocabulary is not None, "check_source refuses a source without a vocabulary"
-    tokenizer = vocabulary_tokenizer(vocabulary())
-    shape = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
-    settings = DecoderSettings(vocab_size=len(tokenizer), **{name: model[name] for name in shape})
-    return settings, make_text(tokenizer, model.template, (tokenizer.eos_token_id,))

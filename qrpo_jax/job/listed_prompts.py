@@ -26,8 +26,7 @@ def check_listed_prompts(job: Job, sources: Sources = SOURCES) -> None:
         if config.sample.completions == 0 or "sft" in config.stages:
             listed.check_completions(splits["train"])
         measured = {
-            split: listed.check_lengths(source, job.policy.text, most, PURPOSES[split])
-            for split, source in splits.items()
+            split: listed.check_lengths(source, job.text, most, PURPOSES[split]) for split, source in splits.items()
         }
     note_splits(job, splits["train"], splits["eval"])
     for split, source in splits.items():
@@ -75,7 +74,7 @@ def note_tokens(job: Job, source: ListedRows, measured: Measured, purpose: str) 
 
 def note_messages(job: Job, source: ListedRows, purpose: str) -> None:
     """Notes messages whose roles or texts the template treats in a way that may surprise."""
-    text = job.policy.text
+    text = job.text
     if job.config.model.template == "plain":
         several = source.where(lambda row: len(row.messages) > 1)
         warn(job, several, f"prompts {purpose} have several messages, which template 'plain' joins without their roles")

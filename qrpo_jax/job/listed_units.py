@@ -112,7 +112,7 @@ def check_fit(job: Job, stage: str, source: ListedRows, view: View) -> None:
 
 def sizes(job: Job, source: ListedRows, row: Row, units: list[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
     """For each unit of a row the tokens of its prompt and of its longest completion."""
-    text = job.policy.text
+    text = job.text
     prompt = len(text.prompt(row.messages, source.place(row))) if units else 0
     for unit in units:
         yield prompt, max(len(text.completion(row.completions[i].text)) for i in unit)

@@ -55,7 +55,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
       A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
       their value is NaN.
     """
-    pack, text, mesh = job.config.pack, job.policy.text, job.local_mesh
+    pack, text, mesh = job.config.pack, job.text, job.local_mesh
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
     jitted = jitted_log_probs(job, side, temperature)
 

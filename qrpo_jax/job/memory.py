@@ -51,7 +51,7 @@ def check(job: Job) -> None:
 def held_bytes(job: Job, stage: str) -> float:
     """Bytes on one device: of parameters, and in training of gradients and the optimizer's state."""
     dtype = FLOATS[job.config.model.parameter_dtype]
-    settings, lora = job.policy.settings, job.policy.lora if stage == "train" else None
+    settings, lora = job.shape.settings, job.shape.lora if stage == "train" else None
     if stage in ("sft", "train"):
         optimizer, _ = configured_optimizer(job.config, stage, steps=1)
         layout = parameter_layout(job.mesh, settings, dtype if lora is None else np.float32, lora)

@@ -90,7 +90,7 @@ def make_planner(
     Args:
       stage: the training stage; None for a forward pass.
     """
-    config, settings = job.config.model, job.policy.settings
+    config, settings = job.config.model, job.shape.settings
     platform = platform_of(mesh)
     machine = MACHINES[platform]
     if job.compute(mesh).attention is plain.attend:
@@ -120,10 +120,10 @@ def make_planner(
 def free_bytes(job: Job, mesh: Mesh, machine: Machine, stage: str | None) -> float:
     """What parameters, gradients and moments leave of an accelerator's memory for activations."""
     limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", machine.working_bytes)
-    settings, bytes_per_parameter = job.policy.settings, np.dtype(FLOATS[job.config.model.parameter_dtype]).itemsize
+    settings, bytes_per_parameter = job.shape.settings, np.dtype(FLOATS[job.config.model.parameter_dtype]).itemsize
     held = parameter_count(settings) * float(bytes_per_parameter)
     if stage is not None:
-        adapted = job.policy.lora if stage == "train" else None
+        adapted = job.shape.lora if stage == "train" else None
         moment_bytes = np.dtype(FLOATS[job.config[stage].moment_dtype]).itemsize
         held += (4.0 + 2 * moment_bytes) * parameter_count(settings, adapted)  # a float32 gradient and two moments
     split = axis_size(mesh, "embed") * axis_size(mesh, "vocab")

@@ -90,7 +90,7 @@ class BeginningSampler:
 
     def __call__(self, indices: Sequence[int], split: str) -> list[str]:
         """One text for each index; it depends on the job's seed, the split and the index alone."""
-        text, mesh = self._job.policy.text, self._job.local_mesh
+        text, mesh = self._job.text, self._job.local_mesh
         count = round_up(len(indices), axis_size(mesh, "rows"))
         tokens_Px1 = np.full((count, 1), text.tokenizer.bos_token_id, np.int32)
         lengths_P = np.ones(count, np.int32)
@@ -107,11 +107,11 @@ class BeginningSampler:
     def _sampler(self) -> Callable:
         job = self._job
         sampler = make_sampler(
-            job.policy.graph,
+            job.shape.graph,
             completions=1,
             max_new_tokens=job.config.prompts.beginning_tokens,
             temperature=1.0,
-            end_tokens=job.policy.text.end_tokens,
+            end_tokens=job.text.end_tokens,
             compute=job.compute(job.local_mesh),
         )
         return jax.jit(with_raw_keys(sampler))
@@ -136,7 +136,7 @@ def check_beginnings(job: Job) -> None:
     Raises:
       UserError: naming the key.
     """
-    if job.policy.text.tokenizer.bos_token_id is None:
+    if job.text.tokenizer.bos_token_id is None:
         raise UserError(
             f"prompts from {job.config.prompts.source!r} start at the BOS token of the model, and its tokenizer has "
             "none (config.prompts.source)"

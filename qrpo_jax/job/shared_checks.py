@@ -1,9 +1,11 @@
 """Checks of the config sections that several stages share: model, mesh, prompts, rows, adapters, logs."""
 
 import importlib.util
+from pathlib import Path
 
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_prompts import check_listed_prompts
@@ -46,7 +48,10 @@ def check_model(job: Job) -> None:
         raise UserError("no model to start from: set config.model.path, or put 'sft' first in config.stages")
     if needs_data(job) and config.lora.rank and "train" not in config.stages:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
-    settings = job.policy.settings
+    if needs_data(job) and config.model.path:
+        with located("model.path", template="model.template"):
+            model_folder.check_vocabulary(model_folder.check_folder(Path(config.model.path)), job.text)
+    settings = job.shape.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):
         # Adapters are split along the same axes and need no check.
@@ -59,7 +64,7 @@ def check_packing(job: Job) -> None:
     Raises:
       UserError: naming the key.
     """
-    config, positions = job.config, job.policy.settings.max_positions
+    config, positions = job.config, job.shape.settings.max_positions
     pack = config.pack
     if pack.row_tokens:
         check_least(config, {"pack.row_tokens": pack.max_tokens})

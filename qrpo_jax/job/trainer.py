@@ -97,19 +97,19 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
 
 def adapters(job: Job, training: Training) -> Lora | None:
     """The shape of the adapters to train; None if all parameters are trained."""
-    return None if training.frozen is None else job.policy.lora
+    return None if training.frozen is None else job.shape.lora
 
 
 def policy_step(job: Job, training: Training, optimizer: optax.GradientTransformation, microbatches: int) -> Step:
     """One update of the policy."""
     return make_step(
-        job.policy.graph if training.frozen is None else job.policy.trained_graph,
+        job.shape.graph if training.frozen is None else job.shape.trained_graph,
         training.objective,
         optimizer,
         log_prob_settings=training.log_prob_settings,
         microbatches=microbatches,
         calibrated_target=training.calibrated_target,
-        reference_graph=job.policy.graph if training.reference_on_the_fly else None,
+        reference_graph=job.shape.graph if training.reference_on_the_fly else None,
     )
 
 
@@ -117,7 +117,7 @@ def trainable(job: Job, training: Training, optimizer: optax.GradientTransformat
     """The training state; adapters are float32 on a base of any type."""
     lora = adapters(job, training)
     dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
-    layout = parameter_layout(job.mesh, job.policy.settings, dtype, lora)
+    layout = parameter_layout(job.mesh, job.shape.settings, dtype, lora)
     return Trainable(layout, optimizer, training.start, job.config.seed)
 
 
@@ -158,9 +158,9 @@ def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.Gra
 
 def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
     """Prints the sizes of model and run."""
-    size = f"{parameter_count(job.policy.settings):,} parameters"
+    size = f"{parameter_count(job.shape.settings):,} parameters"
     if lora is not None:
-        count = parameter_count(job.policy.settings, lora)
+        count = parameter_count(job.shape.settings, lora)
         size = f"{count:,} parameters of LoRA adapters on {size} that do not change"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     job.say(f"{stage}: {size}, {plan.steps} steps on {devices}")

@@ -97,7 +97,7 @@ def make_examples(job: Job, mix: LengthMix) -> Examples:
     config = job.config.benchmark
     units_per_prompt = mix.siblings // (2 if mix.pairs else 1)
     prompts = -(-job.config.train.batch_size * calls_needed(config) // units_per_prompt)
-    return synthetic(mix, max(prompts, config.prompts), vocab=job.policy.settings.vocab_size, seed=job.config.seed)
+    return synthetic(mix, max(prompts, config.prompts), vocab=job.shape.settings.vocab_size, seed=job.config.seed)
 
 
 def training_program(job: Job, examples: Examples) -> Program:
@@ -120,9 +120,9 @@ def training_program(job: Job, examples: Examples) -> Program:
 
     def flops(batch: Batch) -> float:
         return step_flops(
-            job.policy.settings,
+            job.shape.settings,
             **work(job, batch),
-            lora=job.policy.lora,
+            lora=job.shape.lora,
             with_reference=training.reference_on_the_fly,
         ).total
 
@@ -144,14 +144,14 @@ def reference_program(job: Job, examples: Examples) -> Program:
     steps = min(plan.steps, calls_needed(job.config.benchmark))
     hosts = (assemble(examples, plan, index) for index in itertools.cycle(range(steps)))
     loads = batch_loads(
-        job, examples, plan, hosts, lambda batch: forward_flops(job.policy.settings, **work(job, batch)).total
+        job, examples, plan, hosts, lambda batch: forward_flops(job.shape.settings, **work(job, batch)).total
     )
     return Program(compile, loads, lambda batch: place(batch, sharding), lambda batch: log_probs(parameters, batch))
 
 
 def sampling_program(job: Job, examples: Examples) -> Program:
     """Stage `sample`'s decoding of all completions of some prompts, each as long as the config allows."""
-    mesh, section, settings = job.local_mesh, job.config.sample, job.policy.settings
+    mesh, section, settings = job.local_mesh, job.config.sample, job.shape.settings
     count, most = job.config.benchmark.prompts, settings.max_positions - section.max_new_tokens
     _, firsts_P = np.unique(examples.prompts_C, return_index=True)
     prompts = [
@@ -199,7 +199,7 @@ def work(job: Job, batch: Batch) -> dict[str, Any]:
     """What a batch holds, as `model.flops` takes it."""
     return {
         "tokens": int((batch.layout.groups_BxL > 0).sum()),
-        "pairs": layout_pairs(batch.layout, job.policy.settings.sliding_window),
+        "pairs": layout_pairs(batch.layout, job.shape.settings.sliding_window),
         "targets": int((batch.targets_BxL >= 0).sum()),
     }
 
@@ -209,7 +209,7 @@ def sampling_flops(job: Job, lengths_P: np.ndarray) -> float:
 
     The logits of a prompt are those of its last token alone.
     """
-    settings, section = job.policy.settings, job.config.sample
+    settings, section = job.shape.settings, job.config.sample
     decoded = section.max_new_tokens - 1
     tokens = int(lengths_P.sum()) + len(lengths_P) * section.completions * decoded
     targets = len(lengths_P) * (1 + section.completions * decoded)
@@ -231,7 +231,7 @@ def check(job: Job) -> None:
     Raises:
       UserError: naming the key.
     """
-    config, settings = job.config, job.policy.settings
+    config, settings = job.config, job.shape.settings
     mix = choose_mix(config.benchmark.mix)
     check_least(config, {"sample.completions": 1})
     if mix.most > settings.max_positions:

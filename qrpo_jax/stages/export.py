@@ -23,15 +23,15 @@ def run(job: Job) -> dict[str, Any]:
     if not folder.exists():
         parameters, path = merged_parameters(job), job.config.model.path
         generation = model_folder.generation_settings(Path(path)) if path else {}
-        policy, dtype = job.policy, job.config.export.dtype
-        model_folder.save(folder, policy.settings, parameters, policy.text, dtype=dtype, generation=generation)
+        settings, dtype = job.shape.settings, job.config.export.dtype
+        model_folder.save(folder, settings, parameters, job.text, dtype=dtype, generation=generation)
     job.say(f"export: {folder}")
     return {"model": "model"}
 
 
 def merged_parameters(job: Job) -> Parameters:
     """The trained parameters, with adapters merged into their base."""
-    trained, adapted = job.trained_parameters("train", job.mesh), job.policy.lora
+    trained, adapted = job.trained_parameters("train", job.mesh), job.shape.lora
     if adapted is None:
         return trained
     # The sum is rounded once, directly to the exported type. If that is also the type of the base, the sum replaces the
@@ -44,12 +44,12 @@ def merged_parameters(job: Job) -> Parameters:
 
 def export_adapter(job: Job) -> dict[str, Any]:
     """Writes the folder `adapter`, for the model that config.model.path names."""
-    folder, adapted = job.folder("export") / "adapter", job.policy.lora
+    folder, adapted = job.folder("export") / "adapter", job.shape.lora
     assert adapted is not None, "check refuses adapters without LoRA"
     adapters = jax.tree.map(gather, job.trained_parameters("train", job.mesh))
     if is_first() and not folder.exists():
         base, dtype = job.config.model.path, job.config.export.dtype
-        adapter_folder.save(folder, job.policy.settings, adapted, adapters, base=base, dtype=dtype)
+        adapter_folder.save(folder, job.shape.settings, adapted, adapters, base=base, dtype=dtype)
     job.say(f"export: {folder}")
     return {"adapter": "adapter"}
 
@@ -65,4 +65,4 @@ def check(job: Job) -> None:
                 "set config.export.adapter='merged', or config.model.path without 'sft' in config.stages"
             )
     with located("model", dtype="export.dtype"):
-        model_folder.check_export(job.policy.settings, job.policy.text, config.export.dtype)
+        model_folder.check_export(job.shape.settings, job.text, config.export.dtype)

@@ -13,7 +13,7 @@ from qrpo_jax.training.objectives import make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
-    examples = build_examples(all_rows(open_sources(job)["sft"]), job.policy.text, make_view(job), transform=None)
+    examples = build_examples(all_rows(open_sources(job)["sft"]), job.text, make_view(job), transform=None)
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731

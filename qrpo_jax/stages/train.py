@@ -43,7 +43,7 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
       reference: makes the parameters of the reference policy; by default `job.reference_parameters`.
     """
     reference = reference or job.reference_parameters
-    config, lora = job.config.train, job.policy.lora
+    config, lora = job.config.train, job.shape.lora
     ranked = chosen_objective(job).ranked
     target = calibrated_target(job)
 
@@ -81,7 +81,7 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
     with located(**KEYS, references="sample.completions"):
         examples = build_examples(
             row_files.read(job.folder(job.rows_before("train"))),
-            job.policy.text,
+            job.text,
             make_view(job),
             transform,
             beta=(lambda length_C: make_length(job).beta(config.beta, length_C)) if ranked else None,

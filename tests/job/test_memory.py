@@ -34,13 +34,13 @@ def test_what_a_stage_holds_is_its_arrays_on_one_device(tmp_path: Path) -> None:
     """In float32 a value, a gradient and two moments; with LoRA the base once, and four of the adapters."""
     one = job(tmp_path, mesh__data=1)
     one.__dict__["mesh"] = one_device()
-    count = parameter_count(one.policy.settings)
+    count = parameter_count(one.shape.settings)
     assert memory.held_bytes(one, "sft") == pytest.approx(16 * count, abs=64)
     assert memory.held_bytes(one, "sample") == 4 * count
     assert memory.held_bytes(one, "report") == 0
     adapted = job(tmp_path, lora__rank=2)
     adapted.__dict__["mesh"] = one_device()
-    small = parameter_count(adapted.policy.settings, adapted.policy.lora)
+    small = parameter_count(adapted.shape.settings, adapted.shape.lora)
     assert memory.held_bytes(adapted, "train") == pytest.approx(4 * count + 16 * small, abs=64)
     split = job(tmp_path)
     split.__dict__["mesh"] = make_mesh(1, 2, 1, devices=jax.devices()[:2])
@@ -50,7 +50,7 @@ def test_what_a_stage_holds_is_its_arrays_on_one_device(tmp_path: Path) -> None:
 def test_as_many_prompts_as_fit_are_sampled_from_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = job(tmp_path, prompts__unit=128)
     mesh, section = make_mesh(2, 1, 1, devices=jax.devices()[:2]), one.config.sample
-    each, held = memory.prompt_bytes(one, section), 4 * parameter_count(one.policy.settings)
+    each, held = memory.prompt_bytes(one, section), 4 * parameter_count(one.shape.settings)
 
     def at_once(prompts_a_device: float) -> int:
         size = (prompts_a_device * each + held) / memory.SHARE["cpu"]

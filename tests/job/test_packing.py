@@ -78,7 +78,7 @@ def test_rows_for_log_probs_depend_on_the_completions_alone(tmp_path):
 def test_memory_for_activations_is_what_parameters_and_moments_leave(tmp_path):
     job, machine = jobs.job(tmp_path), MACHINES["tpu"]
     free = [packing.free_bytes(job, job.mesh, machine, stage) for stage in (None, "train")]
-    count = packing.parameter_count(job.policy.settings)
+    count = packing.parameter_count(job.shape.settings)
     np.testing.assert_allclose(free[0] - free[1], 12 * count)
     adapted = jobs.job(tmp_path, lora__rank=2)
     assert free[1] < packing.free_bytes(adapted, job.mesh, machine, "train") < free[0]

@@ -352,7 +352,7 @@ def test_a_job_trains_evaluates_and_exports_adapters(finished):
     # The merged model, from what was written: W + alpha / r B A, as PEFT stores them.
     written = load_file(job.folder("export") / "adapter" / "adapter_model.safetensors")
     assert len(written) == 2 * 5 * SMALL.layers
-    words = job.policy.text
+    words = job.text
     model_folder.save(job.workdir / "merged", SMALL, jax.device_get(export.merged_parameters(job)), words)
     merged, base = (load_file(path / "model.safetensors") for path in (job.workdir / "merged", folder))
     for name, weight in base.items():

@@ -19,6 +19,18 @@ from qrpo_jax.stages import benchmark
 from tests.helpers import jobs
 
 QUICK = {"benchmark__rounds": 2, "benchmark__calls": 1, "benchmark__prompts": 3, "train__batch_size": 7}
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 67,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 11,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
 SMALL = LengthMix(prompt=13, completion=7, spread=0.3, siblings=3, pairs=False, most=31)
 
 
@@ -39,10 +51,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_three_programs_are_measured_without_data_and_weights(
     tmp_path: Path, small: None, overrides: dict[str, object]
 ) -> None:
-    job = jobs.job(tmp_path, stages=("benchmark",), benchmark__mix="many_short", **QUICK, **overrides)
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "shape" / "config.json").write_text(json.dumps(SHAPE))
+    overrides = {"stages": ("benchmark",), "model__path": tmp_path / "shape", **QUICK, **overrides}
+    job = jobs.job(tmp_path / "run", benchmark__mix="many_short", **overrides)
     assert pipeline.run(job)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["benchmark"], "nothing else is written"
-    record = json.loads((tmp_path / "benchmark" / benchmark.NUMBERS).read_text())
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["benchmark"], "nothing else is written"
+    record = json.loads((tmp_path / "run" / "benchmark" / benchmark.NUMBERS).read_text())
     assert record["devices"] == 8 and record["mix"] == "many_short", record
     for name in speed.PROGRAMS:
         one = record[name]
@@ -59,8 +74,8 @@ def test_three_programs_are_measured_without_data_and_weights(
 @pytest.mark.parametrize("window", [None, 5])
 def test_flops_of_sampling_are_those_of_the_rows_that_it_computes(tmp_path: Path, window: int | None) -> None:
     job = jobs.job(tmp_path, sample__completions=3, sample__max_new_tokens=7)
-    settings = dataclasses.replace(job.policy.settings, sliding_window=window)
-    job.policy = job.policy._replace(settings=settings)
+    settings = dataclasses.replace(job.shape.settings, sliding_window=window)
+    job.shape = job.shape._replace(settings=settings)
     lengths = np.asarray([2, 11, 5])
     rows = [row_of(length, completions=3, decoded=6) for length in lengths.tolist()]
     pairs = [layout_pairs(Layout(*(x[None] for x in row)), window) for row in rows]
