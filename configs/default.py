@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
     # What the backward pass recomputes of each layer, to save memory. dots: all but products with weights, and
     # attention; attention: all but attention; full: all; offload: all, and inputs of layers wait in host memory.
     config.model.remat = Choice("none", "dots", "attention", "full", "offload")
-    # Layers one after the other in each turn of a training step's loop over layers; 0: 32 on a GPU, 8 on a CPU, else 1.
+    # Layers one after the other in each turn of a training step's loop over layers; 0: 32 on a GPU, 8 on a
+    # CPU without remat, else 1.
     config.model.unroll = Whole(0, least=0)
     config.model.vocab_chunk = Whole(0, least=0)  # tokens of the vocabulary whose logits exist at a time; 0: 8192
 

@@ -146,7 +146,9 @@ class Job:
             check_remat(model.remat)
             platform = platform_of(mesh)
             backend = attention.choose(model.attention, platform)
-            unroll = (model.unroll or UNROLL.get(platform, 1)) if backward else 1
+            # XLA drops barriers on a CPU, so only a loop saves memory there.
+            saves = platform == "cpu" and model.remat != "none"
+            unroll = (model.unroll or (1 if saves else UNROLL.get(platform, 1))) if backward else 1
             return Compute(FLOATS[model.compute_dtype], model.remat, backend, mesh, unroll)
 
     def log_prob_settings(self, mesh: Mesh, *, backward: bool = False) -> LogProbSettings:

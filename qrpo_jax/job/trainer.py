@@ -71,8 +71,10 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     plan = make_plan(job, stage, examples)
     describe(job, stage, plan, adapters(job, training))
     optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
-    keys = {"microbatches": f"{stage}.microbatches", "remat": "model.remat", "split": "mesh.fsdp"}
-    with located(**keys), open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook):
+    with (
+        located(**memory_keys(stage)),
+        open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook),
+    ):
         parameters = fit(
             policy_step(job, training, optimizer, plan.microbatches),
             trainable(job, training, optimizer),
@@ -93,6 +95,11 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
         "separate_tokens": plan.separate_tokens,
         "last": last_metrics(folder),
     }
+
+
+def memory_keys(stage: str) -> dict[str, str]:
+    """Config keys of what a step's memory depends on."""
+    return {"microbatches": f"{stage}.microbatches", "remat": "model.remat", "split": "mesh.fsdp"}
 
 
 def adapters(job: Job, training: Training) -> Lora | None:

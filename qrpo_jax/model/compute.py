@@ -37,7 +37,7 @@ REMAT: dict[str, Any] = {
 
 # Layers that a training step has one after the other, by platform; 1 elsewhere. On an H200 (2026-11-27), a step of 1B
 # takes 5 % less time with all 16 than with 1 (550 and 522 ms) and compiles in 13 s instead of 10; one of 8B with LoRA
-# takes 14 % less with all 32 than with 8 (4.68 and 4.02 s) and compiles in 23 s. On a core of an Intel Xeon, a step of
+# takes 11 % less with all 32 than with 8 (4.68 and 4.17 s) and compiles in 46 s. On a core of an Intel Xeon, a step of
 # the stories model takes 10 % less with all 5 than with 1 (560 and 502 ms, 2026-11-27).
 UNROLL = {"gpu": 32, "cpu": 8}
 
@@ -85,15 +85,17 @@ class Compute(NamedTuple):
 
         return nnx.map_state(gather, parameters)
 
-    def checkpointed(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The body of a scan with `remat` applied.
+    def checkpointed(self, step: Callable[..., Any], *, looped: bool) -> Callable[..., Any]:
+        """The body of a loop over layers with `remat` applied.
 
-        A scan keeps the passes apart, so nothing has to stop the compiler from merging what they share; the barriers
-        that would stop it cost a copy of everything stored.
+        Args:
+          looped: the compiled program has a loop. It keeps the two passes apart. Without one the compiler would merge
+            what is computed twice and keep all of it in memory, so barriers must stop it; in a loop they would cost a
+            copy of everything stored.
         """
         if self.remat == "none":
             return step
-        return jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
+        return jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=not looped)
 
 
 DEFAULT = Compute()

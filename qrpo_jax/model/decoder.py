@@ -103,7 +103,8 @@ class Decoder(nnx.Module):
 
         x_BxLxD = self.embed(tokens_BxL, compute)
         unroll = min(compute.unroll, self.settings.layers)
-        x_BxLxD, kept = jax.lax.scan(compute.checkpointed(step), x_BxLxD, (stacked, varied), unroll=unroll)
+        body = compute.checkpointed(step, looped=unroll < self.settings.layers)
+        x_BxLxD, kept = jax.lax.scan(body, x_BxLxD, (stacked, varied), unroll=unroll)
         return self._normed(x_BxLxD, compute), kept
 
     def _normed(self, x_BxLxD: Array, compute: Compute) -> Array:

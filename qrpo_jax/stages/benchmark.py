@@ -28,7 +28,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.packing import make_plan, plan_log_probs
 from qrpo_jax.job.stopwatch import Load, Program, Timing, measure
-from qrpo_jax.job.trainer import configured_optimizer, policy_step, trainable
+from qrpo_jax.job.trainer import configured_optimizer, memory_keys, policy_step, trainable
 from qrpo_jax.job.training_options import KEYS, chosen_objective, configured_objective
 from qrpo_jax.model.flops import Pairs, forward_flops, layout_pairs, step_flops
 from qrpo_jax.report import speed
@@ -110,8 +110,8 @@ def training_program(job: Job, examples: Examples) -> Program:
     state, frozen, sharding = run.fresh(), training.frozen or {}, row_sharding(job.mesh)
 
     def compile() -> None:
-        nonlocal update
-        update = update.lower(state, place(assemble(examples, plan, 0), sharding), frozen).compile()
+        with located(**memory_keys("train")):
+            update.compiled(state, place(assemble(examples, plan, 0), sharding), frozen)
 
     def call(batch: Batch) -> Any:
         nonlocal state
@@ -138,8 +138,8 @@ def reference_program(job: Job, examples: Examples) -> Program:
     sharding = row_sharding(mesh)
 
     def compile() -> None:
-        nonlocal log_probs
-        log_probs = log_probs.lower(parameters, place(assemble(examples, plan, 0), sharding)).compile()
+        with located("log_probs.batch_rows"):
+            log_probs.compiled(parameters, place(assemble(examples, plan, 0), sharding))
 
     steps = min(plan.steps, calls_needed(job.config.benchmark))
     hosts = (assemble(examples, plan, index) for index in itertools.cycle(range(steps)))
@@ -169,8 +169,8 @@ def sampling_program(job: Job, examples: Examples) -> Program:
     )
 
     def compile() -> None:
-        nonlocal sampler
-        sampler = sampler.lower(parameters, *place(inputs, row_sharding(mesh))).compile()
+        with located("benchmark.prompts"):
+            sampler.compiled(parameters, *place(inputs, row_sharding(mesh)))
 
     return Program(
         compile,

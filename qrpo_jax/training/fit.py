@@ -19,14 +19,18 @@ from qrpo_jax.training.state import State, Trainable
 Step = Callable[..., tuple[State, dict[str, Array]]]
 
 
-def jitted(step: Step, trainable: Trainable) -> Any:
-    """The step as a run compiles it: the new state takes the place of the old one, metrics are on every device."""
-    return jax.jit(
+def jitted(step: Step, trainable: Trainable) -> CheckedProgram:
+    """The step as a run compiles it: the new state takes the place of the old one, metrics are on every device.
+
+    If a device cannot hold it, that is about "microbatches", "remat" and "split".
+    """
+    program = jax.jit(
         step,
         donate_argnums=0,
         out_shardings=(trainable.shardings(), replicated(trainable.mesh)),
         compiler_options=compiler_options(trainable.mesh),
     )
+    return CheckedProgram(program, trainable.mesh, "a training step", ("microbatches", "remat", "split"))
 
 
 def fit(
@@ -55,8 +59,7 @@ def fit(
     state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
     logbook.begin(done, metrics_file)
     RUN.progress(f"step {done} of {steps} is saved")
-    mesh = trainable.mesh
-    update = CheckedProgram(jitted(step, trainable), mesh, "a training step", ("microbatches", "remat", "split"))
+    mesh, update = trainable.mesh, jitted(step, trainable)
     for number in range(done + 1, steps + 1):
         batch = next(batches)
         state, metrics = update(state, place(batch, row_sharding(mesh)), frozen or {})

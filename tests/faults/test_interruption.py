@@ -24,6 +24,10 @@ BUSY = {
     ),
     "computes": "print('ready', flush=True)\nwhile True: pass",
 }
+# As from a terminal, also where the tests themselves run in the background or under nohup.
+HEARD = (
+    "import signal; signal.signal(signal.{0}, signal.default_int_handler if {0!r} == 'SIGINT' else signal.SIG_DFL)\n"
+)
 LISTEN = "from qrpo_jax.faults.interruption import RUN\nRUN.listen()\n"
 
 
@@ -58,14 +62,12 @@ def test_a_run_with_nothing_to_lose_leaves_at_once_whatever_it_does(what: str) -
 
 @pytest.mark.parametrize(("number", "wanted"), [("SIGTERM", TRY_LATER), ("SIGHUP", TRY_LATER), ("SIGINT", CTRL_C)])
 def test_each_signal_has_its_status(number: str, wanted: int) -> None:
-    # As from a terminal, also where the tests themselves run under nohup.
-    heard = f"import signal; signal.signal(signal.{number}, signal.SIG_DFL)\n" if number != "SIGINT" else ""
-    status, errors = ended(heard + LISTEN + BUSY["sleeps"], signal.Signals[number])
+    status, errors = ended(HEARD.format(number) + LISTEN + BUSY["sleeps"], signal.Signals[number])
     assert (status, f"stopped by {number}" in errors) == (wanted, True), (status, errors)
 
 
 def test_a_second_ctrl_c_leaves_without_the_step() -> None:
-    code = LISTEN + "RUN.reached(3)\n" + BUSY["sleeps"]
+    code = HEARD.format("SIGINT") + LISTEN + "RUN.reached(3)\n" + BUSY["sleeps"]
     status, errors = ended(code, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
     assert status == CTRL_C, (status, errors)
     assert "after step 4, which it saves" in errors and "left at once" in errors, errors

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qrpo_jax.devices.program.memory import memory
 from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder, rope
 from qrpo_jax.model.cache import start_cache
@@ -126,6 +127,34 @@ def value_and_gradient(remat):
 @pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
 def test_remat_changes_neither_value_nor_gradient(remat):
     tiny.assert_trees_close(value_and_gradient("none"), value_and_gradient(remat), rtol=1e-4, atol=1e-5)
+
+
+def gradient(remat, unroll, layers=7):
+    """The gradient of a model for a row that is long for it, and parameters for it."""
+    settings = dataclasses.replace(tiny.SETTINGS, layers=layers)
+    graph, compute = decoder.graph(settings), Compute(remat=remat, unroll=unroll)
+    tokens = jnp.ones((1, 307), jnp.int32)
+    layout = one_sequence(jnp.asarray([307]), jnp.arange(307)[None])
+
+    def loss(parameters):
+        return jnp.sum(nnx.merge(graph, parameters)(tokens, layout, compute=compute)[0])
+
+    return jax.grad(loss), decoder.abstract_parameters(settings)
+
+
+def test_what_is_recomputed_is_not_kept():
+    kept, recomputed = (
+        memory(jax.jit(of).lower(parameters).compile()).temporaries
+        for of, parameters in (gradient("none", unroll=1), gradient("full", unroll=1))
+    )
+    assert recomputed < 0.5 * kept, (recomputed, kept)
+
+
+@pytest.mark.parametrize(("unroll", "barriers"), [(1, False), (3, False), (7, True), (8, True)])
+def test_without_a_loop_barriers_keep_the_compiler_from_merging_both_passes(unroll, barriers):
+    of, parameters = gradient("full", unroll)
+    program = str(jax.make_jaxpr(of)(parameters))
+    assert f"prevent_cse={barriers}" in program and f"prevent_cse={not barriers}" not in program
 
 
 def test_an_unknown_remat_is_refused_with_those_that_exist():

@@ -176,7 +176,8 @@ def test_every_fault_in_parameters_is_refused_or_changes_nothing(tmp_path):
     save_parameters(tmp_path / "train" / "parameters", jax.tree.map(lambda x: x + 1, tiny.parameters()))
     layout = parameter_layout(one(), tiny.SETTINGS)
     files = content(directory)
-    for fault, name in itertools.product(FAULTS, sorted(files)):
+    numbers = max(files, key=lambda name: len(files[name]))
+    for fault, name in itertools.product(FAULTS, [numbers, *rng.permutation(sorted(files))[:3]]):
         with restored(tmp_path):
             FAULTS[fault](directory / name, rng)
             try:
@@ -186,7 +187,6 @@ def test_every_fault_in_parameters_is_refused_or_changes_nothing(tmp_path):
                 refused.add((fault, name))
                 continue
             assert not arrays_differ(jax.device_get(back), tiny.parameters()), (fault, name)
-    numbers = max(files, key=lambda name: len(files[name]))
     assert {("cut", numbers), ("delete", numbers)} <= refused, refused
     directory.rename(tmp_path / "kept"), (tmp_path / "train" / "parameters").rename(directory)
     with pytest.raises(DamagedError, match="not what was written here"):

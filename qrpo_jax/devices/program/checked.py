@@ -29,11 +29,19 @@ class CheckedProgram:
         Raises:
           UserError: before it runs for the first time: it needs more memory than a device has.
         """
+        return self.compiled(*arguments)(*arguments)
+
+    def compiled(self, *arguments: Any) -> Any:
+        """The program for arguments of these shapes.
+
+        Raises:
+          UserError: see `__call__`.
+        """
         leaves, tree = jax.tree.flatten(arguments)
         shapes = (tree, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in self._compiled:
             self._compiled[shapes] = self._compile(arguments)
-        return self._compiled[shapes](*arguments)
+        return self._compiled[shapes]
 
     def lower(self, *arguments: Any) -> Any:
         """As of a jitted function."""
