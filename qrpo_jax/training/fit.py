@@ -1,7 +1,6 @@
 """The training loop: batches through the step, with metrics, checkpoints and exact resumption."""
 
 from collections.abc import Callable
-from typing import Any
 
 import grain
 import jax
