@@ -1,7 +1,7 @@
-"""Memory of a job before anything runs: what its stages hold at least, and how many prompts are sampled from at a time.
+"""Memory of a job before anything runs: what its stages need at least, and how many prompts are sampled from at a time.
 
-What a stage holds is exact, from shapes alone. What its programs need besides is known once they are compiled, which
-happens when the stage starts (`devices.program.checked`).
+What a stage holds is exact, from shapes alone. What its programs need besides is estimated here for the smallest part
+of its work, and known once they are compiled, which happens when the stage starts (`devices.program.checked`).
 """
 
 import math
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qrpo_jax.data.row_cost import layer_numbers
+from qrpo_jax.data.row_cost import layer_numbers, model_cost
 from qrpo_jax.devices.capacity import device_bytes
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
@@ -19,32 +19,43 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.trainer import configured_optimizer
+from qrpo_jax.model.token_log_probs import CHUNK
 from qrpo_jax.training.state import Trainable, parameter_layout
 
+TRAINING = "sft", "train"
 # Of a device's memory, what parameters and the programs of a stage may take; the rest is for what estimates leave out,
 # and on a CPU for everything else that runs on the machine.
 SHARE = {"cpu": 0.5}
 ACCELERATOR_SHARE = 0.8
+ESTIMATE = 0.5  # compiled for an H200 and a CPU, programs needed 0.7 to 1.4 of what `token_bytes` says
 WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
 
 
 def check(job: Job) -> None:
-    """Refuses stages whose parameters and optimizer state alone are more than a device can hold.
+    """Refuses stages that need more than a device has even for the smallest part of their work.
 
     Raises:
-      UserError: naming the stage, both sizes and keys that change them.
+      UserError: naming the stage, the sizes and keys that change them.
     """
     capacity = device_bytes(job.mesh)
     for stage in job.config.stages:
-        held = held_bytes(job, stage)
-        if held <= capacity or read_manifest(job.folder(stage)) is not None:
+        held, row = held_bytes(job, stage), row_bytes(job, stage)
+        if held + row <= capacity or read_manifest(job.folder(stage)) is not None:
             continue
-        keys = ["mesh.fsdp", "model.parameter_dtype"] + (["lora.rank"] if stage == "train" else [])
+        on = f"on each of {job.mesh.devices.size} devices"
+        if held > capacity:
+            needs = f"stage {stage!r} holds {held / 1e9:.1f} GB {on}, before it computes anything"
+            keys = ["mesh.fsdp", "model.parameter_dtype"] + (["lora.rank"] if stage == "train" else [])
+        else:
+            needs = (
+                f"stage {stage!r} holds {held / 1e9:.1f} GB {on}, and one row needs at least {row / 1e9:.1f} GB more"
+            )
+            keys = ["mesh.fsdp", "mesh.context", "pack.row_tokens" if job.config.pack.row_tokens else "pack.max_tokens"]
+            keys += ["model.remat"] if stage in TRAINING else []
         if platform_of(job.mesh) == "cpu":
             keys[0] = "mesh.cpu_devices"
         raise UserError(
-            f"stage {stage!r} holds {held / 1e9:.1f} GB on each of {job.mesh.devices.size} devices, before it computes "
-            f"anything; a device has {capacity / 1e9:.1f} GB: change {' or '.join(f'config.{key}' for key in keys)}"
+            f"{needs}; a device has {capacity / 1e9:.1f} GB: change {' or '.join(f'config.{key}' for key in keys)}"
         )
 
 
@@ -52,7 +63,7 @@ def held_bytes(job: Job, stage: str) -> float:
     """Bytes on one device: of parameters, and in training of gradients and the optimizer's state."""
     dtype = FLOATS[job.config.model.parameter_dtype]
     settings, lora = job.shape.settings, job.shape.lora if stage == "train" else None
-    if stage in ("sft", "train"):
+    if stage in TRAINING:
         optimizer, _ = configured_optimizer(job.config, stage, steps=1)
         layout = parameter_layout(job.mesh, settings, dtype if lora is None else np.float32, lora)
         state = Trainable(layout, optimizer, dict, job.config.seed).abstract()
@@ -61,6 +72,21 @@ def held_bytes(job: Job, stage: str) -> float:
     if stage in ("sample", "reference", "evaluate"):
         return _bytes(parameter_layout(job.mesh, settings, dtype))
     return 0.0
+
+
+def row_bytes(job: Job, stage: str) -> float:
+    """Bytes on one device that the shortest packed row needs at least while it is computed."""
+    if stage not in (*TRAINING, "reference", "evaluate"):
+        return 0.0
+    model, pack, mesh = job.config.model, job.config.pack, job.mesh
+    cost = model_cost(
+        job.shape.settings,
+        bytes_per_number=np.dtype(FLOATS[model.compute_dtype]).itemsize,
+        vocab_chunk=model.vocab_chunk or CHUNK,
+        stored=model.remat if stage in TRAINING else None,
+    )
+    split = mesh.shape["context"] * mesh.shape["tensor"]
+    return ESTIMATE * cost.token_bytes * (pack.row_tokens or pack.max_tokens) / split
 
 
 def _bytes(tree: Any) -> float:

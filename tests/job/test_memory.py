@@ -30,6 +30,16 @@ def test_a_stage_that_no_device_can_hold_is_refused_at_the_start(
     refused(tmp_path, message, stages=stages, **overrides)
 
 
+def test_a_row_that_no_device_can_hold_is_refused_at_the_start(tmp_path, monkeypatch) -> None:
+    one = job(tmp_path, model__remat="full")
+    held, row = memory.held_bytes(one, "sft"), memory.row_bytes(one, "sft")
+    assert row > memory.row_bytes(one, "reference") > 0 == memory.row_bytes(one, "sample")
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: held + 0.9 * row)
+    refused(tmp_path, "one row needs at least .* config.pack.max_tokens or config.model.remat", model__remat="full")
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: held + 1.1 * row)
+    memory.check(one)
+
+
 def test_what_a_stage_holds_is_its_arrays_on_one_device(tmp_path: Path) -> None:
     """In float32 a value, a gradient and two moments; with LoRA the base once, and four of the adapters."""
     one = job(tmp_path, mesh__data=1)

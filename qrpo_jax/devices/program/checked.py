@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qrpo_jax.devices.capacity import device_bytes
+from qrpo_jax.devices.capacity import device_bytes, machine_bytes
 from qrpo_jax.devices.program.memory import memory
 from qrpo_jax.errors import UserError
 
@@ -58,6 +58,12 @@ class CheckedProgram:
         needed = memory(compiled)
         if needed.total > capacity:
             raise self._error(f"{needed.total / 1e9:.1f} GB ({needed.arguments / 1e9:.1f} of arguments)", capacity)
+        host, has = needed.host * len(self._mesh.local_devices), machine_bytes()
+        if host > has:
+            raise UserError(
+                f"{self._name} keeps {host / 1e9:.1f} GB in the memory of the host, which has {has / 1e9:.1f} GB",
+                about=self._about,
+            )
         return compiled
 
     def _error(self, needed: str, capacity: float) -> UserError:

@@ -59,3 +59,14 @@ def test_what_the_compiler_refuses_is_refused_alike_and_other_errors_pass() -> N
         run("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         run("INTERNAL: a bug")
+
+
+def test_a_program_that_keeps_more_on_the_host_than_it_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is offloaded; here as the compiler would say it, because a CPU's memory is the host's."""
+    needs = checked.memory(jax.jit(jnp.tanh).lower(jnp.ones(3)).compile())._replace(host=7_000_000_000)
+    monkeypatch.setattr(checked, "memory", lambda compiled: needs)
+    monkeypatch.setattr(checked, "machine_bytes", lambda: 5e9)
+    program = CheckedProgram(jax.jit(jnp.tanh), one_device(), "a training step", ("remat",))
+    with pytest.raises(UserError, match=r"keeps 7\.0 GB in the memory of the host, which has 5\.0 GB") as caught:
+        program(jnp.ones(3))
+    assert caught.value.about == ("remat",)
