@@ -140,6 +140,7 @@ def command() -> None:
     if "" not in sys.path and os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
     run(sys.argv)
+    RUN.done()
 
 
 if __name__ == "__main__":

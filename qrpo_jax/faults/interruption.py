@@ -101,6 +101,11 @@ class Run:
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
+    def done(self) -> None:
+        """Nothing is left to stop: a signal from now on does not change the status of a program that is ending."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def stage(self, name: str) -> None:
         """A stage begins."""
         self._where, self._progress = f"in stage {name}", ""

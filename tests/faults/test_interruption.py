@@ -66,6 +66,11 @@ def test_each_signal_has_its_status(number: str, wanted: int) -> None:
     assert (status, f"stopped by {number}" in errors) == (wanted, True), (status, errors)
 
 
+def test_a_program_that_is_done_ends_well_whatever_comes() -> None:
+    code = HEARD.format("SIGHUP") + LISTEN + "RUN.done()\nimport time; print('ready', flush=True); time.sleep(1)"
+    assert ended(code, signal.SIGHUP, signal.SIGTERM, signal.SIGINT) == (0, "")
+
+
 def test_a_second_ctrl_c_leaves_without_the_step() -> None:
     code = HEARD.format("SIGINT") + LISTEN + "RUN.reached(3)\n" + BUSY["sleeps"]
     status, errors = ended(code, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
