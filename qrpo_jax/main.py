@@ -139,8 +139,10 @@ def command() -> None:
     RUN.listen()  # before the imports that take seconds
     if "" not in sys.path and os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
-    run(sys.argv)
-    RUN.done()
+    try:
+        run(sys.argv)
+    finally:
+        RUN.done()
 
 
 if __name__ == "__main__":
