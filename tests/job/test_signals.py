@@ -16,17 +16,18 @@ from tests.job.test_resume import compare, outputs
 
 SECONDS = 10.0  # from the signal to the end, on a machine that does little else
 STATUS = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
-# What the terminal shows when a signal is sent: a step of training, units of other stages, compilations and the start.
+# What the terminal shows before a signal is sent, and seconds from then on: a step of training, units of other stages,
+# compilations and the start. A bar always shows its beginning, and may miss any later share where the machine is fast.
 MOMENTS = (
-    r"^$",
-    r"sft: .* steps on",
-    r"\bsft: +[1-4]\d%",
-    r"\bsft: +[6-9]\d%",
-    r"\bsample: +[2-9]\d%",
-    r"\btrain: .* steps on",
-    r"\btrain: +[1-9]\d%",
-    r"evaluate reference: +\d+%",  # from the first sign on: a bar is drawn twice a second, and these units are short
-    r"evaluate policy: +\d+%",
+    (r"^$", 1.0),
+    (r"sft: .* steps on", 0.0),
+    (r"\bsft: +\d+%", 0.0),
+    (r"\bsft: +\d+%", 0.7),
+    (r"\bsample: +\d+%", 0.1),
+    (r"\btrain: .* steps on", 0.0),
+    (r"\btrain: +\d+%", 0.5),
+    (r"evaluate reference: +\d+%", 0.0),
+    (r"evaluate policy: +\d+%", 0.0),
 )
 
 
@@ -63,33 +64,32 @@ class Starts:
 def test_a_job_that_signals_stop_goes_on_to_the_undisturbed_result(tmp_path: Path, processes: int) -> None:
     generator, starts, figures, saved = random.Random(23), Starts(tmp_path, processes), [], []
     workdir = tmp_path / "disturbed"
-    for moment in MOMENTS:
+    for moment, later in MOMENTS:
         started = starts.start(workdir)
         while not re.search(moment, starts.text()) and all(process.poll() is None for process in started):
             time.sleep(0.01)
         number = generator.choice(list(STATUS))
-        # A scheduler may tell all processes or one.
-        told = generator.choice([[process] for process in started] + [started])
-        time.sleep(1.0 if moment == "^$" else 0.0)
+        # A scheduler may tell all processes or one. Before they have joined, one that is not told waits for the others.
+        told = started if moment == "^$" else generator.choice([[process] for process in started] + [started])
+        time.sleep(later)
         began = time.monotonic()
         for process in told:
             process.send_signal(number)
         statuses = [process.wait(timeout=120) for process in started]
         figures.append(f"{moment!r} {number.name} to {len(told)}: {time.monotonic() - began:.2f} s")
         text = starts.text()
-        if moment != "^$" or processes == 1:  # before they have joined, only those that were told stop
-            assert set(statuses) == {STATUS[number]}, (moment, number, statuses, text[-3000:])
-            lines = [line for line in text.splitlines() if line.startswith("stopped by")]
-            assert len(lines) == 1, (moment, text[-3000:])
-            assert f"stopped by {number.name}" in lines[0] and f"--workdir={workdir}" in lines[0], lines
-            saved += re.findall(r"step (\d+) of \d+ is saved", lines[0])
+        assert set(statuses) == {STATUS[number]}, (moment, number, statuses, text[-3000:])
+        lines = [line for line in text.splitlines() if line.startswith("stopped by")]
+        assert len(lines) == 1, (moment, text[-3000:])
+        assert f"stopped by {number.name}" in lines[0] and f"--workdir={workdir}" in lines[0], lines
+        saved += re.findall(r"step (\d+) of \d+ is saved", lines[0])
         assert "Traceback" not in text, text[-3000:]
     print("\n".join(figures))
     finished = starts.start(workdir)
     assert [process.wait(timeout=900) for process in finished] == [0] * processes, starts.text()[-3000:]
     undisturbed = starts.start(tmp_path / "undisturbed")
     assert [process.wait(timeout=900) for process in undisturbed] == [0] * processes, starts.text()[-3000:]
-    compare(outputs(workdir), outputs(tmp_path / "undisturbed"), list(MOMENTS))
+    compare(outputs(workdir), outputs(tmp_path / "undisturbed"), [moment for moment, _ in MOMENTS])
     assert any(int(step) % 7 and int(step) % 5 for step in saved), f"no checkpoint that was not due: {saved}"
     assert not list(workdir.glob("owner-*")), "the owner of a finished run"
 
