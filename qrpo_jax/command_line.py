@@ -1,11 +1,12 @@
 """The command line: flags, the config with its overrides, and their checks, before anything heavy is imported."""
 
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
@@ -13,6 +14,7 @@ import qrpo_jax
 from qrpo_jax.config import Config, files, help, overrides
 from qrpo_jax.config.keys import shown
 from qrpo_jax.errors import UserError
+from qrpo_jax.job import status
 from qrpo_jax.job.source_check import check_source
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
@@ -26,6 +28,7 @@ HELP = {
     "coordinator": "HOST:PORT of process 0, for clusters that do not provide it",
     "processes": "number of processes, with --coordinator",
     "process": "index of this process, with --coordinator",
+    "status": "say how far the run in --workdir is, and what must still run; with --json for programs",
     "help": "print this; --help=SECTION prints one section of the config",
     "version": "print the version",
 }
@@ -67,6 +70,8 @@ def read(argv: Sequence[str]) -> Request:
     answer(argv[1:])
     words, given = overrides.split(argv[1:], files.default_config())
     values = parse_flags([argv[0], *words])
+    if values.status or values.json:
+        answer_status(values)
     shard, distributed = parse_shard(values.shard), bool(values.distributed or values.coordinator)
     check_processes(values, shard, distributed)
     if values.config is None or values.workdir is None:
@@ -91,7 +96,8 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
     for name in ("config", "workdir", "fork", "coordinator"):
         flags.DEFINE_string(name, None, HELP[name], flag_values=values)
     flags.DEFINE_string("shard", "0/1", HELP["shard"], flag_values=values)
-    flags.DEFINE_boolean("distributed", False, HELP["distributed"], flag_values=values)
+    for name in ("distributed", "status", "json"):
+        flags.DEFINE_boolean(name, False, HELP.get(name, ""), flag_values=values)
     for name in ("processes", "process"):
         flags.DEFINE_integer(name, None, HELP[name], flag_values=values)
     try:
@@ -116,6 +122,19 @@ def answer(words: Sequence[str]) -> None:
             stages = {name: help.first_sentence(folder / f"{name}.py") for name in STAGES}
             show(help.page(HELP, stages, found[2] or ""))
         raise SystemExit(0)
+
+
+def answer_status(values: flags.FlagValues) -> NoReturn:
+    """Prints the status of a run and exits.
+
+    Raises:
+      UserError: there is no run in the folder, or the flags do not go together.
+    """
+    if not values.status or values.workdir is None:
+        raise UserError("--status needs --workdir=DIR, and --json is for --status")
+    report = status.read_status(folder("workdir", values.workdir))
+    show(json.dumps(report, indent=2) if values.json else "\n".join(status.lines(report)))
+    raise SystemExit(0)
 
 
 def show(text: str) -> None:

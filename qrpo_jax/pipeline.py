@@ -16,6 +16,7 @@ from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import sha256
 from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.owner import Owner
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import check_order
@@ -41,7 +42,20 @@ def run(job: Job, fork_from: Path | None = None) -> bool:
         wait("settings checked")
         for line in job.notes:
             job.say_once(line)
-        return all(complete(job, name) for name in job.config.stages)
+        with kept(journal(job)) as written:
+            done = all(complete(job, name) for name in job.config.stages)
+            written.end("done" if done else "incomplete")
+            return done
+
+
+def whole(job: Job) -> Shard:
+    """What this run works on: all processes of a distributed job together are one run."""
+    return job.shard if jax.process_count() == 1 else Shard(0, 1)
+
+
+def journal(job: Job) -> Journal:
+    """The journal of this run, which the first process writes."""
+    return Journal(job.workdir, whole(job), job.config.stages, jax.process_count(), silent=not is_first())
 
 
 @contextmanager
@@ -51,7 +65,7 @@ def owned(job: Job) -> Iterator[None]:
     Raises:
       UserError: another run holds it. All processes raise it.
     """
-    owner = Owner(job.workdir, job.shard if jax.process_count() == 1 else Shard(0, 1))
+    owner = Owner(job.workdir, whole(job))
     refused = ""
     if is_first():
         try:

@@ -137,6 +137,11 @@ class Peers:
                     break
                 time.sleep(0.05)
 
+    def heard(self) -> dict[str, float]:
+        now = time.monotonic()
+        beats = sorted((int(key), since) for key, (_, since) in list(self._beats.items()))
+        return {self._names[index]: round(now - since, 1) for index, since in beats if index != self._index}
+
     def fail(self, status: int) -> None:
         """Leaves after an error that has been printed."""
         self.leave(status)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 TRY_LATER, CTRL_C = 75, 130
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -27,6 +27,30 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 
 class Interrupted(BaseException):
     """Leaves the training loop after the step that a stopping run saves. No handler of errors catches it."""
+
+
+class Place(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      stage: that runs; "" before the first.
+      complete, total: units of work or steps of training, on disk and in all; 0 of 0 before they are known.
+      unit: what they are, such as "units of sample"; "steps" are of training.
+    """
+
+    stage: str = ""
+    complete: int = 0
+    total: int = 0
+    unit: str = ""
+
+    def __str__(self) -> str:
+        if not self.stage:
+            return "before the first stage"
+        if not self.total:
+            return f"in stage {self.stage}"
+        if self.unit == "steps":
+            return f"in stage {self.stage}, step {self.complete} of {self.total} is saved"
+        return f"in stage {self.stage}, {self.complete} of {self.total} {self.unit} are complete"
 
 
 class Group(Protocol):
@@ -49,6 +73,9 @@ class Group(Protocol):
     def leave(self, status: int) -> None:
         """Says that this process ends; the first one lets the others go before it."""
 
+    def heard(self) -> dict[str, float]:
+        """Seconds since each other process was heard of, by name; only the first process knows."""
+
 
 class Alone:
     """The group of a job in one process."""
@@ -64,12 +91,16 @@ class Alone:
     def leave(self, status: int) -> None:
         pass
 
+    def heard(self) -> dict[str, float]:
+        return {}
+
 
 class Run:
     """Where a run stands, and the signal that ends it. `RUN` is this process's.
 
     Attributes:
       group: the processes that stop together.
+      place: how far it has come.
       signal: the name of the signal that ends the run; None while it goes on.
     """
 
@@ -77,7 +108,7 @@ class Run:
         self.group: Group = Alone()
         self.signal: str | None = None
         self._exit = leave
-        self._where, self._progress = "before the first stage", ""
+        self.place = Place()
         self._farewells: list[Callable[[], None]] = []
         self._lock = threading.Lock()  # no step begins while the processes agree on the last one
         self._step: int | None = None  # the last one since `saved`; None: nothing would be lost
@@ -108,11 +139,16 @@ class Run:
 
     def stage(self, name: str) -> None:
         """A stage begins."""
-        self._where, self._progress = f"in stage {name}", ""
+        self.place = Place(name)
 
-    def progress(self, text: str) -> None:
-        """How far the stage is on disk, such as "3 of 9 units are complete"."""
-        self._progress = text
+    def progress(self, complete: int, total: int, unit: str) -> None:
+        """How far the stage is on disk; arguments as in `Place`."""
+        self.place = Place(self.place.stage, complete, total, unit)
+
+    @property
+    def step(self) -> int | None:
+        """The last step of training since the last checkpoint; None if there is none."""
+        return self._step
 
     def reached(self, step: int) -> bool:
         """Whether the run must save after this step and raise `Interrupted`. Steps count as unsaved until `saved`.
@@ -170,8 +206,7 @@ class Run:
 
     def line(self) -> str:
         """Where the run stands, and the command that goes on."""
-        where = f"{self._where}, {self._progress}" if self._progress else self._where
-        return f"stopped by {self.signal} {where}; to go on: {command()}"
+        return f"stopped by {self.signal} {self.place}; to go on: {command()}"
 
     def _handle(self, number: int, _: object) -> None:
         """Python's own handler. The thread knows already, unless an event loop has replaced the wake-up file."""

@@ -33,7 +33,7 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> 
     # Closed on an error too, so that the error has a line of its own.
     with tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5) as bar:
         for done, unit in enumerate(bar):
-            RUN.progress(f"{done} of {len(owned)} units of {folder.name} are complete")
+            RUN.progress(done, len(owned), f"units of {folder.name}")
             if _is_whole(folder, unit, units):
                 continue
             if row_files.unit_done(folder, unit, units):

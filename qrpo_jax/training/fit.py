@@ -57,7 +57,7 @@ def fit(
     """
     state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
     logbook.begin(done, metrics_file)
-    RUN.progress(f"step {done} of {steps} is saved")
+    RUN.progress(done, steps, "steps")
     mesh, update = trainable.mesh, jitted(step, trainable)
     for number in range(done + 1, steps + 1):
         batch = next(batches)
@@ -67,7 +67,7 @@ def fit(
         if checkpoints.due(number) or number == steps or stop:
             written = logbook.settle()  # so that a step that is not finite is never saved
             checkpoints.save(state, batches, written)
-            RUN.progress(f"step {number} of {steps} is saved")
+            RUN.progress(number, steps, "steps")
         if stop:
             raise Interrupted
     return state.parameters

@@ -138,7 +138,7 @@ def test_a_step_that_is_not_saved_defers_the_end_to_the_next_step_and_its_save(
     assert not run.reached(11)
     run.request("SIGTERM")
     assert run.reached(12) and not statuses
-    run.progress("step 12 of 50 is saved")
+    run.progress(12, 50, "steps")
     leaving(run.saved)
     assert statuses == [TRY_LATER]
     assert "stopped by SIGTERM in stage train, step 12 of 50 is saved; to go on: " in capfd.readouterr().err

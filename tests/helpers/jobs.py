@@ -1,6 +1,7 @@
 """Small jobs, and the environment of their processes."""
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def environment(**variables: str) -> dict[str, str]:
     """The environment of a process that runs a job on one CPU device."""
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return inherited | {"JAX_PLATFORMS": "cpu"} | variables
+
+
+def hear_signals() -> None:
+    """For a child before it starts: signals mean what they mean in a terminal, also where the tests run without one."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def refused(tmp_path: Path, message: str, **overrides: object) -> None:

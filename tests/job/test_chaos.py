@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.faults import FAULTS
-from tests.helpers.jobs import ROOT, SMALL, environment
+from tests.helpers.jobs import ROOT, SMALL, environment, hear_signals
 from tests.job.test_resume import compare, outputs
 
 MINUTES = float(os.environ.get("QRPO_CHAOS_MINUTES", "30"))
@@ -76,7 +76,7 @@ class Chaos:
                     env=environment(**cache),
                     stdout=file,
                     stderr=file,
-                    preexec_fn=limit_files if full_disk else None,
+                    preexec_fn=limit_files if full_disk else hear_signals,
                 )
                 for own in flags
             ]

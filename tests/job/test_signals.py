@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import ROOT, SMALL, environment
+from tests.helpers.jobs import ROOT, SMALL, environment, hear_signals
 from tests.job.test_resume import compare, outputs
 
 SECONDS = 10.0  # from the signal to the end, on a machine that does little else
@@ -49,7 +49,10 @@ class Starts:
         for i in range(self._count):
             flags = [*joined, f"--process={i}"] if self._count > 1 else []
             with self._log(i).open("wb") as log:
-                started.append(subprocess.Popen([*command, *flags], cwd=ROOT, env=variables, stdout=log, stderr=log))
+                program = subprocess.Popen(
+                    [*command, *flags], cwd=ROOT, env=variables, stdout=log, stderr=log, preexec_fn=hear_signals
+                )
+                started.append(program)
         return started
 
     def text(self, process: int = 0) -> str:

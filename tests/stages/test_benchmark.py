@@ -56,7 +56,8 @@ def test_three_programs_are_measured_without_data_and_weights(
     overrides = {"stages": ("benchmark",), "model__path": tmp_path / "shape", **QUICK, **overrides}
     job = jobs.job(tmp_path / "run", benchmark__mix="many_short", **overrides)
     assert pipeline.run(job)
-    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["benchmark"], "nothing else is written"
+    written = [path.name for path in sorted((tmp_path / "run").iterdir())]
+    assert written == ["benchmark", "journal-0-of-1.json"], "nothing else is written"
     record = json.loads((tmp_path / "run" / "benchmark" / benchmark.NUMBERS).read_text())
     assert record["devices"] == 8 and record["mix"] == "many_short", record
     for name in speed.PROGRAMS:
