@@ -106,10 +106,12 @@ def make_job(request: Request) -> "Job":
     from ml_collections import FrozenConfigDict
 
     from qrpo_jax.devices.cores import use_cores
+    from qrpo_jax.devices.program.cache import keep_programs
     from qrpo_jax.job.job import Job, Shard
 
     config, shard = request.config, Shard(*request.shard)
     use_cores(cpu_devices(config, request.distributed))
+    keep_programs()
     if tuple(config.stages) == ("compile",) and config.compile.topology:
         jax.config.update("jax_platforms", "cpu")  # it opens devices that are not here, and needs none that are
     if request.distributed:

@@ -17,6 +17,8 @@ FLAGS = [
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# Tests measure and read what is compiled, and leave nothing in the user's folders.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 # Arrays of different rank do not broadcast: a missing axis is an error and not a larger result.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 

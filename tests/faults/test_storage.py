@@ -220,7 +220,7 @@ def test_a_job_goes_on_where_the_disk_was_full(tmp_path: Path, limit: int, faile
         return subprocess.run(
             [sys.executable, "-m", "qrpo_jax.main", *SMALL, "--config.train.epochs=1", f"--workdir={tmp_path / name}"],
             cwd=ROOT,
-            env=environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache")),
+            env=environment(JAX_ENABLE_COMPILATION_CACHE="true", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache")),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

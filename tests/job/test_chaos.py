@@ -63,6 +63,7 @@ class Chaos:
         self.starts += 1
         log = self.folder / f"start-{self.starts}.log"
         cache = {
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

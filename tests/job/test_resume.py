@@ -21,7 +21,11 @@ KILLS = 12
 
 def start(workdir: Path, cache: Path) -> subprocess.Popen[bytes]:
     # Without a cache, restarts would spend most of their time compiling, and most kills would hit the compiler.
-    variables = environment(JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    variables = environment(
+        JAX_ENABLE_COMPILATION_CACHE="true",
+        JAX_COMPILATION_CACHE_DIR=str(cache),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
     command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}.log").open("ab")
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)

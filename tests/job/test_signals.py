@@ -39,7 +39,7 @@ class Starts:
 
     def start(self, workdir: Path) -> list[subprocess.Popen[bytes]]:
         self._number += 1
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache")}
+        cache = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache")}
         variables = environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", **cache)
         command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}"]
         with socket.socket() as free:
