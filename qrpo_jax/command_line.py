@@ -28,6 +28,7 @@ HELP = {
     "coordinator": "HOST:PORT of process 0, for clusters that do not provide it",
     "processes": "number of processes, with --coordinator",
     "process": "index of this process, with --coordinator",
+    "join-timeout": "seconds to wait for processes that have not come",
     "status": "say how far the run in --workdir is, and what must still run; with --json for programs",
     "help": "print this; --help=SECTION prints one section of the config",
     "version": "print the version",
@@ -46,6 +47,7 @@ class Request(NamedTuple):
       shard: (i, n): slice i of n of the work.
       distributed: other processes work on the same run.
       coordinator, processes, process: how they find each other; None if the cluster says it.
+      join_timeout: seconds to wait for those that have not come.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Request(NamedTuple):
     coordinator: str | None
     processes: int | None
     process: int | None
+    join_timeout: int
 
 
 def read(argv: Sequence[str]) -> Request:
@@ -83,7 +86,8 @@ def read(argv: Sequence[str]) -> Request:
     check_order(config.stages, STAGES)
     if any(STAGES[name].needs_model for name in config.stages):
         check_source(config)
-    return Request(config, workdir, other, shard, distributed, values.coordinator, values.processes, values.process)
+    many = distributed, values.coordinator, values.processes, values.process, values["join-timeout"].value
+    return Request(config, workdir, other, shard, *many)
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -100,6 +104,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
         flags.DEFINE_boolean(name, False, HELP.get(name, ""), flag_values=values)
     for name in ("processes", "process"):
         flags.DEFINE_integer(name, None, HELP[name], flag_values=values)
+    flags.DEFINE_integer("join-timeout", 300, HELP["join-timeout"], lower_bound=1, flag_values=values)
     try:
         _, *rest = values(argv)
     except flags.Error as error:

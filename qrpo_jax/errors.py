@@ -53,6 +53,10 @@ class DamagedError(RuntimeError):
         return f"{self.path} is damaged: {self.reason}: {self.remedy}"
 
 
+class PeerError(RuntimeError):
+    """Another process of the job is missing, in one line that names it. `main` prints it and exits with status 1."""
+
+
 def shown(value: object, most: int = 60) -> str:
     """A user's value for a message: its `repr` on one line, shortened.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
 from qrpo_jax.command_line import Request
-from qrpo_jax.errors import DamagedError, UserError
+from qrpo_jax.errors import DamagedError, PeerError, UserError
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.stages import STAGES
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
             complete = pipeline.run(make_job(request), request.fork)
         except UserError as error:
             fail(str(error), USER_ERROR)
-        except (NonFiniteLossError, DamagedError) as error:
+        except (NonFiniteLossError, DamagedError, PeerError) as error:
             fail(str(error), RUN_ERROR)
         except Exception as error:
             line = storage.explain(error, request.workdir)
@@ -116,8 +116,12 @@ def make_job(request: Request) -> "Job":
         jax.config.update("jax_platforms", "cpu")  # it opens devices that are not here, and needs none that are
     if request.distributed:
         from qrpo_jax.devices import peers
+        from qrpo_jax.devices.roll_call import program_facts
+        from qrpo_jax.job.manifest import flatten
 
-        peers.join(request.coordinator, request.processes, request.process)
+        given = {f"config.{key}": value for key, value in flatten(config.to_dict()).items()}
+        facts, seconds = program_facts() | given, request.join_timeout
+        peers.join(request.coordinator, request.processes, request.process, facts=facts, seconds=seconds)
         shard = Shard(jax.process_index(), jax.process_count())
     return Job(FrozenConfigDict(config), request.workdir, shard, STAGES)
 

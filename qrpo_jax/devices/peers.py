@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import jax
 from jax.errors import JaxRuntimeError
 
+from qrpo_jax.devices.roll_call import Facts, call_roll
 from qrpo_jax.errors import UserError
 from qrpo_jax.faults.interruption import RUN, command, say, wait_for_ever
 
@@ -38,23 +39,30 @@ STORE = "qrpo_jax"
 RUN_ERROR = 1
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def join(
+    coordinator: str | None, processes: int | None, process: int | None, *, facts: Facts, seconds: float = 300
+) -> None:
     """Joins the other processes of the job, and watches them from now on.
 
     Args:
       coordinator: host:port of process 0. This and the other two are None where the cluster provides them.
+      facts: what must be the same on all processes.
+      seconds: to wait for processes that have not come.
 
     Raises:
-      UserError: the cluster does not provide them, or the others did not come.
+      PeerError: a process did not come.
+      UserError: the cluster does not provide the address, or the processes differ.
     """
     coordinator, processes, process = detect(coordinator, processes, process)
+    if coordinator is not None and processes is not None and process is not None:
+        call_roll(coordinator, processes, process, facts, seconds)
     relay = None
     address = coordinator
     if coordinator is not None and process:
         relay = Relay(coordinator)
         address = f"127.0.0.1:{relay.port}"
     try:
-        jax.distributed.initialize(address, processes, process)
+        jax.distributed.initialize(address, processes, process, initialization_timeout=max(1, round(seconds)))
     except (JaxRuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the processes did not join at {coordinator or 'the coordinator'}: {reason}") from None

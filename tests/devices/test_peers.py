@@ -157,7 +157,7 @@ RUN.listen()
 from qrpo_jax.devices import peers
 peers.SILENCE = float(sys.argv[3])
 with peers.together():
-    peers.join(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]))
+    peers.join(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]), facts={})
     print("joined", flush=True)
     for step in range(1, 600):
         time.sleep(0.05)
