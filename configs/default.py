@@ -213,6 +213,7 @@ def get_config() -> ConfigDict:
 
     config.log = Config()
     config.log.tensorboard = Switch(True)
+    config.log.profile = Text("")  # STEP:COUNT profiles COUNT steps from STEP on, into the stage's folder
     config.log.wandb = Switch(False)  # needs the wandb extra
     config.log.wandb_project = Text("qrpo-jax", empty=False)
     return config.lock()

@@ -12,7 +12,9 @@ from qrpo_jax.evaluation import ties
 from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.training import time_sheet
 from qrpo_jax.training.metrics import read_metrics
+from qrpo_jax.training.time_sheet import Goodput, goodput
 
 # The action of model-written code that each protection prevents.
 PREVENTS = {
@@ -108,6 +110,13 @@ def protections(job: Job) -> dict[str, list[str]] | None:
 def benchmark(job: Job) -> dict[str, Any] | None:
     """The figures of stage `benchmark`; None for a job without it."""
     return read_manifest(job.folder("benchmark")) if "benchmark" in job.config.stages else None
+
+
+def times(job: Job) -> dict[str, Goodput]:
+    """Where the time of each training stage went."""
+    stages = (stage for stage in ("sft", "train") if stage in job.config.stages)
+    found = {stage: goodput(job.folder(stage) / time_sheet.NAME) for stage in stages}
+    return {stage: one for stage, one in found.items() if one is not None}
 
 
 def speeds(job: Job) -> dict[str, float]:

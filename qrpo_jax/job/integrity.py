@@ -20,7 +20,7 @@ from qrpo_jax.files import DAMAGED, TEMPORARY, sha256
 from qrpo_jax.job.manifest import MANIFEST
 
 # Arrays, which have their own checksums, and what no stage reads.
-UNLISTED = ("checkpoints", "parameters", "tensorboard", "wandb")
+UNLISTED = ("checkpoints", "parameters", "tensorboard", "wandb", "profile", "time.json")
 FILES = "files"  # the manifest's entry
 
 Listing = dict[str, list[Any]]  # path, relative to the stage's folder: [bytes, sha256]

@@ -12,6 +12,7 @@ from qrpo_jax.job.listed_prompts import check_listed_prompts
 from qrpo_jax.job.prompts import check_prompts
 from qrpo_jax.job.source_check import check_source
 from qrpo_jax.model import decoder
+from qrpo_jax.training.profile import parse_profile
 
 
 def check(job: Job) -> None:
@@ -27,6 +28,8 @@ def check(job: Job) -> None:
         check_prompts(job)
         check_listed_prompts(job)
     check_packing(job)
+    with located(profile="log.profile"):
+        parse_profile(config.log.profile, job.workdir)
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("config.log.wandb is set, but wandb is not installed: pip install -e '.[wandb]', or unset it")
 

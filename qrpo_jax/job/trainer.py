@@ -15,7 +15,10 @@ from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import batches
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.devices.dtypes import FLOATS
+from qrpo_jax.devices.peaks import peak_bytes
+from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
+from qrpo_jax.faults import interruption
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import make_plan
 from qrpo_jax.model.decoder import Parameters, parameter_count
@@ -23,12 +26,15 @@ from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.fit import Step, fit
 from qrpo_jax.training.logbook import Logbook
-from qrpo_jax.training.metrics import MetricsWriter, read_metrics
+from qrpo_jax.training.metrics import MACHINE, MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
+from qrpo_jax.training.profile import parse_profile
 from qrpo_jax.training.saved_parameters import save_parameters
 from qrpo_jax.training.state import Trainable, parameter_layout
 from qrpo_jax.training.step import LogProbSettings, make_step
+from qrpo_jax.training.step_watch import StepWatch
+from qrpo_jax.training.time_sheet import TimeSheet
 
 
 class Training(NamedTuple):
@@ -82,6 +88,8 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
             steps=plan.steps,
             checkpoints=checkpoints,
             logbook=logbook,
+            times=TimeSheet(folder if is_first() else None),
+            profile=parse_profile(job.config.log.profile if is_first() else "", folder),
             frozen=training.frozen,
         )
     save_parameters(folder / "parameters", parameters)
@@ -138,6 +146,7 @@ def open_books(
     with (
         Checkpoints(folder / "checkpoints", every=section.checkpoint_every, warn=job.say) as checkpoints,
         MetricsWriter(folder, tensorboard=log.tensorboard, wandb=wandb) as writer,
+        StepWatch(interruption.say) as watch,
         Logbook(
             writer,
             checkpoints,
@@ -146,6 +155,8 @@ def open_books(
             names=training.examples.names,
             schedule=schedule,
             title=stage,
+            watch=watch,
+            figures=lambda: {"peak_memory_gb": peak_bytes(job.mesh) / 1e9},
             on_first=training.on_first,
         ) as logbook,
     ):
@@ -174,6 +185,6 @@ def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """The last line of a stage's metrics, without the speed, which depends on the machine."""
+    """The last line of a stage's metrics, without what depends on the machine."""
     lines = read_metrics(folder / "metrics.jsonl")
-    return {name: value for name, value in lines[-1].items() if name != "tokens_per_second"} if lines else {}
+    return {name: value for name, value in lines[-1].items() if name not in MACHINE} if lines else {}

@@ -12,6 +12,7 @@ from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.report import compile_page, run_plots, speed
 from qrpo_jax.report.page import number, render
 from qrpo_jax.report.run_pictures import Picture
+from qrpo_jax.training.time_sheet import Goodput
 
 TEMPLATE = "report.html"
 SHOWN_COMPLETIONS = 4  # of each side, in an example
@@ -45,6 +46,7 @@ class RunRecord(NamedTuple):
       protections: what model-written code was prevented from doing, and what not; None if no such code ran.
       settings: all settings of the run by name.
       speeds: tokens per second of each training stage.
+      times: where the time of each training stage went.
       benchmark: content of benchmark.json; None for a run without this stage.
       compiled: content of compile.json, if stage `compile` ran in the same folder.
     """
@@ -55,6 +57,7 @@ class RunRecord(NamedTuple):
     protections: dict[str, list[str]] | None
     settings: dict[str, Any]
     speeds: dict[str, float]
+    times: dict[str, Goodput]
     benchmark: dict[str, Any] | None = None
     compiled: dict[str, Any] | None = None
 

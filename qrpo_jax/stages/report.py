@@ -59,6 +59,7 @@ def read_record(job: Job) -> RunRecord:
         protections=accounting.protections(job),
         settings=flatten(job.config.to_dict()),
         speeds=accounting.speeds(job),
+        times=accounting.times(job),
         benchmark=accounting.benchmark(job),
         compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
     )

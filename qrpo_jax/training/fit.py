@@ -13,7 +13,9 @@ from qrpo_jax.faults.interruption import RUN, Interrupted
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.checkpoints import Checkpoints, Resumed
 from qrpo_jax.training.logbook import Logbook
+from qrpo_jax.training.profile import NO_PROFILE, Profile
 from qrpo_jax.training.state import State, Trainable
+from qrpo_jax.training.time_sheet import TimeSheet
 
 Step = Callable[..., tuple[State, dict[str, Array]]]
 
@@ -40,6 +42,8 @@ def fit(
     steps: int,
     checkpoints: Checkpoints,
     logbook: Logbook,
+    times: TimeSheet,
+    profile: Profile = NO_PROFILE,
     frozen: Parameters | None = None,
 ) -> Parameters:
     """Trains until `steps` updates are made, from the latest whole checkpoint if any, and returns the parameters.
@@ -47,6 +51,8 @@ def fit(
     Args:
       step: `(state, batch, frozen) -> (state, metrics)`; see `make_step`.
       batches: host batches from any source. A checkpoint stores the iterator's position with the state.
+      times: counts the seconds of this start by cause.
+      profile: steps to profile.
       frozen: parameters on the mesh that the step reads and does not change: the base of LoRA's adapters.
 
     Raises:
@@ -55,19 +61,30 @@ def fit(
       DamagedError: nothing that the run could go on from is whole.
       Interrupted: a signal stops the run; the state is saved.
     """
-    state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
+    with times.spent("restore"):
+        state, done, metrics_file = checkpoints.restore(trainable.abstract(), batches) or Resumed(trainable.fresh())
     logbook.begin(done, metrics_file)
+    times.begin(done)
     RUN.progress(done, steps, "steps")
     mesh, update = trainable.mesh, jitted(step, trainable)
     for number in range(done + 1, steps + 1):
-        batch = next(batches)
-        state, metrics = update(state, place(batch, row_sharding(mesh)), frozen or {})
-        logbook.record(number, batch, metrics)
+        with times.spent("data"):
+            batch = next(batches)
+            inputs = state, place(batch, row_sharding(mesh)), frozen or {}
+        if number == done + 1:
+            with times.spent("compile"):
+                update.compiled(*inputs)
+        with profile.step(number):
+            state, metrics = update(*inputs)
+            logbook.record(number, batch, metrics)
         stop = RUN.reached(number)
-        if checkpoints.due(number) or number == steps or stop:
+        saved = checkpoints.due(number) or number == steps or stop
+        if saved:
             written = logbook.settle()  # so that a step that is not finite is never saved
-            checkpoints.save(state, batches, written)
+            with times.spent("save"):
+                checkpoints.save(state, batches, written)
             RUN.progress(number, steps, "steps")
+        times.reached(number, saved=saved)
         if stop:
             raise Interrupted
     return state.parameters

@@ -14,6 +14,7 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.devices import processes
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.metrics import MetricsWriter, Written
+from qrpo_jax.training.step_watch import StepWatch
 
 # The metric of a step that is an array: the loss of each completion. All others are scalars.
 LOSSES = "losses_BxS"
@@ -44,6 +45,8 @@ class Logbook:
       names: of the examples that `Batch.example_BxS` points at, for messages.
       schedule: learning rate by number of updates made before the step.
       title: of the progress bar.
+      watch: of the time that steps take.
+      figures: more figures for each line.
       on_first: called with the first batch and its metrics when a run starts from the beginning.
     """
 
@@ -57,11 +60,13 @@ class Logbook:
         names: tuple[str, ...],
         schedule: optax.Schedule,
         title: str,
+        watch: StepWatch,
+        figures: Callable[[], dict[str, float]] = dict,
         on_first: Callable[[Batch, dict[str, float]], None] | None = None,
     ) -> None:
         self._writer, self._checkpoints = writer, checkpoints
         self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
-        self._schedule = schedule
+        self._schedule, self._watch, self._figures = schedule, watch, figures
         self._title, self._bar = title, tqdm(disable=True)
         self._pending: PendingStep | None = None
         self._clock = Clock()
@@ -92,6 +97,7 @@ class Logbook:
         """
         self._report()
         self._pending = PendingStep(step, batch, metrics)
+        self._watch.step(step)
 
     def settle(self) -> Written:
         """Reports every recorded step, waiting for the device, flushes the files, and returns what metrics are written.
@@ -120,7 +126,7 @@ class Logbook:
         self._clock.tokens += int((batch.layout.groups_BxL > 0).sum())
         if step % self._every == 0 or step in (1, self._steps):
             rate = {"learning_rate": learning_rate(self._schedule, step)}
-            self._writer.write(step, values | rate | self._clock.lap())
+            self._writer.write(step, values | rate | self._clock.lap() | self._watch.lap() | self._figures())
             self._bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
         self._bar.update()
 

@@ -11,6 +11,9 @@ from qrpo_jax.devices import processes
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import write_bytes
 
+# Figures of a line that depend on the machine and on what else it does. No two runs share them.
+MACHINE = "tokens_per_second", "step_seconds", "step_seconds_95", "peak_memory_gb"
+
 
 class Written(NamedTuple):
     """A metrics file up to a checkpoint: its first `bytes` bytes and their checksum."""

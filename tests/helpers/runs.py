@@ -12,8 +12,10 @@ import optax
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.logbook import Logbook
-from qrpo_jax.training.metrics import MetricsWriter, read_metrics
+from qrpo_jax.training.metrics import MACHINE, MetricsWriter, read_metrics
 from qrpo_jax.training.state import Trainable, parameter_layout
+from qrpo_jax.training.step_watch import StepWatch
+from qrpo_jax.training.time_sheet import TimeSheet
 from tests.helpers import tiny
 
 
@@ -63,11 +65,20 @@ def books(
     with (
         Checkpoints(directory / "checkpoints", every=save_every) as checkpoints,
         MetricsWriter(directory) as writer,
+        StepWatch(print) as watch,
         Logbook(
-            writer, checkpoints, steps=steps, every=1, names=names, schedule=schedule, title="test", **options
+            writer,
+            checkpoints,
+            steps=steps,
+            every=1,
+            names=names,
+            schedule=schedule,
+            title="test",
+            watch=watch,
+            **options,
         ) as logbook,
     ):
-        yield {"steps": steps, "checkpoints": checkpoints, "logbook": logbook}
+        yield {"steps": steps, "checkpoints": checkpoints, "logbook": logbook, "times": TimeSheet(directory)}
 
 
 def trainable(
@@ -81,4 +92,4 @@ def trainable(
 def figures(directory: Path) -> list[dict[str, float]]:
     """The metrics of a run without its speed, which no two runs share."""
     lines = read_metrics(directory / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MACHINE} for line in lines]

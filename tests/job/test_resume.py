@@ -14,6 +14,7 @@ import pytest
 
 from qrpo_jax.data import row_files, rows
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.training.metrics import MACHINE
 from tests.helpers.jobs import ROOT, SMALL, environment
 
 KILLS = 12
@@ -47,7 +48,7 @@ def outputs(workdir: Path) -> dict[str, Any]:
         contents[name] = [rows.encode(row) for row in row_files.read(folder.parent)]
     for stage in ("sft", "train"):
         lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-        contents[f"{stage} metrics"] = [{k: v for k, v in x.items() if k != "tokens_per_second"} for x in lines]
+        contents[f"{stage} metrics"] = [{k: v for k, v in x.items() if k not in MACHINE} for x in lines]
     for stage in ("sft", "sample", "score", "reference", "train", "evaluate", "export"):
         recorded = read_manifest(workdir / stage)
         assert recorded is not None

@@ -35,6 +35,7 @@ from qrpo_jax.stages.train import make_training, read_examples
 from qrpo_jax.training.fit import fit
 from qrpo_jax.training.logbook import scalars
 from qrpo_jax.training.metrics import Written
+from qrpo_jax.training.time_sheet import TimeSheet
 
 
 def main(model: str, rows: str, workdir: str, batch: str, max_tokens: str, steps: str, *overrides: str) -> None:
@@ -64,6 +65,7 @@ def main(model: str, rows: str, workdir: str, batch: str, max_tokens: str, steps
         steps=plan.steps,
         checkpoints=NoCheckpoints(),
         logbook=OneByOne(turns, examples),
+        times=TimeSheet(None),
     )
 
 
