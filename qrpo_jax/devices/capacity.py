@@ -1,9 +1,12 @@
 """How much memory there is: of an accelerator, or the machine's, which the devices of a CPU share."""
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from qrpo_jax.devices.chips import chip_of
@@ -42,3 +45,15 @@ def device_bytes(mesh: Mesh) -> float:
         return float((device.memory_stats() or {})["bytes_limit"])
     except (KeyError, jax.errors.JaxRuntimeError):  # not every platform says, and a device of a topology is not there
         return chip_of(device).hbm_bytes
+
+
+def bytes_per_device(tree: Any) -> float:
+    """Bytes of a tree of arrays or shapes with shardings, on one device."""
+    leaves = jax.tree.leaves(tree)
+    numbers = [(leaf, math.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves]
+    # Keys of random numbers have a type of their own, and no size to speak of.
+    return float(sum(np.dtype(leaf.dtype).itemsize * n for leaf, n in numbers if _is_plain(leaf)))
+
+
+def _is_plain(leaf: Any) -> bool:
+    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)

@@ -167,6 +167,11 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
         return jax.tree.map(on_mesh, tree)
 
 
+def fetch(tree: Any) -> Any:
+    """A tree of arrays on the host, each as by `gather`."""
+    return jax.tree.map(gather, tree)
+
+
 def gather(array: jax.Array) -> np.ndarray:
     """The whole array on the host. All processes must call this together if the array is spread over them."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:

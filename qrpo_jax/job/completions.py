@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
-from qrpo_jax.devices.mesh import place, round_up, row_sharding
+from qrpo_jax.devices.mesh import fetch, place, round_up, row_sharding
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError, located
@@ -53,7 +53,7 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
       end_tokens: each of these ends a completion.
       mesh: by default the local mesh.
     """
-    mesh = mesh or job.local_mesh
+    mesh = mesh or job.unit_mesh
     return sampler_program(
         job.graph(side),
         job.compute(mesh),
@@ -88,7 +88,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
       A function from the side's parameters, rows, and the index of each row's prompt to the completed rows and counts.
       It drops rows whose prompt is empty or too long.
     """
-    text, mesh = job.text, job.local_mesh
+    text, mesh = job.text, job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens)
     batch_prompts, name = prompts_at_once(job, section, mesh), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
@@ -106,7 +106,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
             for start in range(0, count, batch_prompts)
         ]
         with located(max_tokens="prompts.max_tokens", **keys):
-            drawn = [jax.device_get(jitted(parameters, *part)) for part in parts]
+            drawn = [fetch(jitted(parameters, *part)) for part in parts]
         samples = jax.tree.map(lambda *each: np.concatenate(each), *drawn)
         completed = [
             dataclasses.replace(row, completions=(*row.completions, *_completions(samples, i, text, side)))

@@ -23,9 +23,11 @@ from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
+from qrpo_jax.job import unit_mesh
 from qrpo_jax.job.manifest import MANIFEST
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import Stages
+from qrpo_jax.job.unit_mesh import Model
 from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
@@ -91,11 +93,31 @@ class Job:
             return make_mesh(**{axis: self.config.mesh[axis] for axis in AXES})
 
     @functools.cached_property
-    def local_mesh(self) -> Mesh:
-        """The devices of this process, for units of work, which need no other process."""
+    def unit_mesh(self) -> Mesh:
+        """The devices that compute a unit of work: this process's own, or those of all processes together."""
         if jax.process_count() == 1:
             return self.mesh
-        return make_mesh(-1, 1, 1, devices=jax.local_devices())
+        with located("mesh", units="mesh.units"):
+            chosen = unit_mesh.choose(self._unit_models(), self.mesh, self.config.mesh.units)
+        if chosen.reason:
+            self.say_once(chosen.reason)
+        return chosen.mesh
+
+    def _unit_models(self) -> list[Model]:
+        """The models that stages with units of work hold at the same time."""
+        config, stages = self.config, self.config.stages
+        policy = Model(self.shape.settings, FLOATS[config.model.parameter_dtype], "the policy")
+        # Evaluation holds the reference too; with LoRA that is the base of the policy.
+        both = "evaluate" in stages and self.shape.lora is None
+        models = [policy, policy._replace(name="the reference")] if both else [policy]
+        if config.reward.name == "model" and {"score", "evaluate"} & set(stages):
+            models.append(Model(self.reward_model.settings, FLOATS[config.model.compute_dtype], "the reward model"))
+        return models
+
+    @property
+    def together(self) -> bool:
+        """Whether all processes compute each unit of work together."""
+        return jax.process_count() > 1 and self.unit_mesh is self.mesh
 
     @functools.cached_property
     def shape(self) -> Shape:

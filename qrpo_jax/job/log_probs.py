@@ -11,7 +11,7 @@ from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.views import View
-from qrpo_jax.devices.mesh import place, row_sharding
+from qrpo_jax.devices.mesh import fetch, place, row_sharding
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import located
@@ -33,7 +33,7 @@ def jitted_log_probs(
       side, temperature: as in `make_log_probs`.
       mesh: by default the local mesh.
     """
-    mesh = mesh or job.local_mesh
+    mesh = mesh or job.unit_mesh
     settings, graph = job.log_prob_settings(mesh), job.graph(side)
     if temperature is not None:
         settings = settings._replace(temperature=temperature)
@@ -55,7 +55,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
       A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
       their value is NaN.
     """
-    pack, text, mesh = job.config.pack, job.text, job.local_mesh
+    pack, text, mesh = job.config.pack, job.text, job.unit_mesh
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
     jitted = jitted_log_probs(job, side, temperature)
 
@@ -67,7 +67,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
             for index in range(plan.steps):
                 batch = assemble(examples, plan, index)
                 with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
-                    values_BxS = np.asarray(jitted(parameters, place(batch, row_sharding(mesh))))
+                    values_BxS = fetch(jitted(parameters, place(batch, row_sharding(mesh))))
                 present = batch.example_BxS >= 0
                 by_example |= dict(zip(batch.example_BxS[present].tolist(), values_BxS[present].tolist(), strict=True))
         by_name = {name: by_example[c] for c, name in enumerate(examples.names)}

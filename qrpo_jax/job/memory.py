@@ -4,15 +4,13 @@ What a stage holds is exact, from shapes alone. What its programs need besides i
 of its work, and known once they are compiled, which happens when the stage starts (`devices.program.checked`).
 """
 
-import math
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from qrpo_jax.data.row_cost import layer_numbers, model_cost
-from qrpo_jax.devices.capacity import device_bytes
+from qrpo_jax.devices.capacity import bytes_per_device, device_bytes
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.errors import UserError
@@ -68,9 +66,9 @@ def held_bytes(job: Job, stage: str) -> float:
         layout = parameter_layout(job.mesh, settings, dtype if lora is None else np.float32, lora)
         state = Trainable(layout, optimizer, dict, job.config.seed).abstract()
         frozen = {} if lora is None else parameter_layout(job.mesh, settings, dtype)
-        return _bytes(state) + _bytes(layout) + _bytes(frozen)
+        return bytes_per_device(state) + bytes_per_device(layout) + bytes_per_device(frozen)
     if stage in ("sample", "reference", "evaluate"):
-        return _bytes(parameter_layout(job.mesh, settings, dtype))
+        return bytes_per_device(parameter_layout(job.mesh, settings, dtype))
     return 0.0
 
 
@@ -89,18 +87,6 @@ def row_bytes(job: Job, stage: str) -> float:
     return ESTIMATE * cost.token_bytes * (pack.row_tokens or pack.max_tokens) / split
 
 
-def _bytes(tree: Any) -> float:
-    """Bytes of a tree of shapes on one device."""
-    leaves = jax.tree.leaves(tree)
-    numbers = [(leaf, math.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves]
-    # Keys of random numbers have a type of their own, and no size to speak of.
-    return float(sum(np.dtype(leaf.dtype).itemsize * n for leaf, n in numbers if _is_plain(leaf)))
-
-
-def _is_plain(leaf: Any) -> bool:
-    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
 def prompts_at_once(job: Job, section: Any, mesh: Mesh) -> int:
     """Prompts of a unit that are sampled from at a time: all of them, or as many as memory allows.
 
@@ -113,7 +99,7 @@ def prompts_at_once(job: Job, section: Any, mesh: Mesh) -> int:
     rows = axis_size(mesh, "rows")
     share = SHARE.get(platform_of(mesh), ACCELERATOR_SHARE)
     dtype = FLOATS[job.config.model.parameter_dtype]
-    free = share * device_bytes(mesh) - _bytes(parameter_layout(mesh, job.shape.settings, dtype))
+    free = share * device_bytes(mesh) - bytes_per_device(parameter_layout(mesh, job.shape.settings, dtype))
     split = rows * axis_size(mesh, "heads")  # rows of a unit over devices, and the cache of a row over its heads
     most = max(0.0, free) * split / prompt_bytes(job, section)
     count = round_up(job.config.prompts.unit, rows)

@@ -12,7 +12,7 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.sources.source import Source, SourceOptions
-from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.devices.mesh import axis_size, fetch, place, round_up, row_sharding
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
@@ -90,13 +90,13 @@ class BeginningSampler:
 
     def __call__(self, indices: Sequence[int], split: str) -> list[str]:
         """One text for each index; it depends on the job's seed, the split and the index alone."""
-        text, mesh = self._job.text, self._job.local_mesh
+        text, mesh = self._job.text, self._job.unit_mesh
         count = round_up(len(indices), axis_size(mesh, "rows"))
         tokens_Px1 = np.full((count, 1), text.tokenizer.bos_token_id, np.int32)
         lengths_P = np.ones(count, np.int32)
         keys_Px2 = prompt_keys(self._job.config.seed, f"prompts {split}", indices, count)
         inputs = place((tokens_Px1, lengths_P, keys_Px2), row_sharding(mesh))
-        samples = jax.device_get(self._sampler(self._reference, *inputs))
+        samples = fetch(self._sampler(self._reference, *inputs))
         texts = []
         for i in range(len(indices)):
             tokens_T = samples.tokens_PxnxT[i, 0, : samples.lengths_Pxn[i, 0]]
@@ -112,7 +112,7 @@ class BeginningSampler:
             max_new_tokens=job.config.prompts.beginning_tokens,
             temperature=1.0,
             end_tokens=job.text.end_tokens,
-            compute=job.compute(job.local_mesh),
+            compute=job.compute(job.unit_mesh),
         )
         return jax.jit(with_raw_keys(sampler))
 

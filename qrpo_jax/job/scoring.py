@@ -28,7 +28,7 @@ def check_reward(job: Job) -> None:
         if not config.path:
             raise UserError("reward 'model' needs a Hugging Face folder of a reward model (config.reward.path)")
         with located("mesh"):
-            models.check_mesh(job.reward_model, job.local_mesh)
+            models.check_mesh(job.reward_model, job.unit_mesh)
     elif config.path:
         raise UserError(
             f"reward.path is set, but reward {config.name!r} reads no folder: "
@@ -73,7 +73,7 @@ def open_reward(job: Job) -> Reward | ModelReward:
     config = job.config.reward
     if config.name == MODEL:
         scorer = models.ModelScorer(
-            job.reward_model, job.local_mesh, batch_rows=config.batch_rows, compute=job.compute(job.local_mesh)
+            job.reward_model, job.unit_mesh, batch_rows=config.batch_rows, compute=job.compute(job.unit_mesh)
         )
         return ModelReward(scorer)
     limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
-from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.devices.processes import anywhere, is_first, wait
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.faults.records import read_record, write_record
@@ -19,26 +20,32 @@ Counts = dict[str, int]
 Work = Callable[[int], tuple[list[Row], Counts]]
 
 
-def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str) -> Counts | None:
-    """Computes and writes this process's units that are not complete yet.
+def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str, together: bool = False) -> Counts | None:
+    """Computes and writes the units of this process, or of all processes together, that are not complete yet.
 
     Args:
       work: from a unit's number to its rows and counts; the result may depend on nothing else.
       title: of the progress bar.
+      together: all processes compute each unit, and the first one writes it.
 
     Returns:
       The counts of all units added up; None while units of other shards are missing.
     """
-    owned = [u for u in range(units) if job.shard.owns(u)]
+    owned = [u for u in range(units) if together or job.shard.owns(u)]
+    missing = np.asarray([not _is_whole(folder, u, units) for u in owned], bool)
+    if together:  # all must compute the same units, whatever each sees of a shared disk
+        missing = anywhere(missing)
     # Closed on an error too, so that the error has a line of its own.
     with tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5) as bar:
         for done, unit in enumerate(bar):
             RUN.progress(done, len(owned), f"units of {folder.name}")
-            if _is_whole(folder, unit, units):
+            if not missing[done]:
                 continue
             if row_files.unit_done(folder, unit, units):
                 job.say(f"WARNING: {row_files.unit_path(folder, unit, units)} or its counts are damaged; made again")
             rows, counts = work(unit)
+            if together and not is_first():
+                continue
             write_record(_counts_file(folder, unit), counts)
             row_files.write_unit(folder, unit, units, rows)
     wait(f"{folder.name} units")

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from qrpo_jax.data.chat import ChatText, chat_text
 from qrpo_jax.data.rows import Message, Row
-from qrpo_jax.devices.mesh import axis_size, parameter_shardings, place, replicated, round_up, row_sharding
+from qrpo_jax.devices.mesh import axis_size, fetch, parameter_shardings, place, replicated, round_up, row_sharding
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
@@ -212,7 +212,7 @@ class ModelScorer:
             tokens_BxL[i, : len(one.tokens)] = one.tokens
             lengths_B[i], last_B[i], gate_B[i] = len(one.tokens), one.last, one.gate
         batch = place((tokens_BxL, lengths_B, last_B, gate_B), row_sharding(self._mesh))
-        return np.asarray(self._scores(self._parameters, *batch))[: len(conversations)]
+        return np.asarray(fetch(self._scores(self._parameters, *batch)))[: len(conversations)]
 
     def score_rows(self, rows: Sequence[Row]) -> Scored:
         """Scores of all completions of `rows`, one after the other.

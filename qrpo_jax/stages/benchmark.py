@@ -132,7 +132,7 @@ def training_program(job: Job, examples: Examples) -> Program:
 
 def reference_program(job: Job, examples: Examples) -> Program:
     """Stage `reference`'s forward pass over packed rows."""
-    mesh = job.local_mesh
+    mesh = job.unit_mesh
     plan = plan_log_probs(job, mesh, examples.packing_units())
     parameters, log_probs = job.random_parameters(mesh), jitted_log_probs(job)
     sharding = row_sharding(mesh)
@@ -151,7 +151,7 @@ def reference_program(job: Job, examples: Examples) -> Program:
 
 def sampling_program(job: Job, examples: Examples) -> Program:
     """Stage `sample`'s decoding of all completions of some prompts, each as long as the config allows."""
-    mesh, section, settings = job.local_mesh, job.config.sample, job.shape.settings
+    mesh, section, settings = job.unit_mesh, job.config.sample, job.shape.settings
     count, most = job.config.benchmark.prompts, settings.max_positions - section.max_new_tokens
     _, firsts_P = np.unique(examples.prompts_C, return_index=True)
     prompts = [

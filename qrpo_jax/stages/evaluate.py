@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from qrpo_jax.data.rows import Row
+from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation import kl
 from qrpo_jax.evaluation.compare import SIDES, Answers, compare
@@ -25,8 +26,8 @@ from qrpo_jax.stages import RESULTS
 
 
 def run(job: Job) -> dict[str, Any] | None:
-    reference = job.reference_parameters(job.local_mesh)
-    parameters = {"reference": reference, "policy": job.policy_parameters(job.local_mesh, reference)}
+    reference = job.reference_parameters(job.unit_mesh)
+    parameters = {"reference": reference, "policy": job.policy_parameters(job.unit_mesh, reference)}
     prompts = open_prompts(job, "eval", reference)
     counts = sample_and_score(job, prompts, parameters)
     if counts is None:
@@ -54,7 +55,14 @@ def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameter
         job.say(f"evaluate: {describe(reward)}")
         for side in SIDES:
             work = make_work(job, side, prompts, parameters, reward)
-            side_counts = run_units(job, job.folder("evaluate") / side, prompts.units, work, title=f"evaluate {side}")
+            side_counts = run_units(
+                job,
+                job.folder("evaluate") / side,
+                prompts.units,
+                work,
+                title=f"evaluate {side}",
+                together=job.together,
+            )
             if side_counts is None:
                 return None
             counts[side] = side_counts
@@ -69,6 +77,8 @@ def make_work(
 
     def work(unit: int) -> tuple[list[Row], Counts]:
         rows, sampled = complete(parameters[side], prompts.rows(unit), list(prompts.indices(unit)))
+        if job.together and not is_first() and isinstance(reward, Reward):
+            return rows, sampled  # the first process scores and writes what all have sampled together
         rows, scored = score_rows(reward, [only_from(side, row) for row in rows])
         return rows, add_counts([sampled, scored])
 

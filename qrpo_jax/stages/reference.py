@@ -15,7 +15,7 @@ from qrpo_jax.job.units import Counts, row_units, run_units
 def run(job: Job) -> dict[str, Any] | None:
     source = job.folder(job.rows_before("reference"))
     units = row_units(source)
-    parameters = job.reference_parameters(job.local_mesh)
+    parameters = job.reference_parameters(job.unit_mesh)
     log_probs = make_log_probs(job)
 
     def work(unit: int) -> tuple[list[Row], Counts]:
@@ -23,7 +23,7 @@ def run(job: Job) -> dict[str, Any] | None:
         values, counts = log_probs(parameters, rows)
         return [with_reference(row, of_row) for row, of_row in zip(rows, values, strict=True)], counts
 
-    counts = run_units(job, job.folder("reference"), units, work, title="reference")
+    counts = run_units(job, job.folder("reference"), units, work, title="reference", together=job.together)
     return None if counts is None else {"units": units, "counts": counts}
 
 

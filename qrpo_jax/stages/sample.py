@@ -10,14 +10,14 @@ from qrpo_jax.job.units import Counts, run_units
 
 
 def run(job: Job) -> dict[str, Any] | None:
-    parameters = job.reference_parameters(job.local_mesh)
+    parameters = job.reference_parameters(job.unit_mesh)
     prompts = open_prompts(job, "train", parameters)
     complete = make_completer(job, job.config.sample, side="reference", purpose="sample")
 
     def work(unit: int) -> tuple[list[Row], Counts]:
         return complete(parameters, prompts.rows(unit), list(prompts.indices(unit)))
 
-    counts = run_units(job, job.folder("sample"), prompts.units, work, title="sample")
+    counts = run_units(job, job.folder("sample"), prompts.units, work, title="sample", together=job.together)
     return None if counts is None else {"units": prompts.units, "counts": counts}
 
 

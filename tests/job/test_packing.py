@@ -66,12 +66,12 @@ def test_prompts_are_shared_and_siblings_meet_only_if_the_config_says_so(tmp_pat
 def test_rows_for_log_probs_depend_on_the_completions_alone(tmp_path):
     job = jobs.job(tmp_path)
     units = TABLE.packing_units()
-    plan = packing.plan_log_probs(job, job.local_mesh, units)
-    assert plan == packing.plan_log_probs(jobs.job(tmp_path), job.local_mesh, units)
-    assert plan.slots & (plan.slots - 1) == 0 and plan.rows % axis_size(job.local_mesh, "rows") == 0
+    plan = packing.plan_log_probs(job, job.unit_mesh, units)
+    assert plan == packing.plan_log_probs(jobs.job(tmp_path), job.unit_mesh, units)
+    assert plan.slots & (plan.slots - 1) == 0 and plan.rows % axis_size(job.unit_mesh, "rows") == 0
     assert sorted(sum(completions(plan), [])) == [*range(140)]
     fixed = jobs.job(tmp_path, log_probs__batch_rows=11, pack__row_tokens=65, pack__slots=4)
-    plan = packing.plan_log_probs(fixed, fixed.local_mesh, units)
+    plan = packing.plan_log_probs(fixed, fixed.unit_mesh, units)
     assert (plan.row_tokens, plan.slots, plan.rows) == (65, 4, 16)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,13 +17,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from qrpo_jax.data import row_files, rows
+from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.model import decoder
 from qrpo_jax.training import saved_parameters
 from tests.helpers.jobs import ROOT, SMALL, environment
 
 
-def run(workdir: Path, processes: int, *overrides: str) -> None:
-    """Runs a small job and waits for it; each process has one CPU device."""
+def start(workdir: Path, processes: int, *overrides: str) -> list["subprocess.Popen[str]"]:
+    """Starts a small job; each process has one CPU device."""
     command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}", *overrides]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -40,14 +44,19 @@ def run(workdir: Path, processes: int, *overrides: str) -> None:
                 text=True,
             )
         )
-    for process in started:
+    return started
+
+
+def run(workdir: Path, processes: int, *overrides: str) -> None:
+    """Runs a small job and waits for it."""
+    for process in start(workdir, processes, *overrides):
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output[-3000:]
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
     settings = decoder.DecoderSettings(
-        vocab_size=json.loads((folder.parent / "export" / "model" / "config.json").read_text())["vocab_size"],
+        vocab_size=len(vocabulary_tokenizer(SOURCES["programs"].vocabulary())),
         d_model=32,
         layers=2,
         heads=2,
@@ -78,6 +87,47 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     for side in ("reference", "policy"):
         means = [r[side]["mean_reward"] for r in results]
         assert abs(means[0] - means[1]) < 0.1, means
+
+
+@pytest.mark.slow
+def test_units_of_all_processes_together_are_those_of_each_alone(tmp_path: Path) -> None:
+    run(tmp_path / "apart", 2)
+    run(tmp_path / "together", 2, "--config.mesh.units=all")
+    for stage in ("sample", "score", "evaluate/reference"):
+        apart, together = (
+            [(row.id, [c.text for c in row.completions]) for row in row_files.read(tmp_path / name / stage)]
+            for name in ("apart", "together")
+        )
+        assert apart == together, stage
+    values = [
+        [c.reference_log_prob for row in row_files.read(tmp_path / name / "reference") for c in row.completions]
+        for name in ("apart", "together")
+    ]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_four_then_two_then_one_process_end_like_one(tmp_path: Path) -> None:
+    """Each start is stopped in another stage of training; the next one has other devices and another mesh."""
+    workdir, stages = tmp_path / "fewer", "--config.stages=sft,sample,score,reference,train"
+    for processes, stage, *mesh in ((4, "sft", "--config.mesh.fsdp=2"), (2, "train")):
+        started = start(workdir, processes, stages, *mesh)
+        end = time.monotonic() + 600
+        while time.monotonic() < end and all(process.poll() is None for process in started):
+            if any(path.name.isdigit() for path in (workdir / stage / "checkpoints").glob("*")):
+                break
+            time.sleep(0.05)
+        started[-1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=600)[0] for process in started]
+        assert [process.returncode for process in started] == [75] * processes, outputs[0][-3000:]
+        assert not (workdir / stage / "manifest.json").exists(), f"{stage} ended before the signal"
+    run(workdir, 1, stages)
+    run(tmp_path / "one", 1, stages)
+    for stage in ("sft", "train"):
+        fewer, one = (parameters(tmp_path / name / stage) for name in ("fewer", "one"))
+        for name, array in one.items():
+            worst = float(np.abs(array - fewer[name]).max())
+            assert worst < 2e-3, f"{stage}: {name} differs by {worst}"
 
 
 @pytest.mark.slow

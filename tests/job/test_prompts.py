@@ -75,7 +75,7 @@ def test_an_error_in_a_file_names_the_config_key(tmp_path) -> None:
 
 def test_a_beginning_depends_on_split_and_index_alone(tmp_path) -> None:
     toy = job(tmp_path, prompts__beginning_tokens=5)
-    draw = BeginningSampler(toy, toy.fresh_parameters(toy.local_mesh))
+    draw = BeginningSampler(toy, toy.fresh_parameters(toy.unit_mesh))
     together = draw(range(11), "train")
     apart = [text for index in reversed(range(11)) for text in draw([index], "train")]
     assert apart[::-1] == together

@@ -121,7 +121,7 @@ def tokens_of(examples: Examples, example_BxS: Any) -> int:
 def time_reference(job: Job, examples: Examples) -> float:
     """Seconds that each token of prompts and completions takes in stage `reference`, without compilation."""
     rows = list(row_files.read(job.folder("sample")))
-    parameters, log_probs = job.reference_parameters(job.local_mesh), make_log_probs(job)
+    parameters, log_probs = job.reference_parameters(job.unit_mesh), make_log_probs(job)
     log_probs(parameters, rows)
     start = time.perf_counter()
     log_probs(parameters, rows)
