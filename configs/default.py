@@ -12,16 +12,15 @@ def optimization(learning_rate: float) -> Config:
     """Keys that SFT and training share, with the default learning rate."""
     config = Config()
     config.batch_size = Whole(128, least=1)  # units (completions, or pairs) in a global batch
-    config.epochs = Whole(1, least=1)
-    config.microbatches = Whole(
-        0, least=0
-    )  # parts of a batch over which gradients are accumulated; 0: as memory or caches need
-    config.learning_rate = Number(learning_rate, above=0)
+    config.epochs = Whole(1, least=1)  # passes over the units
+    # Parts of a batch over which gradients are accumulated; 0: as memory or caches need.
+    config.microbatches = Whole(0, least=0)
+    config.learning_rate = Number(learning_rate, above=0)  # the highest, after the warm-up
     config.schedule = Choice("cosine", "linear", "constant")  # after the warm-up
     config.warmup_share = Number(0.1, least=0, below=1)  # share of all steps
-    config.b1 = Number(0.9, least=0, below=1)
-    config.b2 = Number(0.999, least=0, below=1)
-    config.weight_decay = Number(0.0, least=0)
+    config.b1 = Number(0.9, least=0, below=1)  # of Adam: decay of the mean gradient
+    config.b2 = Number(0.999, least=0, below=1)  # of Adam: decay of the mean squared gradient
+    config.weight_decay = Number(0.0, least=0)  # of matrices, decoupled as in AdamW
     # Of Adam's moments in memory; bfloat16 is rounded stochastically.
     config.moment_dtype = Choice("float32", "bfloat16")
     config.clip_norm = Number(0.0, least=0)  # global gradient norm; 0 never clips (the norm is logged either way)
@@ -32,7 +31,7 @@ def optimization(learning_rate: float) -> Config:
 
 def get_config() -> ConfigDict:
     config = Config()
-    config.seed = Whole(0, least=0)
+    config.seed = Whole(0, least=0)  # of all random numbers
     # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms, benchmark and
     # compile need no data and no weights, and run alone or anywhere before report.
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
@@ -40,13 +39,13 @@ def get_config() -> ConfigDict:
     config.model = Config()
     config.model.path = Text("")  # a Hugging Face folder; "": a new model of the shape below, trained from scratch
     config.model.template = Choice("chat", "plain")  # chat: the tokenizer's template; plain: BOS, then the text
-    config.model.d_model = Whole(128, least=1)
+    config.model.d_model = Whole(128, least=1)  # width; these seven keys are the shape of a new model
     config.model.layers = Whole(4, least=1)
-    config.model.heads = Whole(4, least=1)
-    config.model.kv_heads = Whole(4, least=1)
+    config.model.heads = Whole(4, least=1)  # of queries
+    config.model.kv_heads = Whole(4, least=1)  # of keys and values; heads is a multiple of it
     config.model.head_dim = Whole(32, least=1)
-    config.model.d_ff = Whole(352, least=1)
-    config.model.max_positions = Whole(512, least=1)
+    config.model.d_ff = Whole(352, least=1)  # width of the feed-forward layer
+    config.model.max_positions = Whole(512, least=1)  # longest text in tokens
     config.model.compute_dtype = Choice("float32", "bfloat16")  # of matrix products
     # Type in memory. bfloat16 saves 2 of 12 bytes a weight in training. Moments stay float32, and
     # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
@@ -70,9 +69,8 @@ def get_config() -> ConfigDict:
     # Devices that compute a unit of work in a job of several processes. auto: each process's own if the models fit
     # there, else all together; process and all: always these.
     config.mesh.units = Choice("auto", "process", "all")
-    config.mesh.cpu_devices = Whole(
-        0, least=0, most=1024
-    )  # without an accelerator, devices that share the CPU; 0: one a core
+    # Without an accelerator, devices that share the CPU; 0: one a core.
+    config.mesh.cpu_devices = Whole(0, least=0, most=1024)
 
     config.prompts = Config()
     # programs | jsonl | model (beginnings sampled from the model itself)
@@ -89,20 +87,19 @@ def get_config() -> ConfigDict:
 
     config.sample = Config()
     config.sample.completions = Whole(8, least=0)  # references a prompt; 0: use the completions of the source alone
-    config.sample.max_new_tokens = Whole(64, least=1)
-    config.sample.temperature = Number(1.0, least=0)
+    config.sample.max_new_tokens = Whole(64, least=1)  # longest completion
+    config.sample.temperature = Number(1.0, least=0)  # 0 takes the most probable token
     config.sample.top_k = Whole(0, least=0)  # 0: no cut
-    config.sample.top_p = Number(1.0, above=0, most=1)
+    config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
 
     config.reward = Config()
     config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
     config.reward.path = Text("")  # model: the reward model's Hugging Face folder, which has its own chat template
-    config.reward.max_tokens = Whole(
-        0, least=0
-    )  # model: longer conversations are dropped and counted; 0: all that the model can read
+    # model: longer conversations are dropped and counted; 0: all that the model can read.
+    config.reward.max_tokens = Whole(0, least=0)
     config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype
     config.reward.cpu_seconds = Number(1.0, least=0.01)  # for one completion on all its tests
-    config.reward.memory_mb = Whole(256, least=64)
+    config.reward.memory_mb = Whole(256, least=64)  # tests: of each run of code
     config.reward.workers = Whole(0, least=0, most=4096)  # processes; 0: one a core
 
     config.pack = Config()
@@ -118,11 +115,11 @@ def get_config() -> ConfigDict:
     # Divides the logits of policy and reference alike; set it to sample.temperature so that both describe one
     # distribution.
     config.log_probs.temperature = Number(1.0, above=0)
-    config.log_probs.batch_rows = Whole(
-        0, least=0
-    )  # packed rows a forward pass, outside training; 0: chosen as in training
+    # Packed rows a forward pass, outside training; 0: chosen as in training.
+    config.log_probs.batch_rows = Whole(0, least=0)
 
     config.select = Config()
+    # What is trained on: completions one by one, or pairs of a prompt.
     config.select.units = Choice("singles", "best_worst", "random_pairs")
     config.select.first = Whole(0, least=0)  # train on this many completions of a row, the first ones; 0: all
     config.select.reference_count = Whole(0, least=0)  # rank against this many references, the first ones; 0: all
@@ -156,7 +153,7 @@ def get_config() -> ConfigDict:
     config.train.length_normalised = Switch(False)  # beta of a completion: min(beta / its length, beta_cap); not SimPO
     config.train.beta_cap = Number(0.0, least=0)  # 0: none
     config.train.loss_over_length = Switch(False)  # divide each loss by the length of its completion; not SimPO
-    config.train.loss = Choice("mse", "mae")
+    config.train.loss = Choice("mse", "mae")  # of the regression: squared or absolute error
     # log π_ref: stored (by stage reference) | on_the_fly (LoRA only: each step computes it with the adapters off; leave
     # the stage out of config.stages; a step takes one more forward pass)
     config.train.reference_log_probs = Choice("stored", "on_the_fly")
@@ -164,19 +161,18 @@ def get_config() -> ConfigDict:
 
     config.evaluate = Config()
     config.evaluate.completions = Whole(8, least=1)  # a held-out prompt, from reference and policy each
-    config.evaluate.max_new_tokens = Whole(64, least=1)
-    config.evaluate.temperature = Number(1.0, least=0)
-    config.evaluate.top_k = Whole(0, least=0)
-    config.evaluate.top_p = Number(1.0, above=0, most=1)
+    config.evaluate.max_new_tokens = Whole(64, least=1)  # longest completion
+    config.evaluate.temperature = Number(1.0, least=0)  # as in sample
+    config.evaluate.top_k = Whole(0, least=0)  # as in sample
+    config.evaluate.top_p = Number(1.0, above=0, most=1)  # as in sample
 
     config.report = Config()
     config.report.examples = Whole(6, least=0)  # prompts shown with completions
 
     config.export = Config()
     config.export.dtype = Choice("float32", "bfloat16")  # of the written tensors
-    config.export.adapter = Choice(
-        "merged", "peft"
-    )  # LoRA: merged into the base, or adapters for the model in model.path
+    # LoRA: merged into the base, or adapters for the model in model.path.
+    config.export.adapter = Choice("merged", "peft")
 
     # Stage compile needs no TPU, no weights and no tokenizer: model.path may hold a config.json alone.
     config.compile = Config()
@@ -185,9 +181,8 @@ def get_config() -> ConfigDict:
     config.compile.programs = Several(
         ("train", "reference", "sample"), of=Choice("train", "reference", "sample"), distinct=True
     )
-    config.compile.rows = Whole(
-        0, least=0
-    )  # packed rows of a training batch; 0: search for the largest batch that fits
+    # Packed rows of a training batch; 0: search for the largest batch that fits.
+    config.compile.rows = Whole(0, least=0)
 
     config.compare_transforms = Config()
     # As in train.transform, with numbers for parameters.
@@ -208,14 +203,13 @@ def get_config() -> ConfigDict:
     # The step of stage `train`, with its batch size, and the programs of `reference` and `sample`, on synthetic rows.
     config.benchmark = Config()
     config.benchmark.mix = Choice("many_short", "chat_pairs", "long_prompts")  # lengths of prompts and completions
-    config.benchmark.rounds = Whole(
-        5, least=1
-    )  # medians are over these; in each a matrix product is timed too, if no peak is known
+    # Medians are over these; in each a matrix product is timed too, if no peak is known.
+    config.benchmark.rounds = Whole(5, least=1)
     config.benchmark.calls = Whole(4, least=1)  # of each program a round, one after the other
     config.benchmark.prompts = Whole(32, least=1)  # sampled from at a time
 
     config.log = Config()
-    config.log.tensorboard = Switch(True)
+    config.log.tensorboard = Switch(True)  # writes event files into the stage's folder
     config.log.profile = Text("")  # STEP:COUNT profiles COUNT steps from STEP on, into the stage's folder
     config.log.wandb = Switch(False)  # needs the wandb extra
     config.log.wandb_project = Text("qrpo-jax", empty=False)

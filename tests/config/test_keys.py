@@ -13,6 +13,7 @@ from qrpo_jax.data import mixes, packing, views
 from qrpo_jax.data.text import TEMPLATES
 from qrpo_jax.devices.dtypes import COMPUTE
 from qrpo_jax.job.programs import PROGRAMS
+from qrpo_jax.job.unit_mesh import UNITS
 from qrpo_jax.model.attention import BACKENDS
 from qrpo_jax.model.compute import REMAT
 from qrpo_jax.training.objectives import OBJECTIVES
@@ -109,6 +110,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "model.parameter_dtype": COMPUTE,
         "model.attention": ("auto", *BACKENDS),
         "model.remat": REMAT,
+        "mesh.units": UNITS,
         "sft.schedule": SCHEDULES,
         "sft.moment_dtype": COMPUTE,
         "train.schedule": SCHEDULES,
