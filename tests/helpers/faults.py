@@ -47,6 +47,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def outcome(folder: Path) -> dict[str, bytes]:
+    """What a run made: all files but its journals, which say when."""
+    return {name: data for name, data in content(folder).items() if not Path(name).match("journal-*")}
+
+
 @contextmanager
 def restored(folder: Path) -> Iterator[dict[str, bytes]]:
     """Yields the files of a folder, and puts them back at the end."""

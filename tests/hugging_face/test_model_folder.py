@@ -19,7 +19,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import config as model_config
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tokenizer import open_text
-from qrpo_jax.job.job import Job, Policy, Shard
+from qrpo_jax.job.job import Job, Shape, Shard
 from qrpo_jax.model import decoder, log_probs, rope
 from qrpo_jax.sampling import sampler
 from qrpo_jax.stages import STAGES, export
@@ -245,7 +245,7 @@ def test_an_export_keeps_the_sampling_settings_of_its_base(
     config = FrozenConfigDict({"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}})
     graph = decoder.graph(TIED)
     job = Job(config, tmp_path / "run", Shard(0, 1), STAGES)
-    job.__dict__["policy"] = Policy(TIED, graph, tokenizer_text, None, graph)
+    job.__dict__ |= {"shape": Shape(TIED, graph, None, graph), "text": tokenizer_text}
     monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
     export.run(job)
     written = json.loads((tmp_path / "run" / "export" / "model" / "generation_config.json").read_text())

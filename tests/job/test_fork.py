@@ -14,6 +14,7 @@ from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.stages import STAGES
+from tests.helpers.faults import outcome
 
 NAMES = ("first", "second", "third")
 
@@ -47,10 +48,6 @@ def toy(workdir: Path, ran: list[str], **overrides: Any) -> Job:
     return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES | table)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
     assert pipeline.run(toy(tmp_path / "other", []))
@@ -58,14 +55,14 @@ def other(tmp_path: Path) -> Path:
 
 
 def test_a_fork_runs_the_first_stage_that_differs_and_those_after_it(tmp_path, other, capsys) -> None:
-    before, ran = contents(other), list[str]()
+    before, ran = outcome(other), list[str]()
     forked = toy(tmp_path / "new", ran, train__beta=0.7)
     capsys.readouterr()
     assert pipeline.run(forked, other)
     assert ran == ["second", "third"], ran
     lines = capsys.readouterr().err
     assert f"first: taken over from {other / 'first'}" in lines and "train.beta: 0.1 -> 0.7" in lines, lines
-    assert contents(other) == before
+    assert outcome(other) == before
     assert not (tmp_path / "new" / "first" / "checkpoints").exists()
     assert (tmp_path / "new" / "first.json").exists()
     assert pipeline.run(forked, other) and ran == ["second", "third"], "the same command resumes"
@@ -74,8 +71,8 @@ def test_a_fork_runs_the_first_stage_that_differs_and_those_after_it(tmp_path, o
 def test_a_fork_has_the_bytes_of_the_other_run_and_changes_of_its_files_stay_its_own(tmp_path, other) -> None:
     ran: list[str] = []
     assert pipeline.run(toy(tmp_path / "new", ran), other) and ran == []
-    kept = {name: value for name, value in contents(other).items() if "checkpoints" not in name}
-    new = contents(tmp_path / "new")
+    kept = {name: value for name, value in outcome(other).items() if "checkpoints" not in name}
+    new = outcome(tmp_path / "new")
     assert {name: value for name, value in new.items() if name != fork.RECORD} == kept
     (tmp_path / "new" / "first" / "rows").write_text("changed")
     assert (other / "first" / "rows").read_bytes() == kept["first/rows"]

@@ -15,7 +15,7 @@ from qrpo_jax.job import integrity
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.job.units import run_units
-from tests.helpers.faults import FAULTS, content, restored
+from tests.helpers.faults import FAULTS, content, outcome, restored
 from tests.job.test_pipeline import toy_job
 
 UNITS = 3
@@ -103,7 +103,7 @@ def test_a_fault_in_any_file_ends_in_the_same_result_or_in_one_line(
     request: pytest.FixtureRequest, complete: Path, fault: str, state: str
 ) -> None:
     workdir: Path = request.getfixturevalue(state)
-    rng, expected, ends = np.random.default_rng(len(fault)), content(complete), {"same": 0, "refused": 0}
+    rng, expected, ends = np.random.default_rng(len(fault)), outcome(complete), {"same": 0, "refused": 0}
     for name in sorted(content(workdir)):
         with restored(workdir):
             FAULTS[fault](workdir / name, rng)
@@ -113,7 +113,7 @@ def test_a_fault_in_any_file_ends_in_the_same_result_or_in_one_line(
                 assert "\n" not in str(error), error
                 ends["refused"] += 1
                 continue
-            different = [file for file, data in content(workdir).items() if data != expected.get(file)]
+            different = [file for file, data in outcome(workdir).items() if data != expected.get(file)]
             # White space in a record is no content, and a record is not written again for it.
             assert not [file for file in different if not file.endswith(("settings.json", "manifest.json"))], name
             ends["same"] += 1
@@ -122,11 +122,12 @@ def test_a_fault_in_any_file_ends_in_the_same_result_or_in_one_line(
 
 def test_a_damaged_unit_of_a_complete_stage_is_made_again_and_said(complete: Path) -> None:
     path = row_files.unit_path(complete / "draw", 1, UNITS)
-    with restored(complete) as files:
+    files = outcome(complete)
+    with restored(complete):
         path.write_bytes(path.read_bytes()[:-3] + b"abc")
         said: list[str] = []
         start(complete, said)
-        assert content(complete) == files
+        assert outcome(complete) == files
         assert [line for line in said if line.startswith("WARNING") and path.name in line], said
 
 
