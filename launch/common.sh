@@ -26,38 +26,45 @@ say() { printf '%s %s: %s\n' "$(date +%H:%M:%S)" "${0##*/}" "$*" >&2; }
 usage() { sed -n '2,/^$/s/^#$\|^# //p' "$0"; }
 
 # read_flags "flags with a value" "switches" ARGUMENTS...
+# Here and below, names of local variables begin with _ so that they hide no flag.
 read_flags() {
-  local values=" $1 " switches=" $2 dry-run " name flag
+  local _values=" $1 " _switches=" $2 dry-run " _flag _word
   shift 2
-  for name in $values $switches; do
-    flag=QRPO_$(tr 'a-z-' 'A-Z_' <<<"$name")
-    [[ -z ${!flag-} ]] || printf -v "${name//-/_}" %s "${!flag}"
+  for _flag in $_values $_switches; do
+    _word=QRPO_$(tr 'a-z-' 'A-Z_' <<<"$_flag")
+    [[ -z ${!_word-} ]] || printf -v "${_flag//-/_}" %s "${!_word}"
   done
-  for flag in "$@"; do
-    name=${flag#--} name=${name%%=*}
-    case $flag in
-      --help | -h) usage; exit 0 ;;
-      --config | --config=* | --config.* | --workdir | --workdir=* | --fork=*) program+=("$flag"); continue ;;
+  for _word in "$@"; do
+    _flag=${_word#--} _flag=${_flag%%=*}
+    case $_word in
+      --help | -h)
+        usage
+        exit
+        ;;
+      --config | --config=* | --config.* | --workdir | --workdir=* | --fork=*)
+        program+=("$_word")
+        continue
+        ;;
       --*) ;;
-      *) mistake "unknown argument $flag (--help lists all flags)" ;;
+      *) mistake "unknown argument $_word (--help lists all flags)" ;;
     esac
-    if [[ $flag == *=* && $values == *" $name "* ]]; then
-      printf -v "${name//-/_}" %s "${flag#*=}"
-    elif [[ $flag != *=* && $switches == *" $name "* ]]; then
-      printf -v "${name//-/_}" yes
-    elif [[ $values == *" $name "* ]]; then
-      mistake "--$name needs a value: --$name=..."
+    if [[ $_word == *=* && $_values == *" $_flag "* ]]; then
+      printf -v "${_flag//-/_}" %s "${_word#*=}"
+    elif [[ $_word != *=* && $_switches == *" $_flag "* ]]; then
+      printf -v "${_flag//-/_}" yes
+    elif [[ $_values == *" $_flag "* ]]; then
+      mistake "--$_flag needs a value: --$_flag=..."
     else
-      mistake "unknown flag --$name (--help lists all flags)"
+      mistake "unknown flag --$_flag (--help lists all flags)"
     fi
   done
 }
 
 # Each flag must have a value.
 need() {
-  local name
-  for name in "$@"; do
-    [[ -n ${!name-} ]] || mistake "--${name//_/-}=... is missing (or QRPO_${name^^} in the environment)"
+  local _flag
+  for _flag in "$@"; do
+    [[ -n ${!_flag-} ]] || mistake "--${_flag//_/-}=... is missing (or QRPO_${_flag^^} in the environment)"
   done
 }
 
@@ -68,9 +75,9 @@ need_program() {
 
 # Each flag must be a whole number of at least 1.
 need_count() {
-  local name
-  for name in "$@"; do
-    [[ ${!name} =~ ^[1-9][0-9]{0,6}$ ]] || mistake "--${name//_/-}=${!name}; allowed: whole numbers from 1"
+  local _flag
+  for _flag in "$@"; do
+    [[ ${!_flag} =~ ^[1-9][0-9]{0,6}$ ]] || mistake "--${_flag//_/-}=${!_flag}; allowed: whole numbers from 1"
   done
 }
 

@@ -42,8 +42,8 @@ case $verb in
   --help | -h) usage; exit ;;
   *) mistake "run, follow or delete? (--help explains them)" ;;
 esac
-read_flags "name image accelerator topology chips node-count shards parallelism reservation namespace service-account
-  queue context max-restarts grace wait poll" "spot" "$@"
+read_flags "name image accelerator topology chips node-count shards parallelism reservation namespace service-account \
+queue context max-restarts grace wait poll" "spot" "$@"
 need name
 need_count chips node_count max_restarts grace wait poll
 need_command kubectl
@@ -66,8 +66,8 @@ fi
 manifest() {
   local NAME=$name NAMESPACE=$namespace IMAGE=$image ACCELERATOR=$accelerator TOPOLOGY=$topology CHIPS=$chips \
     NODE_COUNT=$node_count HOSTS=$hosts SHARDS=$shards PARALLELISM=${parallelism:-$shards} GRACE=$grace \
-    SERVICE_ACCOUNT=$service_account MAX_RESTARTS=$max_restarts QUEUE_LABEL='' CAPACITY='' ARGUMENTS line key
-  [[ -z $queue ]] || QUEUE_LABEL="kueue.x-k8s.io/queue-name: $queue"
+    SERVICE_ACCOUNT=$service_account MAX_RESTARTS=$max_restarts LABELS='' CAPACITY='' ARGUMENTS line filled key
+  [[ -z $queue ]] || LABELS="labels: {kueue.x-k8s.io/queue-name: $queue}"
   [[ -z $spot ]] || CAPACITY='cloud.google.com/gke-spot: "true"'
   [[ -z $reservation ]] || CAPACITY="cloud.google.com/reservation-name: $reservation"
   if [[ -n $shards ]]; then
@@ -79,12 +79,14 @@ manifest() {
   fi
   while IFS= read -r line; do
     [[ $line != '#'* ]] || continue
+    filled=''
     while [[ $line =~ \$\{([A-Z_]+)\} ]]; do
       key=${BASH_REMATCH[1]}
       [[ -n ${!key} ]] || continue 2
-      line=${line%%"\${$key}"*}${!key}${line#*"\${$key}"}
+      filled+=${line%%"\${$key}"*}${!key}
+      line=${line#*"\${$key}"}
     done
-    printf '%s\n' "$line"
+    printf '%s\n' "$filled$line"
   done <"$root/launch/gke_$([[ -n $shards ]] && echo shards || echo jobset).yaml"
 }
 

@@ -63,12 +63,13 @@ insist() {
 
 last_error() { cat "$scratch"/*.error | grep . | tail -n 1; }
 
-# Copies the commit to all hosts and installs the locked requirements there.
+# Copies the commit to all hosts and installs the locked requirements there. A host that missed a step does not answer.
 install() {
   local node unpack="mkdir -p qrpo/$commit && tar -xzf qrpo.tar.gz -C qrpo/$commit && ln -sfn $commit qrpo/code"
   for node in "${nodes[@]}"; do
-    vm '' scp "$scratch/qrpo.tar.gz" "$node:qrpo.tar.gz" --worker=all && on_node '' "$node" "$unpack"
-  done 2>"$scratch/0copy.error" || true  # a host without the files does not answer
+    vm '' scp "$scratch/qrpo.tar.gz" "$node:qrpo.tar.gz" --worker=all || true
+    on_node '' "$node" "$unpack" || true
+  done 2>"$scratch/0copy.error"
   on_hosts installed install
 }
 
