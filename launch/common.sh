@@ -4,6 +4,10 @@
 # A launcher declares its flags as variables with their defaults and calls `read_flags`. --node-count=4 sets node_count;
 # a flag that is not given is read from the environment, as QRPO_NODE_COUNT. Flags of the program go to the array `program`.
 set -euo pipefail
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || {
+  echo "error: bash $BASH_VERSION is too old; 4.4 or newer is needed" >&2
+  exit 2
+}
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run='' program=()

@@ -3,8 +3,10 @@
 #
 #   launch/gke.sh run --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --topology=4x4x4 \
 #     --config=tulu3_8b --workdir=gs://BUCKET/runs/tulu3_8b [--config.KEY=VALUE ...]
-#   launch/gke.sh run --shards=16 --name=NAME-sample --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=2x4 \
-#     --chips=8 --config=tulu3_8b --workdir=gs://BUCKET/runs/tulu3_8b --config.stages=sample,score,reference
+#   for stage in sample score reference; do
+#     launch/gke.sh run --shards=16 --name=NAME-$stage --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=2x4 \
+#       --chips=8 --config=tulu3_8b --workdir=gs://BUCKET/runs/tulu3_8b
+#   done
 #   launch/gke.sh follow|delete --name=NAME [--shards=N]
 #
 # run      submits gke_jobset.yaml, or gke_shards.yaml with --shards, and follows it. The cluster starts it again after a
@@ -12,6 +14,8 @@
 #          has failed is replaced. Ctrl-C leaves it running.
 # follow   follows a job that was submitted
 # delete   ends it: the pods get SIGTERM, save and leave
+#
+# A shard ends where it would need the work of the others, so there is one job for each stage that splits.
 #
 # --image=IMAGE            built with launch/image.sh
 # --accelerator, --topology   of a node pool: cloud.google.com/gke-tpu-accelerator and gke-tpu-topology

@@ -102,7 +102,7 @@ case $verb in
     exit
     ;;
   look) ;;
-  install) if install >&2; then now=installed; else now=failed; fi ;;
+  install) if install; then now=installed; else now=failed; fi ;;
   start)
     rm -f "$here/stopped"
     start "$@"

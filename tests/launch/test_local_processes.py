@@ -21,7 +21,7 @@ PROGRAM = ("--config=quickstart", "--workdir=runs/two")
 def start(tmp_path: Path, program: str, *flags: str) -> subprocess.Popen[str]:
     """Starts two processes of a shell script that plays the program."""
     python = tmp_path / "python"
-    played = f'for process; do :; done\nfor f; do case $f in --process=*) process=${{f#*=}} ;; esac; done\n{program}\n'
+    played = f"for process; do :; done\nfor f; do case $f in --process=*) process=${{f#*=}} ;; esac; done\n{program}\n"
     holder = f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # the port is held by a real interpreter
     python.write_text(f"#!/bin/bash\n{holder}{played}")
     python.chmod(0o755)
@@ -89,7 +89,15 @@ def test_a_dry_run_prints_the_processes(tmp_path: Path) -> None:
 def test_two_processes_of_a_tiny_job_run_and_resume(tmp_path: Path) -> None:
     workdir, stages = tmp_path / "run", "--config.stages=sft,sample,score"
     flags = [word for word in SMALL if not word.startswith("--config=")]
-    command = ["bash", SCRIPT, f"--python={sys.executable}", "--config=quickstart", f"--workdir={workdir}", stages, *flags]
+    command = [
+        "bash",
+        SCRIPT,
+        f"--python={sys.executable}",
+        "--config=quickstart",
+        f"--workdir={workdir}",
+        stages,
+        *flags,
+    ]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     while not (workdir / "sft" / "metrics.jsonl").exists():  # it trains
         assert process.poll() is None, process.communicate()

@@ -64,7 +64,7 @@ class Cloud:
 
 def test_a_run_ends_with_the_program_and_says_what_its_hosts_say(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path, "echo step 7; [[ $HOST == pod-0 ]] || echo 'Warning: host 1 is slow' >&2")
-    done = cloud.launch(*RUN, "--spot", "--config.train.beta=0.1", "--config.note=it's \"a\" $b")
+    done = cloud.launch(*RUN, "--spot", "--config.train.beta=0.1", '--config.note=it\'s "a" $b')
     assert done.returncode == 0, done.stderr
     assert "[pod/0] step 7" in done.stdout and "[pod/1] Warning: host 1 is slow" in done.stdout, done.stdout
     assert "[pod/1] step 7" not in done.stdout, "only errors of the other hosts are shown"
@@ -75,7 +75,7 @@ def test_a_run_ends_with_the_program_and_says_what_its_hosts_say(tmp_path: Path)
         "--config=tulu3_8b",
         "--workdir=gs://bucket/a run",
         "--config.train.beta=0.1",
-        "--config.note=it's \"a\" $b",
+        '--config.note=it\'s "a" $b',
     ]
 
 
@@ -101,9 +101,9 @@ def test_a_dry_run_prints_the_commands_of_a_run_and_runs_none(tmp_path: Path) ->
     assert cloud.launch(*flags).returncode == 0
     printed = [shlex.split(line[2:]) for line in dry.stdout.splitlines() if line.startswith("+ gcloud")]
     made = stand_in.calls(tmp_path)
-    scratch = re.compile(r"^/\S*/qrpo\.tar\.gz$")
-    assert [[scratch.sub("BUNDLE", word) for word in call] for call in printed] == [
-        [scratch.sub("BUNDLE", word) for word in call] for call in made
+    scratch = re.compile(r"/\S*/tmp\.\w+")
+    assert [[scratch.sub("SCRATCH", word) for word in call] for call in printed] == [
+        [scratch.sub("SCRATCH", word) for word in call] for call in made
     ]
     creation = next(call for call in made if "create" in call)
     assert creation[5:] == [
@@ -185,7 +185,7 @@ def test_a_host_that_comes_up_late_is_waited_for(tmp_path: Path) -> None:
     cloud.write("silent", "pod 0\npod 1\n")
     cloud.write("created", "ACTIVE\n")
     # They come up during the second wait; the first one is for the slice.
-    cloud.write("bin/sleep", f'#!/bin/sh\n[ ! -e {tmp_path}/once ] || rm -f {tmp_path}/silent\ntouch {tmp_path}/once\n')
+    cloud.write("bin/sleep", f"#!/bin/sh\n[ ! -e {tmp_path}/once ] || rm -f {tmp_path}/silent\ntouch {tmp_path}/once\n")
     done = cloud.launch(*RUN)
     assert done.returncode == 0, done.stderr
     assert "installing: no answer from pod worker 0,pod worker 1; trying again" in done.stderr
@@ -216,7 +216,7 @@ def test_an_installation_that_fails_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_program_that_runs_is_followed_and_not_started_again(tmp_path: Path) -> None:
-    cloud = Cloud(tmp_path, 'until [[ -e $CLOUD/end ]]; do sleep 0.1; done; echo the end')
+    cloud = Cloud(tmp_path, "until [[ -e $CLOUD/end ]]; do sleep 0.1; done; echo the end")
     first = subprocess.Popen(
         ["bash", "launch/tpu_pod.sh", *RUN],
         cwd=stand_in.ROOT,
