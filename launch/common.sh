@@ -45,7 +45,7 @@ read_flags() {
         usage
         exit
         ;;
-      --config | --config=* | --config.* | --workdir | --workdir=* | --fork=*)
+      --config | --config=* | --config.* | --workdir | --workdir=* | --fork=* | --join-timeout=*)
         program+=("$_word")
         continue
         ;;

@@ -28,6 +28,7 @@
 # --service-account=NAME   of Kubernetes, with access to the bucket (default)
 # --queue=NAME             a LocalQueue of Kueue
 # --context=NAME           of kubectl
+# --cache=DIR              for compiled programs, such as gs://BUCKET/cache: a new pod does not compile again
 # --max-restarts=N         restarts after other failures (3)
 # --grace=SECONDS          between SIGTERM and SIGKILL (300)
 # --wait=SECONDS           for all pods to run (86400)
@@ -39,7 +40,7 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 name='' image='' accelerator='' topology='' chips=4 node_count=1 shards='' parallelism='' spot='' reservation=''
-namespace=default service_account=default queue='' context='' max_restarts=3 grace=300 wait=86400 poll=15
+namespace=default service_account=default queue='' context='' max_restarts=3 grace=300 wait=86400 poll=15 cache=''
 verb=${1-}
 case $verb in
   run | follow | delete) shift ;;
@@ -47,7 +48,7 @@ case $verb in
   *) mistake "run, follow or delete? (--help explains them)" ;;
 esac
 read_flags "name image accelerator topology chips node-count shards parallelism reservation namespace service-account \
-queue context max-restarts grace wait poll" "spot" "$@"
+queue context cache max-restarts grace wait poll" "spot" "$@"
 need name
 need_count chips node_count max_restarts grace wait poll
 need_command kubectl
@@ -70,10 +71,11 @@ fi
 manifest() {
   local NAME=$name NAMESPACE=$namespace IMAGE=$image ACCELERATOR=$accelerator TOPOLOGY=$topology CHIPS=$chips \
     NODE_COUNT=$node_count HOSTS=$hosts SHARDS=$shards PARALLELISM=${parallelism:-$shards} GRACE=$grace \
-    SERVICE_ACCOUNT=$service_account MAX_RESTARTS=$max_restarts LABELS='' CAPACITY='' ARGUMENTS line filled key
+    SERVICE_ACCOUNT=$service_account MAX_RESTARTS=$max_restarts LABELS='' CAPACITY='' ENVIRONMENT='' ARGUMENTS line filled key
   [[ -z $queue ]] || LABELS="labels: {kueue.x-k8s.io/queue-name: $queue}"
   [[ -z $spot ]] || CAPACITY='cloud.google.com/gke-spot: "true"'
   [[ -z $reservation ]] || CAPACITY="cloud.google.com/reservation-name: $reservation"
+  [[ -z $cache ]] || ENVIRONMENT="env: [{name: JAX_COMPILATION_CACHE_DIR, value: \"$cache\"}]"
   if [[ -n $shards ]]; then
     ARGUMENTS=$(json_list "${program[@]}")
     # Kubernetes replaces $(JOB_COMPLETION_INDEX) in arguments by the index of the pod.

@@ -17,58 +17,65 @@ read_flags "count python" "" "$@"
 need_program
 need_count count
 
-# Process 0 needs a port that the others know before it listens. This holds one: bound with SO_REUSEPORT and not
-# listening, so that no other program is given it and process 0, which uses SO_REUSEPORT too, can listen on it.
-hold_a_port='
-import socket, sys
-held = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
-if held.family == socket.AF_INET6:
-    held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-held.bind(("", 0))
-print(held.getsockname()[1], flush=True)
-sys.stdin.read()
+# A free port, below those that systems give to programs that ask for any.
+free_port='
+import random, socket
+while True:
+    port = random.randrange(20000, 30000)
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)):
+            break
+print(port)
 '
 
-# One process, with its index before each line; the status is that of the process.
-start() {
-  local index=$1
-  "$python" -m qrpo_jax.main --distributed --coordinator="127.0.0.1:$port" --processes="$count" --process="$index" \
-    "${program[@]}" > >(sed -u "s/^/[$index] /") 2> >(sed -u "s/^/[$index] /" >&2) </dev/null &
+# run_processes PORT: starts all and waits for them; sets `status` to that of the first one that failed.
+run_processes() {
+  local i pid code
+  pids=() status=0
+  for ((i = 0; i < count; i++)); do
+    "${command[@]}" --coordinator="127.0.0.1:$1" --processes="$count" --process="$i" "${program[@]}" </dev/null \
+      > >(sed -u "s/^/[$i] /") 2> >(tee "$scratch/$i" | sed -u "s/^/[$i] /" >&2) &
+    pids+=("$!")
+  done
+  for pid in "${pids[@]}"; do
+    while :; do
+      signalled=''
+      wait "$pid" && code=0 || code=$?
+      [[ -n $signalled ]] || break  # else the signal ended the wait, and not the process
+    done
+    ((status)) || status=$code
+    # Another program took the port first. The others would wait for process 0.
+    if [[ $pid == "${pids[0]}" ]] && port_taken; then kill "${pids[@]:1}" 2>/dev/null || true; fi
+  done
+}
+
+port_taken() { ((status == 2)) && grep -q 'cannot listen at port' "$scratch/0"; }
+
+# Processes save and leave at a signal. In the background they ignore Ctrl-C, so they get SIGTERM.
+# shellcheck disable=SC2329  # the traps call it
+pass_on() {
+  signalled=$1
+  kill -TERM "${pids[@]}" 2>/dev/null || true
 }
 
 cd "$root"
+command=("$python" -m qrpo_jax.main --distributed)
 if [[ -n $dry_run ]]; then
   for ((i = 0; i < count; i++)); do
-    show "$python" -m qrpo_jax.main --distributed --coordinator=127.0.0.1:PORT --processes="$count" --process="$i" \
-      "${program[@]}"
+    show "${command[@]}" --coordinator=127.0.0.1:PORT --processes="$count" --process="$i" "${program[@]}"
   done
   exit
 fi
 
-coproc HOLDER { exec "$python" -c "$hold_a_port"; }
-read -r -u "${HOLDER[0]}" port || give_up "$python cannot hold a port"
-pids=()
-for ((i = 0; i < count; i++)); do
-  start "$i"
-  pids+=("$!")
+need_command "$python"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+pids=() signalled='' interrupted=''
+trap 'pass_on TERM' TERM HUP
+trap 'interrupted=yes; pass_on INT' INT
+for _ in {1..5}; do
+  run_processes "$("$python" -c "$free_port")"
+  port_taken || break
 done
-# A signal is passed on, and the processes save and leave. In the background they ignore Ctrl-C, so they get SIGTERM.
-signalled='' status=0
-# shellcheck disable=SC2329  # the traps call it
-pass_on() {
-  signalled=yes
-  kill -TERM "${pids[@]}" 2>/dev/null || true
-}
-trap pass_on TERM HUP
-trap 'status=130; pass_on' INT
-
-for pid in "${pids[@]}"; do
-  while :; do
-    signalled=''
-    wait "$pid" && code=0 || code=$?
-    [[ -n $signalled ]] || break  # else the signal ended the wait, and not the process
-  done
-  ((status)) || status=$code
-done
+[[ -z $interrupted ]] || exit 130
 exit "$status"

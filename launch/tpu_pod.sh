@@ -19,6 +19,7 @@
 # --node-count=N         slices that work as one (1)
 # --spot, --reserved     capacity; on demand without either
 # --network, --subnetwork, --service-account, --internal-ips   passed to gcloud
+# --cache=DIR            for compiled programs, such as gs://BUCKET/cache: a new slice does not compile again
 # --wait=SECONDS         for the slices to become ACTIVE (172800: two days)
 # --patience=SECONDS     for a host that does not answer (1800)
 # --poll=SECONDS         between looks at hosts and slices (15)
@@ -34,14 +35,14 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 name='' project='' zone='' type='' runtime='' node_count=1 network='' subnetwork='' service_account=''
-spot='' reserved='' internal_ips='' allow_dirty='' delete_when_done='' wait=172800 patience=1800 poll=15 retries=1000
+spot='' reserved='' internal_ips='' allow_dirty='' delete_when_done='' wait=172800 patience=1800 poll=15 retries=1000 cache=''
 verb=${1-}
 case $verb in
   run | follow | stop | delete) shift ;;
   --help | -h) usage; exit ;;
   *) mistake "run, follow, stop or delete? (--help explains them)" ;;
 esac
-read_flags "name project zone type runtime node-count network subnetwork service-account wait patience poll retries" \
+read_flags "name project zone type runtime node-count network subnetwork service-account cache wait patience poll retries" \
   "spot reserved internal-ips allow-dirty delete-when-done" "$@"
 need name project zone
 need_count node_count wait patience poll retries
@@ -66,11 +67,12 @@ exec 3>&1  # where a dry run prints commands
 # Starts the program on all hosts, unless it runs. Fails if the slices are lost meanwhile.
 begin() {
   count_hosts
-  if on_hosts idle look && grep -q ' running' "$scratch/states"; then
+  # On new hosts there is no script to answer.
+  if on_hosts idle look >/dev/null && grep -q ' running' "$scratch/states"; then
     say "the program runs already"
     return
   fi
-  insist "installing" install && insist "starting" on_hosts running start "${program[@]}" || return 1
+  insist "installing" install && insist "starting" on_hosts running start "JAX_COMPILATION_CACHE_DIR=$cache" "${program[@]}" || return 1
   say "started commit ${commit:0:12} on $(grep -c . "$scratch/states") hosts; their log is ~/qrpo/log"
 }
 

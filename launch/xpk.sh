@@ -13,6 +13,7 @@
 # --type=TYPE          TPU type, as xpk names it
 # --node-count=N       slices that work as one (1)
 # --spot, --reservation=NAME, --on-demand   capacity, for clusters that provision by themselves
+# --cache=DIR          for compiled programs, such as gs://BUCKET/cache: a new pod does not compile again
 # --priority=LEVEL     of the workload (medium)
 # --max-restarts=N     of all kinds: xpk counts preemptions too (1000)
 # --grace=SECONDS      between SIGTERM and SIGKILL (300)
@@ -24,14 +25,14 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 name='' cluster='' project='' zone='' type='' image='' node_count=1 spot='' reservation='' on_demand=''
-priority=medium max_restarts=1000 grace=300
+priority=medium max_restarts=1000 grace=300 cache=''
 verb=${1-}
 case $verb in
   run | delete) shift ;;
   --help | -h) usage; exit ;;
   *) mistake "run or delete? (--help explains them)" ;;
 esac
-read_flags "name cluster project zone type image node-count reservation priority max-restarts grace" "spot on-demand" "$@"
+read_flags "name cluster project zone type image node-count reservation cache priority max-restarts grace" "spot on-demand" "$@"
 need name cluster project zone
 need_count node_count max_restarts grace
 need_command xpk
@@ -60,6 +61,7 @@ fi
 
 flags=(--tpu-type="$type" --num-slices="$node_count" --docker-image="$image" --priority="$priority")
 flags+=(--max-restarts="$max_restarts" "--restart-on-exit-codes=1,75" --termination-grace-period-seconds="$grace")
+[[ -z $cache ]] || flags+=(--env="JAX_COMPILATION_CACHE_DIR=$cache")
 [[ -z $spot ]] || flags+=(--spot)
 [[ -z $on_demand ]] || flags+=(--on-demand)
 [[ -z $reservation ]] || flags+=(--reservation="$reservation")

@@ -2,7 +2,7 @@
 # One host's part of tpu_pod.sh, which calls it over ssh. Each verb may be repeated.
 #
 #   host.sh look|install|news|stop|kill NODE
-#   host.sh start NODE PROGRAM-FLAGS...
+#   host.sh start NODE VARIABLE=VALUE PROGRAM-FLAGS...
 #
 # The last line of an answer is "@NODE WORKER STATE". STATE is installed, failed (to install), running, idle (nothing was started), lost (the
 # host was restarted, or the program was killed together with this script), stopped, or the program's exit status.
@@ -63,7 +63,8 @@ program() {
   cd "$code"
   ulimit -n 65536 2>/dev/null || true
   echo "--- $(date -u +%FT%TZ) $node worker $worker, commit $(basename "$code") ---"
-  "$venv/bin/python" -m qrpo_jax.main --distributed "$@" &
+  [[ -z ${1#*=} ]] || export "${1?}"
+  "$venv/bin/python" -m qrpo_jax.main --distributed "${@:2}" &
   echo "$! $(cat /proc/sys/kernel/random/boot_id)" >"$here/pid"
   while :; do
     wait "$!" && status=0 || status=$?

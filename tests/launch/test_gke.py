@@ -47,7 +47,9 @@ def verbs(tmp_path: Path) -> list[str]:
 
 
 def test_the_jobset_is_one_and_every_host_of_the_slices_is_a_pod_of_it(tmp_path: Path) -> None:
-    found = manifest(tmp_path, *RUN, "--node-count=2", "--spot", "--queue=lines", "--service-account=writer")
+    found = manifest(
+        tmp_path, *RUN, "--node-count=2", "--spot", "--queue=lines", "--service-account=writer", "--cache=gs://b/c"
+    )
     check(models.JobsetV1alpha2JobSet, found)
     (job,) = found["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
@@ -60,6 +62,7 @@ def test_the_jobset_is_one_and_every_host_of_the_slices_is_a_pod_of_it(tmp_path:
     }
     (container,) = pod["containers"]
     assert container["args"] == ["--distributed", *PROGRAM]
+    assert container["env"] == [{"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://b/c"}]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert found["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "lines"}
     assert pod["serviceAccountName"] == "writer"

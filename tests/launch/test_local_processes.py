@@ -22,7 +22,7 @@ def start(tmp_path: Path, program: str, *flags: str) -> subprocess.Popen[str]:
     """Starts two processes of a shell script that plays the program."""
     python = tmp_path / "python"
     played = f"for process; do :; done\nfor f; do case $f in --process=*) process=${{f#*=}} ;; esac; done\n{program}\n"
-    holder = f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # the port is held by a real interpreter
+    holder = f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # which finds a port
     python.write_text(f"#!/bin/bash\n{holder}{played}")
     python.chmod(0o755)
     command = ["bash", SCRIPT, f"--python={python}", *PROGRAM, *flags]
@@ -54,30 +54,33 @@ def test_signals_reach_every_process_and_are_waited_for(tmp_path: Path, number: 
     process = start(tmp_path, save + "for ((i = 0; i < 300; i++)); do sleep 0.1; done")
     while len(list(tmp_path.glob("up-*"))) < 2:
         time.sleep(0.05)
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)  # as a terminal does
     process.communicate(timeout=60)
     assert process.returncode == status
     assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
-def test_the_port_is_held_until_process_0_listens_on_it(tmp_path: Path) -> None:
-    """Nobody else can bind it, and a socket with SO_REUSEPORT can, as the coordination service of JAX does."""
-    probe = """
-import re, socket, sys
-port = int(re.search(r"--coordinator=127.0.0.1:(\\d+)", " ".join(sys.argv))[1])
-try:
-    socket.create_server(("127.0.0.1", port))
-    sys.exit(3)
-except OSError:
-    pass
-server = socket.create_server(("127.0.0.1", port), reuse_port=True)
-client = socket.create_connection(("127.0.0.1", port))
-server.accept()
+def test_a_port_that_another_program_took_is_replaced(tmp_path: Path) -> None:
+    """Process 0 says it; the others, which would wait for it, are ended."""
+    taken = f"""
+for word; do case $word in --coordinator=*) echo "$word" >> {tmp_path}/ports-$process ;; esac; done
+[[ $(wc -l < {tmp_path}/ports-$process) == 1 ]] || exit 0
+((process == 0)) || exec sleep 30
+until [[ -e {tmp_path}/ports-1 ]]; do sleep 0.1; done
+echo "error: process 0 cannot listen at port 1 of --coordinator: Address already in use" >&2
+exit 2
 """
-    (tmp_path / "probe.py").write_text(probe)
-    process = start(tmp_path, f'exec {sys.executable} {tmp_path}/probe.py "$@"', "--count=1")
-    _, errors = process.communicate(timeout=60)
+    process = start(tmp_path, taken)
+    _, errors = process.communicate(timeout=25)
     assert process.returncode == 0, errors
+    first, second = (tmp_path / "ports-0").read_text().splitlines()
+    assert first != second
+    assert (tmp_path / "ports-1").read_text().splitlines() == [first, second]
+
+
+def test_the_program_says_what_the_script_looks_for() -> None:
+    text = (ROOT / "qrpo_jax" / "devices" / "roll_call.py").read_text()
+    assert "process 0 cannot listen at port" in text
 
 
 def test_a_dry_run_prints_the_processes(tmp_path: Path) -> None:

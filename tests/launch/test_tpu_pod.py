@@ -63,10 +63,16 @@ class Cloud:
 
 
 def test_a_run_ends_with_the_program_and_says_what_its_hosts_say(tmp_path: Path) -> None:
-    cloud = Cloud(tmp_path, "echo step 7; [[ $HOST == pod-0 ]] || echo 'Warning: host 1 is slow' >&2")
-    done = cloud.launch(*RUN, "--spot", "--config.train.beta=0.1", '--config.note=it\'s "a" $b')
+    cloud = Cloud(
+        tmp_path, "echo step 7 $JAX_COMPILATION_CACHE_DIR; [[ $HOST == pod-0 ]] || echo 'Warning: host 1 is slow' >&2"
+    )
+    done = cloud.launch(
+        *RUN, "--spot", "--cache=gs://bucket/c", "--config.train.beta=0.1", '--config.note=it\'s "a" $b'
+    )
     assert done.returncode == 0, done.stderr
-    assert "[pod/0] step 7" in done.stdout and "[pod/1] Warning: host 1 is slow" in done.stdout, done.stdout
+    assert "[pod/0] step 7 gs://bucket/c\n" in done.stdout and "[pod/1] Warning: host 1 is slow" in done.stdout, (
+        done.stdout
+    )
     assert "[pod/1] step 7" not in done.stdout, "only errors of the other hosts are shown"
     assert cloud.calls("queued-resources") == ["create"]
     given = (tmp_path / "flags-pod-1").read_text().split("\n")

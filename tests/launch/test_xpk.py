@@ -21,7 +21,7 @@ def play(tmp_path: Path, scenario: dict[str, list[Any]], *flags: str) -> Any:
 
 def test_a_workload_is_created_with_restarts_after_75(tmp_path: Path) -> None:
     scenario = {"workload list": [[0, "Jobset Name  Created Time\n"]], "workload create": [[0, ""]]}
-    done = play(tmp_path, scenario, *RUN, "--node-count=2", "--reservation=r")
+    done = play(tmp_path, scenario, *RUN, "--node-count=2", "--reservation=r", "--cache=gs://b/c")
     assert done.returncode == 0, done.stderr
     *_, create = stand_in.calls(tmp_path)
     assert create[:3] == ["xpk", "workload", "create"]
@@ -29,6 +29,7 @@ def test_a_workload_is_created_with_restarts_after_75(tmp_path: Path) -> None:
         "--workload=run", "--cluster=c", "--project=p", "--zone=z", "--tpu-type=v5p-128", "--num-slices=2",
         "--docker-image=registry/qrpo:1", "--priority=medium", "--max-restarts=1000", "--restart-on-exit-codes=1,75",
         "--termination-grace-period-seconds=300", "--reservation=r",
+        "--env=JAX_COMPILATION_CACHE_DIR=gs://b/c",
     }  # fmt: skip
     command = create[-1].removeprefix("--command=")
     assert shlex.split(command) == [
