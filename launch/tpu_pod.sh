@@ -42,8 +42,8 @@ case $verb in
   --help | -h) usage; exit ;;
   *) mistake "run, follow, stop or delete? (--help explains them)" ;;
 esac
-read_flags "name project zone type runtime node-count network subnetwork service-account cache wait patience poll retries" \
-  "spot reserved internal-ips allow-dirty delete-when-done" "$@"
+read_flags "name project zone type runtime node-count network subnetwork service-account cache wait patience poll \
+retries" "spot reserved internal-ips allow-dirty delete-when-done" "$@"
 need name project zone
 need_count node_count wait patience poll retries
 need_command gcloud
@@ -66,13 +66,16 @@ exec 3>&1  # where a dry run prints commands
 
 # Starts the program on all hosts, unless it runs. Fails if the slices are lost meanwhile.
 begin() {
-  count_hosts
+  count_hosts || return 1
   # On new hosts there is no script to answer.
   if on_hosts idle look >/dev/null && grep -q ' running' "$scratch/states"; then
     say "the program runs already"
+    begun=yes
     return
   fi
-  insist "installing" install && insist "starting" on_hosts running start "JAX_COMPILATION_CACHE_DIR=$cache" "${program[@]}" || return 1
+  insist "installing" install || return 1
+  insist "starting" on_hosts running start "JAX_COMPILATION_CACHE_DIR=$cache" "${program[@]}" || return 1
+  begun=yes
   say "started commit ${commit:0:12} on $(grep -c . "$scratch/states") hosts; their log is ~/qrpo/log"
 }
 

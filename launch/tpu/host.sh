@@ -4,8 +4,9 @@
 #   host.sh look|install|news|stop|kill NODE
 #   host.sh start NODE VARIABLE=VALUE PROGRAM-FLAGS...
 #
-# The last line of an answer is "@NODE WORKER STATE". STATE is installed, failed (to install), running, idle (nothing was started), lost (the
-# host was restarted, or the program was killed together with this script), stopped, or the program's exit status.
+# The last line of an answer is "@NODE WORKER STATE". STATE is installed, failed (to install), running, idle (nothing was
+# started), lost (the host was restarted, or the program was killed together with this script), stopped, or the program's
+# exit status.
 
 set -euo pipefail
 verb=$1 node=$2
@@ -18,11 +19,13 @@ worker=$(curl -sf --retry 3 -H 'Metadata-Flavor: Google' \
   http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
 mkdir -p "$here"
 
-# $here/pid has the process of the program and the boot that it belongs to.
+# $here/pid has the processes of the program and of the script that waits for it, and the boot that they belong to. The
+# script ends after it has written the program's status.
 alive() {
-  local pid boot
-  read -r pid boot 2>/dev/null <"$here/pid" || return 1
-  [[ $boot == "$(cat /proc/sys/kernel/random/boot_id)" ]] && kill -0 "$pid" 2>/dev/null
+  local pid script boot
+  read -r pid script boot 2>/dev/null <"$here/pid" || return 1
+  [[ $boot == "$(cat /proc/sys/kernel/random/boot_id)" ]] || return 1
+  kill -0 "$script" 2>/dev/null || kill -0 "$pid" 2>/dev/null
 }
 
 state() {
@@ -65,7 +68,7 @@ program() {
   echo "--- $(date -u +%FT%TZ) $node worker $worker, commit $(basename "$code") ---"
   [[ -z ${1#*=} ]] || export "${1?}"
   "$venv/bin/python" -m qrpo_jax.main --distributed "${@:2}" &
-  echo "$! $(cat /proc/sys/kernel/random/boot_id)" >"$here/pid"
+  echo "$! $$ $(cat /proc/sys/kernel/random/boot_id)" >"$here/pid"
   while :; do
     wait "$!" && status=0 || status=$?
     kill -0 "$!" 2>/dev/null || break
@@ -89,10 +92,9 @@ news() {
   echo "$until" >"$here/told"
 }
 
-# stop SIGNAL
-stop() {
+# Sends the program a signal.
+signal() {
   local pid
-  touch "$here/stopped"
   ! alive || { read -r pid _ <"$here/pid" && kill "-$1" "$pid"; }
 }
 
@@ -110,11 +112,11 @@ case $verb in
     now=$(state)
     ;;
   news) news ;;
-  stop) stop TERM ;;
-  kill)
-    stop KILL
-    rm -f "$here/stopped"
+  stop)
+    touch "$here/stopped"
+    signal TERM
     ;;
+  kill) signal KILL ;;
   *)
     echo "unknown verb $verb" >&2
     exit 2

@@ -33,7 +33,7 @@ count_hosts() {
   local node
   for node in "${nodes[@]}"; do
     vm 10.0.0.1 describe "$node" --flatten='networkEndpoints[]' --format='value(networkEndpoints.ipAddress)' \
-      >"$scratch/$node.hosts" || give_up "gcloud cannot list the hosts of $node"
+      >"$scratch/$node.hosts" || bear "gcloud cannot list the hosts of $node" || return 1
   done
 }
 

@@ -52,10 +52,18 @@ create() {
   [[ -z $network ]] || flags+=(--network="$network")
   [[ -z $subnetwork ]] || flags+=(--subnetwork="$subnetwork")
   [[ -z $service_account ]] || flags+=(--service-account="$service_account")
-  queued '' create "${flags[@]}" || give_up "gcloud refused the queued resource $name"
+  queued '' create "${flags[@]}" || bear "gcloud refused the queued resource $name"
 }
 
-delete() { queued '' delete --force --quiet || give_up "gcloud did not delete the queued resource $name"; }
+delete() { queued '' delete --force --quiet || bear "gcloud did not delete the queued resource $name"; }
+
+# bear MESSAGE: a failure ends the script, unless the program has run before: then everything was right once, and the
+# failure may pass.
+bear() {
+  [[ -n ${begun-} ]] || give_up "$1"
+  say "$1; trying again"
+  return 1
+}
 
 # Returns when all slices are there. What was preempted is deleted and requested anew.
 acquire() {
@@ -67,15 +75,12 @@ acquire() {
     [[ $state$broken == "$seen" ]] || say "queued resource $name: $state${broken:+, but }${broken//$'\n'/, }"
     seen=$state$broken
     case $state:$broken in
-      ABSENT:)
-        create
-        created=ACTIVE
-        ;;
+      ABSENT:) create && created=ACTIVE || true ;;
       FAILED:)
-        [[ -z $created ]] || give_up "the request failed: $(queued '' describe --format='json(state)' | tr -s ' \n' ' ')"
-        delete
+        [[ -z $created ]] || bear "the request failed: $(queued '' describe --format='json(state)' | tr -s ' \n' ' ')" || true
+        delete || true
         ;;
-      SUSPENDED: | ACTIVE:*PREEMPTED* | ACTIVE:*TERMINATED*) delete ;;
+      SUSPENDED: | ACTIVE:*PREEMPTED* | ACTIVE:*TERMINATED*) delete || true ;;
     esac
     ((SECONDS < until)) || give_up "$name is $state after $wait s; run again to go on waiting, or delete the request"
     pause

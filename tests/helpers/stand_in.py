@@ -72,7 +72,8 @@ def gcloud(cloud: Path, words: list[str]) -> int:
 
     Files in `cloud`: `queued` has the states of the queued resource, a line each, of which the first one holds and each
     look takes one, except the last; `created` the states after a creation; `nodes` "NODE STATE" lines; `hosts` the
-    number of hosts of a slice; `silent` "NODE WORKER" lines of hosts that refuse connections.
+    number of hosts of a slice; `silent` "NODE WORKER" lines of hosts that refuse connections; `refuse` the messages of
+    creations that fail, a line each.
     """
     assert words[:2] == ["compute", "tpus"], words
     service, verb, name = words[2:5]
@@ -96,8 +97,10 @@ def gcloud(cloud: Path, words: list[str]) -> int:
 def queued(cloud: Path, verb: str, name: str, flags: dict[str, str], words: list[str]) -> int:
     states = read(cloud / "queued")
     if verb == "create":
-        if (cloud / "refuse").exists():
-            return fail("ERROR: quota exceeded")
+        refusals = read(cloud / "refuse")
+        if refusals:
+            (cloud / "refuse").write_text("".join(f"{line}\n" for line in refusals[1:]))
+            return fail(refusals[0])
         assert not states, f"{name} exists"
         count = int(flags.get("node-count", "1"))
         nodes = [flags["node-id"]] if count == 1 else [f"{flags['node-prefix']}-{i}" for i in range(count)]

@@ -31,7 +31,7 @@ def test_help_explains_every_flag(tmp_path: Path, path: Path) -> None:
     done = stand_in.launch(tmp_path, path.name, "--help")
     assert done.returncode == 0 and not done.stderr, done.stderr
     # The flags stand in the call of read_flags.
-    text = path.read_text().replace("\\\n", "")
+    text = path.read_text().replace("\\\n", " ")
     (flags,) = re.findall(r'^read_flags "([^"]*)"\s+"([^"]*)"', text, re.MULTILINE)
     for flag in " ".join(flags).split():
         assert f"--{flag}" in done.stdout, flag

@@ -143,6 +143,19 @@ echo resumed
     assert len(cloud.starts()) == 2
 
 
+def test_a_failure_to_get_slices_back_may_pass(tmp_path: Path) -> None:
+    """Over a weekend a request may fail once. What was right at the first start is tried again."""
+    preempt = """
+((try > 1)) || { printf 'ERROR: 503\nERROR: no quota\n' > "$CLOUD/refuse"; echo SUSPENDED > "$CLOUD/queued"
+  echo pod PREEMPTED > "$CLOUD/nodes"; /bin/sleep 20; }
+"""
+    cloud = Cloud(tmp_path, preempt, hosts=1)
+    done = cloud.launch(*RUN)
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls("queued-resources") == ["create", "delete", "create", "create", "create"]
+    assert done.stderr.count("gcloud refused the queued resource pod; trying again") == 2, done.stderr
+
+
 def test_a_slice_that_is_gone_from_an_active_request_is_requested_anew(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path, '((try > 1)) || { echo pod PREEMPTED > "$CLOUD/nodes"; /bin/sleep 20; }', hosts=1)
     done = cloud.launch(*RUN)
@@ -208,7 +221,7 @@ def test_what_cannot_be_had_ends_the_run(tmp_path: Path) -> None:
     done = cloud.launch(*RUN)
     assert done.returncode == 1 and 'the request failed: {"state": {"state": "FAILED"}}' in done.stderr, done.stderr
     assert cloud.calls("queued-resources") == ["create", "delete", "create"], "an old failure is replaced once"
-    cloud.write("refuse", "")
+    cloud.write("refuse", "ERROR: quota exceeded\n")
     cloud.write("queued", "")
     done = cloud.launch(*RUN)
     assert done.returncode == 1 and "quota exceeded" in done.stderr, done.stderr
