@@ -29,10 +29,10 @@ alive() {
 }
 
 state() {
-  if alive; then
-    echo running
-  elif [[ -e $here/status ]]; then
+  if [[ -e $here/status ]]; then
     cat "$here/status"
+  elif alive; then
+    echo running
   elif [[ -e $here/pid ]]; then
     echo lost
   else
@@ -52,7 +52,7 @@ install() {
 }
 
 start() {
-  ! alive || return 0
+  [[ $(state) != running ]] || return 0
   rm -f "$here/status" "$here/pid"
   # Detached: it outlives this connection.
   setsid nohup bash "${BASH_SOURCE[0]}" program "$node" "$@" >>"$here/log" 2>&1 </dev/null &
@@ -79,16 +79,21 @@ program() {
   mv "$here/status.new" "$here/status"
 }
 
-# The lines of the log that no earlier call has printed. Worker 0 prints all; the others print from the first line on that
-# looks like an error, and all that is left once the program has failed.
+# The lines of the log that are news: all of worker 0. Of the others, those from the first one on that looks like an error,
+# and the last ones of a program that has failed.
 news() {
-  # shellcheck disable=SC2016  # $p is of sed
-  local from until wanted='/[Ee]rror\|[Ff]atal\|Traceback\|[Ww]arning/,$p'
+  local from until lines
   from=$(cat "$here/told" 2>/dev/null || echo 0)
   until=$(cat "$here/log" 2>/dev/null | wc -l)
   ((until > from)) || return 0
-  [[ $worker != 0 && ! $now =~ ^([1-9][0-9]*|lost)$ ]] || wanted=p
-  sed -n "$((from + 1)),${until}p" "$here/log" | sed -n "$wanted" | sed "s/^/[$node\/$worker] /"
+  lines=$(sed -n "$((from + 1)),${until}p" "$here/log")
+  if [[ $worker != 0 && $now =~ ^([1-9][0-9]*|lost)$ ]]; then
+    lines=$(tail -n 50 <<<"$lines")
+  elif [[ $worker != 0 ]]; then
+    lines=$(sed -n '/[Ee]rror\|[Ff]atal\|Traceback\|[Ww]arning/,$p' <<<"$lines")
+    [[ -n $lines ]] || return 0
+  fi
+  sed "s/^/[$node\/$worker] /" <<<"$lines"
   echo "$until" >"$here/told"
 }
 
