@@ -120,7 +120,7 @@ waiting_pods() {
 
 # Follows the logs until the job has ended; pods come and go meanwhile.
 follow() {
-  local since='' now silence=0 state seen='' waiting
+  local since='' silence=0 state seen='' waiting
   while :; do
     state=$(state)
     case $state in
@@ -135,11 +135,10 @@ follow() {
       ((silence < wait)) || give_up "these pods did not start in $silence s: ${waiting//$'\n'/, }"
     else
       silence=0
-      now=$(date -u +%FT%TZ)
       # Ends when the pods end, and with an error if one is about to.
       "${kubectl_[@]}" logs --follow --prefix --selector="$label" --max-log-requests="$pods" --ignore-errors \
         ${since:+"--since-time=$since"} --tail=-1 || true
-      since=$now
+      since=$(date -u +%FT%TZ)
     fi
     seen=$waiting
     sleep "$poll"

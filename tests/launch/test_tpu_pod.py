@@ -108,7 +108,9 @@ def test_a_dry_run_prints_the_commands_of_a_run_and_runs_none(tmp_path: Path) ->
     assert cloud.launch(*flags).returncode == 0
     printed = [shlex.split(line[2:]) for line in dry.stdout.splitlines() if line.startswith("+ gcloud")]
     made = stand_in.calls(tmp_path)
-    expected, found = ([re.sub(r"/\S*/tmp\.\w+", "SCRATCH", shlex.join(call)) for call in calls] for calls in (printed, made))
+    expected, found = (
+        [re.sub(r"/\S*/tmp\.\w+", "SCRATCH", shlex.join(call)) for call in calls] for calls in (printed, made)
+    )
     # The program is looked at until it has ended.
     assert expected == [line for line, _ in itertools.groupby(found)], "\n".join(found)
     creation = next(call for call in made if "create" in call)
