@@ -25,8 +25,11 @@ alive() {
   local pid script boot
   read -r pid script boot 2>/dev/null <"$here/pid" || return 1
   [[ $boot == "$(cat /proc/sys/kernel/random/boot_id)" ]] || return 1
-  kill -0 "$script" 2>/dev/null || kill -0 "$pid" 2>/dev/null
+  runs "$script" || runs "$pid"
 }
+
+# Whether a process is there and has not ended; one that nobody has waited for yet is a zombie.
+runs() { grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status" 2>/dev/null; }
 
 state() {
   if [[ -e $here/status ]]; then

@@ -216,7 +216,7 @@ def test_what_cannot_be_had_ends_the_run(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path)
     cloud.write("created", "WAITING_FOR_RESOURCES\n")
     done = cloud.launch(*RUN, "--wait=1")
-    assert done.returncode == 1 and "pod is WAITING_FOR_RESOURCES after 1 s" in done.stderr, done.stderr
+    assert done.returncode == 1 and "after 1 s; run again to go on waiting" in done.stderr, done.stderr
     assert cloud.calls("queued-resources") == ["create"]
     cloud.write("created", "FAILED\n")
     cloud.write("queued", "FAILED\n")
