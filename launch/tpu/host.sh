@@ -28,6 +28,12 @@ alive() {
   runs "$script" || runs "$pid"
 }
 
+# Writes $here/pid at once, for a reader at any moment.
+remember() {
+  echo "$1 $$ $(cat /proc/sys/kernel/random/boot_id)" >"$here/pid.new"
+  mv "$here/pid.new" "$here/pid"
+}
+
 # Whether a process is there and has not ended; one that nobody has waited for yet is a zombie.
 runs() { grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status" 2>/dev/null; }
 
@@ -70,8 +76,9 @@ program() {
   ulimit -n 65536 2>/dev/null || true
   echo "--- $(date -u +%FT%TZ) $node worker $worker, commit $(basename "$code") ---"
   [[ -z ${1#*=} ]] || export "${1?}"
+  remember "$$"  # in case the program takes this script with it at once
   "$venv/bin/python" -m qrpo_jax.main --distributed "${@:2}" &
-  echo "$! $$ $(cat /proc/sys/kernel/random/boot_id)" >"$here/pid"
+  remember "$!"
   while :; do
     wait "$!" && status=0 || status=$?
     kill -0 "$!" 2>/dev/null || break
