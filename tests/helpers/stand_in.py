@@ -39,7 +39,7 @@ def launch(folder: Path, script: str, *flags: str, **variables: str) -> subproce
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 
