@@ -129,6 +129,7 @@ def test_a_dry_run_prints_the_commands_of_a_run_and_runs_none(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.slow
 def test_after_a_preemption_the_slice_is_requested_anew_and_the_program_goes_on(tmp_path: Path) -> None:
     preempt = """
 if ((try == 1)); then
@@ -145,6 +146,7 @@ echo resumed
     assert len(cloud.starts()) == 2
 
 
+@pytest.mark.slow
 def test_a_failure_to_get_slices_back_may_pass(tmp_path: Path) -> None:
     """Over a weekend a request may fail once. What was right at the first start is tried again."""
     preempt = """
@@ -158,6 +160,7 @@ def test_a_failure_to_get_slices_back_may_pass(tmp_path: Path) -> None:
     assert done.stderr.count("gcloud refused the queued resource pod; trying again") == 2, done.stderr
 
 
+@pytest.mark.slow
 def test_a_slice_that_is_gone_from_an_active_request_is_requested_anew(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path, '((try > 1)) || { echo pod PREEMPTED > "$CLOUD/nodes"; /bin/sleep 20; }', hosts=1)
     done = cloud.launch(*RUN)
@@ -174,6 +177,7 @@ def test_status_75_starts_the_program_again_on_the_same_slice(tmp_path: Path) ->
     assert len((tmp_path / "machines" / "pod-0" / "installed").read_text().splitlines()) == 2, "installed once"
 
 
+@pytest.mark.slow
 def test_a_host_that_was_restarted_is_an_interruption(tmp_path: Path) -> None:
     # Host 1 loses the program and its watcher at once; host 0 ends with status 1, as it does when a peer dies.
     cloud = Cloud(tmp_path, "((try > 1)) || { [[ $HOST == pod-0 ]] || kill -9 $PPID $$; /bin/sleep 1; exit 1; }")
@@ -192,6 +196,7 @@ def test_an_error_ends_the_run_with_its_status_and_the_host_that_had_it(tmp_path
     assert cloud.calls("queued-resources") == ["create"], "the slice is not deleted"
 
 
+@pytest.mark.slow
 def test_a_host_that_never_comes_up_is_named(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path)
     cloud.write("silent", "pod 1\n")
@@ -201,6 +206,7 @@ def test_a_host_that_never_comes_up_is_named(tmp_path: Path) -> None:
     assert not cloud.starts()
 
 
+@pytest.mark.slow
 def test_a_host_that_comes_up_late_is_waited_for(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path)
     cloud.write("silent", "pod 0\npod 1\n")
@@ -212,6 +218,7 @@ def test_a_host_that_comes_up_late_is_waited_for(tmp_path: Path) -> None:
     assert "installing: no answer from pod worker 0,pod worker 1; trying again" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_ends_the_run(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path)
     cloud.write("created", "WAITING_FOR_RESOURCES\n")
@@ -236,6 +243,7 @@ def test_an_installation_that_fails_ends_the_run(tmp_path: Path) -> None:
     assert done.returncode == 1 and "installing failed on pod 1: hashes differ" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_program_that_runs_is_followed_and_not_started_again(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path, "until [[ -e $CLOUD/end ]]; do sleep 0.1; done; echo the end")
     first = subprocess.Popen(
@@ -268,6 +276,7 @@ def test_a_program_that_runs_is_followed_and_not_started_again(tmp_path: Path) -
     assert len(cloud.starts()) == 1
 
 
+@pytest.mark.slow
 def test_stop_saves_and_ends_it_for_good(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path, "trap 'echo saved; exit 75' TERM; while :; do sleep 0.1; done")
     run = subprocess.Popen(
@@ -288,6 +297,7 @@ def test_stop_saves_and_ends_it_for_good(tmp_path: Path) -> None:
     assert len(cloud.starts()) == 1
 
 
+@pytest.mark.slow
 def test_several_slices_are_one_request(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path, "echo here")
     done = cloud.launch(*RUN, "--node-count=2", "--delete-when-done")
