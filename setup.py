@@ -65,10 +65,13 @@ setup(
         "matplotlib>=3.9,<3.12",
         "jinja2>=3.1,<4",
         "tqdm>=4.66,<5",
+        "fsspec>=2025.3",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "gcs": ["gcsfs>=2025.3"],
+        "s3": ["s3fs>=2025.3"],
         "hf": ["huggingface_hub>=1.0,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
     config.model = Config()
-    config.model.path = Text("")  # a Hugging Face folder; "": a new model of the shape below, trained from scratch
+    config.model.path = Text("")  # a Hugging Face folder or its address; "": a new model, trained from scratch
     config.model.template = Choice("chat", "plain")  # chat: the tokenizer's template; plain: BOS, then the text
     config.model.d_model = Whole(128, least=1)  # width; these seven keys are the shape of a new model
     config.model.layers = Whole(4, least=1)
@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     config.prompts = Config()
     # programs | jsonl | model (beginnings sampled from the model itself)
     config.prompts.source = Text("programs", empty=False)
-    config.prompts.path = Text("")  # of the JSON-lines file
+    config.prompts.path = Text("")  # of the JSON-lines file, or its address
     config.prompts.count = Whole(1024, least=0)  # prompts to train on; jsonl: 0 for all
     config.prompts.held_out = Whole(256, least=0)  # prompts to evaluate on
     config.prompts.unit = Whole(128, least=1)  # prompts in one unit of work and of storage

@@ -18,10 +18,11 @@ from qrpo_jax.job import status
 from qrpo_jax.job.source_check import check_source
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
+from qrpo_jax.stores.path import StorePath, as_path
 
 HELP = {
     "config": "a shipped config by name, such as quickstart, or the path of a config file",
-    "workdir": "folder of the run; the same command resumes an interrupted run",
+    "workdir": "folder of the run, or its address in an object store; the same command resumes an interrupted run",
     "fork": "work directory of another run: take over its stages whose settings agree, and run the others",
     "shard": "i/n: run only slice i of n of the stages that split into units",
     "distributed": "join the other hosts of a TPU pod or a SLURM job",
@@ -34,7 +35,6 @@ HELP = {
     "version": "print the version",
 }
 ASKS = re.compile(r"--?(help|helpfull|helpshort|h|version)(?:=(.*))?")
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Request(NamedTuple):
@@ -190,10 +190,14 @@ def folder(flag: str, text: str) -> Path:
     """The folder that a flag names.
 
     Raises:
-      UserError: it is empty, or the address of an object store.
+      UserError: it is empty, or the address of a store that nothing installed can reach.
     """
     if not text.strip() or not text.isprintable():
         raise UserError(f"--{flag}={text and shown(text)}; name a folder")
-    if ADDRESS.match(text):
-        raise UserError(f"--{flag}={text} is an address; name a folder, such as one where the store is mounted")
-    return Path(text)
+    path = as_path(text)
+    if isinstance(path, StorePath):
+        try:
+            path.store  # noqa: B018
+        except UserError as error:
+            raise UserError(f"--{flag}={text}: {error.message}") from None
+    return path

@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
@@ -23,6 +22,7 @@ from qrpo_jax.errors import DamagedError, PeerError, UserError
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.stages import STAGES
+from qrpo_jax.stores.path import as_path
 
 if TYPE_CHECKING:
     from qrpo_jax.job.job import Job
@@ -136,7 +136,7 @@ def cpu_devices(config: Any, distributed: bool) -> int:
     if config.mesh.cpu_devices or distributed:
         return config.mesh.cpu_devices or 1
     batches = [config[stage].batch_size for stage in ("sft", "train") if stage in config.stages]
-    weights = sum(path.stat().st_size for path in Path(config.model.path or "no folder").glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in as_path(config.model.path or "no folder").glob("*.safetensors"))
     return max(1, min([core_count(), copies_that_fit(weights), *batches]))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,16 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
-from qrpo_jax.files import sha256
+from qrpo_jax.files import TEMPORARY, sha256
+from qrpo_jax.hugging_face.weights import weight_files
 from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
-from qrpo_jax.job.owner import Owner
+from qrpo_jax.job.lease import owner_of
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import check_order
+from qrpo_jax.stores.path import StorePath, as_path
+from qrpo_jax.training import orbax_folders
 
 
 def run(job: Job, fork_from: Path | None = None) -> bool:
@@ -65,7 +69,7 @@ def owned(job: Job) -> Iterator[None]:
     Raises:
       UserError: another run holds it. All processes raise it.
     """
-    owner = Owner(job.workdir, whole(job))
+    owner = owner_of(job.workdir, whole(job))
     refused = ""
     if is_first():
         try:
@@ -105,6 +109,9 @@ def check_workdir(workdir: Path) -> None:
     Raises:
       UserError: naming the path.
     """
+    if isinstance(workdir, StorePath):
+        check_store(workdir)
+        return
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     # os.path.exists is False where Path.exists raises: below a folder that may not be searched.
@@ -114,6 +121,23 @@ def check_workdir(workdir: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {existing}: {error.strerror}") from None
+
+
+def check_store(workdir: StorePath) -> None:
+    """Refuses a work directory in an object store that cannot be written to, or that several processes cannot share.
+
+    Raises:
+      UserError: naming the address.
+    """
+    trial = workdir / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        if workdir.is_file():
+            raise UserError(f"--workdir={workdir} is an object; name a folder")
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}") from None
+    orbax_folders.check(workdir)
 
 
 def settings(job: Job, name: str) -> dict[str, Any]:
@@ -126,13 +150,13 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     machine_keys = {key for stage in stages for key in stage.machine_keys}
     flat = {key: value for key, value in flat.items() if key not in machine_keys}
     # Only stage `compile` has prompts without their file.
-    if "prompts" in sections and SOURCES[config.prompts.source].listed and Path(config.prompts.path).is_file():
-        flat["prompts.path sha256"] = sha256(Path(config.prompts.path))
+    if "prompts" in sections and SOURCES[config.prompts.source].listed and as_path(config.prompts.path).is_file():
+        flat["prompts.path sha256"] = sha256(as_path(config.prompts.path))
     for section in ("model", "reward"):
         if section in sections and config[section].path:
-            folder = Path(config[section].path)
+            folder = as_path(config[section].path)
             flat[f"{section}.path config sha256"] = sha256(folder / "config.json")
-            flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in weight_files(folder))
     return flat
 
 

@@ -23,6 +23,15 @@ os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty bucket in a fake object store, whose listings are an hour late and whose calls may fail."""
+    from tests.helpers import fake_store
+
+    fake_store.install(tmp_path / "store", monkeypatch)
+    return "fake://bucket"
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """$QRPO_FIXTURES, or ../shared/fixtures next to the repository; skips where there is none."""

@@ -7,10 +7,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from qrpo_jax import command_line
 from qrpo_jax.errors import UserError
+from qrpo_jax.stores.path import StorePath
+from qrpo_jax.stores.store import open_store
 from tests.helpers.jobs import ROOT, environment
 
 HEAVY = {
@@ -59,10 +62,10 @@ def read(*words: str) -> command_line.Request:
         (["--config=quikstart"], "did you mean 'quickstart'?"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         (["surprise"], "unknown argument 'surprise'"),
-        (["--workdir=gs://bucket/x"], "--workdir=gs://bucket/x is an address; name a folder"),
-        (["--workdir=file:///tmp/x"], "is an address"),
+        (["--workdir=nonsense://bucket/x"], "--workdir=nonsense://bucket/x: nonsense:// is no protocol of a store"),
+        (["--workdir=file:///tmp/x"], "file:// is no object store; name a folder"),
         (["--workdir="], "name a folder"),
-        (["--fork=s3://bucket/x"], "--fork=s3://bucket/x is an address"),
+        (["--fork=https://bucket/x"], "--fork=https://bucket/x: https:// is no object store"),
         (["--fork=other", "--shard=0/2"], "start once without --shard"),
         (["--shard=2/2"], "shard is '2/2'; allowed: i/n"),
         (["--shard=a"], "shard is 'a'; allowed: i/n"),
@@ -78,6 +81,23 @@ def test_a_mistake_is_refused_in_one_line(words, message) -> None:
     with pytest.raises(UserError) as error:
         read(*START, *words)
     assert message in str(error.value) and "\n" not in str(error.value), error.value
+
+
+def test_an_address_whose_package_is_missing_says_what_to_install(monkeypatch) -> None:
+    def missing(protocol: str) -> None:
+        raise ImportError(protocol)
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    for flag, address, package in (("workdir", "gs://bucket/x", "gcsfs"), ("fork", "s3://bucket/x", "s3fs")):
+        open_store.cache_clear()
+        with pytest.raises(UserError, match=f"--{flag}={address}: .*: pip install {package} "):
+            read(*START, f"--{flag}={address}")
+    open_store.cache_clear()
+
+
+def test_a_work_directory_may_be_an_address(bucket: str) -> None:
+    request = read("--config=quickstart", f"--workdir={bucket}/run")
+    assert request.workdir == StorePath(f"{bucket}/run")
 
 
 def test_config_and_workdir_are_needed() -> None:

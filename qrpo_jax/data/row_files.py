@@ -4,7 +4,7 @@
 TensorFlow. One file is a *unit*. The number of units of a split is a setting and does not depend on how many
 processes write them, so reading all units in order needs no merge step.
 
-A unit is complete or absent. Its file appears by rename, and its sidecar (count, bytes, sha256) by a later rename;
+A unit is complete or absent. Its file appears whole, and its sidecar (count, bytes, sha256) after it;
 without a sidecar that fits the file, the unit does not count as written. A sidecar belongs to one place: a unit that
 took another one's place, in its folder or another, does not count either.
 """
@@ -25,6 +25,7 @@ from qrpo_jax.data.rows import Row, decode, encode, features
 from qrpo_jax.errors import DamagedError, UserError
 from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import sha256, sweep, whole_file, write_text
+from qrpo_jax.stores.copies import local
 
 NAME = "rows"
 VERSION = "1.0.0"
@@ -53,7 +54,7 @@ def unit_path(directory: Path, unit: int, units: int, split: str = "train") -> P
         raise ValueError(f"unit is {unit}; allowed with units={units}: 0 to {units - 1}")
     if not split.isidentifier() or split == "all":
         raise ValueError(f"split is {split!r}; allowed: letters, digits and _, and not 'all'")
-    return Path(directory) / f"{NAME}-{split}.array_record-{unit:05d}-of-{units:05d}"
+    return directory / f"{NAME}-{split}.array_record-{unit:05d}-of-{units:05d}"
 
 
 def _sidecar(path: Path) -> Path:
@@ -115,7 +116,7 @@ def unit_whole(directory: Path, unit: int, units: int, split: str = "train") -> 
 
 
 def _read_info(directory: Path) -> dataset_info_pb2.DatasetInfo:
-    path = Path(directory) / INFO_FILE
+    path = directory / INFO_FILE
     info = dataset_info_pb2.DatasetInfo()
     try:
         return json_format.Parse(path.read_text(), info) if path.exists() else info
@@ -134,7 +135,6 @@ def finish(directory: Path, units: int, split: str = "train") -> None:
       UserError: about `directory`: a unit is not written, its file has changed since, or there are units of this
         split under another number of units.
     """
-    directory = Path(directory)
     paths = [unit_path(directory, unit, units, split) for unit in range(units)]
     infos = _unit_infos(directory, units, split)
     pattern = f"{NAME}-{split}.array_record-"
@@ -200,7 +200,8 @@ class RowSource:
     """Random access to the rows of a split, unit after unit; picklable, and a Grain source."""
 
     def __init__(self, paths: Sequence[Path], lengths: Sequence[int]) -> None:
-        shards = [_Shard(str(path), 0, length, length) for path, length in zip(paths, lengths, strict=True) if length]
+        units = zip(paths, lengths, strict=True)
+        shards = [_Shard(str(local(path)), 0, length, length) for path, length in units if length]
         # The library refuses an empty list of files.
         self._records = array_record_data_source.ArrayRecordDataSource(shards) if shards else ()
         self._length = sum(lengths)
@@ -229,7 +230,6 @@ def read(directory: Path, split: str = "train") -> RowSource:
       UserError: about `directory`: the split is not finished, a file is missing or cut, or another version wrote its
         rows in another layout.
     """
-    directory = Path(directory)
     splits = {s.name: s for s in _read_info(directory).splits}
     if split not in splits:
         raise UserError(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qrpo_jax.files import TEMPORARY
+from qrpo_jax.stores.path import as_path
+from qrpo_jax.stores.store import StoreError
 
 _ROOM, _RIGHTS, _BACK = "make room", "make it writable", "make it available again"
 # What can only be the storage's fault, wherever the file is.
@@ -45,6 +47,7 @@ _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 class _Failure(NamedTuple):
     code: int
     path: Path | None
+    words: str
 
 
 def explain(error: BaseException, workdir: Path) -> str | None:
@@ -60,10 +63,10 @@ def explain(error: BaseException, workdir: Path) -> str | None:
     if not failures:
         return None
     # Buffers that are flushed do not know their file, and the error that they replace often does.
-    code, path = next((found for found in failures if found.path is not None), failures[0])
+    code, path, words = next((found for found in failures if found.path is not None), failures[0])
     advice = (_ANYWHERE | _INSIDE).get(code, _BACK)
     where = _final(path or workdir)
-    return f"{where}: {os.strerror(code)}; {advice} and run the same command: it goes on from what is complete"
+    return f"{where}: {words}; {advice} and run the same command: it goes on from what is complete"
 
 
 def refuses(error: BaseException) -> bool:
@@ -114,12 +117,13 @@ def _failures(error: BaseException, workdir: Path) -> list[_Failure]:
     """What one error says, by its number or in its text."""
     if isinstance(error, OSError) and error.errno is not None:
         name = error.filename2 or error.filename
-        path = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else None
-        return [_Failure(error.errno, path)] if error.errno in _CODES else []
+        path = as_path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else None
+        words = str(error.strerror) if isinstance(error, StoreError) else os.strerror(error.errno)
+        return [_Failure(error.errno, path, words)] if error.errno in _CODES else []
     text = str(error)
     found = re.search(re.escape(str(workdir)) + r"[^\"';\n]*", text)
-    path = Path(found[0].partition(": ")[0]) if found else None
-    return [_Failure(code, path) for code in _CODES if os.strerror(code) in text]
+    path = as_path(found[0].partition(": ")[0]) if found else None
+    return [_Failure(code, path, os.strerror(code)) for code in _CODES if os.strerror(code) in text]
 
 
 def _counts(failure: _Failure, workdir: Path) -> bool:
@@ -129,7 +133,15 @@ def _counts(failure: _Failure, workdir: Path) -> bool:
         return False
     parts = failure.path.relative_to(workdir).parts
     held = workdir / parts[0] / RECORD if len(parts) > 1 else workdir
-    return failure.code in _INSIDE or not os.path.exists(held)
+    return failure.code in _INSIDE or not _exists(held)
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there; a store that does not answer has nothing."""
+    try:
+        return os.path.exists(path) if type(path) is type(Path()) else path.exists()
+    except OSError:
+        return False
 
 
 def _final(path: Path) -> Path:

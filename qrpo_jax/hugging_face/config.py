@@ -63,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: the folder or file is missing or malformed.
     """
-    if not folder.is_dir():
+    if not (folder / "config.json").is_file() and not folder.is_dir():  # a store may list a folder late
         raise UserError(f"model folder {folder} does not exist", about="path")
     return read_json(folder / "config.json")
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import safe_open
 
 from qrpo_jax import files
 from qrpo_jax.devices.dtypes import FLOATS, SAFETENSORS
@@ -23,7 +22,7 @@ from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.json_values import read_json, write_json
 from qrpo_jax.hugging_face.new_folders import check_new, write_tensors
 from qrpo_jax.hugging_face.tensors import Part, Stored, stored_tensors
-from qrpo_jax.hugging_face.weights import Header, load_weights, read_headers
+from qrpo_jax.hugging_face.weights import Header, load_weights, open_tensors, read_headers
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.settings import DecoderSettings
 
@@ -248,7 +247,7 @@ def _check_tensor(stored: Stored, header: Header) -> None:
         raise UserError(f"{tensor} is {header.dtype}; allowed: {', '.join(SAFETENSORS)}", about="path")
     if stored.constant is None:
         return
-    with safe_open(header.file, "numpy") as opened:
+    with open_tensors(header.file) as opened:
         value = float(opened.get_tensor(stored.name))
     # It may have been rounded to any of these types before.
     if value not in [float(np.asarray(stored.constant).astype(dtype)) for dtype in SAFETENSORS.values()]:
@@ -260,7 +259,7 @@ def _check_tied(folder: Path, headers: Mapping[str, Header]) -> None:
     embedding, head = (headers[name] for name in ("model.embed_tokens.weight", "lm_head.weight"))
     same = embedding[1:] == head[1:]
     if same:
-        with safe_open(embedding.file, "numpy") as a, safe_open(head.file, "numpy") as b:
+        with open_tensors(embedding.file) as a, open_tensors(head.file) as b:
             slices = a.get_slice("model.embed_tokens.weight"), b.get_slice("lm_head.weight")
             # A part at a time: these are the largest tensors of a model.
             rows, step = embedding.shape[0], max(1, COMPARED_NUMBERS // embedding.shape[1])

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from qrpo_jax.errors import UserError
+from qrpo_jax.files import is_complete
 
 
 def check_new(folder: Path) -> None:
@@ -18,7 +19,7 @@ def check_new(folder: Path) -> None:
     Raises:
       UserError: the folder exists and is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_complete(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             f"{folder} exists and is not empty; remove it or choose another folder to export to", about="folder"
         )

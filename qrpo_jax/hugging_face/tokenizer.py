@@ -5,7 +5,18 @@ from typing import Any
 
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.errors import UserError, reason
+from qrpo_jax.files import copy_file
 from qrpo_jax.hugging_face.json_values import read_json
+from qrpo_jax.stores import copies
+from qrpo_jax.stores.path import StorePath
+
+SETTINGS = "tokenizer_config.json"
+# What a tokenizer may consist of beside its settings; chat templates have a folder where there are several.
+FILES = """
+tokenizer.json tokenizer.model spiece.model special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt
+chat_template.jinja chat_template.json
+"""
+TEMPLATES = "additional_chat_templates"
 
 
 def open_text(folder: Path, template: str) -> Text:
@@ -33,7 +44,7 @@ def open_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(_local(folder)), trust_remote_code=False, local_files_only=True)
         tokenizer.encode("a")  # some settings are only read here
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -45,6 +56,23 @@ def open_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
         if (folder / name).is_file():
             ends += _end_tokens(folder / name)
     return tokenizer, tuple(dict.fromkeys(ends))
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Names of the files that are there of a folder's tokenizer, without its settings."""
+    names = [*FILES.split(), *(f"{TEMPLATES}/{path.name}" for path in folder.glob(f"{TEMPLATES}/*.jinja"))]
+    return [name for name in names if (folder / name).is_file()]
+
+
+def _local(folder: Path) -> Path:
+    """A folder with the tokenizer of a model folder: itself, or a copy of one in an object store, without weights."""
+    if not isinstance(folder, StorePath):
+        return folder
+    copy = copies.scratch(folder.name)
+    for name in (*tokenizer_files(folder), SETTINGS, "config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            copy_file(folder / name, copy / name)
+    return copy
 
 
 def _end_tokens(path: Path) -> list[int]:

@@ -6,15 +6,8 @@ from typing import Any
 
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.json_values import read_json, write_json
-from qrpo_jax.hugging_face.tokenizer import open_tokenizer
+from qrpo_jax.hugging_face.tokenizer import SETTINGS, open_tokenizer, tokenizer_files
 
-SETTINGS = "tokenizer_config.json"
-# What a tokenizer may consist of beside its settings; chat templates have a folder where there are several.
-FILES = """
-tokenizer.json tokenizer.model spiece.model special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt
-chat_template.jinja chat_template.json
-"""
-TEMPLATES = "additional_chat_templates"
 # Classes that came with transformers 5. The class that transformers 4 has for the same tokenizer.json is known to both.
 NEW_CLASSES = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
 OLD_CLASS = "PreTrainedTokenizerFast"
@@ -47,10 +40,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def _copy(source: Path, folder: Path) -> dict[str, Any]:
     """Copies the files of a tokenizer without its settings, and returns these."""
-    for name in (*FILES.split(), *(f"{TEMPLATES}/{path.name}" for path in source.glob(f"{TEMPLATES}/*.jinja"))):
-        if (source / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+    for name in tokenizer_files(source):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
     config, settings = (
         read_json(source / name) if (source / name).is_file() else {} for name in ("config.json", SETTINGS)
     )

@@ -25,14 +25,39 @@ from qrpo_jax.hugging_face.json_values import read_json
 from qrpo_jax.hugging_face.tensors import Part, Stored, from_stored, stored_tensors
 from qrpo_jax.model.decoder import Parameters, abstract_parameters, logical_axes
 from qrpo_jax.model.settings import DecoderSettings
+from qrpo_jax.stores.copies import local
+
+INDEX = "model.safetensors.index.json"
 
 
 class Header(NamedTuple):
-    """One tensor of a safetensors file, before any of its data is read."""
+    """One tensor of a safetensors file, before any of its data is read.
+
+    Attributes:
+      file: on disk, or in an object store.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+
+
+def open_tensors(path: Path) -> Any:
+    """An open safetensors file, which is a context manager; of an object in a store, a local copy."""
+    return safe_open(local(path), "numpy")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """All safetensors files of a folder; those of the model are looked up by name, since a store may list them late.
+
+    Raises:
+      UserError: the index of the files cannot be read.
+    """
+    whole, index = folder / "model.safetensors", folder / INDEX
+    named = [whole] if whole.is_file() else []
+    if not named and index.is_file():
+        named = [folder / file for file in _read_index(folder, index).values()]
+    return sorted({*named, *folder.glob("*.safetensors")})
 
 
 def read_headers(folder: Path) -> dict[str, Header]:
@@ -41,7 +66,7 @@ def read_headers(folder: Path) -> dict[str, Header]:
     Raises:
       UserError: there are no weights, or file and index contradict each other.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / INDEX
     if whole.is_file():
         return _file_headers([whole])
     if not index.is_file():
@@ -74,7 +99,7 @@ def _file_headers(paths: Iterable[Path]) -> dict[str, Header]:
     headers: dict[str, Header] = {}
     for path in paths:
         try:
-            with safe_open(path, "numpy") as opened:
+            with open_tensors(path) as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     if name in headers:
                         raise UserError(f"tensor {name} is in two files, {headers[name].file} and {path}", about="path")
@@ -93,7 +118,7 @@ def read_tensors(headers: Mapping[str, Header], names: Iterable[str]) -> dict[st
     """
     tensors = {}
     for name in names:
-        with safe_open(headers[name].file, "numpy") as opened:
+        with open_tensors(headers[name].file) as opened:
             tensors[name] = opened.get_tensor(name).astype(np.float32)
         if not np.isfinite(tensors[name]).all():
             raise UserError(
@@ -178,7 +203,7 @@ def _read(header: Header, stored: Stored, part: Part, sharding: NamedSharding) -
     shape = (part.rows.stop - part.rows.start, *stored.shape[1:])
     slices: dict[str, np.ndarray] = {}
     # A file is closed after each tensor: its pages would stay in memory as long as it is mapped.
-    with safe_open(header.file, "numpy") as opened:
+    with open_tensors(header.file) as opened:
         tensor = opened.get_slice(stored.name)
 
         def rows(index: tuple[slice, ...] | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import UserError
 from qrpo_jax.faults.records import read_record, write_record
-from qrpo_jax.files import TEMPORARY, whole_file, whole_folder
+from qrpo_jax.files import TEMPORARY, copy_file, is_complete, local_folder, whole_folder
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import SETTINGS, difference, read_manifest
 
@@ -65,7 +65,7 @@ def take_over(job: Job, agreement: Agreement) -> None:
             if following:
                 job.say(f"{following[0]} and what follows run anew: {agreement.reason}")
         for name in agreement.stages:
-            if not job.folder(name).exists():
+            if not is_complete(job.folder(name)):
                 copy(other / name, job.folder(name), job.stages[name].outside)
                 job.say(f"{name}: taken over from {other / name}")
     wait("forked")
@@ -106,8 +106,8 @@ def copy(source: Path, target: Path, outside: tuple[str, ...]) -> None:
       outside: files beside the folder that belong to the stage too.
     """
 
-    def copy_file(file: str, to: str) -> None:
-        if LINKED in Path(file).relative_to(source).parts[:1]:
+    def copy_linked(file: str, to: str) -> None:
+        if LINKED in Path(file).relative_to(local).parts[:1]:
             try:
                 os.link(file, to)
                 return
@@ -115,14 +115,14 @@ def copy(source: Path, target: Path, outside: tuple[str, ...]) -> None:
                 pass  # another file system, or one without links
         shutil.copyfile(file, to)
 
+    local = local_folder(source)
     with whole_folder(target) as temporary:
         shutil.copytree(
-            source,
+            local,
             temporary,
-            copy_function=copy_file,
+            copy_function=copy_linked,
             ignore=shutil.ignore_patterns("checkpoints", f"{TEMPORARY}*"),
             dirs_exist_ok=True,
         )
     for name in outside:
-        with whole_file(target.parent / name) as temporary:
-            shutil.copyfile(source.parent / name, temporary)
+        copy_file(source.parent / name, target.parent / name)

@@ -33,6 +33,7 @@ from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
+from qrpo_jax.stores.path import as_path
 from qrpo_jax.training.saved_parameters import load_parameters
 from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
@@ -125,7 +126,7 @@ class Job:
         model = self.config.model
         if model.path:
             with located("model.path"):
-                settings = read_settings(Path(model.path))
+                settings = read_settings(as_path(model.path))
         else:
             sizes = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
             with located("model"):
@@ -144,7 +145,7 @@ class Job:
         model = self.config.model
         with located("model.path" if model.path else "model", template="model.template"):
             if model.path:
-                return open_text(Path(model.path), model.template)
+                return open_text(as_path(model.path), model.template)
             vocabulary = SOURCES[self.config.prompts.source].vocabulary
             assert vocabulary is not None, "check_source refuses a source without a vocabulary"
             tokenizer = vocabulary_tokenizer(vocabulary())
@@ -155,7 +156,7 @@ class Job:
         """The reward model that the config names, without its weights."""
         config = self.config.reward
         with located("reward.path", max_tokens="reward.max_tokens"):
-            return open_reward_model(Path(config.path), config.max_tokens)
+            return open_reward_model(as_path(config.path), config.max_tokens)
 
     def compute(self, mesh: Mesh, *, backward: bool = False) -> Compute:
         """How every stage computes the decoder, on this mesh.
@@ -183,7 +184,7 @@ class Job:
         model = self.config.model
         dtype = FLOATS[model.parameter_dtype]
         if model.path:
-            folder = Path(model.path)
+            folder = as_path(model.path)
             self.say_once(f"model: {weights.conversions(weights.read_headers(folder), dtype)} ({folder})")
             with located("model.path", mesh="mesh"):
                 return model_folder.load(folder, mesh, dtype)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from qrpo_jax.job.source_check import Sources
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
+from qrpo_jax.stores.path import as_path
 
 
 class Prompts(NamedTuple):
@@ -68,7 +68,7 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
         count=config.prompts.count,
         held_out=config.prompts.held_out,
         demonstrations=config.sft.examples,
-        path=Path(config.prompts.path),
+        path=as_path(config.prompts.path),
         draw_beginnings=None if reference is None else BeginningSampler(job, reference),
     )
     with located(path="prompts.path", held_out="prompts.held_out"):

@@ -1,7 +1,6 @@
 """Checks of the config sections that several stages share: model, mesh, prompts, rows, adapters, logs."""
 
 import importlib.util
-from pathlib import Path
 
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
@@ -12,6 +11,7 @@ from qrpo_jax.job.listed_prompts import check_listed_prompts
 from qrpo_jax.job.prompts import check_prompts
 from qrpo_jax.job.source_check import check_source
 from qrpo_jax.model import decoder
+from qrpo_jax.stores.path import as_path
 from qrpo_jax.training.profile import parse_profile
 
 
@@ -53,7 +53,7 @@ def check_model(job: Job) -> None:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
     if needs_data(job) and config.model.path:
         with located("model.path", template="model.template"):
-            model_folder.check_vocabulary(model_folder.check_folder(Path(config.model.path)), job.text)
+            model_folder.check_vocabulary(model_folder.check_folder(as_path(config.model.path)), job.text)
     settings = job.shape.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):

@@ -1,6 +1,5 @@
 """Stage `export`: the trained policy as a Hugging Face folder, or its LoRA adapters as a PEFT folder."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,20 +8,22 @@ from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import gather
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.files import is_complete
 from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.job.job import Job
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.stores.path import as_path
 
 
 def run(job: Job) -> dict[str, Any]:
     if job.config.export.adapter == "peft":
         return export_adapter(job)
     folder = job.folder("export") / "model"
-    # The folder is renamed into place when complete, so an existing one needs no second export after a kill.
-    if not folder.exists():
+    # The folder appears when it is complete, so an existing one needs no second export after a kill.
+    if not is_complete(folder):
         parameters, path = merged_parameters(job), job.config.model.path
-        generation = model_folder.generation_settings(Path(path)) if path else {}
+        generation = model_folder.generation_settings(as_path(path)) if path else {}
         settings, dtype = job.shape.settings, job.config.export.dtype
         model_folder.save(folder, settings, parameters, job.text, dtype=dtype, generation=generation)
     job.say(f"export: {folder}")
@@ -47,7 +48,7 @@ def export_adapter(job: Job) -> dict[str, Any]:
     folder, adapted = job.folder("export") / "adapter", job.shape.lora
     assert adapted is not None, "check refuses adapters without LoRA"
     adapters = jax.tree.map(gather, job.trained_parameters("train", job.mesh))
-    if is_first() and not folder.exists():
+    if is_first() and not is_complete(folder):
         base, dtype = job.config.model.path, job.config.export.dtype
         adapter_folder.save(folder, job.shape.settings, adapted, adapters, base=base, dtype=dtype)
     job.say(f"export: {folder}")

@@ -1,10 +1,10 @@
 """Checkpoints: one Orbax checkpoint holds parameters, optimizer, step, randomness and the data iterator.
 
 Each has a record with the checksums of its arrays, and `restore` takes the newest checkpoint that still agrees with
-its record. Checksums are those of the values in memory: they also cover what Orbax and the storage do in between.
+its record. Checksums are those of the values in memory: they also cover what Orbax and the storage do in between. In
+an object store, they are put there as `stored_steps` says.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,12 @@ from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.faults.interruption import RUN, Interrupted
 from qrpo_jax.faults.records import sealed, unsealed
-from qrpo_jax.files import DAMAGED
+from qrpo_jax.files import DAMAGED, move_folder
+from qrpo_jax.stores.path import StorePath
 from qrpo_jax.training.metrics import Written
-from qrpo_jax.training.orbax_folders import attempt, compare
+from qrpo_jax.training.orbax_folders import attempt, by_put, compare, orbax_path
 from qrpo_jax.training.state import State
+from qrpo_jax.training.stored_steps import StoredSteps, leave_to_orbax
 
 PLACE = "checkpoint"  # of records; the step is in their content
 
@@ -53,7 +55,14 @@ class Checkpoints:
         self, directory: Path, *, every: int = 1, keep: int = 2, warn: Callable[[str], None] = lambda line: None
     ) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._stored = None
+        if isinstance(directory, StorePath):
+            if by_put(directory):
+                self._stored = StoredSteps(directory)
+            elif is_first():
+                leave_to_orbax(directory)
+        place = orbax_path(directory) if self._stored is None else self._stored.local
+        self._manager = ocp.CheckpointManager(place, options=options)
         self._directory, self._every, self._warn = directory, every, warn
 
     @property
@@ -83,7 +92,16 @@ class Checkpoints:
             "arrays": array_sums(arrays),
         }
         record_args = ocp.args.JsonSave(sealed(record, PLACE))
+        if self._stored is not None:
+            self._stored.wait()
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=record_args))
+        if self._stored is not None:
+            self._stored.put(self._finished)
+
+    def _finished(self) -> list[int]:
+        """The steps that are kept, when the save under way is done."""
+        self._manager.wait_until_finished()
+        return sorted(self._manager.all_steps())
 
     def restore(self, abstract: State, iterator: grain.DatasetIterator) -> Resumed | None:
         """The newest checkpoint that is whole, and the iterator moved to where it was; None without checkpoints.
@@ -130,8 +148,11 @@ class Checkpoints:
         aside = self._directory.parent / f"{DAMAGED}checkpoint-{folder.name}"
         wait(f"{folder.name} is damaged")
         if is_first():
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier start that fell back from the same step
-            folder.rename(aside)
+            # In the place of an earlier one, of a start that fell back from the same step.
+            if self._stored is None:
+                move_folder(folder, aside)
+            else:
+                self._stored.set_aside(int(folder.name), aside)
         wait(f"{folder.name} is set aside")
         self._manager.reload()
         return aside
@@ -141,8 +162,12 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for a save under way, also when an error ends the run: the state that it saves is good."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            if self._stored is not None:
+                self._stored.wait()
+        finally:
+            self._manager.wait_until_finished()
+            self._manager.close()
         if kind is None or kind is Interrupted:
             RUN.saved()
 

@@ -1,4 +1,8 @@
-"""Metrics of a run on disk: a JSON-lines file, TensorBoard files and, as an option, Weights & Biases."""
+"""Metrics of a run on disk: a JSON-lines file, TensorBoard files and, as an option, Weights & Biases.
+
+Objects in a store cannot grow. There, metrics are written to local files, which are put whole at each checkpoint and
+at the end.
+"""
 
 import hashlib
 import json
@@ -9,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from qrpo_jax.devices import processes
 from qrpo_jax.errors import DamagedError
-from qrpo_jax.files import write_bytes
+from qrpo_jax.files import grown, hand_over, write_bytes
 
 # Figures of a line that depend on the machine and on what else it does. No two runs share them.
 MACHINE = "tokens_per_second", "step_seconds", "step_seconds_95", "peak_memory_gb"
@@ -68,7 +72,7 @@ class MetricsWriter:
             sink.write(step, known)
 
     def flush(self) -> None:
-        """Hands everything to the operating system: lines before a checkpoint are not written a second time."""
+        """Hands everything to the storage: lines before a checkpoint are not written a second time."""
         for sink in self._sinks:
             sink.flush()
 
@@ -103,8 +107,10 @@ class JsonLines:
         self._sum = hashlib.sha256(content)
         if self._sum.hexdigest() != kept.sha256:
             raise DamagedError(path, f"its first {kept.bytes} bytes are not what was written before the checkpoint")
-        write_bytes(path, content)
-        self._file, self._bytes = path.open("ab"), len(content)
+        self._path, self._local = path, grown(path)
+        write_bytes(self._local, content)
+        hand_over(self._local, path)
+        self._file, self._bytes = self._local.open("ab"), len(content)
 
     @property
     def written(self) -> Written:
@@ -119,9 +125,11 @@ class JsonLines:
 
     def flush(self) -> None:
         self._file.flush()
+        hand_over(self._local, self._path)
 
     def close(self) -> None:
         self._file.close()
+        hand_over(self._local, self._path)
 
 
 class TensorBoard:
@@ -138,8 +146,9 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         self._event, self._scalar = Event, scalar
-        directory.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(directory / "events"))
+        self._directory, self._local = directory, grown(directory)
+        self._local.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(self._local / "events"))
         self._add(resume_step + 1, file_version="brain.Event:2")
         self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -152,9 +161,11 @@ class TensorBoard:
 
     def flush(self) -> None:
         self._writer.flush()
+        hand_over(self._local, self._directory)
 
     def close(self) -> None:
         self._writer.close()
+        hand_over(self._local, self._directory)
 
 
 class WeightsAndBiases:
@@ -164,7 +175,7 @@ class WeightsAndBiases:
         import wandb  # an optional dependency
 
         name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
-        self._run = wandb.init(dir=str(directory), resume="allow", id=name, **options)
+        self._run = wandb.init(dir=str(grown(directory)), resume="allow", id=name, **options)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)

@@ -1,17 +1,72 @@
-"""Reading what Orbax wrote, with every kind of damage as one kind of error, the same on all processes."""
+"""What Orbax writes and reads: where, and every kind of damage as one kind of error, the same on all processes.
+
+Orbax writes a folder on disk, which appears by rename. For an object store one process writes a local folder and puts
+it; several processes have no common local folder, and leave gs:// to Orbax itself, which marks a complete folder with
+an object of its own.
+"""
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.errors import JaxRuntimeError
 
 from qrpo_jax.devices.array_sums import array_sums, differences
-from qrpo_jax.devices.processes import everywhere
-from qrpo_jax.errors import DamagedError, reason
+from qrpo_jax.devices.processes import everywhere, is_first
+from qrpo_jax.errors import DamagedError, UserError, reason
 from qrpo_jax.faults import storage
+from qrpo_jax.files import local_folder, objects_list, put_folder
+from qrpo_jax.stores.path import StorePath
+
+
+def by_put(folder: Path) -> bool:
+    """Whether a folder is written locally and put, and fetched before it is read."""
+    return isinstance(folder, StorePath) and jax.process_count() == 1
+
+
+def check(folder: Path) -> None:
+    """Refuses an object store that Orbax cannot share between processes.
+
+    Raises:
+      UserError: naming the address.
+    """
+    if isinstance(folder, StorePath) and not by_put(folder) and folder.parts[0] != "gs:":
+        raise UserError(f"{folder}: several processes save to a folder that all of them see, or to gs://")
+
+
+def orbax_path(folder: Path) -> Any:
+    """A folder as Orbax takes it, for one that it writes and reads by itself."""
+    check(folder)
+    if not isinstance(folder, StorePath):
+        return folder.absolute()
+    from etils import epath
+
+    return epath.Path(str(folder))
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Any]:
+    """Where Orbax writes a folder, which is in its place after the block."""
+    if not isinstance(folder, StorePath) or not by_put(folder):
+        if isinstance(folder, StorePath) and is_first():
+            objects_list(folder).unlink(missing_ok=True)
+        yield orbax_path(folder)
+        return
+    with put_folder(folder) as local:
+        yield local
+
+
+def readable(folder: Path) -> Any:
+    """Where Orbax reads a folder.
+
+    Raises:
+      DamagedError: what was put is not there any more.
+    """
+    return local_folder(folder) if by_put(folder) else orbax_path(folder)
 
 
 def attempt(folder: Path, read: Callable[[], Any]) -> Any:

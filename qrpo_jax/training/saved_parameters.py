@@ -9,15 +9,15 @@ import orbax.checkpoint as ocp
 from qrpo_jax.devices.array_sums import array_sums, dtype_of
 from qrpo_jax.faults.records import place, sealed, unsealed
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.training.orbax_folders import attempt, compare
+from qrpo_jax.training.orbax_folders import attempt, compare, readable, written
 
 
 def save_parameters(directory: Path, parameters: Parameters) -> None:
     """Writes parameters and their checksums; the folder appears when it is complete and replaces an earlier one."""
     record = sealed({"arrays": array_sums(parameters)}, place(directory))
     items = ocp.args.Composite(arrays=ocp.args.StandardSave(parameters), record=ocp.args.JsonSave(record))
-    with _checkpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), items, force=True)
+    with written(directory) as folder, _checkpointer() as checkpointer:
+        checkpointer.save(folder, items, force=True)
 
 
 def load_parameters(directory: Path, abstract: Parameters) -> Parameters:
@@ -26,9 +26,10 @@ def load_parameters(directory: Path, abstract: Parameters) -> Parameters:
     Raises:
       DamagedError: they are not what was saved.
     """
-    record = unsealed(_read(directory, record=ocp.args.JsonRestore()), place(directory), directory)
+    folder = readable(directory)
+    record = unsealed(_read(directory, folder, record=ocp.args.JsonRestore()), place(directory), directory)
     saved = _with_types(abstract, record["arrays"])
-    parameters = _read(directory, arrays=ocp.args.StandardRestore(saved))
+    parameters = _read(directory, folder, arrays=ocp.args.StandardRestore(saved))
     compare(directory, record["arrays"], parameters)
     if saved == abstract:
         return parameters
@@ -39,10 +40,10 @@ def load_parameters(directory: Path, abstract: Parameters) -> Parameters:
     return cast(parameters)
 
 
-def _read(directory: Path, **item: Any) -> Any:
-    """One item of a folder."""
+def _read(directory: Path, folder: Any, **item: Any) -> Any:
+    """One item of `directory`, which Orbax reads at `folder`."""
     with _checkpointer() as checkpointer:
-        items = attempt(directory, lambda: checkpointer.restore(directory.absolute(), ocp.args.Composite(**item)))
+        items = attempt(directory, lambda: checkpointer.restore(folder, ocp.args.Composite(**item)))
     return items[next(iter(item))]
 
 

@@ -222,8 +222,8 @@ def test_tied_heads_are_compared_a_part_at_a_time(copy: Path, monkeypatch: pytes
     parts = []
 
     class File:
-        def __init__(self, path: Path, framework: str) -> None:
-            self.opened = real(path, framework)
+        def __init__(self, path: Path) -> None:
+            self.opened = real(path)
 
         def __enter__(self) -> "File":
             return self
@@ -242,8 +242,8 @@ def test_tied_heads_are_compared_a_part_at_a_time(copy: Path, monkeypatch: pytes
             return Slice()
 
     edit(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))(copy)
-    real = model_folder.safe_open
-    monkeypatch.setattr(model_folder, "safe_open", File)
+    real = model_folder.open_tensors
+    monkeypatch.setattr(model_folder, "open_tensors", File)
     monkeypatch.setattr(model_folder, "COMPARED_NUMBERS", 11 * TIED.d_model + 5)
     model_folder.check_folder(copy)
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
