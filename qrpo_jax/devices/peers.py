@@ -29,7 +29,7 @@ import jax
 from jax.errors import JaxRuntimeError
 
 from qrpo_jax.devices.roll_call import Facts, call_roll
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import PeerError, UserError
 from qrpo_jax.faults.interruption import RUN, command, say, wait_for_ever
 
 BEAT_SECONDS = 1.0
@@ -50,7 +50,7 @@ def join(
       seconds: to wait for processes that have not come.
 
     Raises:
-      PeerError: a process did not come.
+      PeerError: a process did not come, or could not be reached.
       UserError: the cluster does not provide the address, or the processes differ.
     """
     coordinator, processes, process = detect(coordinator, processes, process)
@@ -64,8 +64,9 @@ def join(
     try:
         jax.distributed.initialize(address, processes, process, initialization_timeout=max(1, round(seconds)))
     except (JaxRuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the processes did not join at {coordinator or 'the coordinator'}: {reason}") from None
+        message = f"the processes did not join at {coordinator or 'the coordinator'}: {str(error).splitlines()[0]}"
+        # JAX refuses what it was not told with a ValueError; all else may pass.
+        raise (UserError if isinstance(error, ValueError) else PeerError)(message) from None
     RUN.listen()  # jax.distributed has taken SIGTERM
     Peers(client(), jax.process_index(), jax.process_count(), relay).watch()
 
