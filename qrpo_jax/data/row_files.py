@@ -26,6 +26,7 @@ from qrpo_jax.errors import DamagedError, UserError
 from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import sha256, sweep, whole_file, write_text
 from qrpo_jax.stores.copies import local
+from qrpo_jax.stores.path import as_path
 
 NAME = "rows"
 VERSION = "1.0.0"
@@ -54,7 +55,7 @@ def unit_path(directory: Path, unit: int, units: int, split: str = "train") -> P
         raise ValueError(f"unit is {unit}; allowed with units={units}: 0 to {units - 1}")
     if not split.isidentifier() or split == "all":
         raise ValueError(f"split is {split!r}; allowed: letters, digits and _, and not 'all'")
-    return directory / f"{NAME}-{split}.array_record-{unit:05d}-of-{units:05d}"
+    return as_path(directory) / f"{NAME}-{split}.array_record-{unit:05d}-of-{units:05d}"
 
 
 def _sidecar(path: Path) -> Path:
@@ -116,7 +117,7 @@ def unit_whole(directory: Path, unit: int, units: int, split: str = "train") -> 
 
 
 def _read_info(directory: Path) -> dataset_info_pb2.DatasetInfo:
-    path = directory / INFO_FILE
+    path = as_path(directory) / INFO_FILE
     info = dataset_info_pb2.DatasetInfo()
     try:
         return json_format.Parse(path.read_text(), info) if path.exists() else info
@@ -135,6 +136,7 @@ def finish(directory: Path, units: int, split: str = "train") -> None:
       UserError: about `directory`: a unit is not written, its file has changed since, or there are units of this
         split under another number of units.
     """
+    directory = as_path(directory)
     paths = [unit_path(directory, unit, units, split) for unit in range(units)]
     infos = _unit_infos(directory, units, split)
     pattern = f"{NAME}-{split}.array_record-"
@@ -230,6 +232,7 @@ def read(directory: Path, split: str = "train") -> RowSource:
       UserError: about `directory`: the split is not finished, a file is missing or cut, or another version wrote its
         rows in another layout.
     """
+    directory = as_path(directory)
     splits = {s.name: s for s in _read_info(directory).splits}
     if split not in splits:
         raise UserError(

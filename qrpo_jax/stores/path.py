@@ -22,12 +22,14 @@ class Status(NamedTuple):
     st_mtime_ns: int
 
 
-def as_path(text: str) -> Path:
-    """The path that a text names: in a store if it is an address, else of a file.
+def as_path(text: str | Path) -> Path:
+    """The path that a text names: in a store if it is an address, else of a file. A path is itself.
 
     >>> as_path("gs://bucket/run") / "sft", as_path("runs/quickstart").name
     (StorePath('gs://bucket/run/sft'), 'quickstart')
     """
+    if isinstance(text, Path):
+        return text
     return StorePath(text) if ADDRESS.match(text) else Path(text)
 
 

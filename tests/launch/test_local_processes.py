@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import stand_in
-from tests.helpers.jobs import ROOT, SMALL, environment
+from tests.helpers.jobs import ROOT, SMALL, environment, hear_signals
 
 SCRIPT = str(ROOT / "launch" / "local_processes.sh")
 PROGRAM = ("--config=quickstart", "--workdir=runs/two")
@@ -26,7 +26,14 @@ def start(tmp_path: Path, program: str, *flags: str) -> subprocess.Popen[str]:
     python.write_text(f"#!/bin/bash\n{holder}{played}")
     python.chmod(0o755)
     command = ["bash", SCRIPT, f"--python={python}", *PROGRAM, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_signals,
+    )
 
 
 def test_each_line_has_its_process_and_flags_are_passed(tmp_path: Path) -> None:
