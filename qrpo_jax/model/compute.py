@@ -35,10 +35,10 @@ REMAT: dict[str, Any] = {
     ),
 }
 
-# Layers that a training step has one after the other, by platform; 1 elsewhere. On an H200 (2026-11-27), a step of 1B
-# takes 5 % less time with all 16 than with 1 (550 and 522 ms) and compiles in 13 s instead of 10; one of 8B with LoRA
-# takes 11 % less with all 32 than with 8 (4.68 and 4.17 s) and compiles in 46 s. On a core of an Intel Xeon, a step of
-# the stories model takes 10 % less with all 5 than with 1 (560 and 502 ms, 2026-11-27).
+# Layers that a training step has one after the other, by platform; 1 elsewhere. On an H200 (2026-11-27), a step of 8B
+# with LoRA takes 11 % less time with all 32 than with 8 (4.68 and 4.17 s) and compiles in 46 s; one of 1B took 5 % less
+# with all 16 than with 1 before there were barriers (`Compute.checkpointed`). On a core of an Intel Xeon, a step of the
+# stories model takes 10 % less with all 5 than with 1 (560 and 502 ms, 2026-11-27).
 UNROLL = {"gpu": 32, "cpu": 8}
 
 
