@@ -78,7 +78,9 @@ def get_config() -> ConfigDict:
     config.prompts.path = Text("")  # of the JSON-lines file, or its address
     config.prompts.count = Whole(1024, least=0)  # prompts to train on; jsonl: 0 for all
     config.prompts.held_out = Whole(256, least=0)  # prompts to evaluate on
-    config.prompts.unit = Whole(128, least=1)  # prompts in one unit of work and of storage
+    # Prompts in one unit of work and of storage. 0: 128, or fewer so that every process or shard has two units; a stage
+    # that goes on keeps its units.
+    config.prompts.unit = Whole(0, least=0)
     config.prompts.max_tokens = Whole(256, least=1)  # longer prompts are dropped and counted
     config.prompts.beginning_tokens = Whole(24, least=1)  # length of prompts from the model itself
 

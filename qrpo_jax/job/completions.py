@@ -76,13 +76,14 @@ def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> A
     return CheckedProgram(jitted, compute.mesh, "sampling", ("completions", "max_new_tokens", "max_tokens"))
 
 
-def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Completer:
+def make_completer(job: Job, section: Any, *, side: str, purpose: str, most: int) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
       section: of the config, with completions, max_new_tokens, temperature, top_k and top_p.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
+      most: rows of a call, or fewer.
 
     Returns:
       A function from the side's parameters, rows, and the index of each row's prompt to the completed rows and counts.
@@ -90,7 +91,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str) -> Comple
     """
     text, mesh = job.text, job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens)
-    batch_prompts, name = prompts_at_once(job, section, mesh), purpose.partition(" ")[0]
+    batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:

@@ -87,7 +87,7 @@ def row_bytes(job: Job, stage: str) -> float:
     return ESTIMATE * cost.token_bytes * (pack.row_tokens or pack.max_tokens) / split
 
 
-def prompts_at_once(job: Job, section: Any, mesh: Mesh) -> int:
+def prompts_at_once(job: Job, section: Any, mesh: Mesh, unit: int) -> int:
     """Prompts of a unit that are sampled from at a time: all of them, or as many as memory allows.
 
     This changes no draw, because each prompt has its own random numbers.
@@ -95,6 +95,7 @@ def prompts_at_once(job: Job, section: Any, mesh: Mesh) -> int:
     Args:
       section: of the config, with completions and max_new_tokens.
       mesh: where the sampler runs.
+      unit: prompts of a unit.
     """
     rows = axis_size(mesh, "rows")
     share = SHARE.get(platform_of(mesh), ACCELERATOR_SHARE)
@@ -102,7 +103,7 @@ def prompts_at_once(job: Job, section: Any, mesh: Mesh) -> int:
     free = share * device_bytes(mesh) - bytes_per_device(parameter_layout(mesh, job.shape.settings, dtype))
     split = rows * axis_size(mesh, "heads")  # rows of a unit over devices, and the cache of a row over its heads
     most = max(0.0, free) * split / prompt_bytes(job, section)
-    count = round_up(job.config.prompts.unit, rows)
+    count = round_up(unit, rows)
     while count > max(most, rows):
         count = round_up(-(-count // 2), rows) if count > 2 * rows else rows
     return count

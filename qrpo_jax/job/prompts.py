@@ -16,10 +16,14 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.source_check import Sources
+from qrpo_jax.job.unit_size import unit_size
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
 from qrpo_jax.stores.path import as_path
+
+
+SPLITS = {"sample": "train", "evaluate": "eval"}  # the prompts of a stage
 
 
 class Prompts(NamedTuple):
@@ -39,18 +43,20 @@ class Prompts(NamedTuple):
         return self.source.rows(self.indices(unit))
 
 
-def open_prompts(job: Job, split: str, reference: Parameters | None = None, sources: Sources = SOURCES) -> Prompts:
-    """The prompts of a split in units.
+def open_prompts(job: Job, stage: str, reference: Parameters | None = None, sources: Sources = SOURCES) -> Prompts:
+    """The prompts of a stage in units.
 
     Args:
-      split: "train" or "eval".
+      stage: a key of `SPLITS`.
       reference: parameters of the reference policy, for prompts that are sampled from it.
       sources: the table in which `prompts.source` is a key.
 
     Raises:
       UserError: the source refuses its settings or its file.
+      DamagedError: what the stage's folder says of its units is not what was written there.
     """
-    return Prompts(open_sources(job, reference, sources)[split], job.config.prompts.unit)
+    source = open_sources(job, reference, sources)[SPLITS[stage]]
+    return Prompts(source, unit_size(job, job.folder(stage), source.count))
 
 
 def open_sources(job: Job, reference: Parameters | None = None, sources: Sources = SOURCES) -> Mapping[str, Source]:

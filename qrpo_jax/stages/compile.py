@@ -25,6 +25,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.memory import prompts_at_once
 from qrpo_jax.job.programs import row_multiple
 from qrpo_jax.job.training_options import KEYS, check_transform, configured_objective
+from qrpo_jax.job.unit_size import MOST
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.report import compile_page
 from qrpo_jax.report.page import PAGE
@@ -81,7 +82,7 @@ def rows_of(job: Job, mesh: Mesh, name: str, results: dict[str, Any]) -> int:
     """
     config, multiple = job.config, row_multiple(job, mesh, name)
     if name == "sample":
-        return prompts_at_once(job, config.sample, mesh)
+        return prompts_at_once(job, config.sample, mesh, config.prompts.unit or MOST)
     if name == "reference":
         rows = config.log_probs.batch_rows or results.get("train", {}).get("rows", 0) or multiple
         return round_up(rows, multiple)

@@ -28,7 +28,7 @@ from qrpo_jax.stages import RESULTS
 def run(job: Job) -> dict[str, Any] | None:
     reference = job.reference_parameters(job.unit_mesh)
     parameters = {"reference": reference, "policy": job.policy_parameters(job.unit_mesh, reference)}
-    prompts = open_prompts(job, "eval", reference)
+    prompts = open_prompts(job, "evaluate", reference)
     counts = sample_and_score(job, prompts, parameters)
     if counts is None:
         return None
@@ -73,7 +73,7 @@ def make_work(
     job: Job, side: str, prompts: Prompts, parameters: dict[str, Parameters], reward: Reward | ModelReward
 ) -> Work:
     """The work of one unit: sample completions of its prompts from one side, and score them."""
-    complete = make_completer(job, job.config.evaluate, side=side, purpose=f"evaluate {side}")
+    complete = make_completer(job, job.config.evaluate, side=side, purpose=f"evaluate {side}", most=prompts.size)
 
     def work(unit: int) -> tuple[list[Row], Counts]:
         rows, sampled = complete(parameters[side], prompts.rows(unit), list(prompts.indices(unit)))

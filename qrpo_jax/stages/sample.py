@@ -11,8 +11,8 @@ from qrpo_jax.job.units import Counts, run_units
 
 def run(job: Job) -> dict[str, Any] | None:
     parameters = job.reference_parameters(job.unit_mesh)
-    prompts = open_prompts(job, "train", parameters)
-    complete = make_completer(job, job.config.sample, side="reference", purpose="sample")
+    prompts = open_prompts(job, "sample", parameters)
+    complete = make_completer(job, job.config.sample, side="reference", purpose="sample", most=prompts.size)
 
     def work(unit: int) -> tuple[list[Row], Counts]:
         return complete(parameters, prompts.rows(unit), list(prompts.indices(unit)))

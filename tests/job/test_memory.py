@@ -58,27 +58,27 @@ def test_what_a_stage_holds_is_its_arrays_on_one_device(tmp_path: Path) -> None:
 
 
 def test_as_many_prompts_as_fit_are_sampled_from_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = job(tmp_path, prompts__unit=128)
+    one = job(tmp_path)
     mesh, section = make_mesh(2, 1, 1, devices=jax.devices()[:2]), one.config.sample
     each, held = memory.prompt_bytes(one, section), 4 * parameter_count(one.shape.settings)
 
     def at_once(prompts_a_device: float) -> int:
         size = (prompts_a_device * each + held) / memory.SHARE["cpu"]
         monkeypatch.setattr(memory, "device_bytes", lambda mesh: size)
-        return memory.prompts_at_once(one, section, mesh)
+        return memory.prompts_at_once(one, section, mesh, 128)
 
     assert [at_once(x) for x in (1000, 64.01, 63.9, 17, 16.01, 3, 0.5, 0)] == [128, 128, 64, 32, 32, 4, 2, 2]
 
 
 def test_sampling_in_parts_draws_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = job(tmp_path, prompts__unit=8, sample__max_new_tokens=7, sample__completions=3)
+    one = job(tmp_path, sample__max_new_tokens=7, sample__completions=3)
     one.__dict__["mesh"] = one_device()
     rows = [Row(f"row-{i}", (Message("user", text),)) for i, text in enumerate(["x", "1+1", "x*x", "-x", "2"])]
     parameters = one.random_parameters(one.mesh)
 
     def drawn(at_once: int) -> list[list[int]]:
         monkeypatch.setattr(completions, "prompts_at_once", lambda *_: at_once)
-        complete = completions.make_completer(one, one.config.sample, side="reference", purpose="sample")
+        complete = completions.make_completer(one, one.config.sample, side="reference", purpose="sample", most=8)
         done, counts = complete(parameters, rows, list(range(5)))
         assert counts["completions"] == 15, counts
         return [np.asarray(c.tokens).tolist() for row in done for c in row.completions]

@@ -9,8 +9,10 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.sources.source import SourceKind
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import DamagedError, UserError
+from qrpo_jax.job import unit_size
 from qrpo_jax.job.prompts import BeginningSampler, open_prompts, open_sources
+from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.source_check import check_source
 from qrpo_jax.job.units import run_units
 from tests.helpers.jobs import job, refused
@@ -33,7 +35,7 @@ TABLE = SOURCES | {"squares": SourceKind(open=lambda settings: {"train": Squares
 @pytest.mark.parametrize(("size", "units"), [(3, 3), (7, 1), (11, 1)])
 def test_a_new_source_needs_only_a_class_and_one_entry_in_the_table(tmp_path, size, units) -> None:
     toy = job(tmp_path, prompts__source="squares", prompts__unit=size)
-    prompts = open_prompts(toy, "train", sources=TABLE)
+    prompts = open_prompts(toy, "sample", sources=TABLE)
     assert prompts.units == units
     counts = run_units(
         toy, tmp_path, units, lambda u: (prompts.rows(u), {"prompts": len(prompts.indices(u))}), title="test"
@@ -87,9 +89,32 @@ def test_prompts_from_a_model_trained_from_scratch_are_refused(tmp_path) -> None
     refused(tmp_path, message, prompts__source="model")
 
 
-def test_units_cover_every_prompt_once(tmp_path) -> None:
-    for size in (1, 2, 3, 5, 7, 13):
-        toy = job(tmp_path, prompts__source="squares", prompts__unit=size)
-        prompts = open_prompts(toy, "eval", sources=TABLE)
-        indices = np.concatenate([prompts.indices(unit) for unit in range(prompts.units)])
-        np.testing.assert_array_equal(indices, np.arange(7), err_msg=f"units of {size}")
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 13])
+def test_units_cover_every_prompt_once(tmp_path, size) -> None:
+    toy = job(tmp_path, prompts__source="squares", prompts__unit=size)
+    prompts = open_prompts(toy, "evaluate", sources=TABLE)
+    indices = np.concatenate([prompts.indices(unit) for unit in range(prompts.units)])
+    np.testing.assert_array_equal(indices, np.arange(7))
+
+
+@pytest.mark.parametrize("count, parts", [(1024, 32), (1009, 32), (1024, 1), (97, 13), (31, 31), (7, 2), (1, 5)])
+def test_units_are_at_least_as_many_as_the_processes_that_can_have_one(count, parts) -> None:
+    size = unit_size.choose(count, parts)
+    units = -(-count // size)
+    assert 1 <= size <= unit_size.MOST
+    # Sizes are whole: of 1,009 prompts in units of 16 the 64th unit has one.
+    assert units >= min(parts, count) or size == -(-count // parts), (size, units)
+
+
+def test_a_stage_that_goes_on_with_other_processes_keeps_its_units(tmp_path) -> None:
+    def opened(parts: int) -> int:
+        toy = job(tmp_path, prompts__source="squares")
+        toy.shard = Shard(0, parts)
+        return open_prompts(toy, "sample", sources=TABLE).size
+
+    assert [opened(2), opened(7), opened(1)] == [4, 4, 4]
+    (tmp_path / "sample" / "unit.json").unlink()
+    assert opened(7) == 1
+    (tmp_path / "sample" / "unit.json").write_text('{"prompts": 3}')
+    with pytest.raises(DamagedError, match="no checksum"):
+        opened(7)
