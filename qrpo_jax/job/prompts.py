@@ -22,7 +22,6 @@ from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
 from qrpo_jax.stores.path import as_path
 
-
 SPLITS = {"sample": "train", "evaluate": "eval"}  # the prompts of a stage
 
 

@@ -1,4 +1,4 @@
-"""How many prompts a unit of work has. A stage keeps the number with which it began, whatever processes go on with it."""
+"""How many prompts a unit of work has. A stage keeps the number with which it began, whoever goes on with it."""
 
 from pathlib import Path
 
