@@ -9,6 +9,7 @@ import pytest
 from qrpo_jax import optimum, partition, quantiles, transforms
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.training import objectives
+from tests.helpers.samples import sampled
 
 # One transform of every kind, with a beta that moves the policy far and one that hardly moves it.
 CASES = [
@@ -79,8 +80,9 @@ def data_distributions(rng, size):
     return np.stack([np.maximum(d, 1e-5) / np.maximum(d, 1e-5).sum() for d in draws] + [counts / counts.sum()])
 
 
-@pytest.mark.parametrize("size", [11, 13])
-@pytest.mark.parametrize(("name", "low", "high"), CASES)
+@pytest.mark.parametrize(
+    ("name", "low", "high", "size"), sampled([(*case, size) for size in (11, 13) for case in CASES])
+)
 def test_a_table_reaches_the_optimum_from_any_data(name, low, high, size):
     """KL(pi_theta || pi*) < 1e-6, with log Z over the finitely many quantiles of the reference policy."""
     low, high = (low, high) if size == 11 else (high, low)

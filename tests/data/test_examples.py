@@ -13,6 +13,7 @@ from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.views import View, pick_units, unit_weights
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
+from tests.helpers.samples import sampled
 
 TOKENIZER = vocabulary_tokenizer([chr(97 + i) for i in range(26)])
 TEXT = make_text(TOKENIZER, "plain", (TOKENIZER.eos_token_id,))
@@ -179,8 +180,10 @@ def test_with_empirical_log_z_exp_of_the_target_over_beta_averages_to_one_a_prom
         assert np.ptp(table.completions_C.log_z[here]) < 1e-5, table.completions_C.log_z[here]
 
 
-@pytest.mark.parametrize("transform", ["identity", "scaled-normal-icdf"])
-@pytest.mark.parametrize("name", ["population", "finite_sample", "empirical"])
+@pytest.mark.parametrize(
+    "transform, name",
+    sampled(itertools.product(["identity", "scaled-normal-icdf"], ["population", "finite_sample", "empirical"])),
+)
 def test_log_z_belongs_to_each_completions_beta_and_references(name, transform):
     data = rows(ties=True)
     chosen = transforms.TRANSFORMS[transform]

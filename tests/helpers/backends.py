@@ -26,10 +26,15 @@ ALL = {name: here(name) for name in attention.BACKENDS}
 def crossed(cases: Iterable[Any], fast: Any, names: Iterable[str] = ALL) -> list[Any]:
     """Every backend with every case, to parametrize "backend, case".
 
-    The interpreter takes seconds to compile, so outside of slow runs it meets the case `fast` alone.
+    Outside of slow runs, a backend in the interpreter, which takes seconds to compile, meets the case `fast` alone, and
+    the others meet it and every second of the other cases.
     """
+
+    def slow(name: str, case: Any, odd: int) -> bool:
+        return case != fast and (attention.BACKENDS.get(name) is not None or odd % 2 > 0)
+
     return [
-        pytest.param(name, case, marks=[pytest.mark.slow] * (attention.BACKENDS.get(name) is not None and case != fast))
-        for case in cases
-        for name in names
+        pytest.param(name, case, marks=[pytest.mark.slow] * slow(name, case, i + j))
+        for i, case in enumerate(cases)
+        for j, name in enumerate(names)
     ]

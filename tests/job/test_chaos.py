@@ -3,7 +3,8 @@
 A life of a job is a series of starts in one work directory. Each start may be killed, stopped, paused or denied disk
 space, or meets a second start; before the next, a file may be flipped, cut, deleted or swapped. Where a start refuses
 a damaged file, the file is restored from a copy, as the message asks. `QRPO_CHAOS_MINUTES` sets how long this goes on,
-`QRPO_CHAOS_SEED` what happens; both are printed.
+`QRPO_CHAOS_SEED` what happens, and `QRPO_CHAOS_PROCESSES` the numbers of processes to try one after the other, such as
+"1,2"; all are printed.
 """
 
 import os
@@ -26,6 +27,7 @@ from tests.job.test_resume import compare, outputs
 
 MINUTES = float(os.environ.get("QRPO_CHAOS_MINUTES", "30"))
 SEED = int(os.environ.get("QRPO_CHAOS_SEED", "0"))
+PROCESSES = [int(count) for count in os.environ.get("QRPO_CHAOS_PROCESSES", "1,2").split(",")]
 DONE, ERROR, MISTAKE, REQUEUE, CTRL_C = 0, 1, 2, 75, 130
 EVENTS = ("none", "kill", "term", "interrupt", "hang up", "pause", "second", "full disk")
 FILE_LIMIT = 100_000  # bytes a file may have where the disk is full: rows and parameters do not fit
@@ -175,11 +177,11 @@ def limit_files() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", PROCESSES)
 def test_a_job_among_faults_ends_like_an_undisturbed_one(tmp_path: Path, processes: int) -> None:
     chaos = Chaos(tmp_path, processes, SEED)
     seconds = chaos.undisturbed()
-    wanted, end, lives = outputs(tmp_path / "undisturbed"), time.monotonic() + 60 * MINUTES / 2, 0
+    wanted, end, lives = outputs(tmp_path / "undisturbed"), time.monotonic() + 60 * MINUTES / len(PROCESSES), 0
     print(f"seed {SEED}, {MINUTES:g} minutes, {processes} processes; undisturbed {seconds:.0f} s")
     try:
         while chaos.life(tmp_path / f"life-{lives}", seconds, end):

@@ -15,6 +15,7 @@ from qrpo_jax.job.shard import Shard
 from qrpo_jax.stores import store
 from qrpo_jax.stores.path import StorePath
 from qrpo_jax.stores.store import open_store
+from tests.helpers.samples import sampled
 
 WHOLE = Shard(0, 1)
 
@@ -92,8 +93,9 @@ def test_runs_of_other_shards_share_a_store_and_each_is_known_to_those_that_come
     Lease(run, WHOLE).acquire()
 
 
-@pytest.mark.parametrize("conditional", [True, False])
-@pytest.mark.parametrize("before", ["nothing", "dead"])
+@pytest.mark.parametrize(
+    "before, conditional", sampled([("nothing", True), ("dead", True), ("dead", False), ("nothing", False)])
+)
 def test_of_starters_at_the_same_moment_one_wins(
     run: StorePath, conditional: bool, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

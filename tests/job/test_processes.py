@@ -22,6 +22,8 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.model import decoder
 from qrpo_jax.training import saved_parameters
 from tests.helpers.jobs import ROOT, SMALL, environment
+from tests.job.test_resume import compare
+from tests.job.test_resume import outputs as outputs_of
 
 
 def start(workdir: Path, processes: int, *overrides: str) -> list["subprocess.Popen[str]"]:
@@ -128,6 +130,35 @@ def test_four_then_two_then_one_process_end_like_one(tmp_path: Path) -> None:
         for name, array in one.items():
             worst = float(np.abs(array - fewer[name]).max())
             assert worst < 2e-3, f"{stage}: {name} differs by {worst}"
+
+
+@pytest.mark.slow
+def test_a_kill_of_one_of_four_in_each_stage_stops_the_others_and_changes_nothing(tmp_path: Path) -> None:
+    """The victim is another process in each stage. The others leave with one line, and the next start goes on."""
+    run(tmp_path / "undisturbed", 4)
+    workdir, stages = tmp_path / "killed", ("sft", "sample", "score", "reference", "train", "evaluate", "export")
+    for number, stage in enumerate(stages):
+        started, victim = start(workdir, 4), number % 4
+        end = time.monotonic() + 600
+        while time.monotonic() < end and all(process.poll() is None for process in started):
+            if (workdir / stage / "settings.json").exists():
+                break
+            time.sleep(0.01)
+        started[victim].kill()
+        began = time.monotonic()
+        outputs = [process.communicate(timeout=600)[0] for process in started]
+        seconds, text = time.monotonic() - began, outputs[(victim + 1) % 4]
+        print(f"{stage}: process {victim} killed, the others left after {seconds:.0f} s")
+        statuses = [process.returncode for process in started]
+        assert statuses == [-signal.SIGKILL if i == victim else 1 for i in range(4)], (stage, statuses, text[-3000:])
+        assert not (workdir / stage / "manifest.json").exists(), f"{stage} ended before the kill"
+        assert seconds < 60, (stage, seconds)
+        for i, output in enumerate(outputs):
+            errors = [line for line in output.splitlines() if line.startswith("error: ")]
+            assert i == victim or (len(errors) == 1 and f"process {victim} (" in errors[0]), (stage, output[-3000:])
+            assert "Traceback" not in output, (stage, output[-3000:])
+    run(workdir, 4)
+    compare(outputs_of(workdir), outputs_of(tmp_path / "undisturbed"), list(stages))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 from qrpo_jax.model.attention.key_ranges import KeyRanges, block_order, key_ranges
 from qrpo_jax.model.attention.rules import visible
 from tests.helpers.packings import random_layout
+from tests.helpers.samples import sampled
 
 LARGEST = np.iinfo(np.int32).max
 WINDOWS = [None, 1, 5, 10**6, jnp.int32(7), jnp.int32(LARGEST)]
@@ -29,9 +30,10 @@ def test_the_ranges_hold_the_visible_keys_once_each(seed, window):
         assert prompt.any() and own.any()
 
 
-@pytest.mark.parametrize("window", [None, 9])
-@pytest.mark.parametrize("block_queries, block_keys", [(8, 4), (4, 16), (16, 16)])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed, block_queries, block_keys, window",
+    sampled([(seed, *b, window) for seed in range(4) for b in ((8, 4), (4, 16), (16, 16)) for window in (None, 9)], 3),
+)
 def test_every_block_with_a_visible_key_is_visited_and_whole_blocks_are_seen_by_all_queries(
     seed, block_queries, block_keys, window
 ):

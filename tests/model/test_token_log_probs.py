@@ -11,6 +11,7 @@ from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.model.token_log_probs import NO_TARGET, Head, token_log_probs
 from tests.helpers import tiny
 from tests.helpers.programs import products
+from tests.helpers.samples import sampled
 
 
 def dense(hidden, columns, targets, temperature, cap):
@@ -43,8 +44,10 @@ def arrays(rows, length, vocab=46, d_model=26):
     return hidden, columns, targets.astype(np.int32)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 23, 45, 46, 100])
-@pytest.mark.parametrize("temperature, cap", [(1.0, None), (0.6, None), (0.6, 3.0)])
+@pytest.mark.parametrize(
+    "temperature, cap, chunk",
+    sampled([(*form, chunk) for chunk in (1, 5, 23, 45, 46, 100) for form in ((1.0, None), (0.6, None), (0.6, 3.0))]),
+)
 def test_vocabulary_in_chunks_equals_all_at_once(chunk, temperature, cap):
     """Value and gradients, chunk dividing V = 46 or not; a soft cap comes before the temperature."""
     given = arrays(2, 3)[:2], np.asarray([[0, 45, 22], [23, 5, 44]])
@@ -81,8 +84,7 @@ MESHES = [(1, 2, 2, 2), (2, 1, 4, 1), (1, 1, 4, 2), (1, 2, 1, 4), (2, 2, 2, 1), 
 SHAPES = [(8, 16), (3, 7), (2, 12)]
 
 
-@pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("rows, length", SHAPES)
+@pytest.mark.parametrize("sizes, rows, length", sampled([(sizes, *shape) for shape in SHAPES for sizes in MESHES]))
 def test_on_a_mesh_values_and_gradients_are_those_of_the_dense_formula(sizes, rows, length):
     """V = 44 in up to four parts, in chunks of which neither 44 nor a part is a multiple."""
     given, cap = arrays(rows, length, 44, 20), 3.0
