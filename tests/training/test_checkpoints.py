@@ -133,6 +133,7 @@ def two(tmp_path_factory):
     return directory
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("files", sampled([3, 11]))
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_newest_checkpoint_changes_nothing_or_falls_back(two, fault, files):
@@ -152,7 +153,7 @@ def test_a_fault_in_the_newest_checkpoint_changes_nothing_or_falls_back(two, fau
                 assert "9 is damaged" in warning and "\n" not in warning and "going on from 3" in warning, warning
                 assert (two.parent / "damaged-checkpoint-9").is_dir() and not (two / "9").exists()
         shutil.rmtree(two.parent / "damaged-checkpoint-9", ignore_errors=True)
-    assert 3 in ends, ends
+    assert files < 11 or 3 in ends, ends
 
 
 def test_checkpoints_that_changed_places_are_refused_and_after_a_fall_back_the_step_is_saved_again(two):
