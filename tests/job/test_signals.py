@@ -16,9 +16,9 @@ from tests.job.test_resume import compare, outputs
 
 SECONDS = 10.0  # from the signal to the end, on a machine that does little else
 STATUS = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
-# What the terminal shows, or a file that is there, before a signal is sent, and seconds from then on: a step of training,
-# units of other stages, compilations and the start. A bar always shows its beginning, and may miss any later share where
-# the machine is fast; where it is slow, the first step is still compiled for seconds.
+# What the terminal shows, or a file that is there, before a signal is sent, and seconds from then on: a step of
+# training, units of other stages, compilations and the start. A bar always shows its beginning. It may miss any later
+# share where the machine is fast; where it is slow, the first step is still compiled for seconds.
 MOMENTS = (
     (r"^$", 1.0),
     (r"sft: .* steps on", 0.0),
