@@ -16,11 +16,12 @@ from tests.job.test_resume import compare, outputs
 
 SECONDS = 10.0  # from the signal to the end, on a machine that does little else
 STATUS = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
-# What the terminal shows, or a file that is there, before a signal is sent, and seconds from then on: a step of
-# training, units of other stages, compilations and the start. A bar always shows its beginning. It may miss any later
-# share where the machine is fast; where it is slow, the first step is still compiled for seconds.
+# What happens before a signal is sent, and seconds from then on: signals are heard, a file is there, or the terminal
+# shows something. So it comes in a step of training, in units of other stages, in compilations and in the start. A bar
+# always shows its beginning. It may miss any later share where the machine is fast; where it is slow, the first step is
+# still compiled for seconds.
 MOMENTS = (
-    (r"^$", 1.0),
+    ("start", 0.3),
     (r"sft: .* steps on", 0.0),
     (r"\bsft: +\d+%", 0.0),
     ("file sft/checkpoints/[0-9]*", 0.0),
@@ -63,9 +64,20 @@ class Starts:
         return self._folder / f"start-{self._number}-{process}.log"
 
 
-def has_come(moment: str, starts: Starts, workdir: Path) -> bool:
+def has_come(moment: str, starts: Starts, workdir: Path, started: list["subprocess.Popen[bytes]"]) -> bool:
     kind, _, pattern = moment.partition(" ")
+    if kind == "start":
+        return all(catches(process.pid, signal.SIGTERM) for process in started)
     return any(workdir.glob(pattern)) if kind == "file" else re.search(moment, starts.text()) is not None
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; Python itself has none for SIGTERM."""
+    try:
+        caught = re.search(r"^SigCgt:\t([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.slow
@@ -75,11 +87,11 @@ def test_a_job_that_signals_stop_goes_on_to_the_undisturbed_result(tmp_path: Pat
     workdir = tmp_path / "disturbed"
     for moment, later in MOMENTS:
         started = starts.start(workdir)
-        while not has_come(moment, starts, workdir) and all(process.poll() is None for process in started):
+        while not has_come(moment, starts, workdir, started) and all(process.poll() is None for process in started):
             time.sleep(0.01)
         number = generator.choice(list(STATUS))
         # A scheduler may tell all processes or one. Before they have joined, one that is not told waits for the others.
-        told = started if moment == "^$" else generator.choice([[process] for process in started] + [started])
+        told = started if moment == "start" else generator.choice([[process] for process in started] + [started])
         time.sleep(later)
         began = time.monotonic()
         for process in told:
