@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.model.layout import Layout
 
-Array = Any  # NumPy on the host, jax on the mesh
+Array = Any  # on the host NumPy, perhaps of some of the rows; jax on the mesh, of all of them
 
 
 class Batch(NamedTuple):

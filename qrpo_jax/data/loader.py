@@ -1,5 +1,6 @@
 """Batches of a packing plan, streamed by Grain: the same order on every process, and exact resumption."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -13,16 +14,25 @@ from qrpo_jax.data.per_completion import NEUTRAL
 from qrpo_jax.model.layout import Layout
 
 
-def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
-    """Batch `index` of the plan as NumPy arrays; empty slots hold the numbers of `NEUTRAL`."""
-    shape = plan.rows, plan.row_tokens
+def assemble(examples: Examples, plan: Plan, index: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+    """Batch `index` of the plan as NumPy arrays; empty slots hold the numbers of `NEUTRAL`.
+
+    Args:
+      rows: those of its B rows that the result has, in this order; no tokens of others are read. By default all.
+    """
+    rows = range(plan.rows) if rows is None else rows
+    at_B = np.full(plan.rows, -1)
+    at_B[rows] = np.arange(len(rows))
+    shape = len(rows), plan.row_tokens
     tokens_BxL, groups_BxL, segments_BxL, positions_BxL = np.zeros((4, *shape), np.int32)
     targets_BxL = np.full(shape, -1, np.int32)
-    example_BxS = np.full((plan.rows, plan.slots), -1, np.int32)
+    example_BxS = np.full((len(rows), plan.slots), -1, np.int32)
     steps = np.arange(plan.row_tokens, dtype=np.int32)
     prompts, lengths, starts = examples.prompt_lengths_C, examples.completions_C.length, examples.starts_C
     for r, row in enumerate(plan.batches[index]):
-        b, column, slot = plan.place_of(r), 0, 0
+        b, column, slot = int(at_B[plan.place_of(r)]), 0, 0
+        if b < 0:
+            continue
         for g, group in enumerate(row):
             first, shared = column, int(prompts[group[0]]) - 1
             start = int(starts[group[0]])
@@ -55,26 +65,31 @@ def assemble(examples: Examples, plan: Plan, index: int) -> Batch:
 class _Batches:
     """A random-access Grain source over the batches of a plan."""
 
-    def __init__(self, examples: Examples, plan: Plan) -> None:
-        self._examples, self._plan = examples, plan
+    def __init__(self, examples: Examples, plan: Plan, rows: Sequence[int] | np.ndarray | None) -> None:
+        self._examples, self._plan, self._rows = examples, plan, rows
 
     def __len__(self) -> int:
         return self._plan.steps
 
     def __getitem__(self, index: Any) -> Batch:
-        return assemble(self._examples, self._plan, int(index))
+        return assemble(self._examples, self._plan, int(index), self._rows)
 
     def __repr__(self) -> str:
-        # Grain compares this when it restores an iterator.
+        # Grain compares this when it restores an iterator. It says nothing of rows, which other processes may share
+        # differently.
         plan = self._plan
         return f"batches({plan.steps} of {plan.rows} x {plan.row_tokens} tokens, {plan.tokens} in all)"
 
 
-def batches(examples: Examples, plan: Plan, prefetch: int = 2) -> grain.DatasetIterator:
+def batches(
+    examples: Examples, plan: Plan, rows: Sequence[int] | np.ndarray | None = None, prefetch: int = 2
+) -> grain.DatasetIterator:
     """An iterator over all batches whose state Orbax can save and restore.
 
-    Every process assembles the global batch and uploads its own devices' part, so the number of hosts
-    changes neither the batches nor the iterator's state.
+    The state counts batches. It is the same on every process and for any number of them.
+
+    Args:
+      rows: as in `assemble`; each process of a job asks for those of its own devices.
     """
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.source(_Batches(examples, plan)).to_iter_dataset(options))
+    return iter(grain.MapDataset.source(_Batches(examples, plan, rows)).to_iter_dataset(options))

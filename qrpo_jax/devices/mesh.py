@@ -128,6 +128,27 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(LOGICAL["rows"]))
 
 
+def row_parts(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> np.ndarray:
+    """Which of the equal parts of a batch's rows these devices hold, each once, in ascending order.
+
+    Args:
+      devices: of the mesh; by default those of this process.
+    """
+    devices = mesh.local_devices if devices is None else devices
+    held = row_sharding(mesh).devices_indices_map((axis_size(mesh, "rows"),))
+    return np.unique([range(axis_size(mesh, "rows"))[held[device][0]][0] for device in devices])
+
+
+def own_rows(mesh: Mesh, rows: int, devices: Sequence[jax.Device] | None = None) -> np.ndarray:
+    """The rows of a batch that these devices hold, each once, in ascending order; they need not be neighbours.
+
+    Args:
+      rows: B, a multiple of the parts into which the mesh splits rows.
+      devices: as in `row_parts`.
+    """
+    return np.arange(rows).reshape(axis_size(mesh, "rows"), -1)[row_parts(mesh, devices)].reshape(-1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -164,6 +185,24 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
     # JAX counts these uploads as implicit transfers. They are intended, so a transfer guard must not refuse them.
     with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(on_mesh, tree)
+
+
+def place_rows(tree: Any, mesh: Mesh) -> Any:
+    """Puts a batch onto the mesh, of which every process passes its `own_rows` only."""
+    parts, sharding = row_parts(mesh), row_sharding(mesh)
+
+    def on_mesh(array: np.ndarray) -> jax.Array:
+        part_rows = len(array) // len(parts)
+
+        def part(index: Any) -> np.ndarray:
+            first = int(np.searchsorted(parts, (index[0].start or 0) // part_rows)) * part_rows
+            return array[first : first + part_rows]
+
+        shape = part_rows * axis_size(mesh, "rows"), *array.shape[1:]
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    with jax.transfer_guard_host_to_device("allow"):  # see `place`
         return jax.tree.map(on_mesh, tree)
 
 

@@ -11,7 +11,7 @@ from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.views import View
-from qrpo_jax.devices.mesh import fetch, place, row_sharding
+from qrpo_jax.devices.mesh import fetch, own_rows, place_rows
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import located
@@ -59,20 +59,21 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
     jitted = jitted_log_probs(job, side, temperature)
 
-    def log_probs(parameters: Parameters, rows: list[Row]) -> tuple[list[np.ndarray], Counts]:
-        examples = build_examples(rows, text, view, transform=None)
+    def log_probs(parameters: Parameters, data: list[Row]) -> tuple[list[np.ndarray], Counts]:
+        examples = build_examples(data, text, view, transform=None)
         by_example: dict[int, float] = {}
         if examples.units:
             plan = plan_log_probs(job, mesh, examples.packing_units())
+            rows = own_rows(mesh, plan.rows)
             for index in range(plan.steps):
-                batch = assemble(examples, plan, index)
+                batch = place_rows(assemble(examples, plan, index, rows), mesh)
                 with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
-                    values_BxS = fetch(jitted(parameters, place(batch, row_sharding(mesh))))
-                present = batch.example_BxS >= 0
-                by_example |= dict(zip(batch.example_BxS[present].tolist(), values_BxS[present].tolist(), strict=True))
+                    values_BxS, example_BxS = fetch((jitted(parameters, batch), batch.example_BxS))
+                present = example_BxS >= 0
+                by_example |= dict(zip(example_BxS[present].tolist(), values_BxS[present].tolist(), strict=True))
         by_name = {name: by_example[c] for c, name in enumerate(examples.names)}
         values = [
-            np.asarray([by_name.get(f"{row.id}/{i}", np.nan) for i in range(len(row.completions))]) for row in rows
+            np.asarray([by_name.get(f"{row.id}/{i}", np.nan) for i in range(len(row.completions))]) for row in data
         ]
         return values, examples.counts
 

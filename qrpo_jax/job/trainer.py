@@ -15,6 +15,7 @@ from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import batches
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.devices.dtypes import FLOATS
+from qrpo_jax.devices.mesh import own_rows
 from qrpo_jax.devices.peaks import peak_bytes
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
@@ -48,7 +49,7 @@ class Training(NamedTuple):
       frozen: with LoRA the base of the adapters, which is the reference policy; None if all parameters are trained.
       reference_on_the_fly: compute log π_ref from `frozen` with every batch.
       calibrated_target: f(R_q) − β log Z of each completion [B, S], for the metrics of QRPO.
-      on_first: called with the first batch and its metrics, unless the run resumes.
+      on_first: called with the first batch, on the mesh, and its metrics, unless the run resumes.
     """
 
     examples: Examples
@@ -84,7 +85,7 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
         parameters = fit(
             policy_step(job, training, optimizer, plan.microbatches),
             trainable(job, training, optimizer),
-            batches(examples, plan),
+            batches(examples, plan, own_rows(job.mesh, plan.rows)),
             steps=plan.steps,
             checkpoints=checkpoints,
             logbook=logbook,

@@ -17,7 +17,7 @@ from qrpo_jax.data.loader import assemble, batches
 from qrpo_jax.data.mixes import LengthMix, choose_mix, synthetic
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import axis_size, place, round_up, row_sharding
+from qrpo_jax.devices.mesh import axis_size, own_rows, place, place_rows, round_up, row_sharding
 from qrpo_jax.devices.peaks import SIZE, matrix_product, peak_bytes, published_peak
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
@@ -107,11 +107,11 @@ def training_program(job: Job, examples: Examples) -> Program:
     optimizer, _ = configured_optimizer(job.config, "train", plan.steps)
     run = trainable(job, training, optimizer)
     update = jitted(policy_step(job, training, optimizer, plan.microbatches), run)
-    state, frozen, sharding = run.fresh(), training.frozen or {}, row_sharding(job.mesh)
+    state, frozen, rows = run.fresh(), training.frozen or {}, own_rows(job.mesh, plan.rows)
 
     def compile() -> None:
         with located(**memory_keys("train")):
-            update.compiled(state, place(assemble(examples, plan, 0), sharding), frozen)
+            update.compiled(state, place_rows(assemble(examples, plan, 0, rows), job.mesh), frozen)
 
     def call(batch: Batch) -> Any:
         nonlocal state
@@ -126,8 +126,8 @@ def training_program(job: Job, examples: Examples) -> Program:
             with_reference=training.reference_on_the_fly,
         ).total
 
-    loads = batch_loads(job, examples, plan, batches(examples, plan), flops)
-    return Program(compile, loads, lambda batch: place(batch, sharding), call)
+    loads = batch_loads(job, examples, plan, batches(examples, plan, rows), flops)
+    return Program(compile, loads, lambda batch: place_rows(batch, job.mesh), call)
 
 
 def reference_program(job: Job, examples: Examples) -> Program:
@@ -135,18 +135,18 @@ def reference_program(job: Job, examples: Examples) -> Program:
     mesh = job.unit_mesh
     plan = plan_log_probs(job, mesh, examples.packing_units())
     parameters, log_probs = job.random_parameters(mesh), jitted_log_probs(job)
-    sharding = row_sharding(mesh)
+    rows = own_rows(mesh, plan.rows)
 
     def compile() -> None:
         with located("log_probs.batch_rows"):
-            log_probs.compiled(parameters, place(assemble(examples, plan, 0), sharding))
+            log_probs.compiled(parameters, place_rows(assemble(examples, plan, 0, rows), mesh))
 
     steps = min(plan.steps, calls_needed(job.config.benchmark))
-    hosts = (assemble(examples, plan, index) for index in itertools.cycle(range(steps)))
+    hosts = (assemble(examples, plan, index, rows) for index in itertools.cycle(range(steps)))
     loads = batch_loads(
         job, examples, plan, hosts, lambda batch: forward_flops(job.shape.settings, **work(job, batch)).total
     )
-    return Program(compile, loads, lambda batch: place(batch, sharding), lambda batch: log_probs(parameters, batch))
+    return Program(compile, loads, lambda batch: place_rows(batch, mesh), lambda batch: log_probs(parameters, batch))
 
 
 def sampling_program(job: Job, examples: Examples) -> Program:
@@ -183,16 +183,19 @@ def sampling_program(job: Job, examples: Examples) -> Program:
 def batch_loads(
     job: Job, examples: Examples, plan: Plan, hosts: Iterator[Batch], flops: Callable[[Batch], float]
 ) -> Iterator[Load]:
-    """Loads of the plan's batches. Their FLOPs are counted ahead, so that counting takes none of the loop's time."""
-    indices = range(min(plan.steps, calls_needed(job.config.benchmark)))
-    counted = [flops(assemble(examples, plan, index)) for index in indices]
+    """Loads of the plan's batches. Work is counted ahead, of whole batches, and takes none of the loop's time.
+
+    Args:
+      hosts: the rows of each batch that this process assembles.
+    """
     total_C = examples.prompt_lengths_C + examples.completions_C.length
 
-    def loads() -> Iterator[Load]:
-        for batch, count in zip(hosts, itertools.cycle(counted), strict=False):
-            yield Load(batch, int(total_C[batch.example_BxS[batch.example_BxS >= 0]].sum()), count)
+    def counts(batch: Batch) -> tuple[int, float]:
+        return int(total_C[batch.example_BxS[batch.present_BxS]].sum()), flops(batch)
 
-    return loads()
+    indices = range(min(plan.steps, calls_needed(job.config.benchmark)))
+    counted = [counts(assemble(examples, plan, index)) for index in indices]
+    return (Load(batch, *counts) for batch, counts in zip(hosts, itertools.cycle(counted), strict=False))
 
 
 def work(job: Job, batch: Batch) -> dict[str, Any]:

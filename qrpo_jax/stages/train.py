@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax import losses, transforms
@@ -47,15 +49,20 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
     ranked = chosen_objective(job).ranked
     target = calibrated_target(job)
 
+    @jax.jit
+    def loss_of_targets(batch: Batch) -> Array:
+        """The loss of a policy whose log-ratios are all 0."""
+        loss_BxS = make_length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.completions_BxS.length)
+        weight_BxS = batch.completions_BxS.weight * batch.present_BxS
+        return (loss_BxS * weight_BxS).sum() / weight_BxS.sum()
+
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
         # Policy and reference are the same model on the same code path. Before the first update every log-ratio is
         # therefore 0 up to rounding, and the loss of QRPO is the mean of the regressed targets.
-        expected = make_length(job).divide(losses.REGRESSION[config.loss](target(batch)), batch.completions_BxS.length)
-        weight = batch.completions_BxS.weight * batch.present_BxS
+        expected = float(jax.device_get(loss_of_targets(batch)))
         job.say(
             f"train: before the first update the mean log-ratio is {metrics['log_ratio_high']:.1e} (high) and "
-            f"{metrics['log_ratio_low']:.1e} (low); loss {metrics['loss']:.6f}, of the targets alone "
-            f"{float((expected * weight).sum() / weight.sum()):.6f}"
+            f"{metrics['log_ratio_low']:.1e} (low); loss {metrics['loss']:.6f}, of the targets alone {expected:.6f}"
         )
 
     return Training(

@@ -6,7 +6,7 @@ import grain
 import jax
 from jax import Array
 
-from qrpo_jax.devices.mesh import place, replicated, row_sharding
+from qrpo_jax.devices.mesh import place_rows, replicated
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.faults.interruption import RUN, Interrupted
@@ -50,7 +50,8 @@ def fit(
 
     Args:
       step: `(state, batch, frozen) -> (state, metrics)`; see `make_step`.
-      batches: host batches from any source. A checkpoint stores the iterator's position with the state.
+      batches: host batches from any source, in each process the `own_rows` of its devices. A checkpoint stores the
+        iterator's position with the state.
       times: counts the seconds of this start by cause.
       profile: steps to profile.
       frozen: parameters on the mesh that the step reads and does not change: the base of LoRA's adapters.
@@ -69,8 +70,8 @@ def fit(
     mesh, update = trainable.mesh, jitted(step, trainable)
     for number in range(done + 1, steps + 1):
         with times.spent("data"):
-            batch = next(batches)
-            inputs = state, place(batch, row_sharding(mesh)), frozen or {}
+            batch = place_rows(next(batches), mesh)
+        inputs = state, batch, frozen or {}
         if number == done + 1:
             with times.spent("compile"):
                 update.compiled(*inputs)

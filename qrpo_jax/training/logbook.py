@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.devices import processes
+from qrpo_jax.devices.mesh import gather
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.metrics import MetricsWriter, Written
 from qrpo_jax.training.step_watch import StepWatch
@@ -47,7 +48,7 @@ class Logbook:
       title: of the progress bar.
       watch: of the time that steps take.
       figures: more figures for each line.
-      on_first: called with the first batch and its metrics when a run starts from the beginning.
+      on_first: called with the first batch, on the mesh, and its metrics when a run starts from the beginning.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Logbook:
         """Takes note of a dispatched step, and reports the one before.
 
         Args:
-          batch: the host's copy.
+          batch: on the mesh.
 
         Raises:
           NonFiniteLossError: the loss or gradient norm of the step before is not finite.
@@ -123,7 +124,7 @@ class Logbook:
             )
         if step == 1 and self._on_first is not None:
             self._on_first(batch, values)
-        self._clock.tokens += int((batch.layout.groups_BxL > 0).sum())
+        self._clock.tokens += int(values["tokens"])
         if step % self._every == 0 or step in (1, self._steps):
             rate = {"learning_rate": learning_rate(self._schedule, step)}
             self._writer.write(step, values | rate | self._clock.lap() | self._watch.lap() | self._figures())
@@ -151,12 +152,12 @@ def learning_rate(schedule: optax.Schedule, step: int) -> float:
 
 
 def offending_rows(record: PendingStep, names: tuple[str, ...], most: int = 8) -> str:
-    """Names of the completions whose loss is not finite; empty if there is none.
+    """Names of the completions whose loss is not finite; empty if there is none. All processes must ask.
 
     Args:
       most: names listed; the others are counted.
     """
-    losses_BxS, example_BxS = jax.device_get(record.metrics[LOSSES]), record.batch.example_BxS
+    losses_BxS, example_BxS = gather(record.metrics[LOSSES]), gather(record.batch.example_BxS)
     rows = [names[i] for i in example_BxS[~np.isfinite(losses_BxS) & (example_BxS >= 0)]]
     return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 

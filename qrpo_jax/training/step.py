@@ -166,7 +166,9 @@ def make_step(
         # Where no completion counts (a batch without low-reward ones, say), the mean is unknown and not 0.
         metrics = {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
         metrics |= {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}
+        empty, positions = sums["padding"]
         metrics |= {"update_norm": optax.global_norm(updates), "completions": sums["reward"][1]}
+        metrics |= {"tokens": positions - empty}
         return new, metrics | {"losses_BxS": loss_BxS}
 
     return step

@@ -111,6 +111,49 @@ def equal(first, second):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
+class Counted:
+    """Tokens of a table that count how often each is read."""
+
+    def __init__(self, tokens):
+        self._tokens, self.reads = tokens, np.zeros(len(tokens), int)
+
+    def __getitem__(self, where):
+        self.reads[where] += 1
+        return self._tokens[where]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_chosen_rows_are_those_of_the_whole_batch_and_tokens_of_others_are_not_read(name):
+    table, rng = TABLES[name], np.random.default_rng(3)
+    plan = tiny.plan(table, batch_units=11, seed=1, row_multiple=4, share=name != "separate")
+    for index in range(plan.steps):
+        whole = assemble(table, plan, index)
+        split = np.array_split(rng.permutation(plan.rows), 3)
+        for rows in (*split, [], [plan.rows - 1]):
+            counted = Counted(table.tokens)
+            part = assemble(table._replace(tokens=counted), plan, index, rows)
+            jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a, b[rows]), part, whole)
+            here = part.example_BxS[part.present_BxS]
+            allowed = np.zeros(len(table.tokens), bool)
+            for c in here:
+                start = table.starts_C[c]
+                allowed[start : start + table.prompt_lengths_C[c] + table.completions_C.length[c]] = True
+            assert not counted.reads[~allowed].any(), f"rows {rows} read {np.flatnonzero(counted.reads * ~allowed)}"
+            assert bool(counted.reads.any()) == bool(len(here))
+
+
+def test_iterators_over_any_rows_restore_each_other():
+    """A job of four processes resumes with two, and one: a checkpoint has the state of the first process alone."""
+    whole = list(batches(TABLE, PLAN))
+    state = None
+    for taken, rows in enumerate(([1], [0], None)):
+        iterator = batches(TABLE, PLAN, rows)
+        if state is not None:
+            iterator.set_state(state)
+        assert equal(next(iterator), jax.tree.map(lambda x, rows=rows: x if rows is None else x[rows], whole[taken]))
+        state = iterator.get_state()
+
+
 def test_the_iterator_yields_the_batches_of_the_plan_in_order_and_ends():
     got = list(batches(TABLE, PLAN))
     assert len(got) == PLAN.steps

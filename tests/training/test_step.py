@@ -122,6 +122,7 @@ def test_diagnostics_are_means_over_the_completions_present():
         "calibrated_target": np.asarray(target(BATCH))[here].mean(),
         "padding": (BATCH.layout.groups_BxL == 0).mean(),
         "completions": 14,
+        "tokens": (BATCH.layout.groups_BxL > 0).sum(),
     }.items():
         np.testing.assert_allclose(metrics[name], expected, rtol=2e-5, atol=2e-5, err_msg=name)
 

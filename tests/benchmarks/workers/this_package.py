@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from turns import Turns
 
@@ -156,7 +157,7 @@ class OneByOne:
 
     def record(self, step: int, batch: Batch, metrics: dict[str, Any]) -> None:
         scalars(metrics)
-        self._turns.done(tokens_of(self._examples, batch.example_BxS))
+        self._turns.done(tokens_of(self._examples, np.asarray(batch.example_BxS)))
         self._turns.wait()
 
     def settle(self) -> Written:
