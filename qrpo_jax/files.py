@@ -107,14 +107,23 @@ def put_folder(path: StorePath) -> Iterator[Path]:
 
 def put_copy(folder: Path, path: StorePath) -> None:
     """Puts a local folder in the place of a folder in a store."""
+    objects_list(path).unlink(missing_ok=True)  # an old list must not vouch for new objects
+    list_objects(path, put_objects(folder, path))
+
+
+def put_objects(folder: Path, path: StorePath) -> dict[str, list[Any]]:
+    """Puts the files of a local folder below a folder in a store; returns their size and sha256 by name."""
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    record = objects_list(path)
-    record.unlink(missing_ok=True)  # an old list must not vouch for new objects
     # Orbax takes a folder for complete that has this object, so it comes after the others.
     marks = [name for name in names if name == COMMITTED]
     for some in ([name for name in names if name != COMMITTED], marks):
         _each(some, lambda name: path.store.put(str(path / name), folder / name))
-    write_json(record, {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in names})
+    return {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in names}
+
+
+def list_objects(path: StorePath, objects: dict[str, list[Any]]) -> None:
+    """Makes a folder in a store complete, whose objects are these; size and sha256 by name."""
+    write_json(objects_list(path), dict(sorted(objects.items())))
 
 
 def local_folder(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The device mesh, and the one table that maps logical axes of arrays to axes of the mesh."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -213,8 +214,26 @@ def fetch(tree: Any) -> Any:
 
 def gather(array: jax.Array) -> np.ndarray:
     """The whole array on the host. All processes must call this together if the array is spread over them."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        sharding: Any = array.sharding  # an array that is spread over processes has a mesh
-        array = jax.jit(lambda x: x, out_shardings=replicated(sharding.mesh))(array)
-        return np.asarray(array.addressable_data(0))
-    return np.asarray(array)
+    return np.asarray(_on_own_devices(array))
+
+
+def gather_to(array: jax.Array, process: int) -> np.ndarray | None:
+    """The whole array on the host of one process; None on the others. All must call this together, as with `gather`."""
+    whole = _on_own_devices(array)
+    if jax.process_index() == process:
+        return np.asarray(whole)
+    jax.block_until_ready(whole)  # whole arrays would pile up on the devices of a process that runs ahead
+    return None
+
+
+def _on_own_devices(array: jax.Array) -> jax.Array:
+    """The array, or a copy that is whole on each device if other processes hold some of it."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return array
+    sharding: Any = array.sharding  # an array that is spread over processes has a mesh
+    return _replicate(sharding.mesh)(array).addressable_data(0)
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))

@@ -10,7 +10,8 @@ from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.json_values import write_json
 from qrpo_jax.hugging_face.lora_targets import Module, modules
-from qrpo_jax.hugging_face.new_folders import check_new, write_tensors
+from qrpo_jax.hugging_face.new_folders import check_new
+from qrpo_jax.hugging_face.tensor_file import write_tensors
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.lora import SUFFIX
 from qrpo_jax.model.settings import DecoderSettings, Lora

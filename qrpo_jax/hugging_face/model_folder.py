@@ -1,7 +1,5 @@
 """Hugging Face model folders: read, checked and written without torch, pickle or running code of the folder."""
 
-import functools
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qrpo_jax import files
 from qrpo_jax.devices.dtypes import FLOATS, SAFETENSORS
-from qrpo_jax.devices.mesh import gather
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.config import hugging_face_config, read_settings
+from qrpo_jax.hugging_face.exported_weights import save_weights
 from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.json_values import read_json, write_json
-from qrpo_jax.hugging_face.new_folders import check_new, write_tensors
-from qrpo_jax.hugging_face.tensors import Part, Stored, stored_tensors
+from qrpo_jax.hugging_face.new_folders import check_new, new_folder
+from qrpo_jax.hugging_face.tensors import Stored, stored_tensors
 from qrpo_jax.hugging_face.weights import Header, load_weights, open_tensors, read_headers
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.settings import DecoderSettings
@@ -102,8 +99,8 @@ def save(
 ) -> None:
     """Writes a folder that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-    The folder appears complete or not at all. All processes of a mesh call this and fetch one tensor after the other
-    from it. The first process writes, and holds one file's tensors at a time.
+    The folder appears complete or not at all. All processes of a mesh call this together: each writes some of the files
+    of weights and holds one tensor at a time, the first one writes all other files.
 
     Args:
       text: the tokenizer, and the end tokens that generation stops at.
@@ -119,23 +116,15 @@ def save(
 
     check_new(folder)
     check_export(settings, text, dtype)
-    shards = _shards(settings, dtype, max_shard_bytes)
-    if not is_first():
-        for shard in shards.values():
-            for stored in shard:
-                _export(parameters, stored, dtype)
-        return
-    tokenizer = text.tokenizer
-    ends = text.end_tokens[0] if len(text.end_tokens) == 1 else list(text.end_tokens)
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
-    with files.whole_folder(folder) as partial:
-        write_json(partial / "config.json", {**hugging_face_config(settings, dtype), **special})
-        write_json(partial / "generation_config.json", {**special, **(generation or {})})
-        save_tokenizer(tokenizer, partial)
-        for name, shard in shards.items():
-            write_tensors(partial / name, {stored.name: _export(parameters, stored, dtype) for stored in shard})
-        if len(shards) > 1:
-            write_json(partial / "model.safetensors.index.json", _index(shards, dtype))
+    with new_folder(folder) as partial:
+        if is_first():
+            tokenizer, ends = text.tokenizer, text.end_tokens[0] if len(text.end_tokens) == 1 else list(text.end_tokens)
+            special = {"bos": tokenizer.bos_token_id, "eos": ends, "pad": tokenizer.pad_token_id}
+            tokens = {f"{name}_token_id": token for name, token in special.items()}
+            write_json(partial / "config.json", {**hugging_face_config(settings, dtype), **tokens})
+            write_json(partial / "generation_config.json", {**tokens, **(generation or {})})
+            save_tokenizer(tokenizer, partial)
+        save_weights(partial, settings, parameters, dtype, max_shard_bytes)
 
 
 def generation_settings(folder: Path) -> dict[str, Any]:
@@ -193,48 +182,6 @@ def check_vocabulary(settings: DecoderSettings, text: "Text") -> None:
                 f"{token!r}, token {i}; use the tokenizer that the model was made with",
                 about="path",
             )
-
-
-def _size(stored: Stored, dtype: str) -> int:
-    return math.prod(stored.shape) * np.dtype(FLOATS[dtype]).itemsize
-
-
-def _shards(settings: DecoderSettings, dtype: str, max_bytes: int) -> dict[str, list[Stored]]:
-    """Tensors by the file that will hold them."""
-    shards: list[list[Stored]] = [[]]
-    filled = 0
-    for stored in stored_tensors(settings):
-        size = _size(stored, dtype)
-        if shards[-1] and filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(stored)
-        filled += size
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
-
-
-def _index(shards: Mapping[str, list[Stored]], dtype: str) -> dict[str, Any]:
-    total = sum(_size(stored, dtype) for shard in shards.values() for stored in shard)
-    weight_map = {stored.name: name for name, shard in shards.items() for stored in shard}
-    return {"metadata": {"total_size": total}, "weight_map": weight_map}
-
-
-def _export(parameters: Parameters, stored: Stored, dtype: str) -> np.ndarray:
-    """The tensor in its stored form, whole on every host."""
-
-    def rows(part: Part) -> np.ndarray:
-        parameter: Any = functools.reduce(lambda tree, key: tree[key], part.path, parameters)
-        return part.to_stored(gather(parameter if part.layer is None else parameter[part.layer]))
-
-    arrays = [rows(part) for part in stored.parts] or [np.full((), stored.constant)]
-    array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    # safetensors ignores strides, so a transposed view needs a copy in row-major order.
-    array = np.asarray(array.astype(FLOATS[dtype]), order="C")
-    if not np.isfinite(array).all():
-        raise UserError(f"tensor {stored.name} is not finite as {dtype}; nothing was exported")
-    return array
 
 
 def _check_tensor(stored: Stored, header: Header) -> None:

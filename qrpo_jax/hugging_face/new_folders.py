@@ -1,16 +1,18 @@
-"""Folders that an export makes: new, with the permissions of ordinary files, and read back after they are written."""
+"""Folders that an export makes: new, and written by all processes of a job together."""
 
-import errno
-import os
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
+import jax
 
+from qrpo_jax import files
+from qrpo_jax.devices.processes import from_all, from_first, is_first, wait
 from qrpo_jax.errors import UserError
 from qrpo_jax.files import is_complete
+from qrpo_jax.stores import copies
+from qrpo_jax.stores.path import StorePath
 
 
 def check_new(folder: Path) -> None:
@@ -25,32 +27,29 @@ def check_new(folder: Path) -> None:
         )
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file as torch's own have it, whose `format` is "pt", and compares it with what is in memory.
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder into which each process writes files of its own, and which is in the place of `path` after the block.
 
-    Raises:
-      OSError: the file does not hold the tensors that were written.
+    All processes enter and leave together. The folder appears complete or not at all: on disk, all write into one that
+    the first process renames; to a store, each puts its own files, and the first one lists them all.
     """
-    path.touch()
-    permissions = path.stat().st_mode
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(permissions)  # save_file lets no other user read what it writes
-    _forget(path)
-    with safe_open(path, "numpy") as opened:
-        wrong = sorted(set(opened.keys()) ^ set(tensors))
-        wrong += [name for name in tensors if not wrong and not _same(opened.get_tensor(name), tensors[name])]
-    if wrong:
-        raise OSError(errno.EIO, f"tensor {wrong[0]} is not the one that was written", str(path))
-
-
-def _same(read: np.ndarray, written: np.ndarray) -> bool:
-    equal = read.shape == written.shape and read.dtype == written.dtype
-    return equal and np.array_equal(read.reshape(-1).view(np.uint8), written.reshape(-1).view(np.uint8))
-
-
-def _forget(path: Path) -> None:
-    """Lets the next reader read a file from the disk, and not from the memory that it was written from."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # Linux
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if jax.process_count() == 1:
+        with files.whole_folder(path) as folder:
+            yield folder
+        return
+    if isinstance(path, StorePath):
+        folder = copies.scratch(path.name)
+        folder.mkdir()
+        with ExitStack() as stack:
+            stack.callback(files.remove_folder, folder.parent)
+            yield folder
+            objects = from_all(json.dumps(files.put_objects(folder, path)))
+            if is_first():
+                files.list_objects(path, {name: entry for text in objects for name, entry in json.loads(text).items()})
+    else:
+        with ExitStack() as stack:
+            name = stack.enter_context(files.whole_folder(path)).name if is_first() else ""
+            yield path.with_name(from_first(name))
+            wait(f"all files of {path.name} are written")
+    wait(f"{path.name} is in its place")

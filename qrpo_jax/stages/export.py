@@ -5,8 +5,8 @@ from typing import Any
 import jax
 
 from qrpo_jax.devices.dtypes import FLOATS
-from qrpo_jax.devices.mesh import gather
-from qrpo_jax.devices.processes import is_first
+from qrpo_jax.devices.mesh import gather_to
+from qrpo_jax.devices.processes import everywhere, is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.files import is_complete
 from qrpo_jax.hugging_face import adapter_folder, model_folder
@@ -20,8 +20,9 @@ def run(job: Job) -> dict[str, Any]:
     if job.config.export.adapter == "peft":
         return export_adapter(job)
     folder = job.folder("export") / "model"
-    # The folder appears when it is complete, so an existing one needs no second export after a kill.
-    if not is_complete(folder):
+    # The folder appears when it is complete, so an existing one needs no second export after a kill. All processes
+    # export or none; one that is late to see a new folder must not do so alone.
+    if everywhere(not is_complete(folder)):
         parameters, path = merged_parameters(job), job.config.model.path
         generation = model_folder.generation_settings(as_path(path)) if path else {}
         settings, dtype = job.shape.settings, job.config.export.dtype
@@ -47,7 +48,7 @@ def export_adapter(job: Job) -> dict[str, Any]:
     """Writes the folder `adapter`, for the model that config.model.path names."""
     folder, adapted = job.folder("export") / "adapter", job.shape.lora
     assert adapted is not None, "check refuses adapters without LoRA"
-    adapters = jax.tree.map(gather, job.trained_parameters("train", job.mesh))
+    adapters = jax.tree.map(lambda x: gather_to(x, 0), job.trained_parameters("train", job.mesh))
     if is_first() and not is_complete(folder):
         base, dtype = job.config.model.path, job.config.export.dtype
         adapter_folder.save(folder, job.shape.settings, adapted, adapters, base=base, dtype=dtype)

@@ -31,7 +31,7 @@ import numpy as np
 from qrpo_jax import files
 from qrpo_jax.faults import storage
 from qrpo_jax.data import loader, row_files
-from qrpo_jax.hugging_face.new_folders import write_tensors
+from qrpo_jax.hugging_face.tensor_file import write_tensors
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.saved_parameters import save_parameters
 from qrpo_jax.training.metrics import MetricsWriter, Written
@@ -56,7 +56,7 @@ def metrics(tensorboard):
 
 def whole_folder():
     with files.whole_folder(workdir / "model") as partial:
-        write_tensors(partial / "model.safetensors", {"a": np.zeros((173, 211))})
+        write_tensors(partial / "model.safetensors", {"a": np.zeros((173, 211), np.float32)})
 
 writers = {
     "text": lambda: files.write_text(workdir / "report.html", "x" * 100_000),
@@ -88,7 +88,7 @@ def test_every_writer_names_its_file_and_threads_keep_quiet(tmp_path: Path) -> N
     places = {
         "text": "/report.html",
         "rows": "/rows/rows-train.array_record-00000-of-00001",
-        "tensors": "",  # neither safetensors nor the buffer of an open file report a name
+        "tensors": "",  # the buffer of an open file reports no name
         "lines": "",
         "tensorboard": "",
         "parameters": "/parameters",
