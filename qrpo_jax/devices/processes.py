@@ -1,8 +1,12 @@
 """The processes of one job: the one that writes, and points where all wait for each other."""
 
+import functools
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def is_first() -> bool:
@@ -28,6 +32,27 @@ def everywhere(true: bool) -> bool:
 def anywhere(true: np.ndarray) -> np.ndarray:
     """For each element, whether it is true on some process. Every process must ask, with equally many elements."""
     return true if jax.process_count() == 1 else multihost_utils.process_allgather(true).any(0)
+
+
+def start_gather(value: float) -> jax.Array:
+    """The number that each process passes, float32 [P] on all devices. Every process must call it; none waits here."""
+    mesh, own = _by_process(), np.asarray([value], np.float32)
+    with jax.transfer_guard_host_to_device("allow"):  # a few bytes, and intended
+        values_P = jax.make_array_from_callback(
+            (jax.process_count(),), NamedSharding(mesh, PartitionSpec("process")), lambda index: own
+        )
+    return _replicate()(values_P)
+
+
+@functools.cache
+def _by_process() -> Mesh:
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices).reshape(jax.process_count(), -1), ("process", "device"))
+
+
+@functools.cache
+def _replicate() -> Any:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(_by_process(), PartitionSpec()))
 
 
 def from_all(text: str) -> list[str]:

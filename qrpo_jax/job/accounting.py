@@ -12,7 +12,7 @@ from qrpo_jax.evaluation import ties
 from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.training import time_sheet
+from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
 
@@ -116,6 +116,13 @@ def times(job: Job) -> dict[str, Goodput]:
     """Where the time of each training stage went."""
     stages = (stage for stage in ("sft", "train") if stage in job.config.stages)
     found = {stage: goodput(job.folder(stage) / time_sheet.NAME) for stage in stages}
+    return {stage: one for stage, one in found.items() if one is not None}
+
+
+def skews(job: Job) -> dict[str, host_skew.Summary]:
+    """Skew between the processes of each training stage; empty for a job of one process."""
+    stages = (stage for stage in ("sft", "train") if stage in job.config.stages)
+    found = {stage: host_skew.summary(read_metrics(job.folder(stage) / "metrics.jsonl")) for stage in stages}
     return {stage: one for stage, one in found.items() if one is not None}
 
 

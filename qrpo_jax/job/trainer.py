@@ -26,6 +26,7 @@ from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.fit import Step, fit
+from qrpo_jax.training.host_skew import HostSkew
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.metrics import MACHINE, MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import LossFunction
@@ -78,9 +79,10 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     plan = make_plan(job, stage, examples)
     describe(job, stage, plan, adapters(job, training))
     optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
+    times = TimeSheet(folder if is_first() else None)
     with (
         located(**memory_keys(stage)),
-        open_books(job, stage, training, plan.steps, schedule) as (checkpoints, logbook),
+        open_books(job, stage, training, plan.steps, schedule, times) as (checkpoints, logbook),
     ):
         parameters = fit(
             policy_step(job, training, optimizer, plan.microbatches),
@@ -89,7 +91,7 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
             steps=plan.steps,
             checkpoints=checkpoints,
             logbook=logbook,
-            times=TimeSheet(folder if is_first() else None),
+            times=times,
             profile=parse_profile(job.config.log.profile if is_first() else "", folder),
             frozen=training.frozen,
         )
@@ -139,7 +141,7 @@ def trainable(job: Job, training: Training, optimizer: optax.GradientTransformat
 
 @contextmanager
 def open_books(
-    job: Job, stage: str, training: Training, steps: int, schedule: optax.Schedule
+    job: Job, stage: str, training: Training, steps: int, schedule: optax.Schedule, times: TimeSheet
 ) -> Iterator[tuple[Checkpoints, Logbook]]:
     """Checkpoints and logbook in the stage's folder; closed at the end, also after an error."""
     section, log, folder = job.config[stage], job.config.log, job.folder(stage)
@@ -157,6 +159,7 @@ def open_books(
             schedule=schedule,
             title=stage,
             watch=watch,
+            skew=HostSkew(lambda: times.seconds("data")),
             figures=lambda: {"peak_memory_gb": peak_bytes(job.mesh) / 1e9},
             on_first=training.on_first,
         ) as logbook,

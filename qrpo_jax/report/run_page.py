@@ -12,6 +12,7 @@ from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.report import compile_page, run_plots, speed
 from qrpo_jax.report.page import number, render
 from qrpo_jax.report.run_pictures import Picture
+from qrpo_jax.training.host_skew import Summary
 from qrpo_jax.training.time_sheet import Goodput
 
 TEMPLATE = "report.html"
@@ -47,6 +48,7 @@ class RunRecord(NamedTuple):
       settings: all settings of the run by name.
       speeds: tokens per second of each training stage.
       times: where the time of each training stage went.
+      skews: between the processes in each training stage; empty for a job of one process.
       benchmark: content of benchmark.json; None for a run without this stage.
       compiled: content of compile.json, if stage `compile` ran in the same folder.
     """
@@ -58,6 +60,7 @@ class RunRecord(NamedTuple):
     settings: dict[str, Any]
     speeds: dict[str, float]
     times: dict[str, Goodput]
+    skews: dict[str, Summary]
     benchmark: dict[str, Any] | None = None
     compiled: dict[str, Any] | None = None
 

@@ -60,6 +60,7 @@ def read_record(job: Job) -> RunRecord:
         settings=flatten(job.config.to_dict()),
         speeds=accounting.speeds(job),
         times=accounting.times(job),
+        skews=accounting.skews(job),
         benchmark=accounting.benchmark(job),
         compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
     )

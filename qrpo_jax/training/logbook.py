@@ -13,7 +13,9 @@ from tqdm import tqdm
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.devices import processes
 from qrpo_jax.devices.mesh import gather
+from qrpo_jax.training import host_skew
 from qrpo_jax.training.checkpoints import Checkpoints
+from qrpo_jax.training.host_skew import HostSkew
 from qrpo_jax.training.metrics import MetricsWriter, Written
 from qrpo_jax.training.step_watch import StepWatch
 
@@ -26,11 +28,16 @@ class NonFiniteLossError(RuntimeError):
 
 
 class PendingStep(NamedTuple):
-    """A step that has been dispatched; its metrics may still be on their way."""
+    """A step that has been dispatched; its metrics may still be on their way.
+
+    Attributes:
+      host_seconds_P: of each process, if the step ends a lap, see `HostSkew`.
+    """
 
     step: int
     batch: Batch
     metrics: dict[str, Array]
+    host_seconds_P: Array | None
 
 
 class Logbook:
@@ -47,6 +54,7 @@ class Logbook:
       schedule: learning rate by number of updates made before the step.
       title: of the progress bar.
       watch: of the time that steps take.
+      skew: between the processes.
       figures: more figures for each line.
       on_first: called with the first batch, on the mesh, and its metrics when a run starts from the beginning.
     """
@@ -62,12 +70,13 @@ class Logbook:
         schedule: optax.Schedule,
         title: str,
         watch: StepWatch,
+        skew: HostSkew,
         figures: Callable[[], dict[str, float]] = dict,
         on_first: Callable[[Batch, dict[str, float]], None] | None = None,
     ) -> None:
         self._writer, self._checkpoints = writer, checkpoints
         self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
-        self._schedule, self._watch, self._figures = schedule, watch, figures
+        self._schedule, self._watch, self._skew, self._figures = schedule, watch, skew, figures
         self._title, self._bar = title, tqdm(disable=True)
         self._pending: PendingStep | None = None
         self._clock = Clock()
@@ -97,7 +106,7 @@ class Logbook:
           NonFiniteLossError: the loss or gradient norm of the step before is not finite.
         """
         self._report()
-        self._pending = PendingStep(step, batch, metrics)
+        self._pending = PendingStep(step, batch, metrics, self._skew.lap(step) if self._has_line(step) else None)
         self._watch.step(step)
 
     def settle(self) -> Written:
@@ -114,7 +123,7 @@ class Logbook:
         if self._pending is None:
             return
         record, self._pending = self._pending, None
-        step, batch, metrics = record
+        step, batch, metrics, host_seconds_P = record
         values = scalars(metrics)
         if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
             raise NonFiniteLossError(
@@ -125,11 +134,15 @@ class Logbook:
         if step == 1 and self._on_first is not None:
             self._on_first(batch, values)
         self._clock.tokens += int(values["tokens"])
-        if step % self._every == 0 or step in (1, self._steps):
+        if self._has_line(step):
             rate = {"learning_rate": learning_rate(self._schedule, step)}
-            self._writer.write(step, values | rate | self._clock.lap() | self._watch.lap() | self._figures())
+            speed = self._clock.lap() | self._watch.lap() | host_skew.figures(host_seconds_P)
+            self._writer.write(step, values | rate | speed | self._figures())
             self._bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
         self._bar.update()
+
+    def _has_line(self, step: int) -> bool:
+        return step % self._every == 0 or step in (1, self._steps)
 
     def __enter__(self) -> "Logbook":
         return self

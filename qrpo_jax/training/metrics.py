@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 from qrpo_jax.devices import processes
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import grown, hand_over, write_bytes
+from qrpo_jax.training.host_skew import SECONDS, SLOWEST
 
 # Figures of a line that depend on the machine and on what else it does. No two runs share them.
-MACHINE = "tokens_per_second", "step_seconds", "step_seconds_95", "peak_memory_gb"
+MACHINE = "tokens_per_second", "step_seconds", "step_seconds_95", "peak_memory_gb", SECONDS, SLOWEST
 
 
 class Written(NamedTuple):

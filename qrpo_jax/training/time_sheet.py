@@ -33,6 +33,10 @@ class TimeSheet:
         self._written = -PAUSE
         self._first = self._step = 0
 
+    def seconds(self, cause: str) -> float:
+        """Spent for this cause so far, without a block that goes on; "steps" is only known at the end."""
+        return self._seconds[cause]
+
     @contextlib.contextmanager
     def spent(self, cause: str) -> Iterator[None]:
         """The time inside the block has this cause."""

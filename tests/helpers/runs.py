@@ -11,6 +11,7 @@ import optax
 
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.checkpoints import Checkpoints
+from qrpo_jax.training.host_skew import HostSkew
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.metrics import MACHINE, MetricsWriter, read_metrics
 from qrpo_jax.training.state import Trainable, parameter_layout
@@ -62,6 +63,7 @@ def books(
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """The arguments of `fit` that write to `directory`, where every step is logged."""
+    times = TimeSheet(directory)
     with (
         Checkpoints(directory / "checkpoints", every=save_every) as checkpoints,
         MetricsWriter(directory) as writer,
@@ -75,10 +77,11 @@ def books(
             schedule=schedule,
             title="test",
             watch=watch,
+            skew=HostSkew(lambda: times.seconds("data")),
             **options,
         ) as logbook,
     ):
-        yield {"steps": steps, "checkpoints": checkpoints, "logbook": logbook, "times": TimeSheet(directory)}
+        yield {"steps": steps, "checkpoints": checkpoints, "logbook": logbook, "times": times}
 
 
 def trainable(

@@ -173,6 +173,20 @@ def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: 
     assert timeless[0] == timeless[1]
 
 
+def test_skew_between_hosts_is_in_the_speed_section_of_a_run_of_several_processes(
+    job: Job, page: str, tmp_path: Path
+) -> None:
+    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "moved"), job.shard, STAGES)
+    path = moved.folder("train") / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line |= {"host_skew_seconds": 0.75 if line["step"] == 7 else 0.25, "slowest_process": 3 * (line["step"] < 51)}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = " ".join(page_of(moved).split())
+    assert "Stage train: 0.255 on average, 0.750 at worst; 51% of it by process 3." in text
+    assert text.index("by process 3") > text.index('<section id="speed">') and "Skew between hosts" not in page
+
+
 def test_a_benchmark_has_a_table_in_the_speed_section(job: Job, page: str, tmp_path: Path) -> None:
     workdir = shutil.copytree(job.workdir, tmp_path / "measured")
     figures = {"tokens_per_second": 98765.4, "seconds": 0.4, "model_tflops_per_second": 1.75, "mfu": 0.4321}
