@@ -210,6 +210,13 @@ def get_config() -> ConfigDict:
     config.benchmark.calls = Whole(4, least=1)  # of each program a round, one after the other
     config.benchmark.prompts = Whole(32, least=1)  # sampled from at a time
 
+    # Of training. Checkpoints of the work directory: sft.checkpoint_every, train.checkpoint_every.
+    config.checkpoints = Config()
+    # Folder on a disk of each host, or in its memory (/dev/shm), for checkpoints between those; "": none. Two hosts
+    # must hold each part of the model (docs/launch.md).
+    config.checkpoints.local_directory = Text("")
+    config.checkpoints.local_every = Whole(10, least=1)  # steps, fewer than between those of the work directory
+
     config.log = Config()
     config.log.tensorboard = Switch(True)  # writes event files into the stage's folder
     config.log.profile = Text("")  # STEP:COUNT profiles COUNT steps from STEP on, into the stage's folder

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -254,6 +255,17 @@ def hand_over(local: Path, path: Path) -> None:
     for file in local.rglob("*") if local.is_dir() else [local]:
         if file.is_file():
             copy_file(file, path / file.relative_to(local))
+
+
+def unwritable(folder: Path) -> str:
+    """Why files cannot be made in a folder on disk, or the folder itself cannot; "" if they can. Makes nothing."""
+    # os.path.exists is False where Path.exists raises: below a folder that may not be searched.
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return ""
+    except OSError as error:
+        return f"{existing}: {error.strerror}"
 
 
 def sweep(folder: Path, name: str = "") -> None:

@@ -1,7 +1,6 @@
 """The stages of a job, run in order: complete ones are skipped, changed settings are refused."""
 
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
-from qrpo_jax.files import TEMPORARY, sha256
+from qrpo_jax.files import TEMPORARY, sha256, unwritable
 from qrpo_jax.hugging_face.weights import weight_files
 from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
@@ -114,13 +113,8 @@ def check_workdir(workdir: Path) -> None:
         return
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    # os.path.exists is False where Path.exists raises: below a folder that may not be searched.
-    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if os.path.exists(path))
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written to: {existing}: {error.strerror}") from None
+    if why := unwritable(workdir):
+        raise UserError(f"--workdir={workdir} cannot be written to: {why}")
 
 
 def check_store(workdir: StorePath) -> None:

@@ -16,6 +16,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 _SEEDS = (0x9E3779B9, 0x85EBCA6B)  # any two different numbers
+_NARROW = {1: jnp.uint8, 2: jnp.uint16}  # by bytes
 
 
 def array_sums(tree: Any) -> dict[str, str]:
@@ -49,26 +50,34 @@ def _on_devices(x: Array) -> Array:
 
 @cache
 def _program(result: Sharding) -> Any:
-    return jax.jit(_sums, out_shardings=result)
+    return jax.jit(element_sums, out_shardings=result)
 
 
-def _sums(x: Array) -> Array:
-    """uint32 [2]."""
-    bits = _bits(x)
+def element_sums(x: Array) -> Array:
+    """Both sums of an array, uint32 [2]."""
+    bits = as_bits(x)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         place = place * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     return jnp.stack([jnp.sum(_mix(bits ^ _mix(place + np.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS])
 
 
-def _bits(x: Array) -> Array:
+def as_bits(x: Array) -> Array:
     """The elements as uint32; wider ones are several, along a new last axis."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     if x.dtype.itemsize >= 4:
         return jax.lax.bitcast_convert_type(x, jnp.uint32)
-    narrow = {1: jnp.uint8, 2: jnp.uint16}[x.dtype.itemsize]
-    return jax.lax.bitcast_convert_type(x, narrow).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, _NARROW[x.dtype.itemsize]).astype(jnp.uint32)
+
+
+def from_bits(bits: Array, dtype: Any) -> Array:
+    """The elements of this type whose bits `as_bits` returned."""
+    if dtype == jnp.bool_:
+        return bits.astype(jnp.bool_)
+    if jnp.dtype(dtype).itemsize < 4:
+        bits = bits.astype(_NARROW[jnp.dtype(dtype).itemsize])
+    return jax.lax.bitcast_convert_type(bits, dtype)
 
 
 def _mix(x: Array) -> Array:

@@ -67,6 +67,11 @@ def from_all(text: str) -> list[str]:
     return [bytes(sent_B[:size]).decode() for sent_B, size in zip(all_PxB, sizes_P, strict=True)]
 
 
+def from_any(text: str) -> str:
+    """The text of the first process that passes one, on all processes; "" if none does."""
+    return next((each for each in from_all(text) if each), "")
+
+
 def from_first(text: str) -> str:
     """The text that the first process passes, on all processes; cut after 4096 bytes of UTF-8."""
     if jax.process_count() == 1:

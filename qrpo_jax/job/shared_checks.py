@@ -5,6 +5,7 @@ import importlib.util
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.job import local_disk
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_prompts import check_listed_prompts
@@ -28,6 +29,7 @@ def check(job: Job) -> None:
         check_prompts(job)
         check_listed_prompts(job)
     check_packing(job)
+    local_disk.check(job)
     with located(profile="log.profile"):
         parse_profile(config.log.profile, job.workdir)
     if config.log.wandb and importlib.util.find_spec("wandb") is None:

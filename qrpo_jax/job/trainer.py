@@ -27,8 +27,9 @@ from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints
 from qrpo_jax.training.fit import Step, fit
 from qrpo_jax.training.host_skew import HostSkew
+from qrpo_jax.training.local_checkpoints import LocalCheckpoints
 from qrpo_jax.training.logbook import Logbook
-from qrpo_jax.training.metrics import MACHINE, MetricsWriter, read_metrics
+from qrpo_jax.training.metrics import MACHINE, METRICS, MetricsWriter, read_metrics
 from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.profile import parse_profile
@@ -147,7 +148,7 @@ def open_books(
     section, log, folder = job.config[stage], job.config.log, job.folder(stage)
     wandb = {"project": log.wandb_project, "name": f"{job.workdir.name}/{stage}"} if log.wandb else None
     with (
-        Checkpoints(folder / "checkpoints", every=section.checkpoint_every, warn=job.say) as checkpoints,
+        make_checkpoints(job, stage) as checkpoints,
         MetricsWriter(folder, tensorboard=log.tensorboard, wandb=wandb) as writer,
         StepWatch(interruption.say) as watch,
         Logbook(
@@ -165,6 +166,21 @@ def open_books(
         ) as logbook,
     ):
         yield checkpoints, logbook
+
+
+def make_checkpoints(job: Job, stage: str) -> Checkpoints:
+    """Checkpoints in the stage's folder and, if the config names a folder for them, on the disks of the hosts."""
+    folder, every, local = job.folder(stage), job.config[stage].checkpoint_every, job.config.checkpoints
+    if not local.local_directory:
+        return Checkpoints(folder / "checkpoints", every=every, warn=job.say)
+    return LocalCheckpoints(
+        folder / "checkpoints",
+        local=Path(local.local_directory),
+        local_every=local.local_every,
+        metrics=folder / METRICS,
+        every=every,
+        say=lambda line: job.say(f"{stage}: {line}"),
+    )
 
 
 def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -190,5 +206,5 @@ def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """The last line of a stage's metrics, without what depends on the machine."""
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(folder / METRICS)
     return {name: value for name, value in lines[-1].items() if name not in MACHINE} if lines else {}

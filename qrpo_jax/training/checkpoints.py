@@ -78,11 +78,12 @@ class Checkpoints:
         """Whether a checkpoint follows this step."""
         return step % self._every == 0
 
-    def save(self, state: State, iterator: grain.DatasetIterator, metrics: Written) -> None:
+    def save(self, state: State, iterator: grain.DatasetIterator, metrics: Written, *, last: bool = False) -> None:
         """Starts saving in the background. Orbax copies the state first, so it may be donated afterwards.
 
         Args:
           metrics: the metrics file up to this step.
+          last: no step follows in this start, so this must outlast the machine. In the work directory, all does.
         """
         step, arrays = int(jax.device_get(state.step)), state._asdict()
         record = {

@@ -79,11 +79,12 @@ def fit(
             state, metrics = update(*inputs)
             logbook.record(number, batch, metrics)
         stop = RUN.reached(number)
-        saved = checkpoints.due(number) or number == steps or stop
+        last = number == steps or stop
+        saved = last or checkpoints.due(number)
         if saved:
             written = logbook.settle()  # so that a step that is not finite is never saved
             with times.spent("save"):
-                checkpoints.save(state, batches, written)
+                checkpoints.save(state, batches, written, last=last)
             RUN.progress(number, steps, "steps")
         times.reached(number, saved=saved)
         if stop:

@@ -7,6 +7,7 @@ at the end.
 import hashlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import grown, hand_over, write_bytes
 from qrpo_jax.training.host_skew import SECONDS, SLOWEST
 
+METRICS = "metrics.jsonl"  # in the folder of a stage
 # Figures of a line that depend on the machine and on what else it does. No two runs share them.
 MACHINE = "tokens_per_second", "step_seconds", "step_seconds_95", "peak_memory_gb", SECONDS, SLOWEST
 
@@ -54,7 +56,7 @@ class MetricsWriter:
         """
         if not processes.is_first():
             return
-        self._lines = JsonLines(self._directory / "metrics.jsonl", kept)
+        self._lines = JsonLines(self._directory / METRICS, kept)
         self._sinks.append(self._lines)
         if self._tensorboard:
             self._sinks.append(TensorBoard(self._directory / "tensorboard", resume_step))
@@ -126,6 +128,7 @@ class JsonLines:
 
     def flush(self) -> None:
         self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint on another machine counts on these lines
         hand_over(self._local, self._path)
 
     def close(self) -> None:
@@ -186,6 +189,12 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def begins_with(path: Path, kept: Written) -> bool:
+    """Whether a metrics file, which may be missing, begins with what a checkpoint knows of it."""
+    content = path.read_bytes() if path.exists() else b""
+    return hashlib.sha256(content[: kept.bytes]).hexdigest() == kept.sha256
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -82,8 +82,7 @@ def attempt(folder: Path, read: Callable[[], Any]) -> Any:
     """
     result, fault = None, ""
     try:
-        with patch.object(asyncio, "new_event_loop", _PatientLoop):
-            result = read()
+        result = patiently(read)
     except Exception as error:  # of many types, for files that are cut, absent or changed
         if isinstance(error, MemoryError | JaxRuntimeError) or storage.refuses(error):
             raise
@@ -91,6 +90,12 @@ def attempt(folder: Path, read: Callable[[], Any]) -> Any:
     if everywhere(not fault):
         return result
     raise DamagedError(folder, fault or "another process cannot read it")
+
+
+def patiently(read: Callable[[], Any]) -> Any:
+    """What `read` returns. If it fails, all that Orbax began has ended before the error comes."""
+    with patch.object(asyncio, "new_event_loop", _PatientLoop):
+        return read()
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):

@@ -1,12 +1,14 @@
 """Several processes together write the same files as one process."""
 
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -26,9 +28,16 @@ from tests.job.test_resume import compare
 from tests.job.test_resume import outputs as outputs_of
 
 
-def start(workdir: Path, processes: int, *overrides: str) -> list["subprocess.Popen[str]"]:
-    """Starts a small job; each process has one CPU device."""
-    command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}", *overrides]
+def start(
+    workdir: Path, processes: int, *overrides: str, folders: Sequence[Path] = ()
+) -> list["subprocess.Popen[str]"]:
+    """Starts a small job; each process has one CPU device.
+
+    Args:
+      folders: that the processes work in.
+    """
+    command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, "--config=quickstart", f"--workdir={workdir}", *overrides]
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,8 +48,8 @@ def start(workdir: Path, processes: int, *overrides: str) -> list["subprocess.Po
         started.append(
             subprocess.Popen(
                 [*command, *flags],
-                cwd=ROOT,
-                env=environment(),
+                cwd=folders[i] if folders else ROOT,
+                env=environment(PYTHONPATH=path),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
