@@ -1,6 +1,6 @@
 """Checkpoints on two tiers: often on the disk of each host, and now and then in the work directory.
 
-The disk of a host is fast, and gone with the host. A start goes on from the newest step that the hosts have among them,
+The disk of a host is fast, and gone with the host. A start resumes from the newest step that the hosts have among them,
 unless the work directory has a newer one.
 
 Orbax has a manager for this, `orbax.checkpoint.experimental.emergency`. It restores arrays with a changed byte as if

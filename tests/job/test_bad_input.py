@@ -209,6 +209,7 @@ def test_a_stage_records_settings_that_change_its_output_and_not_those_of_the_ma
         {"mesh__fsdp": 2},
         {"reward__workers": 7},
         {"train__checkpoint_every": 3},
+        {"checkpoints__local_directory": "disk", "checkpoints__local_every": 3},
         {"log__tensorboard": False},
     ):
         assert of("export") == of("export", **machine), machine
