@@ -77,12 +77,12 @@ interpreted = partial(splash.attend, interpret=True)
 @pytest.mark.parametrize(
     "heads, kv_heads, k_dim, options",
     [
-        pytest.param(2, 2, 64, dict(), id="head size 64"),
+        pytest.param(2, 2, 64, dict(), id="head size 64", marks=pytest.mark.slow),
         pytest.param(6, 2, 128, dict(), id="grouped heads of size 128"),
         pytest.param(3, 1, 96, dict(cap=2.0), id="soft cap, one kv-head of size 96"),
         pytest.param(2, 1, 256, dict(scale=0.2, window=np.int32(83)), id="window, scale, size 256"),
         pytest.param(2, 1, 64, dict(cap=5.0, window=np.int32(2)), id="window of two tokens"),
-        pytest.param(2, 1, 64, dict(window=NO_LIMIT), id="window without limit"),
+        pytest.param(2, 1, 64, dict(window=NO_LIMIT), id="window without limit", marks=pytest.mark.slow),
     ],
 )
 def test_outputs_and_gradients_are_those_of_the_plain_formula(heads, kv_heads, k_dim, options):

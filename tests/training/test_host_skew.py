@@ -49,7 +49,7 @@ run = SimpleNamespace(
     abstract=lambda: None,
     fresh=lambda: jax.device_put(state, replicated(mesh)),
 )
-checkpoints = SimpleNamespace(restore=lambda *_: None, due=lambda _: False, save=lambda *_: None)
+checkpoints = SimpleNamespace(restore=lambda *_: None, due=lambda _: False, save=lambda *_, **__: None)
 times = TimeSheet(None)
 options = {"steps": STEPS, "every": 2, "names": table.names, "schedule": lambda step: 0.0, "title": "test"}
 with MetricsWriter(Path(arguments[0])) as writer, StepWatch(print) as watch:
