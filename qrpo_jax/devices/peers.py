@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import jax
 from jax.errors import JaxRuntimeError
 
+from qrpo_jax.devices.processes import of_runtime
 from qrpo_jax.devices.roll_call import Facts, call_roll
 from qrpo_jax.errors import PeerError, UserError
 from qrpo_jax.faults.interruption import RUN, command, say, wait_for_ever
@@ -359,7 +360,7 @@ def together() -> Iterator[None]:
     except Exception as error:
         if _joined is None:
             raise
-        if isinstance(error, JaxRuntimeError):
+        if of_runtime(error):
             _joined.explain()
         traceback.print_exc()
         _joined.fail(RUN_ERROR)

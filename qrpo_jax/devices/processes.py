@@ -1,12 +1,26 @@
 """The processes of one job: the one that writes, and points where all wait for each other."""
 
 import functools
+import re
 from typing import Any
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def of_runtime(error: BaseException) -> bool:
+    """Whether an error is the runtime's own, as when a process dies within a collective.
+
+    A program that is called for the first time passes it on as a ValueError, of which only the text tells.
+
+    >>> of_runtime(ValueError("UNKNOWN: Gloo AllGather failed")), of_runtime(ValueError("beta must be positive"))
+    (True, False)
+    """
+    status = isinstance(error, ValueError) and re.match(r"[A-Z]+(_[A-Z]+)*: ", str(error)) is not None
+    return isinstance(error, JaxRuntimeError) or status
 
 
 def is_first() -> bool:
