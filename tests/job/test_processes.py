@@ -142,8 +142,13 @@ def test_four_then_two_then_one_process_end_like_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_of_one_of_four_in_each_stage_stops_the_others_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_kill_of_one_of_four_in_each_stage_stops_the_others_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The victim is another process in each stage. The others leave with one line, and the next start goes on."""
+    for name, value in (("ENABLE_COMPILATION_CACHE", "true"), ("COMPILATION_CACHE_DIR", str(tmp_path / "cache"))):
+        monkeypatch.setenv(f"JAX_{name}", value)  # what is not compiled anew takes seconds a start
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     run(tmp_path / "undisturbed", 4)
     workdir, stages = tmp_path / "killed", ("sft", "sample", "score", "reference", "train", "evaluate", "export")
     for number, stage in enumerate(stages):
