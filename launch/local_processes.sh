@@ -32,9 +32,10 @@ print(port)
 run_processes() {
   local i pid code
   pids=() status=0
+  rm -f "$scratch"/*
   for ((i = 0; i < count; i++)); do
     "${command[@]}" --coordinator="127.0.0.1:$1" --processes="$count" --process="$i" "${program[@]}" </dev/null \
-      > >(sed -u "s/^/[$i] /") 2> >(tee "$scratch/$i" | sed -u "s/^/[$i] /" >&2) &
+      > >(sed -u "s/^/[$i] /") 2> >(tee "$scratch/$i" | sed -u "s/^/[$i] /" >&2; touch "$scratch/$i.whole") &
     pids+=("$!")
   done
   for pid in "${pids[@]}"; do
@@ -47,9 +48,23 @@ run_processes() {
     # Another program took the port first. The others would wait for process 0.
     if [[ $pid == "${pids[0]}" ]] && port_taken; then kill "${pids[@]:1}" 2>/dev/null || true; fi
   done
+  for ((i = 0; i < count; i++)); do printed "$i"; done
 }
 
-port_taken() { ((status == 2)) && grep -q 'cannot listen at port' "$scratch/0"; }
+port_taken() {
+  ((status == 2)) || return 1
+  printed 0
+  grep -q 'cannot listen at port' "$scratch/0"
+}
+
+# printed PROCESS: waits until its errors are printed; they are still on their way when it has ended.
+printed() {
+  local i
+  for ((i = 0; i < 100; i++)); do
+    [[ ! -e $scratch/$1.whole ]] || return 0
+    sleep 0.1
+  done
+}
 
 # Processes save and leave at a signal. In the background they ignore Ctrl-C, so they get SIGTERM.
 # shellcheck disable=SC2329  # the traps call it
@@ -69,7 +84,7 @@ fi
 
 need_command "$python"
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+trap 'rm -rf "$scratch" || true' EXIT
 pids=() signalled='' interrupted=''
 trap 'pass_on TERM' TERM HUP
 trap 'interrupted=yes; pass_on INT' INT
