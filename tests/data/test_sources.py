@@ -108,7 +108,7 @@ def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
         ({"prompt": "a", "id": "line-1"}, "line 2: id 'line-1' is also that of line 1"),
         ("[" * 100_000, "line 2: lists or objects are nested too deeply"),
         (
-            '{"prompt": "a", "payload": ' + "[" * 3000 + "]" * 3000 + "}",
+            '{"prompt": "a", "payload": ' + "[" * 100_000 + "]" * 100_000 + "}",
             "line 2: lists or objects are nested too deeply",
         ),
         ('{"prompt": "a", "reference_rewards": [' + "1" * 5000 + "]}", "line 2: a number has too many digits"),

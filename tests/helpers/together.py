@@ -55,7 +55,7 @@ def run_together(folder: Path, program: str, *arguments: object, processes: int 
         for process in started:
             process.kill()
     for process, (output, errors) in zip(started, ends, strict=True):
-        assert process.returncode == 0, f"{output[-1000:]}\n{errors[-3000:]}"
+        assert process.returncode == 0, f"status {process.returncode}\n{output[-1000:]}\n{errors[-3000:]}"
     return [
         json.loads(line.removeprefix("answer "))
         for output, _ in ends
