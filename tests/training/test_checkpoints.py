@@ -26,6 +26,7 @@ from tests.helpers.steps import OPTIMIZER
 
 TABLE = tiny.examples(23)
 PLAN = tiny.plan(TABLE, batch_units=5)
+RECORD = "record/metadata"  # a file of each checkpoint
 
 
 def state(step=3):
@@ -139,7 +140,8 @@ def two(tmp_path_factory):
 def test_a_fault_in_the_newest_checkpoint_changes_nothing_or_falls_back(two, fault, files):
     rng, ends = np.random.default_rng(len(fault)), []
     expected = {step: jax.device_get(state(step)) for step in (3, 9)}
-    for name in rng.permutation(sorted(content(two / "9")))[:files]:
+    others = rng.permutation(sorted(content(two / "9").keys() - {RECORD}))
+    for name in [RECORD, *others][:files]:  # any fault in the record is one
         with restored(two.parent):
             warnings = []
             FAULTS[fault](two / "9" / name, rng)
@@ -153,7 +155,7 @@ def test_a_fault_in_the_newest_checkpoint_changes_nothing_or_falls_back(two, fau
                 assert "9 is damaged" in warning and "\n" not in warning and "going on from 3" in warning, warning
                 assert (two.parent / "damaged-checkpoint-9").is_dir() and not (two / "9").exists()
         shutil.rmtree(two.parent / "damaged-checkpoint-9", ignore_errors=True)
-    assert files < 11 or 3 in ends, ends
+    assert 3 in ends, ends
 
 
 def test_checkpoints_that_changed_places_are_refused_and_after_a_fall_back_the_step_is_saved_again(two):
