@@ -4,8 +4,8 @@ Their models are folders with a config.json alone, the shape of the published mo
 
     python -m qrpo_jax.main --config=configs/tulu3_8b.py --workdir=DIR --config.stages=compile
 
-To train, name the folder with weights and tokenizer, `--config.model.path=DIR`, and a JSON-lines file of prompts,
-`--config.prompts.path=FILE`, on a slice of the config's topology.
+To train, name the folder with weights and tokenizer, `--config.model.path=DIR`, and prompts,
+`--config.prompts.source=jsonl:FILE`, on a slice of the config's topology.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def get_config(shape: str, topology: str) -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1
 
-    config.prompts.source = "jsonl"
+    config.prompts.source = "jsonl:prompts.jsonl"
     config.prompts.count = 0
     config.prompts.max_tokens = 1024
     config.prompts.unit = 256

@@ -5,7 +5,7 @@ A section with the name of a stage holds the options of that stage. Stages share
 
 from ml_collections import ConfigDict
 
-from qrpo_jax.config import Choice, Config, Number, Several, Switch, Text, Whole
+from qrpo_jax.config import Choice, Config, Either, Name, Number, Several, Switch, Text, Whole
 
 
 def optimization(learning_rate: float) -> Config:
@@ -73,11 +73,31 @@ def get_config() -> ConfigDict:
     config.mesh.cpu_devices = Whole(0, least=0, most=1024)
 
     config.prompts = Config()
-    # programs | jsonl | model (beginnings sampled from the model itself)
+    # programs | jsonl:FILES | parquet:FILES | hf:ORG/NAME[:CONFIG][@REVISION] | disk:FOLDER (datasets.save_to_disk) |
+    # tfds:NAME[:VERSION] | rows:FOLDER (of a stage) | model (beginnings sampled from the model itself)
     config.prompts.source = Text("programs", empty=False)
-    config.prompts.path = Text("")  # of the JSON-lines file, or its address
-    config.prompts.count = Whole(1024, least=0)  # prompts to train on; jsonl: 0 for all
-    config.prompts.held_out = Whole(256, least=0)  # prompts to evaluate on
+    config.prompts.split = Text("")  # of the data set, to train on; of FILES, a word of their names. "": train, or all
+    # What the columns mean (docs/data.md); "": recognised by their names, and said.
+    config.prompts.layout = Choice(
+        "",
+        "rows",
+        "qrpo",
+        "qrpo_offpolicy",
+        "ultrafeedback",
+        "preference",
+        "kto",
+        "code",
+        "gsm8k",
+        "scored",
+        "tulu",
+        "magpie",
+        "alpaca",
+        "prompts",
+    )
+    config.prompts.columns = Several((), of=Text(empty=False))  # other names: prompt=question,completions=answers
+    config.prompts.count = Whole(1024, least=0)  # prompts to train on; 0: all of a data set
+    # Prompts to evaluate on: so many, a share of all, or a split of the data set.
+    config.prompts.held_out = Either(Whole(256, least=0), Number(0.1, above=0, below=1), Name())
     # Prompts in one unit of work and of storage. 0: 128, or fewer so that every process or shard has two units; a stage
     # that goes on keeps its units.
     config.prompts.unit = Whole(0, least=0)

@@ -3,7 +3,7 @@
     QRPO_FIXTURES=/path/to/fixtures python -m qrpo_jax.main --config=configs/stories.py --workdir=runs/stories
 
 The model is the Hugging Face folder `$QRPO_FIXTURES/stories260K-hf`. `--config.model.path=DIR` names another one,
-`--config.model.template=chat` uses its chat template, and `--config.prompts.source=jsonl` other prompts. The model
+`--config.model.template=chat` uses its chat template, and `--config.prompts.source=jsonl:FILE` other prompts. The model
 samples 256 beginnings of stories as prompts, and 8 references for each. The reward is a Python function, named below:
 the share of a story's words inside double quotes, which is 0 for many stories.
 

@@ -3,13 +3,13 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources import kind_of
 from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
@@ -19,6 +19,7 @@ from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
+from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stores.path import StorePath, as_path
@@ -143,9 +144,10 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
     machine_keys = {key for stage in stages for key in stage.machine_keys}
     flat = {key: value for key, value in flat.items() if key not in machine_keys}
-    # Only stage `compile` has prompts without their file.
-    if "prompts" in sections and SOURCES[config.prompts.source].listed and as_path(config.prompts.path).is_file():
-        flat["prompts.path sha256"] = sha256(as_path(config.prompts.path))
+    identity = kind_of(config.prompts.source).identity
+    if "prompts" in sections and identity is not None:
+        with suppress(UserError):  # stage `compile` has no use for the prompts, which need not be there
+            flat["prompts.source content"] = identity(source_options(config))
     for section in ("model", "reward"):
         if section in sections and config[section].path:
             folder = as_path(config[section].path)

@@ -4,6 +4,6 @@ Nothing here imports jax, so that a mistake in a config is answered at once.
 """
 
 from qrpo_jax.config.config import Config
-from qrpo_jax.config.keys import Choice, Number, Several, Switch, Text, Whole
+from qrpo_jax.config.keys import Choice, Either, Name, Number, Several, Switch, Text, Whole
 
-__all__ = ["Choice", "Config", "Number", "Several", "Switch", "Text", "Whole"]
+__all__ = ["Choice", "Config", "Either", "Name", "Number", "Several", "Switch", "Text", "Whole"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from qrpo_jax.config.keys import Key, checked, did_you_mean, refuse
+from qrpo_jax.config.keys import Either, Key, checked, did_you_mean, refuse
 from qrpo_jax.errors import UserError, shown
 
 
@@ -44,7 +44,11 @@ class Config(ConfigDict):
             raise UserError(self._unknown(name))
         elif isinstance(value, Config):
             object.__setattr__(value, "_section", name)
-        super().__setitem__(name, value)
+        if isinstance(self._keys.get(name), Either):
+            with self.ignore_type():  # a `ConfigDict` would hold on to the type of the default
+                super().__setitem__(name, value)
+        else:
+            super().__setitem__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -8,6 +8,7 @@ import ast
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
@@ -194,6 +195,63 @@ class Text(Key):
         if not value.strip() and not self.empty:
             raise NotAllowedError("it must not be empty")
         return value
+
+
+@dataclass(frozen=True)
+class Name(Key):
+    """A word of letters, digits and `_ - . /` that begins with a letter.
+
+    >>> Name().check("-1")
+    Traceback (most recent call last):
+    qrpo_jax.config.keys.NotAllowedError: it must be a name
+    """
+
+    default: str = ""
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z][\w./-]*", value):
+            raise NotAllowedError("it must be a name")
+        return value
+
+    def allowed(self) -> str:
+        return "a name"
+
+
+@dataclass(frozen=True, init=False)
+class Either(Key):
+    """A value of one of several kinds, the first of which has the default.
+
+    >>> [Either(Whole(0, least=0), Name()).parse(text) for text in ("7", "test")]
+    [7, 'test']
+    """
+
+    default: Any
+    kinds: tuple[Key, ...]
+
+    def __init__(self, *kinds: Key) -> None:
+        object.__setattr__(self, "default", kinds[0].default)
+        object.__setattr__(self, "kinds", kinds)
+
+    def check(self, value: Any) -> Any:
+        rules = []
+        for kind in self.kinds:
+            try:
+                return kind.check(value)
+            except NotAllowedError as error:
+                rules.append(str(error).removeprefix("it must be "))
+        raise NotAllowedError(f"it must be {', or '.join(rules)}")
+
+    def parse(self, text: str) -> Any:
+        for kind in self.kinds:
+            value = kind.parse(text)
+            try:
+                return kind.check(value)
+            except NotAllowedError:
+                continue
+        return text
+
+    def allowed(self) -> str:
+        return ", or ".join(filter(None, (kind.allowed() for kind in self.kinds)))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from qrpo_jax.data.packing import Units
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.data.rows import Row, check_row, check_scored
 from qrpo_jax.data.text import Text
-from qrpo_jax.data.views import View, pick_units, unit_weights
+from qrpo_jax.data.views import View, ordered_only, pick_units, unit_weights
 from qrpo_jax.transforms import Transform
 
 COUNTS = (
@@ -71,7 +71,7 @@ def build_examples(
     table = _Table(text, view)
     for index, row in enumerate(rows):
         check_row(row)
-        if transform is not None:
+        if transform is not None and (need_references or not ordered_only(row)):
             check_scored(row)
         table.add(index, row)
     completions_C = table.completions()

@@ -29,15 +29,28 @@ class References(NamedTuple):
 
 def reference_rewards(row: Row, most: int) -> np.ndarray:
     """Rewards that a row's completions are ranked against, float32 [n]: the first `most`, or all if that is 0."""
-    sampled = [c.reward for c in row.completions if c.source == "reference"]
+    sampled = [c.reward for c, is_reference in zip(row.completions, _references(row), strict=True) if is_reference]
     rewards = np.asarray([*sampled, *row.reference_rewards], np.float32)
     return rewards[:most] if most else rewards
 
 
 def are_references(row: Row, most: int) -> np.ndarray:
     """Whether each completion's own reward is among `reference_rewards(row, most)`, bool [completions]."""
-    sampled = np.asarray([c.source == "reference" for c in row.completions], bool)
+    sampled = _references(row)
     return sampled & (np.cumsum(sampled) <= most) if most else sampled
+
+
+def own_references(row: Row) -> bool:
+    """Whether a row brings several completions and no references, so that they are each other's references."""
+    others = len(row.reference_rewards) or any(c.source == "reference" for c in row.completions)
+    return not others and len(row.completions) > 1
+
+
+def _references(row: Row) -> np.ndarray:
+    """Whether each completion is a reference, bool [completions]."""
+    if own_references(row):
+        return np.isfinite([c.reward for c in row.completions])
+    return np.asarray([c.source == "reference" for c in row.completions], bool)
 
 
 def pad(references: Sequence[np.ndarray]) -> References:

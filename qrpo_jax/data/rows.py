@@ -60,6 +60,8 @@ class Row:
     Attributes:
       payload: JSON for the reward function, such as unit tests; "" if none.
       reference_rewards: [N] float32 rewards of further reference completions whose text is not kept; usually empty.
+      preferences: pairs of indices of completions, the better one first, of which the order is known and no reward.
+        They count until their completions have rewards.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Row:
     payload: str = ""
     completions: tuple[Completion, ...] = ()
     reference_rewards: np.ndarray = field(default_factory=lambda: NO_REWARDS)
+    preferences: tuple[tuple[int, int], ...] = ()
 
 
 def check_row(row: Row) -> None:
@@ -120,7 +123,7 @@ def features() -> tfds.features.FeaturesDict:
     """The layout of a row as TFDS features.
 
     TFDS without TensorFlow cannot read a sequence inside a sequence. The token ids of all completions are therefore
-    one flat sequence, and `completions/length` says where to cut it.
+    one flat sequence, and `completions/length` says where to cut it. So are the two indices of each preference.
     """
     text = tfds.features.Text
     return tfds.features.FeaturesDict(
@@ -141,6 +144,7 @@ def features() -> tfds.features.FeaturesDict:
             ),
             "tokens": tfds.features.Sequence(np.int32),
             "reference_rewards": tfds.features.Sequence(np.float32),
+            "preferences": tfds.features.Sequence(np.int32),
         }
     )
 
@@ -170,6 +174,7 @@ def encode(row: Row) -> bytes:
         "completions/length": [len(c.tokens) for c in completions],
         "completions/finished": [int(c.finished) for c in completions],
         "tokens": np.concatenate([c.tokens for c in completions]).tolist() if completions else [],
+        "preferences": [index for pair in row.preferences for index in pair],
     }.items():
         _fill(feature[key].int64_list, integers)
     for key, floats in {
@@ -233,4 +238,6 @@ def decode(record: bytes) -> Row:
         completions.append(Completion(text, ids, bool(finished), source, reward, log_prob, reference_log_prob))
     messages = tuple(map(Message, texts("messages/role"), texts("messages/content")))
     reference_rewards = np.array(feature["reference_rewards"].float_list.value, np.float32)
-    return Row(row_id, messages, payload, tuple(completions), reference_rewards)
+    indices = list(feature["preferences"].int64_list.value)
+    preferences = tuple(zip(indices[0::2], indices[1::2], strict=True))
+    return Row(row_id, messages, payload, tuple(completions), reference_rewards, preferences)

@@ -1,5 +1,6 @@
 """Views: which completions of a row a run trains on, alone or in pairs, and with which weight."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,6 +52,8 @@ class View(NamedTuple):
 def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
     """Units of a row: tuples of one completion, or of two with the higher reward first.
 
+    Pairs of which only the order is known are units as they are, unless all completions have rewards.
+
     Args:
       index: of the row among all rows; with the view's seed it decides random pairs.
 
@@ -61,6 +64,11 @@ def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
     if view.units == "singles":
         return [(i,) for i in range(count)]
     reward = [row.completions[i].reward for i in range(count)]
+    if ordered_only(row):
+        pairs: list[tuple[int, ...]] = [
+            (better, worse) for better, worse in row.preferences if max(better, worse) < count
+        ]
+        return pairs[:1] if view.units == "best_worst" else pairs
     if view.units == "best_worst":
         best = max(range(count), key=lambda i: (reward[i], -i))
         worst = min(range(count), key=lambda i: (reward[i], -i))
@@ -68,6 +76,11 @@ def pick_units(row: Row, view: View, index: int) -> list[tuple[int, ...]]:
     order = np.random.default_rng([view.seed, index]).permutation(count).tolist()
     drawn = list(zip(order[0::2], order[1::2], strict=False))
     return [(i, j) if reward[i] >= reward[j] else (j, i) for i, j in drawn]
+
+
+def ordered_only(row: Row) -> bool:
+    """Whether a row has preferences in place of rewards."""
+    return bool(row.preferences) and any(math.isnan(completion.reward) for completion in row.completions)
 
 
 def unit_weights(units: Sequence[tuple[int, ...]], view: View) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
-from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.dtypes import FLOATS
@@ -146,7 +146,7 @@ class Job:
         with located("model.path" if model.path else "model", template="model.template"):
             if model.path:
                 return open_text(as_path(model.path), model.template)
-            vocabulary = SOURCES[self.config.prompts.source].vocabulary
+            vocabulary = kind_of(self.config.prompts.source).vocabulary
             assert vocabulary is not None, "check_source refuses a source without a vocabulary"
             tokenizer = vocabulary_tokenizer(vocabulary())
             return make_text(tokenizer, model.template, (tokenizer.eos_token_id,))

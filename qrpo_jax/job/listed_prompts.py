@@ -1,6 +1,6 @@
 """Prompts that a file lists: what a job refuses about them, and what it says about them before it runs."""
 
-from qrpo_jax.data.sources import SOURCES, listed
+from qrpo_jax.data.sources import SOURCES, kind_of, listed
 from qrpo_jax.data.sources.listed import Found, ListedRows, Measured
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
@@ -16,12 +16,12 @@ def check_listed_prompts(job: Job, sources: Sources = SOURCES) -> None:
       UserError: naming the key, or the file and line.
     """
     config = job.config
-    if not sources[config.prompts.source].listed:
+    if not kind_of(config.prompts.source, sources).listed:
         return
     splits = {split: open_listed(job, split, sources) for split in PURPOSES}
     most = config.prompts.max_tokens
     with located(
-        "prompts.path", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
+        "prompts.source", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
     ):
         if config.sample.completions == 0 or "sft" in config.stages:
             listed.check_completions(splits["train"])
@@ -48,8 +48,13 @@ def note_splits(job: Job, train: ListedRows, held_out: ListedRows) -> None:
     """Notes which prompts are trained on and held out, and numbers in the config that do not fit them."""
     config = job.config.prompts
     unused = f", {train.left_out} not used" if train.left_out else ""
-    job.note(f"prompts: {train.count} to train on, {held_out.count} held out{unused} ({config.path})")
-    if held_out.count and "evaluate" not in job.config.stages:
+    job.note(f"prompts: {train.count} to train on, {held_out.count} held out{unused} ({config.source})")
+    if train.layout:
+        job.note(f"prompts: {train.layout}")
+    for source in (train, held_out):
+        for dropped in source.dropped:
+            job.note(f"prompts: WARNING: {dropped.line()}")
+    if held_out.count and "evaluate" not in job.config.stages and not isinstance(config.held_out, str):
         job.note(
             f"prompts: WARNING: the last {held_out.count} are held out, and no stage evaluates on them; "
             "config.prompts.held_out=0 trains on all"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.views import View, pick_units
 from qrpo_jax.errors import UserError
@@ -26,7 +26,7 @@ def check_units(job: Job, stage: str, view: View) -> None:
       UserError: naming the key.
     """
     sampled = job.config.sample.completions if stage == "train" else 0
-    if not SOURCES[job.config.prompts.source].listed:
+    if not kind_of(job.config.prompts.source).listed:
         count = job.config.sft.examples if stage == "sft" else job.config.prompts.count * units_of(sampled, view)
         note_batch(job, stage, count)
         return
@@ -34,8 +34,8 @@ def check_units(job: Job, stage: str, view: View) -> None:
     counts_R = np.asarray([units_of(len(row.completions) + sampled, view) for row in rows_of(source)])
     if not counts_R.any():
         raise UserError(
-            f"no row of {job.config.prompts.path} has two completions; add completions, sample them, or set "
-            "config.select.units='singles' (config.prompts.path, config.sample.completions)"
+            f"no row of {job.config.prompts.source} has two completions; add completions, sample them, or set "
+            "config.select.units='singles' (config.prompts.source, config.sample.completions)"
         )
     without = source.where_true(counts_R == 0)
     if without:
@@ -77,8 +77,8 @@ def check_ties(job: Job, stage: str, source: ListedRows, view: View) -> None:
         paired_R[i] = len(units) > 0
     if not view.tied_pairs and tied_R.sum() == paired_R.sum() and view.units == "best_worst":
         raise UserError(
-            f"all pairs of {job.config.prompts.path} have equal rewards, of which objective "
-            f"{job.config.train.objective!r} learns nothing (config.prompts.path, config.train.objective)"
+            f"all pairs of {job.config.prompts.source} have equal rewards, of which objective "
+            f"{job.config.train.objective!r} learns nothing (config.prompts.source, config.train.objective)"
         )
     if tied_R.any():
         what = "will be trained on" if view.tied_pairs else "will be dropped"
@@ -100,7 +100,7 @@ def check_fit(job: Job, stage: str, source: ListedRows, view: View) -> None:
             fits, shortest = fits + (not too_long), min(shortest, prompt + longest)
     if not fits:
         raise UserError(
-            f"no completion of {job.config.prompts.path} fits pack.max_tokens, which is {view.max_tokens}; with its "
+            f"no completion of {job.config.prompts.source} fits pack.max_tokens, which is {view.max_tokens}; with its "
             f"prompt the shortest has {shortest} tokens (config.pack.max_tokens)"
         )
     long = source.where_true(long_R)

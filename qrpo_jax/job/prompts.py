@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources import SOURCES, kind_of, split_name
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.sources.source import Source, SourceOptions
+from qrpo_jax.data.sources.source import DrawBeginnings, Source, SourceOptions
 from qrpo_jax.devices.mesh import axis_size, fetch, place, round_up, row_sharding
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.bounds import check_least
@@ -20,7 +21,6 @@ from qrpo_jax.job.unit_size import unit_size
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
-from qrpo_jax.stores.path import as_path
 
 SPLITS = {"sample": "train", "evaluate": "eval"}  # the prompts of a stage
 
@@ -48,7 +48,7 @@ def open_prompts(job: Job, stage: str, reference: Parameters | None = None, sour
     Args:
       stage: a key of `SPLITS`.
       reference: parameters of the reference policy, for prompts that are sampled from it.
-      sources: the table in which `prompts.source` is a key.
+      sources: the table that has the kind of `prompts.source`.
 
     Raises:
       UserError: the source refuses its settings or its file.
@@ -67,17 +67,26 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
     Raises:
       UserError: the source refuses its settings or its file.
     """
-    config = job.config
-    settings = SourceOptions(
+    draw = None if reference is None else BeginningSampler(job, reference)
+    with located("prompts.source", **{key: f"prompts.{key}" for key in ("held_out", "split", "layout", "columns")}):
+        return kind_of(job.config.prompts.source, sources).open(source_options(job.config, draw))
+
+
+def source_options(config: Any, draw_beginnings: DrawBeginnings | None = None) -> SourceOptions:
+    """What a config says to its source."""
+    prompts = config.prompts
+    return SourceOptions(
         seed=config.seed,
-        count=config.prompts.count,
-        held_out=config.prompts.held_out,
+        count=prompts.count,
+        held_out=prompts.held_out,
         demonstrations=config.sft.examples,
-        path=as_path(config.prompts.path),
-        draw_beginnings=None if reference is None else BeginningSampler(job, reference),
+        name=prompts.source,
+        address=split_name(prompts.source)[1],
+        split=prompts.split,
+        layout=prompts.layout,
+        columns=tuple(prompts.columns),
+        draw_beginnings=draw_beginnings,
     )
-    with located(path="prompts.path", held_out="prompts.held_out"):
-        return sources[config.prompts.source].open(settings)
 
 
 def open_listed(job: Job, split: str, sources: Sources = SOURCES) -> ListedRows:
@@ -129,10 +138,26 @@ def check_prompts(job: Job, sources: Sources = SOURCES) -> None:
       UserError: naming the key.
     """
     config = job.config
-    kind = sources[config.prompts.source]
+    kind = kind_of(config.prompts.source, sources)
     check_least(config, {"prompts.count": 0 if kind.listed else 1})
     if kind.sampled:
         check_beginnings(job)
+
+
+def check_held_out(job: Job, least: int) -> None:
+    """Refuses too few held-out prompts.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if kind_of(job.config.prompts.source).listed:
+        count = open_listed(job, "eval").count
+        if count < least:
+            raise refuse(
+                "prompts.held_out", f"{job.config.prompts.held_out!r}, {count} prompts; at least {least} are needed"
+            )
+    else:
+        check_least(job.config, {"prompts.held_out": least})
 
 
 def check_beginnings(job: Job) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from qrpo_jax.data.rows import Row, check_scored
-from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
@@ -37,12 +37,12 @@ def check_reward(job: Job) -> None:
     elif config.name != TESTS:
         with located("reward.name"):
             find_function(config.name)
-    elif not SOURCES[job.config.prompts.source].tests:
+    elif not kind_of(job.config.prompts.source).tests:
         raise UserError(
             f"reward 'tests' needs prompts with tests, which prompts from {job.config.prompts.source!r} lack "
             "(config.reward.name)"
         )
-    if SOURCES[job.config.prompts.source].listed:
+    if kind_of(job.config.prompts.source).listed:
         check_listed(job)
 
 
@@ -57,7 +57,7 @@ def check_listed(job: Job) -> None:
         source = open_listed(job, split)
         rows = all_rows(source)
         if config.name == TESTS:
-            with located("reward.name", "prompts.path"):
+            with located("reward.name", "prompts.source"):
                 for row in rows:
                     read_tests(row, source.place(row))
         elif config.name == MODEL:

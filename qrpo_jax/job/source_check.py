@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from qrpo_jax.config.keys import did_you_mean, refuse
-from qrpo_jax.data.sources import SOURCES
+from qrpo_jax.data.sources import SOURCES, kind_of, split_name
 from qrpo_jax.data.sources.source import SourceKind
-from qrpo_jax.errors import UserError
+from qrpo_jax.errors import UserError, shown
 
 Sources = Mapping[str, SourceKind]
 
@@ -17,10 +17,14 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
     Raises:
       UserError: naming the keys.
     """
-    name = config.prompts.source
-    if name not in sources:
-        raise refuse("prompts.source", f"{name!r}; allowed: {', '.join(sources)}{did_you_mean(name, sources)}")
-    kind = sources[name]
+    name, (kind_name, address) = config.prompts.source, split_name(config.prompts.source)
+    if kind_name not in sources:
+        near = did_you_mean(kind_name, sources)
+        raise refuse("prompts.source", f"{name!r}; allowed: {', '.join(map(_written, sources.items()))}{near}")
+    kind = kind_of(name, sources)
+    if bool(address) != bool(kind.address):
+        raise refuse("prompts.source", f"{name!r}; write {_written((kind_name, kind))}")
+    check_parts(config.prompts, kind)
     if not config.model.path and kind.vocabulary is None:
         known = ", ".join(repr(other) for other in sources if sources[other].vocabulary is not None)
         raise UserError(
@@ -33,3 +37,33 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
         raise UserError(
             f"sample.completions is 0, but prompts from {name!r} bring no completions (config.sample.completions)"
         )
+
+
+def check_parts(prompts: Any, kind: SourceKind) -> None:
+    """Refuses keys about splits, layouts and columns for prompts that have none.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if kind.listed:
+        return
+    given = {"split": prompts.split, "layout": prompts.layout, "columns": prompts.columns}
+    for key, value in given.items():
+        if value:
+            raise refuse(
+                f"prompts.{key}", f"{shown(value)}; prompts from {prompts.source!r} have no {key}: leave it empty"
+            )
+    if isinstance(prompts.held_out, str):
+        raise refuse(
+            "prompts.held_out", f"{prompts.held_out!r}; prompts from {prompts.source!r} have no splits: give a number"
+        )
+
+
+def _written(item: tuple[str, SourceKind]) -> str:
+    """How a source of this kind is named.
+
+    >>> _written(("jsonl", SOURCES["jsonl"]))
+    'jsonl:FILES'
+    """
+    name, kind = item
+    return f"{name}:{kind.address}" if kind.address else name

@@ -7,10 +7,11 @@ from jax import Array
 
 from qrpo_jax import losses, quantiles, transform_checks, transforms
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.sources import SOURCES
-from qrpo_jax.data.sources.listed import all_scored
+from qrpo_jax.data.ranking import are_references, own_references
+from qrpo_jax.data.sources import kind_of
+from qrpo_jax.data.sources.listed import ListedRows, all_scored
 from qrpo_jax.data.sources.source import all_rows
-from qrpo_jax.data.views import View
+from qrpo_jax.data.views import View, ordered_only
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
@@ -166,7 +167,7 @@ def check_reference_count(job: Job) -> None:
     """Refuses prompts without rewards, or with too few references for the transform and estimator."""
     config, select, sampled = job.config, job.config.select, job.config.sample.completions
     ranked, scored = chosen_objective(job).ranked, "score" in config.stages
-    if not SOURCES[config.prompts.source].listed:
+    if not kind_of(config.prompts.source).listed:
         if not scored:
             raise UserError("sampled completions have no reward: put 'score' before 'train' in config.stages")
         if select.units != "singles" and sampled < 2:
@@ -178,14 +179,38 @@ def check_reference_count(job: Job) -> None:
         return
     source = open_listed(job, "train")
     rows = all_rows(source)
+    if not scored and not sampled and not all_scored(rows) and order_suffices(job, source):
+        return
     if not scored and (sampled or not all_scored(rows)):
         unscored = source.where(lambda row: not all_scored([row]))
         which = unscored.line("rows") if unscored else "those that are sampled"
         raise UserError(f"some completions have no reward, {which}: put 'score' before 'train' in config.stages")
-    excluded = select.exclude_own and sampled > 0
     for row in rows if ranked else ():
         where = f"{source.place(row)}: row {row.id!r}: "
-        check_count(job, sampled + len(row.reference_rewards), excluded=excluded, where=where)
+        own = 0 if sampled else int(are_references(row, 0).sum())
+        excluded = select.exclude_own and sampled + own > 0
+        check_count(job, sampled + own + len(row.reference_rewards), excluded=excluded, where=where)
+    own_rows = source.where(own_references) if ranked and not sampled else None
+    if own_rows:
+        what = "rows bring no references, so that each completion is ranked among the others of its row"
+        job.note(f"train: {own_rows.line(what)}; quantiles are those of the reference policy only if it wrote them")
+
+
+def order_suffices(job: Job, source: ListedRows) -> bool:
+    """Whether the objective can do with the order of pairs, and each row without all rewards has one.
+
+    Raises:
+      UserError: the objective needs rewards, and rows have only an order.
+    """
+    objective = job.config.train.objective
+    ordered = source.where(ordered_only)
+    if ordered and OBJECTIVES[objective].needs_rewards:
+        without = ", ".join(name for name in OBJECTIVES if name not in having("needs_rewards"))
+        raise UserError(
+            f"objective {objective!r} needs rewards, and {ordered.line('rows say only which completion is better')}: "
+            f"put 'score' before 'train' in config.stages, or train with {without} (config.train.objective)"
+        )
+    return not source.where(lambda row: not all_scored([row]) and not ordered_only(row))
 
 
 def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:

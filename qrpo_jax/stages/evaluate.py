@@ -12,12 +12,11 @@ from qrpo_jax.evaluation import kl
 from qrpo_jax.evaluation.compare import SIDES, Answers, compare
 from qrpo_jax.files import write_json
 from qrpo_jax.job.accounting import held_out
-from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.job.prompts import Prompts, open_prompts
+from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
 from qrpo_jax.job.units import Counts, Work, add_counts, run_units
 from qrpo_jax.model.decoder import Parameters
@@ -162,6 +161,6 @@ def say_results(job: Job, results: dict[str, Any]) -> None:
 
 
 def check(job: Job) -> None:
-    check_least(job.config, {"prompts.held_out": 2})  # an interval needs two prompts
+    check_held_out(job, 2)  # an interval needs two prompts
     check_sampling(job, "evaluate")
     check_reward(job)

@@ -147,6 +147,7 @@ class Objective(NamedTuple):
       pairwise: it compares the two completions of a pair.
       needs_reference: it reads log π_ref.
       ranked: it regresses on the calibrated target f(R_q) − β log Z, from quantiles and log Z.
+      needs_rewards: it reads rewards, or ranks by them; to others the order of a pair is enough.
       drops_ties: it learns nothing from pairs of equal reward.
       length_normalisable: it takes a `Length` that is `normalised`.
       length_divisible: it takes a `Length` that `divides_loss`.
@@ -158,6 +159,7 @@ class Objective(NamedTuple):
     pairwise: bool = False
     needs_reference: bool = True
     ranked: bool = False
+    needs_rewards: bool = False
     drops_ties: bool = False
     length_normalisable: bool = False
     length_divisible: bool = False
@@ -170,6 +172,7 @@ OBJECTIVES = {
         "{loss} error of f(R_q) − β log Z",
         ("beta", "transform", "loss"),
         ranked=True,
+        needs_rewards=True,
         length_normalisable=True,
         length_divisible=True,
     ),
@@ -187,6 +190,7 @@ OBJECTIVES = {
         "squared error of reward differences / β",
         ("beta",),
         pairwise=True,
+        needs_rewards=True,
         length_normalisable=True,
         length_divisible=True,
     ),

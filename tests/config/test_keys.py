@@ -8,8 +8,9 @@ import pytest
 from configs import default
 from qrpo_jax import losses, partition, quantiles
 from qrpo_jax.config.config import keys_of
-from qrpo_jax.config.keys import Choice, NotAllowedError, Number, Several, Switch, Text, Whole
+from qrpo_jax.config.keys import Choice, Either, Name, NotAllowedError, Number, Several, Switch, Text, Whole
 from qrpo_jax.data import mixes, packing, views
+from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.text import TEMPLATES
 from qrpo_jax.devices.dtypes import COMPUTE
 from qrpo_jax.job.programs import PROGRAMS
@@ -28,6 +29,9 @@ from qrpo_jax.training.optimizer import SCHEDULES
         (Whole(1, least=1), 2.0, "it must be a whole number, at least 1"),
         (Whole(1, least=1), "7", "it must be a whole number, at least 1"),
         (Whole(0, least=0), 2**31, "it must be at most 2147483647"),
+        (Either(Whole(1, least=0), Name()), -1, "it must be at least 0, or a name"),
+        (Either(Whole(1, least=0), Name()), "-1", "it must be a whole number, at least 0, or a name"),
+        (Name(), "a b", "it must be a name"),
         (Whole(0, least=0, most=7), 8, "it must be a whole number from 0 to 7"),
         (Number(1.0, above=0), 0, "it must be finite, above 0"),
         (Number(1.0, above=0), math.nan, "it must be finite, above 0"),
@@ -75,6 +79,8 @@ def test_an_allowed_value_gets_the_type_of_the_default(key, value, expected) -> 
     ("key", "text", "expected"),
     [
         (Whole(1), "-3", -3),
+        (Either(Whole(1, least=0), Number(0.5, above=0, below=1), Name()), "0.25", 0.25),
+        (Either(Whole(1, least=0), Number(0.5, above=0, below=1), Name()), "test_prefs", "test_prefs"),
         (Number(1.0), "1e-3", 1e-3),
         (Switch(True), "False", False),
         (Switch(False), "true", True),
@@ -120,6 +126,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "train.loss": losses.REGRESSION,
         "train.shuffle": packing.SHUFFLES,
         "pack.over_long": views.OVER_LONG,
+        "prompts.layout": ("", *LAYOUTS),
         "select.units": views.VIEWS,
         "select.estimator": quantiles.ESTIMATORS,
         "select.ties": quantiles.TIES,

@@ -45,12 +45,14 @@ ROWS = st.builds(
     payload=TEXT,
     completions=st.lists(COMPLETIONS, max_size=5).map(tuple),
     reference_rewards=st.lists(FLOATS, max_size=3).map(lambda xs: np.array(xs, np.float32)),
+    preferences=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=3).map(tuple),
 )
 
 
 def assert_same(got: Row, want: Row) -> None:
     """Field by field, so that a fault of `encode` cannot hide behind itself."""
     assert (got.id, got.messages, got.payload) == (want.id, want.messages, want.payload)
+    assert got.preferences == want.preferences
     np.testing.assert_array_equal(got.reference_rewards, want.reference_rewards)
     assert got.reference_rewards.dtype == np.float32
     assert len(got.completions) == len(want.completions)
@@ -92,6 +94,7 @@ def test_tfds_writes_what_we_read(row: Row) -> None:
                 "completions": [{n: getattr(c, n) for n in names} | {"length": len(c.tokens)} for c in row.completions],
                 "tokens": [int(t) for c in row.completions for t in c.tokens],
                 "reference_rewards": row.reference_rewards,
+                "preferences": [index for pair in row.preferences for index in pair],
             }
         )
     )

@@ -5,35 +5,76 @@ import gzip
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qrpo_jax.data import programs
+from qrpo_jax.data import programs, row_files
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row, encode
 from qrpo_jax.data.sources import SOURCES, listed
-from qrpo_jax.data.sources.jsonl import read_jsonl, split_rows
+from qrpo_jax.data.sources.held_out import divide
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.sources.programs import demonstration_row, program_row
-from qrpo_jax.data.sources.source import SourceOptions, all_rows
+from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
+from tests.helpers.tables import (
+    options,
+    rows_of,
+    text_features,
+    write_json_lines,
+    write_parquet,
+    write_saved,
+    write_tfds,
+)
 
 
 def beginnings(indices, split):
     return [f"{split} text {index}" for index in indices]
 
 
-def settings(path, **overrides):
-    defaults = {"seed": 3, "count": 5, "held_out": 2, "demonstrations": 11, "path": path, "draw_beginnings": beginnings}
-    return SourceOptions(**defaults | overrides)
+RECORDS = [{"prompt": f"p{i}", "completions": ["c"]} for i in range(13)]
 
 
-def sources(name, tmp_path, **overrides):
-    lines = [{"prompt": f"p{i}", "completions": ["c"]} for i in range(13)]
-    return SOURCES[name].open(settings(write(tmp_path, *lines), **overrides))
+def read_jsonl(path):
+    """All rows of a JSON-lines file."""
+    return rows_of(f"jsonl:{path}")
+
+
+def sources(name, tmp_path, monkeypatch):
+    """The splits of a source of each kind, with 5 rows to train on and 2 held out."""
+    address = {
+        "programs": lambda: "programs",
+        "model": lambda: "model",
+        "jsonl": lambda: f"jsonl:{write_json_lines(tmp_path / 'a.jsonl', RECORDS)}",
+        "parquet": lambda: f"parquet:{write_parquet(tmp_path / 'a.parquet', RECORDS)}",
+        "disk": lambda: f"disk:{write_saved(tmp_path / 'saved', train=RECORDS)}",
+        "tfds": lambda: (
+            write_tfds(tmp_path / "tfds", "little", text_features(RECORDS[0]), train=RECORDS) and "tfds:little"
+        ),
+        "rows": lambda: (
+            f"rows:{stored(tmp_path / 'rows', read_jsonl(write_json_lines(tmp_path / 'a.jsonl', RECORDS)))}"
+        ),
+        "hf": lambda: f"hf:{hub_folder(tmp_path, monkeypatch)}",
+    }
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    how = {"count": 5, "held_out": 2, "demonstrations": 11, "draw_beginnings": beginnings}
+    return SOURCES[name].open(options(address[name](), **how))
+
+
+def stored(folder, rows):
+    row_files.write_unit(folder, 0, 1, rows)
+    row_files.finish(folder, 1)
+    return folder
+
+
+def hub_folder(tmp_path, monkeypatch):
+    """A folder of files that the library `datasets` opens as it opens a data set of the hub."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", RECORDS)
+    return tmp_path / "hub"
 
 
 def write(tmp_path, *records):
@@ -63,7 +104,7 @@ def test_every_key_of_a_line_arrives(tmp_path):
             {"prompt": "p", "chosen": "w", "rejected": "l"},
         )
     )
-    assert [row.id for row in rows] == ["line-1", "x", "line-4", "line-5", "line-6"]
+    assert [row.id for row in rows] == ["row-1", "x", "row-3", "row-4", "row-5"]
     assert [(c.text, c.reward, c.source) for c in rows[0].completions] == [("a", 1, "dataset"), ("b", 0.5, "dataset")]
     np.testing.assert_array_equal(rows[0].reference_rewards, np.asarray([0.1, 2], np.float32))
     assert [(m.role, m.content) for m in rows[1].messages] == [("system", "s"), ("user", "u")]
@@ -105,7 +146,7 @@ def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
         ({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_reward": 1}, "line 2: a reward is None"),
         ({"prompt": "a", "reference_rewards": ["x"]}, "line 2: a reward is 'x'"),
         ({"prompt": "a", "reference_rewards": 5}, "line 2: 'reference_rewards' is 5; it must be a list"),
-        ({"prompt": "a", "id": "line-1"}, "line 2: id 'line-1' is also that of line 1"),
+        ({"prompt": "a", "id": "row-1"}, "line 2: id 'row-1' is also that of "),
         ("[" * 100_000, "line 2: lists or objects are nested too deeply"),
         (
             '{"prompt": "a", "payload": ' + "[" * 100_000 + "]" * 100_000 + "}",
@@ -123,12 +164,11 @@ def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
         ('{"prompt": "a", "payload": {"b": {"c": 1, "c": 2}}}', "line 2: key 'c' is twice in an object"),
         ('{"prompt": "a", "payload": [NaN]}', "line 2: 'payload' holds NaN or an infinity, which is not JSON"),
         ('{"prompt": "a"}{"prompt": "b"}', "line 2: not JSON (Extra data); each line must hold a whole object"),
-        ({"prompt": "a", "id": None}, "line 2: 'id' is None; it must be text or a whole number"),
         ({"prompt": "a", "id": True}, "line 2: 'id' is True"),
         ({"prompt": "a", "id": 1.5}, "line 2: 'id' is 1.5"),
         ({"prompt": "a", "id": [1]}, "line 2: 'id' is [1]"),
         ({"prompt": "a", "id": ""}, "line 2: 'id' is ''"),
-        ({"prompt": None}, "line 2: 'prompt' must be text or a list of messages with role and content, and it is None"),
+        ({"prompt": None}, "line 2: needs an object with a 'prompt'"),
         ({"prompt": {"role": "user", "content": "a"}}, "line 2: 'prompt' must be text or a list"),
         ({"prompt": ["a"]}, "both text; message 1 is 'a'"),
         ({"prompt": [{"role": "user", "content": "a"}, {"content": "b"}]}, "both text; message 2 is {'content': 'b'}"),
@@ -182,14 +222,14 @@ def test_files_of_another_format_are_refused_with_what_to_do(tmp_path, content, 
 
 @pytest.mark.parametrize(
     "name, message",
-    [("", "is a folder"), ("x" * 300, "cannot be read (File name too long)"), ("a\0b", "no file"), ("a/b", "no file")],
+    [(".", "is a folder"), ("x" * 300, "cannot be read (File name too long)"), ("a\0b", "no file"), ("a/b", "no file")],
 )
 def test_paths_of_no_file_are_refused(tmp_path, name, message):
     with pytest.raises(UserError) as caught:
         read_jsonl(tmp_path / name)
     assert message in str(caught.value) and caught.value.about == ("path",)
     with pytest.raises(UserError, match="no file is named"):
-        read_jsonl(Path(""))
+        read_jsonl("")
 
 
 def test_line_breaks_and_marks_of_other_systems_are_no_content(tmp_path):
@@ -208,25 +248,30 @@ def test_a_file_that_changes_is_read_again(tmp_path):
 
 
 def test_the_last_prompts_are_held_out():
-    rows = [program_row(0, "train", i) for i in range(5)]
-    assert split_rows(rows, 2) == (rows[:3], rows[3:]) and split_rows(rows, 0) == (rows, [])
-    assert split_rows(rows, 2, count=2) == (rows[:2], rows[3:]) and split_rows(rows, 2, count=7) == (rows[:3], rows[3:])
+    def parts(count, held_out, other=None, most=0):
+        train, held, left_out = divide(count, other, options("jsonl:a", held_out=held_out, count=most))
+        return list(train), list(held), left_out
+
+    assert parts(5, 2) == ([0, 1, 2], [3, 4], 0) and parts(5, 0) == ([0, 1, 2, 3, 4], [], 0)
+    assert parts(5, 2, most=2) == ([0, 1], [3, 4], 1) and parts(5, 2, most=7) == ([0, 1, 2], [3, 4], 0)
+    assert parts(5, 0.3) == ([0, 1, 2], [3, 4], 0), "a share is rounded up"
+    assert parts(5, "test", other=3) == ([0, 1, 2, 3, 4], [0, 1, 2], 0)
     with pytest.raises(UserError, match="held_out is 5 of 5") as caught:
-        split_rows(rows, 5)
+        parts(5, 5)
     assert caught.value.about == ("held_out",)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_row_is_the_same_in_whatever_order_and_company_it_is_read(tmp_path, name):
-    for split, source in sources(name, tmp_path).items():
+def test_a_row_is_the_same_in_whatever_order_and_company_it_is_read(tmp_path, monkeypatch, name):
+    for split, source in sources(name, tmp_path, monkeypatch).items():
         forwards = [encode(row) for row in all_rows(source)]
         backwards = [encode(row) for index in reversed(range(source.count)) for row in source.rows([index])]
         assert forwards == backwards[::-1] and len(set(forwards)) == source.count, (split, source.count)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source_has_the_splits_and_the_rows_that_its_record_announces(tmp_path, name):
-    kind, splits = SOURCES[name], sources(name, tmp_path)
+def test_a_source_has_the_splits_and_the_rows_that_its_record_announces(tmp_path, monkeypatch, name):
+    kind, splits = SOURCES[name], sources(name, tmp_path, monkeypatch)
     assert set(splits) == {"train", "eval"} | ({"sft"} if kind.demonstrations else set())
     assert (splits["train"].count, splits["eval"].count) == (5, 2)
     if kind.demonstrations:
@@ -237,8 +282,8 @@ def test_a_source_has_the_splits_and_the_rows_that_its_record_announces(tmp_path
     assert not texts[0] & texts[1], "a prompt is trained on and held out"
 
 
-def test_a_beginning_is_drawn_for_its_split_and_index(tmp_path):
-    rows = sources("model", tmp_path)["eval"].rows([1, 0])
+def test_a_beginning_is_drawn_for_its_split_and_index(tmp_path, monkeypatch):
+    rows = sources("model", tmp_path, monkeypatch)["eval"].rows([1, 0])
     assert [(row.id, row.messages) for row in rows] == [
         ("eval-1", (Message("user", "eval text 1"),)),
         ("eval-0", (Message("user", "eval text 0"),)),

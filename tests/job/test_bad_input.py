@@ -48,7 +48,7 @@ from tests.helpers.jobs import ROOT, environment, job, refused
         ({"train__schedule": "steps"}, "schedule is 'steps'; allowed: cosine"),
         ({"train__epochs": 0}, "train.epochs is 0; it must be at least 1"),
         ({"select__ties": "lower"}, "select.ties is 'lower'; allowed: upper"),
-        ({"prompts__source": "jsonl", "prompts__path": "none.jsonl"}, "no file none.jsonl|knows only the words"),
+        ({"prompts__source": "jsonl:none.jsonl"}, "no file none.jsonl|knows only the words"),
         ({"seed": -1}, "seed is -1"),
         ({"stages": ("sft", "sample", "reference", "train")}, "put 'score' before 'train'"),
         ({"train__b2": 1.0}, "train.b2 is 1.0; it must be finite, at least 0, below 1"),
@@ -146,7 +146,7 @@ def test_a_model_folder_with_a_fault_is_refused_by_name(tmp_path: Path, fixtures
         ({"prompt": "a", "completions": ["b"], "rewards": [float("nan")]}, "must be a finite number"),
         ({"prompt": "a", "completions": []}, "has no completion"),
         ({"prompt": "a", "answer": "b"}, "unknown key 'answer'"),
-        ({"prompt": "a", "completions": ["b"], "rewards": [1]}, "row 'line-3': a prompt has n = 0 reference"),
+        ({"prompt": "a", "completions": ["b"], "rewards": [1]}, "row 'row-3': a prompt has n = 0 reference"),
     ],
 )
 def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, fixtures, line, message) -> None:
@@ -160,8 +160,7 @@ def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, f
         stages=("sample", "score", "reference", "train"),
         model__path=str(fixtures / "stories260K-hf"),
         model__template="plain",
-        prompts__source="jsonl",
-        prompts__path=str(data),
+        prompts__source=f"jsonl:{data}",
         prompts__held_out=1,
         sample__completions=0,
         reward__name="dialogue_share",

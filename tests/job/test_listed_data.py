@@ -41,8 +41,7 @@ def checked(tmp_path: Path, model: Path) -> Any:
         settings = {
             "stages": EVALUATED[:-1],
             "model__path": str(model),
-            "prompts__source": "jsonl",
-            "prompts__path": str(path),
+            "prompts__source": f"jsonl:{path}",
             "prompts__count": 0,
             "prompts__held_out": 0,
             "prompts__max_tokens": 20,
@@ -67,9 +66,9 @@ def distinct(count: int, **keys: object) -> list[dict[str, Any]]:
 
 
 def test_good_rows_are_counted_without_a_warning(checked):
-    assert checked(distinct(5)) == ["prompts: 5 to train on, 0 held out (FILE)"]
+    assert checked(distinct(5)) == ["prompts: 5 to train on, 0 held out (jsonl:FILE)"]
     lines = checked(distinct(5), prompts__held_out=2, prompts__count=2, stages=EVALUATED)
-    assert lines == ["prompts: 2 to train on, 2 held out, 1 not used (FILE)"], lines
+    assert lines == ["prompts: 2 to train on, 2 held out, 1 not used (jsonl:FILE)"], lines
 
 
 SAID = {
@@ -185,8 +184,8 @@ def test_what_will_be_dropped_or_is_suspicious_is_counted_and_said_before_the_ru
 
 
 REFUSED = {
-    "no pair": ([{"prompt": "b", "completions": ["c"], "rewards": [1]}], PAIRS, "has two completions.*prompts.path"),
-    "only ties": ([PAIR | {"chosen_reward": 0}], PAIRS, "all pairs of .* have equal rewards.*config.prompts.path"),
+    "no pair": ([{"prompt": "b", "completions": ["c"], "rewards": [1]}], PAIRS, "has two completions.*prompts.source"),
+    "only ties": ([PAIR | {"chosen_reward": 0}], PAIRS, "all pairs of .* have equal rewards.*config.prompts.source"),
     "no completion fits": (
         distinct(2, completions=["l" * 50] * 2),
         {},

@@ -64,11 +64,11 @@ def test_a_source_is_checked_by_its_record_and_not_by_its_name(tmp_path, overrid
 
 def test_an_error_in_a_file_names_the_config_key(tmp_path) -> None:
     path = tmp_path / "prompts.jsonl"
-    options = {"prompts__source": "jsonl", "prompts__path": str(path), "prompts__held_out": 2}
-    with pytest.raises(UserError, match=re.escape(f"no file {path}; name a JSON-lines file (config.prompts.path)")):
+    options = {"prompts__source": f"jsonl:{path}", "prompts__held_out": 2}
+    with pytest.raises(UserError, match=re.escape(f"no file {path}; name a JSON-lines file (config.prompts.source)")):
         open_sources(job(tmp_path, **options))
-    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    with pytest.raises(UserError, match=r"line 2: the prompt is empty; .* \(config\.prompts\.path\)$"):
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n{"prompt": "b"}\n')
+    with pytest.raises(UserError, match=r"line 2: the prompt is empty; .* \(config\.prompts\.source\)$"):
         open_sources(job(tmp_path, **options))
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     with pytest.raises(UserError, match=r"held_out is 2 of 2 prompts; .* \(config\.prompts\.held_out\)$"):

@@ -313,7 +313,7 @@ def tuned(folder, workdir, stages, **train):
     config = default.get_config()
     config.stages = stages
     config.model.path, config.model.template = str(folder), "plain"
-    config.prompts.update({"source": "jsonl", "path": str(folder.parent / "rows.jsonl"), "count": 0, "held_out": 3})
+    config.prompts.update({"source": f"jsonl:{folder.parent / 'rows.jsonl'}", "count": 0, "held_out": 3})
     config.prompts.update({"max_tokens": 8, "unit": 8})
     config.sample.update({"completions": 0, "max_new_tokens": 3})
     config.pack.update({"max_tokens": 16, "row_tokens": 16, "slots": 2})

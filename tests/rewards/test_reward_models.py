@@ -298,7 +298,7 @@ def job(tmp_path: Path, **overrides: Any) -> Job:
         {
             "stages": ("sample", "score"),
             "model": {"path": str(policy)},
-            "prompts": {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl"), "count": 0, "held_out": 2},
+            "prompts": {"source": f"jsonl:{tmp_path / 'prompts.jsonl'}", "count": 0, "held_out": 2},
             "reward": {"name": "model", "path": str(reward), "batch_rows": 5},
             "sample": {"completions": 0},
             "pack": {"max_tokens": 128, "row_tokens": 128},

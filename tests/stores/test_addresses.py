@@ -7,7 +7,6 @@ import pytest
 
 from qrpo_jax import files
 from qrpo_jax.data import row_files, rows
-from qrpo_jax.data.sources.jsonl import read_jsonl
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
@@ -18,6 +17,7 @@ from qrpo_jax.stores.store import open_store
 from tests.helpers.exports import CHARACTERS, TIED, assert_identical, fresh, one_device
 from tests.helpers.faults import FAULTS
 from tests.helpers.sample_rows import make_row
+from tests.helpers.tables import rows_of, write_parquet
 
 UNITS = [[make_row(0), make_row(1)], [], [make_row(i) for i in range(2, 7)]]
 
@@ -61,12 +61,23 @@ def test_prompts_are_read_by_address(bucket: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(lines)
     path = StorePath(f"{bucket}/data/prompts.jsonl")
     files.write_text(path, lines)
-    stored, disk = ([rows.encode(row) for row in read_jsonl(one)] for one in (path, tmp_path / "prompts.jsonl"))
+    stored, disk = ([rows.encode(row) for row in rows_of(f"jsonl:{one}")] for one in (path, tmp_path / "prompts.jsonl"))
     assert stored == disk and len(disk) == 13
     files.write_text(path, lines + '{"prompt": "more"}\n')
-    assert len(read_jsonl(path)) == 14, "another version is read anew"
+    assert len(rows_of(f"jsonl:{path}")) == 14, "another version is read anew"
     with pytest.raises(UserError, match="no file fake://bucket/data/none.jsonl"):
-        read_jsonl(StorePath(f"{bucket}/data/none.jsonl"))
+        rows_of(f"jsonl:{bucket}/data/none.jsonl")
+
+
+def test_parquet_files_and_patterns_are_read_by_address(bucket: str, tmp_path: Path) -> None:
+    for i in range(2):
+        content = write_parquet(
+            tmp_path / f"part-{i}.parquet", [{"prompt": f"How far is {7 * i + j}?"} for j in range(7)]
+        )
+        with files.whole_file(StorePath(f"{bucket}/data/part-{i}.parquet")) as temporary:
+            temporary.write_bytes(content.read_bytes())
+    stored, disk = (rows_of(f"parquet:{home}/part-*.parquet") for home in (f"{bucket}/data", tmp_path))
+    assert [rows.encode(row) for row in stored] == [rows.encode(row) for row in disk] and len(disk) == 14
 
 
 def test_a_model_is_written_and_read_by_address(bucket: str, tmp_path: Path) -> None:

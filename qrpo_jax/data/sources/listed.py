@@ -21,6 +21,8 @@ class ListedRows:
       places: "FILE, line N" of each row, by its id.
       reversed_pairs: ids of rows whose chosen completion has the lower reward.
       left_out: number of rows of the file that no split has.
+      dropped: records that are no rows.
+      layout: a line on how columns were read; empty if nothing was translated.
     """
 
     def __init__(
@@ -29,9 +31,12 @@ class ListedRows:
         places: Mapping[str, str] = MappingProxyType({}),
         reversed_pairs: frozenset[str] = frozenset(),
         left_out: int = 0,
+        dropped: "Sequence[Dropped]" = (),
+        layout: str = "",
     ) -> None:
         self._rows, self._places = rows, places
         self.reversed_pairs, self.left_out = reversed_pairs, left_out
+        self.dropped, self.layout = dropped, layout
         self.count = len(rows)
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
@@ -68,6 +73,23 @@ class Found(NamedTuple):
         '3 of 400 prompts are empty (the first: a.jsonl, line 7)'
         """
         return f"{self.number} of {self.rows} {what} (the first: {self.first})"
+
+
+class Dropped(NamedTuple):
+    """Records of a table that cannot be rows, for one reason: how many of all, and where the first stands."""
+
+    reason: str
+    number: int
+    records: int
+    first: str
+
+    def line(self) -> str:
+        """A line for the terminal.
+
+        >>> Dropped("the prompt is empty", 3, 400, "a.parquet, row 7").line()
+        '3 of 400 rows are dropped: the prompt is empty (the first: a.parquet, row 7)'
+        """
+        return f"{self.number} of {self.records} rows are dropped: {self.reason} (the first: {self.first})"
 
 
 class Measured(NamedTuple):

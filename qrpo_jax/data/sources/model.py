@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data.rows import Message, Row
+from qrpo_jax.data.sources.held_out import held_out_number
 from qrpo_jax.data.sources.source import DrawBeginnings, Source, SourceOptions
 
 
@@ -23,5 +24,5 @@ class Beginnings:
 def open_model(settings: SourceOptions) -> Mapping[str, Source]:
     draw = settings.draw_beginnings
     assert draw is not None, "opened only where the reference policy can be sampled"
-    counts = {"train": settings.count, "eval": settings.held_out}
+    counts = {"train": settings.count, "eval": held_out_number(settings.count, settings.held_out)}
     return {split: Beginnings(split, count, draw) for split, count in counts.items()}

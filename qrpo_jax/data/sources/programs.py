@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data import programs
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
+from qrpo_jax.data.sources.held_out import held_out_number
 from qrpo_jax.data.sources.source import Source, SourceOptions
 
 
@@ -36,7 +37,8 @@ class Programs:
 
 
 def open_programs(settings: SourceOptions) -> Mapping[str, Source]:
-    counts = {"sft": settings.demonstrations, "train": settings.count, "eval": settings.held_out}
+    held_out = held_out_number(settings.count, settings.held_out)
+    counts = {"sft": settings.demonstrations, "train": settings.count, "eval": held_out}
     return {split: Programs(settings.seed, split, count) for split, count in counts.items()}
 
 

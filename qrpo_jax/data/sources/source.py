@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -30,17 +29,25 @@ class SourceOptions:
     Attributes:
       seed: of everything that is drawn.
       count: prompts to train on; for a source with listed rows, 0 means all.
-      held_out: prompts of split "eval".
+      held_out: prompts of split "eval": so many, a share of all, or a split of the data set.
       demonstrations: rows of split "sft", for a source that generates them.
-      path: file of a source with listed rows.
+      name: what the user calls the source, "KIND:ADDRESS".
+      address: of a source with listed rows.
+      split: of the data set, to train on; "" for the usual one.
+      layout: a key of `layouts.LAYOUTS`; "" for the one that its columns fit.
+      columns: other names of columns, NEW=OWN.
       draw_beginnings: samples texts from the reference policy; None before its parameters are loaded.
     """
 
     seed: int
     count: int
-    held_out: int
+    held_out: int | float | str
     demonstrations: int
-    path: Path
+    name: str = ""
+    address: str = ""
+    split: str = ""
+    layout: str = ""
+    columns: tuple[str, ...] = ()
     draw_beginnings: DrawBeginnings | None = None
 
 
@@ -50,20 +57,24 @@ class SourceKind:
 
     Attributes:
       open: from settings to a source for each split: "train", "eval" (held out) and, with demonstrations, "sft".
+      address: what the user writes behind "KIND:", for the help; "" if nothing.
       completions: its training rows may bring completions, so that none need to be sampled.
       demonstrations: it has a split "sft", whose rows bring a first completion to imitate.
       tests: the payloads of its rows may hold unit tests.
-      listed: the file at `SourceOptions.path` lists its rows, so all of them can be checked before a run.
+      listed: its rows are at `SourceOptions.address`, so all of them can be checked before a run.
+      identity: text that differs between two contents of that place, for the settings of a run; None if not listed.
       sampled: it calls `SourceOptions.draw_beginnings`.
       vocabulary: words for the tokenizer of a model that is trained from scratch; None if such a model cannot read
         these prompts.
     """
 
     open: Callable[[SourceOptions], Mapping[str, Source]]
+    address: str = ""
     completions: bool = False
     demonstrations: bool = False
     tests: bool = False
     listed: bool = False
+    identity: Callable[[SourceOptions], str] | None = None
     sampled: bool = False
     vocabulary: Callable[[], tuple[str, ...]] | None = None
 

@@ -75,7 +75,7 @@ def make_config(model: str, rows: str, batch: int, max_tokens: int, steps: int) 
     config = default.get_config()
     config.stages = ("sample", "reference", "train")
     config.model.path, config.model.template = model, "plain"
-    config.prompts.source, config.prompts.path = "jsonl", rows
+    config.prompts.source = f"jsonl:{rows}"
     config.prompts.count, config.prompts.held_out = 0, 0
     config.prompts.max_tokens, config.sample.max_new_tokens = (
         max_tokens - 1,

@@ -1,0 +1,126 @@
+"""Layouts of published data sets, by name: the table of their columns, and how a table's own is recognised."""
+
+from collections.abc import Sequence
+
+from qrpo_jax.data.layouts import code, graded, instructions, offpolicy
+from qrpo_jax.data.layouts.layout import KEYS, PAIR_REWARDS, PAIR_SIDES, Layout
+from qrpo_jax.errors import UserError
+
+ROWS = "rows"
+PROMPT = ("prompt", "instruction", "question", "query", "problem", "input")
+SIDES = {side: (side,) for side in PAIR_SIDES}
+SCORED_SIDES = (*PAIR_SIDES, *PAIR_REWARDS.values())
+SCORES = {
+    reward: (reward, f"{side}_rewards", f"{side}_score", f"score_{side}", f"{side}-rating")
+    for side, reward in PAIR_REWARDS.items()
+}
+
+# A table's layout is looked for in this order. The names of columns are those that the data sets have on the hub.
+LAYOUTS: dict[str, Layout] = {
+    ROWS: Layout({key: (key,) for key in KEYS}, needs=("prompt",), strict=True),
+    "qrpo": Layout(
+        SIDES | {reward: (f"{reward}s",) for reward in PAIR_REWARDS.values()} | {"reference_rewards": ("ref_rewards",)},
+        needs=(*PAIR_SIDES, "reference_rewards"),
+    ),
+    "qrpo_offpolicy": Layout(
+        {"conversation": ("ref_completions",), "rewards": ("ref_rewards",)},
+        needs=("conversation", "rewards"),
+        derive=offpolicy.derive,
+        written_by="reference",
+    ),
+    "ultrafeedback": Layout(
+        {"prompt": ("prompt",), **SIDES} | {reward: (f"score_{side}",) for side, reward in PAIR_REWARDS.items()},
+        needs=SCORED_SIDES,
+    ),
+    "preference": Layout(
+        {"prompt": PROMPT, "conversation": ("conversations",), "system": ("system",), **SIDES, **SCORES},
+        needs=PAIR_SIDES,
+    ),
+    "kto": Layout({key: (key,) for key in ("prompt", "completion", "label")}, needs=("prompt", "completion", "label")),
+    "code": Layout(
+        {
+            "id": ("task_id",),
+            "prompt": ("query", "prompt", "text"),
+            "completion": ("response", "canonical_solution", "code"),
+            "tests": ("test", "test_list"),
+            "entry_point": ("entry_point",),
+            "prelude": ("test_imports", "test_setup_code"),
+            "stem": ("prompt",),
+        },
+        needs=("prompt", "tests"),
+        derive=code.derive,
+    ),
+    "gsm8k": Layout(
+        {"prompt": ("question",), "completion": ("answer", "ground_truth")} | {key: (key,) for key in graded.MODELS},
+        needs=("prompt", "completion"),
+        derive=graded.derive,
+    ),
+    "scored": Layout(
+        {
+            "prompt": PROMPT,
+            "system": ("system",),
+            "completions": ("completions", "responses"),
+            "rewards": ("rewards", "scores"),
+            "reference_rewards": ("reference_rewards",),
+            "payload": ("payload",),
+        },
+        needs=("prompt", "completions"),
+    ),
+    "tulu": Layout({"conversation": ("messages",)}, needs=("conversation",)),
+    "magpie": Layout({"conversation": ("conversations",), "system": ("system",)}, needs=("conversation",)),
+    "alpaca": Layout(
+        {
+            "prompt": ("instruction", "prompt"),
+            "input": ("input",),
+            "completion": ("output", "response", "completion"),
+            "system": ("system",),
+        },
+        needs=("prompt", "completion"),
+        derive=instructions.derive,
+    ),
+    "prompts": Layout({"prompt": PROMPT, "system": ("system",), "payload": ("payload",)}, needs=("prompt",)),
+}
+
+
+def recognise(columns: Sequence[str], where: str) -> str:
+    """The name of the first layout that columns fit.
+
+    Args:
+      where: the data set, for messages.
+
+    Raises:
+      UserError: about `layout`: they fit none.
+    """
+    if "prompt" in columns and set(columns) <= set(KEYS):
+        return ROWS
+    for name, layout in LAYOUTS.items():
+        if name != ROWS and _fits(layout, columns):
+            return name
+    named = ", ".join(map(repr, columns[:12]))
+    raise UserError(
+        f"{where} has the columns {named}, which no layout has; choose one of {', '.join(LAYOUTS)}, and say which "
+        "columns are its own, such as columns=prompt=title,completions=answers",
+        about="layout",
+    )
+
+
+def check_layout(name: str, columns: Sequence[str], where: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+      UserError: about `layout`: a column that it needs is not there.
+    """
+    layout = LAYOUTS[name]
+    found = layout.found(columns)
+    missing = [key for key in layout.needs if key not in found]
+    if missing:
+        wanted = " or ".join(map(repr, layout.columns[missing[0]]))
+        raise UserError(
+            f"{where} has no column {wanted}, which layout {name!r} needs; it has {', '.join(map(repr, columns[:12]))}",
+            about="layout",
+        )
+    return layout
+
+
+def _fits(layout: Layout, columns: Sequence[str]) -> bool:
+    return set(layout.needs) <= layout.found(columns).keys()
