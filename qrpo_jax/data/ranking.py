@@ -41,9 +41,9 @@ def are_references(row: Row, most: int) -> np.ndarray:
 
 
 def own_references(row: Row) -> bool:
-    """Whether a row brings several completions and no references, so that they are each other's references."""
-    others = len(row.reference_rewards) or any(c.source == "reference" for c in row.completions)
-    return not others and len(row.completions) > 1
+    """Whether a data set brings several completions and no references, so that they are each other's references."""
+    brought = len(row.completions) > 1 and all(c.source == "dataset" for c in row.completions)
+    return brought and not len(row.reference_rewards)
 
 
 def _references(row: Row) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qrpo_jax.data import row_files
+from qrpo_jax.data import ranking, row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation import ties
 from qrpo_jax.evaluation.compare import SIDES
@@ -76,7 +76,7 @@ def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
     tied, compared, flat = [np.zeros(0, int)], [np.zeros(0, int)], []
     for row in rows:
         reward_S = np.asarray([c.reward for c in row.completions], np.float32)
-        is_reference_S = np.asarray([c.source == "reference" for c in row.completions], bool)
+        is_reference_S = ranking.are_references(row, 0)
         reward_N = np.concatenate([reward_S[is_reference_S], np.asarray(row.reference_rewards, np.float32)])
         comparisons = ties.compare_with_references(reward_S, is_reference_S, reward_N)
         tied.append(comparisons.tied_C)

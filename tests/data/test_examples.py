@@ -97,6 +97,37 @@ def test_a_reward_is_excluded_only_where_the_completion_is_a_reference():
     np.testing.assert_allclose(built(data, exclude_own=False).completions_C.quantile, [1 / 3, 2 / 3, 2 / 3, 3 / 3])
 
 
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_completions_of_a_row_without_references_are_ranked_among_the_others(count):
+    rng = np.random.default_rng(count)
+    data = [row(f"r{i}", rng.integers(0, 5, count).tolist(), sources=["dataset"] * count) for i in range(3)]
+    same = [row(r.id, [c.reward for c in r.completions]) for r in data]
+    own, sampled = built(data).completions_C, built(same).completions_C
+    np.testing.assert_array_equal(own.quantile, sampled.quantile)
+    np.testing.assert_array_equal(own.references, count - 1)
+    first = [c.reward for c in data[0].completions]
+    np.testing.assert_allclose(own.quantile[0], np.mean([x <= first[0] for x in first[1:]]), rtol=1e-6)
+    given = [dataclasses.replace(r, reference_rewards=np.float32([2.0])) for r in data]
+    (
+        np.testing.assert_array_equal(built(given).completions_C.references, 1),
+        "references that are given are the only ones",
+    )
+
+
+def test_an_order_makes_pairs_until_all_completions_have_rewards():
+    unscored = dataclasses.replace(row("r", [np.nan] * 4, sources=["dataset"] * 4), preferences=((2, 0), (1, 3)))
+    view = VIEW._replace(units="random_pairs")
+    assert pick_units(unscored, view, 0) == [(2, 0), (1, 3)]
+    assert pick_units(unscored, VIEW._replace(units="best_worst"), 0) == [(2, 0)]
+    assert pick_units(unscored, view._replace(first=3), 0) == [(2, 0)]
+    scored = dataclasses.replace(row("r", [0.0, 1.0, 2.0, 3.0], sources=["dataset"] * 4), preferences=((0, 3),))
+    assert pick_units(scored, VIEW._replace(units="best_worst"), 0) == [(3, 0)]
+    table = build_examples([unscored], TEXT, view, transforms.identity, need_references=False)
+    assert table.names == ("r/2", "r/0", "r/1", "r/3") and table.units == ((0, 1), (2, 3))
+    with pytest.raises(ValueError, match="the reward is nan"):
+        build_examples([unscored], TEXT, view, transforms.identity)
+
+
 def test_random_ties_lie_between_the_ranks_and_repeat_with_the_seed():
     data = rows(ties=True)
     low, high = (by_hand(data, transforms.identity, ties=t) for t in ("mid", "upper"))
@@ -346,7 +377,7 @@ def test_without_a_transform_nothing_is_ranked_and_rewards_may_be_nan():
         (row("r", [1.0, 2.0]), "normal-icdf", {}, "n = 1 .*'normal-icdf' with .* at least 2"),
         (row("r", [1.0, 2.0, 3.0]), "scaled-normal-icdf", {"reference_count": 1}, "n = 0 "),
         (row("r", [1.0]), "identity", {}, "n = 0 .*'identity' with estimator 'ecdf' needs at least 1"),
-        (row("r", [1.0, 2.0], sources=["dataset"] * 2), "identity", {}, "n = 0 "),
+        (row("r", [1.0, 2.0], sources=["policy"] * 2), "identity", {}, "n = 0 "),
     ],
 )
 def test_rows_that_cannot_be_trained_on_are_refused_in_one_line(bad, transform, view, message):
@@ -365,7 +396,7 @@ def test_pairs_of_equal_reward_are_counted_and_dropped_on_request():
 
 
 def test_rows_without_references_are_refused_only_where_references_are_needed():
-    data = [row("r", [1.0, 0.0], sources=("dataset", "dataset"))]
+    data = [row("r", [1.0, 0.0], sources=("policy", "policy"))]
     with pytest.raises(ValueError, match="n = 0"):
         built(data)
     table = build_examples(data, TEXT, VIEW._replace(units="best_worst"), transforms.identity, need_references=False)

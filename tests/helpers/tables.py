@@ -27,9 +27,9 @@ def options(name: str, **overrides: Any) -> SourceOptions:
     return SourceOptions(name=name, address=split_name(name)[1], **defaults | overrides)
 
 
-def opened(name: str, split: str = "train", **overrides: Any) -> ListedRows:
-    """The rows of a split of a source."""
-    source = SOURCES[split_name(name)[0]].open(options(name, **overrides))[split]
+def opened(name: str, part: str = "train", **overrides: Any) -> ListedRows:
+    """The rows of a source that are for "train", "eval" or "sft"."""
+    source = SOURCES[split_name(name)[0]].open(options(name, **overrides))[part]
     assert isinstance(source, ListedRows)
     return source
 
@@ -62,7 +62,12 @@ def write_saved(folder: Path, **splits: Records) -> Path:
         for name, part in zip(names, (table[:half], table[half:]), strict=True):
             with pa.ipc.new_stream(inside / name, table.schema) as writer:
                 writer.write_table(part, max_chunksize=3)
-        state = {"_data_files": [{"filename": name} for name in names], "_split": split, "_indices_files": None}
+        state = {"_data_files": [{"filename": name} for name in names], "_split": split, "_fingerprint": split}
+        state |= dict.fromkeys(("_format_columns", "_format_type")) | {
+            "_format_kwargs": {},
+            "_output_all_columns": False,
+        }
+        (inside / "dataset_info.json").write_text("{}")
         (inside / "state.json").write_text(json.dumps(state))
     return folder
 

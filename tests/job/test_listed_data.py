@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qrpo_jax import pipeline
@@ -17,6 +18,8 @@ from tests.helpers.jobs import job
 
 GOOD = {"prompt": "a", "completions": ["b", "c"], "rewards": [0.5, 0.2], "reference_rewards": [0.1, 0.9]}
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_reward": 1, "rejected_reward": 0}
+ORDER = {"prompt": "a", "chosen": "b", "rejected": "c"}
+OWN = {"prompt": "a", "completions": ["b", "c", "d"], "rewards": [0.5, 0.2, 0.9]}
 PAIRS = {"select__units": "best_worst", "train__objective": "dpo", "pack__row_tokens": 0}
 EVALUATED = ("sample", "score", "reference", "train", "evaluate")
 
@@ -162,6 +165,21 @@ SAID = {
         {"pack__max_tokens": 16, "sample__completions": 2},
         "prompts: 1 of 3 prompts have more than 3 tokens (the first: FILE, line 3); of these, completions that exceed",
     ),
+    "columns": (
+        [ORDER | {"source": "x"}, ORDER | {"source": "x", "prompt": "b"}],
+        PAIRS,
+        "prompts: layout 'preference', recognised from its columns: 'chosen', 'prompt', 'rejected'; not read: 'id'",
+    ),
+    "rows that are none": (
+        [ORDER | {"source": "x"}, ORDER | {"source": "x", "prompt": "b"}, ORDER | {"source": "x", "chosen": ""}],
+        PAIRS,
+        "prompts: WARNING: 1 of 3 rows are dropped: 'chosen' is empty (the first: FILE, line 3)",
+    ),
+    "own references": (
+        [OWN, OWN | {"prompt": "b"}],
+        {},
+        "train: 2 of 2 rows bring no references, so that each completion is ranked among the others of its row (",
+    ),
     "large batches": (
         distinct(2),
         {"train__batch_size": 5},
@@ -198,6 +216,21 @@ REFUSED = {
         {"stages": ("sample", "reference", "train")},
         "no reward, 1 of 2 rows .the first: .*line 2.: put 'score' before 'train'",
     ),
+    "only an order": (
+        [PAIR, ORDER | {"prompt": "b"}],
+        {"select__units": "best_worst", "stages": ("sample", "reference", "train")},
+        "'qrpo' needs rewards, and 1 of 2 rows say only which completion is better .*line 2.: put 'score' be",
+    ),
+    "only an order of rewards": (
+        [ORDER, ORDER | {"prompt": "b"}],
+        PAIRS | {"train__objective": "rebel", "stages": ("sample", "reference", "train")},
+        "'rebel' needs rewards, .*, or train with dpo, simpo, sft",
+    ),
+    "an order for some": (
+        [ORDER, {"prompt": "b", "completions": ["c", "d"]}],
+        PAIRS | {"stages": ("sample", "reference", "train")},
+        "no reward, 2 of 2 rows",
+    ),
     "no reference": (
         [GOOD, {"prompt": "b", "completions": ["c"], "rewards": [1]}],
         {},
@@ -218,6 +251,45 @@ def test_rows_of_which_nothing_can_be_used_are_refused_before_the_run(checked, n
     with pytest.raises(UserError, match=message) as caught:
         checked(records, **overrides)
     assert "config." in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+MESSAGES = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+PUBLISHED = {
+    "chosen": sum(MESSAGES, []),
+    "rejected": [*MESSAGES[0], {"role": "assistant", "content": "c"}],
+    "chosen_rewards": 0.7,
+    "rejected_rewards": 0.2,
+    "ref_rewards": [0.1, 0.3, 0.5],
+    "ref_completions": [*MESSAGES[0], {"role": "assistant", "content": '["d", "e", "f"]'}],
+}
+TRAINED = {
+    "dpo on an order": ([ORDER, ORDER | {"chosen": "d"}], PAIRS),
+    "simpo on an order": ([ORDER, ORDER | {"chosen": "d"}], PAIRS | {"train__objective": "simpo"}),
+    "qrpo on published rows": ([PUBLISHED] * 2, {"select__units": "best_worst"}),
+    "qrpo off-policy": ([PUBLISHED] * 2, {"prompts__layout": "qrpo_offpolicy"}),
+    "qrpo on own references": ([OWN, OWN], {}),
+}
+QUICK = ("dpo on an order", "qrpo on published rows")  # the others compile other programs for seconds
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
+)
+def test_rows_as_they_are_published_train_at_once(tmp_path: Path, model: Path, name: str) -> None:
+    records, overrides = TRAINED[name]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    stages = ("sample", "train") if "simpo" in name else ("sample", "reference", "train")
+    settings = {"stages": stages, "prompts__source": f"jsonl:{path}", "model__path": str(model), "prompts__held_out": 0}
+    short = {"prompts__max_tokens": 20, "sample__completions": 0, "pack__max_tokens": 30, "train__batch_size": 2}
+    made = job(tmp_path / "run", **settings | short | {"train__epochs": 1} | overrides)
+    assert pipeline.run(made)
+    lines = (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(lines[-1])
+    assert np.isfinite(metrics["loss"]), metrics
+    if name == "dpo on an order":
+        np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-5)
+    assert ("reward" in metrics) == ("order" not in name), metrics
 
 
 def test_an_error_in_a_unit_has_a_line_of_its_own(tmp_path, capsys):
