@@ -21,6 +21,7 @@ from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
 from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
+from qrpo_jax.job.source_check import brings_rows
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stores.path import StorePath, as_path
 from qrpo_jax.training import orbax_folders
@@ -91,7 +92,7 @@ def check(job: Job) -> None:
     Raises:
       UserError: naming the value, the allowed values and the key.
     """
-    check_order(job.config.stages, job.stages)
+    check_order(job.config.stages, job.stages, brings_rows(job.config))
     if any(manifest.read_manifest(job.folder(name)) is None for name in job.config.stages):
         check_workdir(job.workdir)
     stages = [job.stages[name] for name in job.config.stages]

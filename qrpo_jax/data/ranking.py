@@ -1,5 +1,6 @@
 """Ranking: quantiles, ties, log Z and reward scales of completions among their prompts' reference rewards."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,10 +48,9 @@ def own_references(row: Row) -> bool:
 
 
 def _references(row: Row) -> np.ndarray:
-    """Whether each completion is a reference, bool [completions]."""
-    if own_references(row):
-        return np.isfinite([c.reward for c in row.completions])
-    return np.asarray([c.source == "reference" for c in row.completions], bool)
+    """Whether each completion is a reference, bool [completions]; those of an order have no reward and are none."""
+    own = own_references(row)
+    return np.asarray([c.source == "reference" or (own and math.isfinite(c.reward)) for c in row.completions], bool)
 
 
 def pad(references: Sequence[np.ndarray]) -> References:

@@ -12,6 +12,7 @@ from qrpo_jax.evaluation import ties
 from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.stage_rows import every_row
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
@@ -63,7 +64,7 @@ def comparisons(job: Job) -> dict[str, float]:
     """`tied_shares` of the rows that stage `train` reads; empty for a job without this stage."""
     if "train" not in job.config.stages:
         return {}
-    return tied_shares(row_files.read(job.folder(job.rows_before("train"))))
+    return tied_shares(every_row(job, "train"))
 
 
 def tied_shares(rows: Iterable[Row]) -> dict[str, float]:

@@ -96,7 +96,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str, most: int
 
     def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
         prompts = [text.prompt(row.messages, f"row {row.id!r}") for row in rows]
-        kept, counts = _fitting(rows, prompts, job.config.prompts.max_tokens)
+        kept, counts = fitting(rows, prompts, job.config.prompts.max_tokens)
         rows, prompts, indices = [rows[i] for i in kept], [prompts[i] for i in kept], [indices[i] for i in kept]
         if section.completions == 0 or not rows:
             return rows, counts
@@ -118,7 +118,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str, most: int
     return complete
 
 
-def _fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tuple[list[int], Counts]:
+def fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tuple[list[int], Counts]:
     """Indices of the rows to complete, and counts of prompts kept and dropped."""
     # A prompt that was sampled from the model itself is empty if the model ended at once.
     filled = [any(m.content.strip() for m in row.messages) for row in rows]

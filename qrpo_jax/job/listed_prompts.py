@@ -5,6 +5,7 @@ from qrpo_jax.data.sources.listed import Found, ListedRows, Measured
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import Sources, open_listed
+from qrpo_jax.job.source_check import sampled_completions
 
 PURPOSES = {"train": "to train on", "eval": "held out"}
 
@@ -23,7 +24,7 @@ def check_listed_prompts(job: Job, sources: Sources = SOURCES) -> None:
     with located(
         "prompts.source", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
     ):
-        if config.sample.completions == 0 or "sft" in config.stages:
+        if sampled_completions(config) == 0 or "sft" in config.stages:
             listed.check_completions(splits["train"])
         measured = {
             split: listed.check_lengths(source, job.text, most, PURPOSES[split]) for split, source in splits.items()
@@ -61,7 +62,7 @@ def note_splits(job: Job, train: ListedRows, held_out: ListedRows) -> None:
         )
     if config.count > train.count:
         job.note(f"prompts: WARNING: config.prompts.count is {config.count}, and there are {train.count} to train on")
-    if job.config.sample.completions and config.unit > train.count:
+    if sampled_completions(job.config) and config.unit > train.count:
         job.note(
             f"prompts: WARNING: config.prompts.unit is {config.unit}: so many prompts are sampled from at a time, and "
             f"there are {train.count}; a smaller unit saves the rest"
@@ -128,7 +129,7 @@ def check_room(job: Job, train: ListedRows, measured: Measured) -> None:
     full = train.where_true(full_P)
     warn(job, full, f"prompts have no room for a completion in config.pack.max_tokens, {most}, and will be dropped")
     tight = train.where_true(kept_P & ~full_P & (measured.lengths_P + new > most))
-    if job.config.sample.completions and tight:
+    if sampled_completions(job.config) and tight:
         job.note(
             f"prompts: {tight.line(f'prompts have more than {most - new} tokens')}; of these, completions that exceed "
             f"{most} tokens with the prompt will be dropped (config.pack.max_tokens)"

@@ -11,6 +11,7 @@ from qrpo_jax.data.views import View, pick_units
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
+from qrpo_jax.job.source_check import sampled_completions
 
 MEASURED = 2000  # rows whose completions are tokenized before a run; further ones only while none has fitted
 
@@ -25,7 +26,7 @@ def check_units(job: Job, stage: str, view: View) -> None:
     Raises:
       UserError: naming the key.
     """
-    sampled = job.config.sample.completions if stage == "train" else 0
+    sampled = sampled_completions(job.config) if stage == "train" else 0
     if not kind_of(job.config.prompts.source).listed:
         count = job.config.sft.examples if stage == "sft" else job.config.prompts.count * units_of(sampled, view)
         note_batch(job, stage, count)

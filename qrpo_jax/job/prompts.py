@@ -22,7 +22,7 @@ from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import make_sampler
 
-SPLITS = {"sample": "train", "evaluate": "eval"}  # the prompts of a stage
+HELD_OUT = ("evaluate",)  # stages that read held-out prompts
 
 
 class Prompts(NamedTuple):
@@ -46,7 +46,7 @@ def open_prompts(job: Job, stage: str, reference: Parameters | None = None, sour
     """The prompts of a stage in units.
 
     Args:
-      stage: a key of `SPLITS`.
+      stage: that reads prompts.
       reference: parameters of the reference policy, for prompts that are sampled from it.
       sources: the table that has the kind of `prompts.source`.
 
@@ -54,7 +54,7 @@ def open_prompts(job: Job, stage: str, reference: Parameters | None = None, sour
       UserError: the source refuses its settings or its file.
       DamagedError: what the stage's folder says of its units is not what was written there.
     """
-    source = open_sources(job, reference, sources)[SPLITS[stage]]
+    source = open_sources(job, reference, sources)["eval" if stage in HELD_OUT else "train"]
     return Prompts(source, unit_size(job, job.folder(stage), source.count))
 
 

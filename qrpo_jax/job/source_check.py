@@ -33,10 +33,21 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
         )
     if "sft" in config.stages and not kind.demonstrations:
         raise UserError(f"prompts from {name!r} bring nothing to learn from: remove 'sft' from config.stages")
-    if config.sample.completions == 0 and not kind.completions:
+    if sampled_completions(config) == 0 and "sample" in config.stages and not kind.completions:
         raise UserError(
             f"sample.completions is 0, but prompts from {name!r} bring no completions (config.sample.completions)"
         )
+
+
+def sampled_completions(config: Any) -> int:
+    """How many completions of a prompt the stages of a config sample from the reference policy."""
+    return config.sample.completions if "sample" in config.stages else 0
+
+
+def brings_rows(config: Any, sources: Sources = SOURCES) -> bool:
+    """Whether stages can read rows from the source itself. False for a source that does not exist."""
+    kind = sources.get(split_name(config.prompts.source)[0])
+    return kind is not None and kind.listed
 
 
 def check_parts(prompts: Any, kind: SourceKind) -> None:

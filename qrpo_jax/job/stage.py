@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from qrpo_jax.job.job import Job
 
 
+SAMPLE = "sample"
+
+
 def nothing_to_check(job: "Job") -> None:
     """For a stage whose sections are all shared, and checked for every job."""
 
@@ -49,12 +52,13 @@ class Stage(NamedTuple):
 Stages = Mapping[str, Stage]
 
 
-def check_order(names: Sequence[str], stages: Stages) -> None:
+def check_order(names: Sequence[str], stages: Stages, brings_rows: bool = False) -> None:
     """Refuses stages that do not exist, are named twice, or lack a stage before them.
 
     Args:
       names: as in `config.stages`.
       stages: those that there are.
+      brings_rows: the prompts are rows with completions, so that none need to be sampled.
 
     Raises:
       UserError: naming the first such stage.
@@ -68,5 +72,5 @@ def check_order(names: Sequence[str], stages: Stages) -> None:
         if name in names[:i]:
             raise UserError(f"stage {name!r} is twice in config.stages; name it once")
         for needed in stages[name].needs:
-            if needed not in names[:i]:
+            if needed not in names[:i] and not (brings_rows and needed == SAMPLE):
                 raise UserError(f"stage {name!r} needs {needed!r} before it; change config.stages")

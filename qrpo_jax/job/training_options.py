@@ -7,7 +7,7 @@ from jax import Array
 
 from qrpo_jax import losses, quantiles, transform_checks, transforms
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.ranking import are_references, own_references
+from qrpo_jax.data.ranking import own_references
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows, all_scored
 from qrpo_jax.data.sources.source import all_rows
@@ -15,6 +15,8 @@ from qrpo_jax.data.views import View, ordered_only
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
+from qrpo_jax.job.source_check import sampled_completions
+from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
 
 # Config keys of the arguments that errors of objectives and transforms are about.
@@ -119,7 +121,7 @@ def check_reference_log_probs(job: Job) -> None:
     config, stages = job.config.train, job.config.stages
     needs_reference = OBJECTIVES[config.objective].needs_reference
     if config.reference_log_probs == "stored":
-        if needs_reference and "reference" not in stages:
+        if needs_reference and "reference" not in stages and not brings_log_probs(job):
             raise UserError(
                 f"objective {config.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages, or "
                 "with LoRA set config.train.reference_log_probs='on_the_fly'"
@@ -139,6 +141,14 @@ def check_reference_log_probs(job: Job) -> None:
         raise UserError(
             f"objective {config.objective!r} uses no log π_ref: set config.train.reference_log_probs='stored'"
         )
+
+
+def brings_log_probs(job: Job) -> bool:
+    """Whether stage `train` reads rows from the source itself, and these have log π_ref."""
+    if not reads_source(job, "train"):
+        return False
+    rows = all_rows(open_listed(job, "train"))
+    return any(math.isfinite(completion.reference_log_prob) for row in rows for completion in row.completions)
 
 
 def check_units(job: Job) -> None:
@@ -165,7 +175,7 @@ def check_units(job: Job) -> None:
 
 def check_reference_count(job: Job) -> None:
     """Refuses prompts without rewards, or with too few references for the transform and estimator."""
-    config, select, sampled = job.config, job.config.select, job.config.sample.completions
+    config, select, sampled = job.config, job.config.select, sampled_completions(job.config)
     ranked, scored = chosen_objective(job).ranked, "score" in config.stages
     if not kind_of(config.prompts.source).listed:
         if not scored:
@@ -187,9 +197,11 @@ def check_reference_count(job: Job) -> None:
         raise UserError(f"some completions have no reward, {which}: put 'score' before 'train' in config.stages")
     for row in rows if ranked else ():
         where = f"{source.place(row)}: row {row.id!r}: "
-        own = 0 if sampled else int(are_references(row, 0).sum())
-        excluded = select.exclude_own and sampled + own > 0
-        check_count(job, sampled + own + len(row.reference_rewards), excluded=excluded, where=where)
+        brought = sum(completion.source == "reference" for completion in row.completions)
+        if not sampled and own_references(row):  # all will have rewards
+            brought = len(row.completions)
+        excluded = select.exclude_own and sampled + brought > 0
+        check_count(job, sampled + brought + len(row.reference_rewards), excluded=excluded, where=where)
     own_rows = source.where(own_references) if ranked and not sampled else None
     if own_rows:
         what = "rows bring no references, so that each completion is ranked among the others of its row"

@@ -35,7 +35,7 @@ STAGES: dict[str, Stage] = {
     "score": stage(
         "score",
         needs=("sample",),
-        sections=("reward",),
+        sections=("model", "prompts", "reward"),
         machine_keys=REWARD_PACE,
         shardable=True,
         writes_rows=True,
@@ -43,7 +43,7 @@ STAGES: dict[str, Stage] = {
     "reference": stage(
         "reference",
         needs=("sample",),
-        sections=("pack", "log_probs"),
+        sections=("model", "prompts", "pack", "log_probs"),
         machine_keys=("log_probs.batch_rows",),
         shardable=True,
         writes_rows=True,
@@ -51,7 +51,7 @@ STAGES: dict[str, Stage] = {
     "train": stage(
         "train",
         needs=("sample",),
-        sections=("pack", "log_probs", "select", "lora", "train"),
+        sections=("model", "prompts", "pack", "log_probs", "select", "lora", "train"),
         machine_keys=("log_probs.batch_rows", *TRAIN_PACE),
     ),
     "evaluate": stage(

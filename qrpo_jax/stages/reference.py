@@ -5,26 +5,25 @@ from typing import Any
 
 import numpy as np
 
-from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
-from qrpo_jax.job.units import Counts, row_units, run_units
+from qrpo_jax.job.stage_rows import rows_of
+from qrpo_jax.job.units import Counts, run_units
 
 
 def run(job: Job) -> dict[str, Any] | None:
-    source = job.folder(job.rows_before("reference"))
-    units = row_units(source)
+    source = rows_of(job, "reference")
     parameters = job.reference_parameters(job.unit_mesh)
     log_probs = make_log_probs(job)
 
     def work(unit: int) -> tuple[list[Row], Counts]:
-        rows = list(row_files.read_unit(source, unit, units))
+        rows, left_out = source.read(unit)
         values, counts = log_probs(parameters, rows)
-        return [with_reference(row, of_row) for row, of_row in zip(rows, values, strict=True)], counts
+        return [with_reference(row, of_row) for row, of_row in zip(rows, values, strict=True)], left_out | counts
 
-    counts = run_units(job, job.folder("reference"), units, work, title="reference", together=job.together)
-    return None if counts is None else {"units": units, "counts": counts}
+    counts = run_units(job, job.folder("reference"), source.units, work, title="reference", together=job.together)
+    return None if counts is None else {"units": source.units, "counts": counts}
 
 
 def with_reference(row: Row, log_probs: np.ndarray) -> Row:

@@ -2,32 +2,32 @@
 
 from typing import Any
 
-from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row, check_row
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
-from qrpo_jax.job.units import Counts, row_units, run_units
+from qrpo_jax.job.stage_rows import rows_of
+from qrpo_jax.job.units import Counts, run_units
 from qrpo_jax.rewards.rewards import ModelReward
 
 
 def run(job: Job) -> dict[str, Any] | None:
-    source = job.folder(job.rows_before("score"))
-    units = row_units(source)
+    source = rows_of(job, "score")
     with open_reward(job) as reward:
         job.say(f"score: {describe(reward)}")
         together = isinstance(reward, ModelReward) and job.together
 
         def work(unit: int) -> tuple[list[Row], Counts]:
-            rows = list(row_files.read_unit(source, unit, units))
+            rows, left_out = source.read(unit)
             for row in rows:
                 check_row(row)
-            return score_rows(reward, rows)
+            scored, counts = score_rows(reward, rows)
+            return scored, left_out | counts
 
-        counts = run_units(job, job.folder("score"), units, work, title="score", together=together)
+        counts = run_units(job, job.folder("score"), source.units, work, title="score", together=together)
         if counts is None:
             return None
         report_dropped(job, "score", counts)
-        return {"units": units, "counts": counts, "protections": reward.protections}
+        return {"units": source.units, "counts": counts, "protections": reward.protections}
 
 
 def check(job: Job) -> None:

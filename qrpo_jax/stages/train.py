@@ -9,12 +9,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax import losses, transforms
-from qrpo_jax.data import row_files
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, build_examples
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
+from qrpo_jax.job.source_check import sampled_completions
+from qrpo_jax.job.stage_rows import every_row
 from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.job.training_options import (
     KEYS,
@@ -87,7 +88,7 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
     ranked = chosen_objective(job).ranked
     with located(**KEYS, references="sample.completions"):
         examples = build_examples(
-            row_files.read(job.folder(job.rows_before("train"))),
+            every_row(job, "train"),
             job.text,
             make_view(job),
             transform,
@@ -125,7 +126,7 @@ def print_forecast(job: Job, examples: Examples, transform: transforms.Transform
 def warn_of_temperature(job: Job) -> None:
     sample, log_probs = job.config.sample, job.config.log_probs
     ranked = chosen_objective(job).ranked
-    if ranked and sample.completions and sample.temperature != log_probs.temperature:
+    if ranked and sampled_completions(job.config) and sample.temperature != log_probs.temperature:
         job.say(
             f"train: WARNING: references were sampled at temperature {sample.temperature:g}, log-probs are taken at "
             f"{log_probs.temperature:g}; quantiles and log-ratios then describe different policies"

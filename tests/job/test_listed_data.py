@@ -268,6 +268,10 @@ TRAINED = {
     "qrpo on published rows": ([PUBLISHED] * 2, {"select__units": "best_worst"}),
     "qrpo off-policy": ([PUBLISHED] * 2, {"prompts__layout": "qrpo_offpolicy"}),
     "qrpo on own references": ([OWN, OWN], {}),
+    "qrpo after scores": (
+        [ORDER, ORDER | {"chosen": 'd "b"'}],
+        {"stages": ("score", "reference", "train"), "reward__name": "dialogue_share"},
+    ),
 }
 QUICK = ("dpo on an order", "qrpo on published rows")  # the others compile other programs for seconds
 
@@ -279,8 +283,12 @@ def test_rows_as_they_are_published_train_at_once(tmp_path: Path, model: Path, n
     records, overrides = TRAINED[name]
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
-    stages = ("sample", "train") if "simpo" in name else ("sample", "reference", "train")
-    settings = {"stages": stages, "prompts__source": f"jsonl:{path}", "model__path": str(model), "prompts__held_out": 0}
+    settings = {
+        "stages": ("train",) if "simpo" in name else ("reference", "train"),
+        "prompts__source": f"jsonl:{path}",
+        "model__path": str(model),
+        "prompts__held_out": 0,
+    }
     short = {"prompts__max_tokens": 20, "sample__completions": 0, "pack__max_tokens": 30, "train__batch_size": 2}
     made = job(tmp_path / "run", **settings | short | {"train__epochs": 1} | overrides)
     assert pipeline.run(made)
@@ -290,6 +298,26 @@ def test_rows_as_they_are_published_train_at_once(tmp_path: Path, model: Path, n
     if name == "dpo on an order":
         np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-5)
     assert ("reward" in metrics) == ("order" not in name), metrics
+
+
+@pytest.mark.slow
+def test_stages_before_training_may_be_left_out_or_be_another_run(tmp_path: Path, model: Path) -> None:
+    """Three ways to the same parameters: with a stage that samples nothing, without it, from the rows of the first."""
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, [PUBLISHED, PUBLISHED | {"chosen_rewards": 0.4}] * 3)))
+    short = {"prompts__max_tokens": 20, "sample__completions": 0, "pack__max_tokens": 30, "train__batch_size": 2}
+    settings = short | {"model__path": str(model), "prompts__held_out": 0, "train__epochs": 1}
+    runs = {
+        "whole": {"stages": ("sample", "reference", "train"), "prompts__source": f"jsonl:{path}"},
+        "short": {"stages": ("reference", "train"), "prompts__source": f"jsonl:{path}"},
+        "again": {"stages": ("train",), "prompts__source": f"rows:{tmp_path}/whole/reference"},
+    }
+    losses = {}
+    for name, overrides in runs.items():
+        assert pipeline.run(job(tmp_path / name, **settings | overrides))
+        lines = (tmp_path / name / "train" / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["whole"] == losses["short"] == losses["again"] and len(losses["whole"]) > 0, losses
 
 
 def test_an_error_in_a_unit_has_a_line_of_its_own(tmp_path, capsys):

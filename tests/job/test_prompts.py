@@ -62,6 +62,24 @@ def test_a_source_is_checked_by_its_record_and_not_by_its_name(tmp_path, overrid
     check_source(job(tmp_path, prompts__source="squares", model__path="a", stages=("sample",)).config, TABLE)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"source": "jsonl"}, r"prompts.source is 'jsonl'; write jsonl:FILES \(config.prompts.source\)"),
+        ({"source": "programs:x"}, "prompts.source is 'programs:x'; write programs"),
+        ({"source": "parket:a"}, "'parket:a'; allowed: programs, jsonl:FILES, .*; did you mean 'parquet'"),
+        ({"split": "test"}, "prompts.split is 'test'; prompts from 'programs' have no split: leave it empty"),
+        ({"layout": "qrpo"}, "prompts.layout is 'qrpo'; prompts from 'programs' have no layout"),
+        ({"columns": ("prompt=a",)}, "prompts.columns is .*; prompts from 'programs' have no columns"),
+        ({"held_out": "test"}, "prompts.held_out is 'test'; prompts from 'programs' have no splits: give a number"),
+    ],
+)
+def test_the_name_of_a_source_and_its_parts_are_checked_before_it_is_opened(tmp_path, prompts, message) -> None:
+    config = job(tmp_path, **{f"prompts__{key}": value for key, value in prompts.items()}).config
+    with pytest.raises(UserError, match=message):
+        check_source(config)
+
+
 def test_an_error_in_a_file_names_the_config_key(tmp_path) -> None:
     path = tmp_path / "prompts.jsonl"
     options = {"prompts__source": f"jsonl:{path}", "prompts__held_out": 2}

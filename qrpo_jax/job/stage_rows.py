@@ -1,0 +1,63 @@
+"""The rows that a stage reads: those of the last stage before it that wrote some, or else those of the data set."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from qrpo_jax.data import row_files
+from qrpo_jax.data.rows import Row
+from qrpo_jax.job.completions import fitting
+from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import Prompts, open_listed, open_prompts
+from qrpo_jax.job.units import Counts, row_units
+
+
+class StageRows(NamedTuple):
+    """Rows in units.
+
+    Attributes:
+      read: from a unit's number to its rows, and counts of rows that were left out.
+    """
+
+    units: int
+    read: Callable[[int], tuple[list[Row], Counts]]
+
+
+def rows_of(job: Job, stage: str) -> StageRows:
+    """The rows of a stage that works in units.
+
+    Raises:
+      UserError: no stage before it writes rows, and the prompts bring none.
+    """
+    if reads_source(job, stage):
+        return _of_prompts(job, open_prompts(job, stage))
+    folder = job.folder(job.rows_before(stage))
+    units = row_units(folder)
+    return StageRows(units, lambda unit: (list(row_files.read_unit(folder, unit, units)), {}))
+
+
+def every_row(job: Job, stage: str) -> Iterator[Row]:
+    """All rows of a stage, one after the other; errors as in `rows_of`."""
+    if not reads_source(job, stage):
+        yield from row_files.read(job.folder(job.rows_before(stage)))
+        return
+    source = open_listed(job, "train")
+    if source.count:
+        yield from _of_prompts(job, Prompts(source, source.count)).read(0)[0]
+
+
+def reads_source(job: Job, stage: str) -> bool:
+    """Whether no stage before it writes rows, so that it reads those that the prompts bring."""
+    names = job.config.stages
+    return not any(job.stages[name].writes_rows for name in names[: names.index(stage)])
+
+
+def _of_prompts(job: Job, prompts: Prompts) -> StageRows:
+    """Rows of a data set without those whose prompt is too long, as stage `sample` would leave them."""
+
+    def read(unit: int) -> tuple[list[Row], Counts]:
+        rows = prompts.rows(unit)
+        tokens = [job.text.prompt(row.messages, f"row {row.id!r}") for row in rows]
+        kept, counts = fitting(rows, tokens, job.config.prompts.max_tokens)
+        return [rows[i] for i in kept], counts
+
+    return StageRows(prompts.units, read)
