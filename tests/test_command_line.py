@@ -58,7 +58,10 @@ def read(*words: str) -> command_line.Request:
         (["--config.seed=99999999999"], "seed is 99999999999; it must be at most 2147483647"),
         (["--config.stages=compile,repot"], "stages is 'repot'; allowed: sft"),
         (["--config.stages=sft,train"], "stage 'train' needs 'sample' before it"),
-        (["--config.prompts.source=json"], "prompts.source is 'json'; allowed: programs, jsonl:FILES, parquet:FILES, hf:ORG/NAME[:CONFIG][@REVISION], disk"),
+        (
+            ["--config.prompts.source=json"],
+            "prompts.source is 'json'; allowed: programs, jsonl:FILES, parquet:FILES, hf:ORG/NAME[:CONFIG][",
+        ),
         (["--config=quikstart"], "did you mean 'quickstart'?"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         (["surprise"], "unknown argument 'surprise'"),

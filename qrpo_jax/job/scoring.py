@@ -11,7 +11,8 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.units import Counts
 from qrpo_jax.rewards import models
-from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function, read_tests
+from qrpo_jax.rewards.problems import read_problem
+from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
 from qrpo_jax.rewards.sandbox.pool import Limits
 
 ROWS_DROPPED = "rows dropped: no completion left"
@@ -59,7 +60,7 @@ def check_listed(job: Job) -> None:
         if config.name == TESTS:
             with located("reward.name", "prompts.source"):
                 for row in rows:
-                    read_tests(row, source.place(row))
+                    read_problem(row, source.place(row))
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
                 too_long_P = models.check_conversations(job.reward_model, rows, source.place)

@@ -1,22 +1,22 @@
 """Rewards of completions: tests that the completion must pass, a reward model, or any Python function."""
 
 import inspect
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data import programs
 from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
 from qrpo_jax.faults import user_code
 from qrpo_jax.rewards.models import ModelScorer
+from qrpo_jax.rewards.problems import NO_CODE, read_problem
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
+from qrpo_jax.rewards.sandbox.tasks import Outcome
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
 
@@ -172,52 +172,27 @@ def find_function(name: str) -> TextReward:
 
 
 def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
-    """For each completion the share of its prompt's tests that it passes; a completion is an expression in a and b.
+    """For each completion the share of its prompt's tests that it passes; see `problems` for what a completion is.
 
     Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
     sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.
     """
+    problems = [read_problem(row) for row in rows]
     tasks: dict[tuple[int, str], Task] = {}
-    tests = [read_tests(row) for row in rows]
     for index, row in enumerate(rows):
-        inputs = tuple(tuple(arguments) for arguments, _ in tests[index])
         for completion in row.completions:
-            tasks[index, completion.text] = Task(programs.program(completion.text), "f", inputs)
+            if task := problems[index].task(completion.text):
+                tasks[index, completion.text] = task
     outcomes = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
     counts: dict[str, int] = {}
     rewards = []
     for index, row in enumerate(rows):
-        expected = [value for _, value in tests[index]]
+        expected = problems[index].expected
         shares = []
         for completion in row.completions:
-            outcome = outcomes[index, completion.text]
+            outcome = outcomes.get((index, completion.text), Outcome(NO_CODE, ()))
             counts[outcome.status] = counts.get(outcome.status, 0) + 1
             passed = [same_value(a, b) for a, b in zip(outcome.outputs, expected, strict=False)]
             shares.append(sum(passed) / len(expected))
         rewards.append(shares)
     return Scores(rewards, counts)
-
-
-def read_tests(row: Row, where: str = "") -> list[tuple[list[Any], Any]]:
-    """The tests in a row's payload, `{"tests": [[[a, b], expected value], ...]}`.
-
-    Args:
-      where: where the row stands, for messages; by default its id.
-
-    Raises:
-      UserError: the payload is not of that form.
-    """
-    tests: Any = None
-    with suppress(ValueError, TypeError, KeyError):
-        tests = json.loads(row.payload)["tests"]
-    if not isinstance(tests, list) or not tests or not all(map(_is_test, tests)):
-        raise UserError(
-            f"{where or f'row {row.id!r}'}: its payload is {row.payload[:40]!r}, reward 'tests' needs "
-            '{"tests": [[[a, b], value], ...]}, the values of a function of a and b; correct the prompts, or set '
-            "another reward"
-        )
-    return [(arguments, expected) for arguments, expected in tests]
-
-
-def _is_test(test: Any) -> bool:
-    return isinstance(test, list) and len(test) == 2 and isinstance(test[0], list) and len(test[0]) == 2

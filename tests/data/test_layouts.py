@@ -290,8 +290,8 @@ def test_tests_of_programs_are_calls_and_values(tmp_path):
         return json.loads(row.payload)
 
     read = payload(entry_point="f", test=TESTS + "    assert candidate(1, 2) < 3\n    assert candidate(1) == (2, 3)\n")
-    assert read["tests"] == [[[], {"a": 3, "b": 4}, 7], [[[1]], {"b": 2}, [1, 2]]]
-    assert (read["entry_point"], read["left_out"]) == ("f", 2)
+    assert read["tests"] == [[[], {"a": 3, "b": 4}, 7], [[[1]], {"b": 2}, [1, 2]], [[1], {}, [2, 3]]]
+    assert (read["entry_point"], read["left_out"]) == ("f", 1)
     read = payload(test_list=["assert g(3) == 'a'", "assert set(g(3)) == set('a')"], test_imports=["import math"])
     assert (read["tests"], read["entry_point"], read["prelude"]) == ([[[3], {}, "a"]], "g", "import math")
     (row,) = rows_of(f"jsonl:{tmp_path / 'a.jsonl'}")

@@ -12,6 +12,7 @@ from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.sources.programs import program_row
 from qrpo_jax.errors import UserError
 from qrpo_jax.rewards import rewards
+from qrpo_jax.rewards.problems import read_problem
 from qrpo_jax.rewards.rewards import Reward, dialogue_share
 from qrpo_jax.rewards.sandbox.pool import Limits
 
@@ -188,4 +189,4 @@ def test_a_function_that_gives_no_reward_is_one_line(tmp_path, monkeypatch, body
 def test_tests_of_another_form_are_refused_by_the_row(tests):
     bad = dataclasses.replace(row("a"), payload=json.dumps({"tests": tests}))
     with pytest.raises(UserError, match="^data.jsonl, line 7: its payload is .*the values of a function of a and b"):
-        rewards.read_tests(bad, "data.jsonl, line 7")
+        read_problem(bad, "data.jsonl, line 7")

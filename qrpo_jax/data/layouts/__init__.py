@@ -41,7 +41,7 @@ LAYOUTS: dict[str, Layout] = {
         {
             "id": ("task_id",),
             "prompt": ("query", "prompt", "text"),
-            "completion": ("response", "canonical_solution", "code"),
+            "completion": ("completion", "canonical_solution", "code"),
             "tests": ("test", "test_list"),
             "entry_point": ("entry_point",),
             "prelude": ("test_imports", "test_setup_code"),

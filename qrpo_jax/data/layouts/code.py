@@ -87,11 +87,18 @@ def _test(claim: ast.expr, names: tuple[str | None, ...]) -> list[Any] | None:
     try:
         positional = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        test = [positional, named, ast.literal_eval(claim.comparators[0])]
+        test = [positional, named, _lists(ast.literal_eval(claim.comparators[0]))]
         json.dumps(test, allow_nan=False)
     except (ValueError, TypeError):  # an expression, or a value such as a set that JSON has not
         return None
     return None if _changed(test) else test
+
+
+def _lists(value: Any) -> Any:
+    """A value with lists for tuples, as the sandbox returns what a function gives."""
+    if isinstance(value, list | tuple):
+        return [_lists(one) for one in value]
+    return {key: _lists(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _changed(value: Any) -> bool:
