@@ -313,7 +313,7 @@ def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
     run = job(tmp_path, mesh__fsdp=2, mesh__tensor=2)
     assert pipeline.run(run)
     rows = list(row_files.read(run.folder("score")))
-    assert [(one.id, len(one.completions)) for one in rows] == [(f"line-{i}", 2) for i in range(1, 6)]
+    assert [(one.id, len(one.completions)) for one in rows] == [(f"row-{i}", 2) for i in range(1, 6)]
     alone = scorer(tmp_path / "reward")
     for one in rows:
         np.testing.assert_allclose([c.reward for c in one.completions], alone.score_rows([one]).scores, atol=1e-5)
