@@ -56,15 +56,13 @@ def check_parts(prompts: Any, kind: SourceKind) -> None:
     Raises:
       UserError: naming the key.
     """
-    if kind.listed:
-        return
-    given = {"split": prompts.split, "layout": prompts.layout, "columns": prompts.columns}
-    for key, value in given.items():
-        if value:
+    none = {"split": not kind.listed, "layout": not kind.columns, "columns": not kind.columns}
+    for key, value in ((key, prompts[key]) for key in none):
+        if value and none[key]:
             raise refuse(
                 f"prompts.{key}", f"{shown(value)}; prompts from {prompts.source!r} have no {key}: leave it empty"
             )
-    if isinstance(prompts.held_out, str):
+    if isinstance(prompts.held_out, str) and not kind.listed:
         raise refuse(
             "prompts.held_out", f"{prompts.held_out!r}; prompts from {prompts.source!r} have no splits: give a number"
         )

@@ -284,6 +284,14 @@ def test_nulls_and_empty_lists_are_what_is_not_there(tmp_path, monkeypatch, kind
     assert [len(row.completions) for row in rows] == [1, 1, 1, 0]
 
 
+def test_columns_that_the_first_record_leaves_empty_are_read(tmp_path):
+    records = [{"source": "x", "messages": None, "chosen": "a", "rejected": "b", "prompt": "q", "system": None}]
+    records += [records[0] | {"system": "s", "chosen_score": 2, "rejected_score": 1}]
+    first, second = rows_of(f"jsonl:{write_json_lines(tmp_path / 'a.jsonl', records)}")
+    assert [message.role for message in second.messages] == ["system", "user"] and first.preferences == ((0, 1),)
+    assert [c.reward for c in second.completions] == [2.0, 1.0] and second.preferences == ()
+
+
 def test_tests_of_programs_are_calls_and_values(tmp_path):
     def payload(**record):
         (row,) = rows_of(f"jsonl:{write_json_lines(tmp_path / 'a.jsonl', [{'prompt': 'q', 'x': 1} | record])}")

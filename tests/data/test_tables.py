@@ -91,6 +91,9 @@ def test_splits_of_files_are_words_of_their_names(tmp_path):
     with pytest.raises(UserError, match="no file of split 'train'; it must be a word .* test_prefs-00000") as caught:
         rows_of(name, split="train")
     assert caught.value.about == ("split",)
+    with pytest.raises(UserError, match="no file of split 'valid'") as caught:
+        rows_of(name, split="train_prefs", held_out="valid")
+    assert caught.value.about == ("held_out",)
 
 
 def disk(tmp_path):

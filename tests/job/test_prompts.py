@@ -71,11 +71,13 @@ def test_a_source_is_checked_by_its_record_and_not_by_its_name(tmp_path, overrid
         ({"split": "test"}, "prompts.split is 'test'; prompts from 'programs' have no split: leave it empty"),
         ({"layout": "qrpo"}, "prompts.layout is 'qrpo'; prompts from 'programs' have no layout"),
         ({"columns": ("prompt=a",)}, "prompts.columns is .*; prompts from 'programs' have no columns"),
+        ({"source": "rows:a", "layout": "qrpo"}, "prompts.layout is 'qrpo'; prompts from 'rows:a' have no layout"),
         ({"held_out": "test"}, "prompts.held_out is 'test'; prompts from 'programs' have no splits: give a number"),
     ],
 )
 def test_the_name_of_a_source_and_its_parts_are_checked_before_it_is_opened(tmp_path, prompts, message) -> None:
-    config = job(tmp_path, **{f"prompts__{key}": value for key, value in prompts.items()}).config
+    keys = {f"prompts__{key}": value for key, value in prompts.items()}
+    config = job(tmp_path, model__path="a" if "rows" in prompts.get("source", "") else "", **keys).config
     with pytest.raises(UserError, match=message):
         check_source(config)
 

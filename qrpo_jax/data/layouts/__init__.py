@@ -82,16 +82,17 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def recognise(columns: Sequence[str], where: str) -> str:
-    """The name of the first layout that columns fit.
+def recognise(columns: Sequence[str], leading: Sequence[str], where: str) -> str:
+    """The name of the first layout that columns fit; `rows` if the first record has no other columns than that.
 
     Args:
+      leading: columns of the first record.
       where: the data set, for messages.
 
     Raises:
       UserError: about `layout`: they fit none.
     """
-    if "prompt" in columns and set(columns) <= set(KEYS):
+    if "prompt" in columns and set(leading) <= set(KEYS):
         return ROWS
     for name, layout in LAYOUTS.items():
         if name != ROWS and _fits(layout, columns):

@@ -40,7 +40,7 @@ def derive(values: Values, at: At) -> Values:
             total += 1
             call = assertion.left if isinstance(assertion, ast.Compare) else None
             if entry_point is None and isinstance(call, ast.Call):
-                entry_point = ast.unparse(call.func)  # MBPP names the function in its tests alone
+                entry_point = _name(call.func)  # MBPP names the function in its tests alone
             test = _test(assertion, (CANDIDATE, entry_point))
             tests += [test] if test else []
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -80,7 +80,7 @@ def _test(claim: ast.expr, names: tuple[str | None, ...]) -> list[Any] | None:
     if not (isinstance(claim, ast.Compare) and len(claim.ops) == 1 and isinstance(claim.ops[0], ast.Eq)):
         return None
     call = claim.left
-    if not isinstance(call, ast.Call) or ast.unparse(call.func) not in names:
+    if not isinstance(call, ast.Call) or _name(call.func) not in names:
         return None
     if any(isinstance(argument, ast.Starred) for argument in call.args) or any(k.arg is None for k in call.keywords):
         return None
@@ -92,6 +92,10 @@ def _test(claim: ast.expr, names: tuple[str | None, ...]) -> list[Any] | None:
     except (ValueError, TypeError):  # an expression, or a value such as a set that JSON has not
         return None
     return None if _changed(test) else test
+
+
+def _name(function: ast.expr) -> str:
+    return function.id if isinstance(function, ast.Name) else ast.unparse(function)
 
 
 def _lists(value: Any) -> Any:

@@ -27,6 +27,7 @@ def tabular(kind: str, address: str) -> SourceKind:
         demonstrations=True,
         tests=True,
         listed=True,
+        columns=True,
     )
 
 

@@ -1,6 +1,8 @@
 """Which records are trained on, and which are held out: a number, a share, or a split of its own."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from qrpo_jax.data.sources.source import SourceOptions
@@ -47,3 +49,13 @@ def held_out_number(count: int, held_out: int | float | str) -> int:
     if isinstance(held_out, str):
         return 0
     return held_out if isinstance(held_out, int) else math.ceil(count * held_out)
+
+
+@contextmanager
+def about_held_out() -> Iterator[None]:
+    """What is wrong with a split inside is wrong with `held_out`, which names it."""
+    try:
+        yield
+    except UserError as error:
+        error.about = tuple("held_out" if argument == "split" else argument for argument in error.about)
+        raise

@@ -62,6 +62,7 @@ class SourceKind:
       demonstrations: it has a split "sft", whose rows bring a first completion to imitate.
       tests: the payloads of its rows may hold unit tests.
       listed: its rows are at `SourceOptions.address`, so all of them can be checked before a run.
+      columns: its records have columns, which a layout translates.
       identity: text that differs between two contents of that place, for the settings of a run; None if not listed.
       sampled: it calls `SourceOptions.draw_beginnings`.
       vocabulary: words for the tokenizer of a model that is trained from scratch; None if such a model cannot read
@@ -74,6 +75,7 @@ class SourceKind:
     demonstrations: bool = False
     tests: bool = False
     listed: bool = False
+    columns: bool = False
     identity: Callable[[SourceOptions], str] | None = None
     sampled: bool = False
     vocabulary: Callable[[], tuple[str, ...]] | None = None

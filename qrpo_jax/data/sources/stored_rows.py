@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources.held_out import divide
+from qrpo_jax.data.sources.held_out import about_held_out, divide
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.sources.source import Source, SourceOptions
 from qrpo_jax.data.tables.table import TRAIN
@@ -20,7 +20,8 @@ def open_rows(options: SourceOptions) -> Mapping[str, Source]:
       UserError: about `path`, `split` or `held_out`; see `row_files.read` and `divide`.
     """
     train = _opened(options, options.split)
-    other = _opened(options, options.held_out) if isinstance(options.held_out, str) else None
+    with about_held_out():
+        other = _opened(options, options.held_out) if isinstance(options.held_out, str) else None
     parts = divide(len(train), None if other is None else len(other), options)
     trained = _listed(options, train, parts.train, parts.left_out)
     held_out = _listed(options, train if other is None else other, parts.held_out)

@@ -11,7 +11,7 @@ from qrpo_jax.data.layouts import LAYOUTS, check_layout, recognise
 from qrpo_jax.data.layouts.layout import At, DroppedError, Layout
 from qrpo_jax.data.layouts.row_reader import check_keys, is_reversed, read_row
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources.held_out import divide
+from qrpo_jax.data.sources.held_out import about_held_out, divide
 from qrpo_jax.data.sources.listed import Dropped, ListedRows
 from qrpo_jax.data.sources.source import Source, SourceOptions
 from qrpo_jax.data.tables.renamed import renamed
@@ -47,7 +47,7 @@ def open_tabular(kind: str, options: SourceOptions) -> Mapping[str, Source]:
     if not train.count:
         raise UserError(f"{options.name} holds no row; at least one prompt is needed", about="path")
     parts = divide(train.count, held_out and held_out.count, options)
-    layout = options.layout or recognise(train.columns, options.name)
+    layout = options.layout or recognise(train.columns, train.leading, options.name)
     how = describe(layout, train.columns, options)
     sources: dict[str, Source] = {}
     for split, table, part in (("train", train, parts.train), ("eval", held_out or train, parts.held_out)):
@@ -71,7 +71,8 @@ def open_tables(kind: str, options: SourceOptions) -> tuple[Table, Table | None]
     module: Any = importlib.import_module(f"qrpo_jax.data.tables.{kind}")
     other = options.held_out if isinstance(options.held_out, str) else ""
     train = module.open_table(options.address, options.split, without=other)
-    return train, module.open_table(options.address, other) if other else None
+    with about_held_out():
+        return train, module.open_table(options.address, other) if other else None
 
 
 def identity(kind: str, options: SourceOptions) -> str:

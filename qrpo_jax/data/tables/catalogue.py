@@ -29,6 +29,10 @@ class Catalogue:
         return tuple(_builder(self.address, self.folder).info.features)
 
     @property
+    def leading(self) -> tuple[str, ...]:
+        return self.columns
+
+    @property
     def count(self) -> int:
         return len(_split(self.address, self.folder, self.split))
 

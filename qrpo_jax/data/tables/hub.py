@@ -27,6 +27,10 @@ class Hub:
         return tuple(_split(self.address, self.split).column_names)
 
     @property
+    def leading(self) -> tuple[str, ...]:
+        return self.columns
+
+    @property
     def count(self) -> int:
         return len(_split(self.address, self.split))
 

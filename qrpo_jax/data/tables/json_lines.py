@@ -15,6 +15,7 @@ from qrpo_jax.data.tables.table import Record, without_nulls
 from qrpo_jax.errors import UserError, shown
 
 WHAT = "a JSON-lines file"
+LOOKED_AT = 1000  # records, for the names of columns
 # The first bytes of files that are not text, and what to do with them.
 FORMATS = {
     b"\x1f\x8b": "is compressed (gzip); decompress it, or let its name end with .gz",
@@ -38,23 +39,30 @@ class JsonLines:
     paths: tuple[Path, ...]
     versions: tuple[tuple[int, ...], ...]
 
-    @functools.cached_property
+    @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(key for record in self.records(0, 1, ()) for key in record.values)
+        return _columns(self, LOOKED_AT)
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        return _columns(self, 1)
 
     @property
     def count(self) -> int:
         return sum(map(_count, self.paths, self.versions))
 
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
+        return (Record(place, without_nulls(values)) for place, values in self.objects(start, stop))
+
+    def objects(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Places and objects as they are written, from number `start` to before `stop`."""
         first = 0
         for path, version in zip(self.paths, self.versions, strict=True):
             if first >= stop:
                 return
             after = first + (_count(path, version) if len(self.paths) > 1 else stop)
             if after > start:
-                for place, values in objects(path, max(start - first, 0), stop - first):
-                    yield Record(place, without_nulls(values))
+                yield from objects(path, max(start - first, 0), stop - first)
             first = after
 
     def identity(self) -> str:
@@ -91,6 +99,12 @@ def objects(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tup
         if index >= start:
             place = f"{path}, line {number}"
             yield place, _object(line, place)
+
+
+@functools.lru_cache(maxsize=8)
+def _columns(table: JsonLines, records: int) -> tuple[str, ...]:
+    """The keys of the first records, in the order in which they first occur."""
+    return tuple(dict.fromkeys(key for _, values in table.objects(0, records) for key in values))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -29,6 +29,10 @@ class Parquet:
         return _described(self.paths[0], self.versions[0])[1]
 
     @property
+    def leading(self) -> tuple[str, ...]:
+        return self.columns
+
+    @property
     def count(self) -> int:
         return sum(_described(path, version)[0] for path, version in zip(self.paths, self.versions, strict=True))
 

@@ -20,9 +20,16 @@ class Renamed:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        return self._new(self.table.columns)
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        return self._new(self.table.leading)
+
+    def _new(self, columns: tuple[str, ...]) -> tuple[str, ...]:
         new = {own: name for name, own in self.names}
         taken = {name for name, _ in self.names}
-        return tuple(new.get(column, column) for column in self.table.columns if column in new or column not in taken)
+        return tuple(new.get(column, column) for column in columns if column in new or column not in taken)
 
     @property
     def count(self) -> int:

@@ -31,6 +31,10 @@ class Saved:
         return tuple(_mapped(self.paths[0]).column_names)
 
     @property
+    def leading(self) -> tuple[str, ...]:
+        return self.columns
+
+    @property
     def count(self) -> int:
         return sum(_mapped(path).num_rows for path in self.paths)
 

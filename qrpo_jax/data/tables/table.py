@@ -26,7 +26,11 @@ class Table(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns; of JSON lines, those of the first record."""
+        """Names of the columns; of JSON lines, those of the first thousand records."""
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """Names of the columns of the first record, which are all where records have the same columns."""
 
     @property
     def count(self) -> int:
