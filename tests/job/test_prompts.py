@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from qrpo_jax import pipeline
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.data.sources import SOURCES
@@ -93,6 +94,20 @@ def test_an_error_in_a_file_names_the_config_key(tmp_path) -> None:
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     with pytest.raises(UserError, match=r"held_out is 2 of 2 prompts; .* \(config\.prompts\.held_out\)$"):
         open_sources(job(tmp_path, **options))
+
+
+def test_settings_of_a_stage_tell_contents_of_files_apart(tmp_path) -> None:
+    path = tmp_path / "a.jsonl"
+    options = {"prompts__source": f"jsonl:{path}", "prompts__held_out": 0, "model__path": "", "stages": ("reference",)}
+
+    def content(text: str) -> str:
+        path.write_text(text)
+        return pipeline.settings(job(tmp_path / "run", **options), "reference")["prompts.source content"]
+
+    first, other = content('{"prompt": "a"}'), content('{"prompt": "b"}')
+    assert first != other == content('{"prompt": "b"}')
+    path.unlink()
+    assert "prompts.source content" not in pipeline.settings(job(tmp_path / "run", **options), "reference")
 
 
 def test_a_beginning_depends_on_split_and_index_alone(tmp_path) -> None:
