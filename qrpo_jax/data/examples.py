@@ -1,16 +1,17 @@
-"""Examples: the completions that a view selects from rows, as flat arrays."""
+"""Examples: the completions that a view selects from a corpus, as flat arrays."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data import ranking
+from qrpo_jax.data import ragged, ranking
+from qrpo_jax.data.corpus import Corpus, tokenize
 from qrpo_jax.data.packing import Units
 from qrpo_jax.data.per_completion import PerCompletion
-from qrpo_jax.data.rows import Row, check_row, check_scored
+from qrpo_jax.data.rows import Row, unscored
 from qrpo_jax.data.text import Text
-from qrpo_jax.data.views import View, ordered_only, pick_units, unit_weights
+from qrpo_jax.data.views import View, ordered_rows, pick, unit_weights
 from qrpo_jax.transforms import Transform
 
 COUNTS = (
@@ -30,34 +31,63 @@ COUNTS = (
 class Examples(NamedTuple):
     """C completions as flat arrays, and U units of one or two of them.
 
-    Host memory is 4 bytes a token. Reference log-probs are NaN where rows lack them; quantiles and what comes with them
-    are NaN where nothing is ranked.
+    Reference log-probs are NaN where rows lack them; quantiles and what comes with them are NaN where nothing is
+    ranked. Host memory is about 60 bytes a completion, and none for tokens.
     """
 
-    tokens: np.ndarray  # int32, all completions one after the other, each with its prompt before it
-    starts_C: np.ndarray  # int64, where a completion's prompt begins in `tokens`
+    corpus: Corpus
+    entries_C: np.ndarray  # int32, index of each completion in the corpus
     prompts_C: np.ndarray  # int32, completions of one number have the same prompt, cut to the same length
-    prompt_lengths_C: np.ndarray  # int32
+    cuts_C: np.ndarray  # int32, tokens that the prompt lost
     completions_C: PerCompletion
-    names: tuple[str, ...]  # "ROW ID/completion INDEX"
-    units: tuple[tuple[int, ...], ...]
+    sizes_U: np.ndarray  # int8, completions of each unit; units hold completions one after the other
     counts: dict[str, int]  # of `COUNTS`: completions kept, cut and dropped, by reason
+
+    @property
+    def prompt_lengths_C(self) -> np.ndarray:
+        """Tokens of each completion's prompt, int32 [C]."""
+        return self.corpus.prompt_lengths_R[self.corpus.row_K[self.entries_C]] - self.cuts_C
+
+    def name(self, c: int) -> str:
+        """ "ROW ID/completion INDEX" of a completion."""
+        return self.corpus.name(int(self.entries_C[c]))
+
+    def prompt(self, c: int) -> np.ndarray:
+        """Tokens of a completion's prompt, without the oldest if it was cut; a BOS token at its beginning stays."""
+        corpus, cut = self.corpus, int(self.cuts_C[c])
+        row = corpus.row_K[self.entries_C[c]]
+        tokens = corpus.tokens.read(int(corpus.prompt_starts_R[row]), int(corpus.prompt_lengths_R[row]))
+        if not cut:
+            return tokens
+        first = int(tokens[0] == corpus.bos_token)
+        return np.concatenate([tokens[:first], tokens[first + cut :]])
+
+    def completion(self, c: int) -> np.ndarray:
+        """Tokens of a completion."""
+        entry = self.entries_C[c]
+        return self.corpus.tokens.read(int(self.corpus.starts_K[entry]), int(self.corpus.lengths_K[entry]))
 
     def packing_units(self) -> Units:
         """The units as a packing plan takes them."""
-        return Units(self.units, self.prompts_C, self.prompt_lengths_C - 1, self.completions_C.length)
+        return Units(self.sizes_U, self.prompts_C, self.prompt_lengths_C - 1, self.completions_C.length)
 
 
 def build_examples(
-    rows: Iterable[Row],
-    text: Text,
+    rows: Iterable[Row], text: Text, view: View, transform: Transform | None, **options: Any
+) -> Examples:
+    """The completions that a view selects from rows that fit into memory; see `select` for the other arguments."""
+    return select(tokenize(rows, text), view, transform, **options)
+
+
+def select(
+    corpus: Corpus,
     view: View,
     transform: Transform | None,
     *,
     beta: Callable[[np.ndarray], Any] | None = None,
     need_references: bool = True,
 ) -> Examples:
-    """Reads rows once and lays out the completions that the view selects.
+    """Lays out the completions that the view selects.
 
     Args:
       transform: f of the ranking; None where nothing is ranked (SFT, reference log-probs), and rewards may be NaN.
@@ -65,156 +95,139 @@ def build_examples(
       need_references: refuse rows with too few references to rank against; otherwise their quantiles are NaN.
 
     Raises:
-      UserError: an empty prompt, a row without a completion, a NaN reward, too few references, no scale, or a β for
-        which Z is infinite.
+      UserError: a NaN reward, too few references, no scale, or a β for which Z is infinite.
     """
-    table = _Table(text, view)
-    for index, row in enumerate(rows):
-        check_row(row)
-        if transform is not None and (need_references or not ordered_only(row)):
-            check_scored(row)
-        table.add(index, row)
-    completions_C = table.completions()
     if transform is not None:
-        completions_C = _ranked(table, completions_C, transform, beta, need_references)
-    sizes = [len(entry.tokens) for entry in table.entries]
-    return Examples(
-        tokens=np.concatenate([np.zeros(0, np.int32), *(entry.tokens for entry in table.entries)]),
-        starts_C=np.cumsum([0, *sizes], dtype=np.int64)[:-1],
-        prompts_C=table.prompts(),
-        prompt_lengths_C=np.asarray([entry.prompt_length for entry in table.entries], np.int32),
-        completions_C=completions_C,
-        names=tuple(entry.name for entry in table.entries),
-        units=tuple(table.units),
-        counts=table.counts,
+        check_scored(corpus, need_references=need_references)
+    counts = dict.fromkeys(COUNTS, 0) | {"rows": len(corpus)}
+    units = _Kept(corpus, view, counts)
+    examples = Examples(
+        corpus,
+        units.entries_C.astype(np.int32),
+        prompt_numbers(corpus.row_K[units.entries_C], units.cuts_C),
+        units.cuts_C,
+        _numbers(corpus, units.entries_C, unit_weights(units.sizes_U, view)),
+        units.sizes_U.astype(np.int8),
+        counts,
     )
-
-
-class _Entry(NamedTuple):
-    """One selected completion."""
-
-    name: str
-    row: int
-    tokens: np.ndarray  # prompt and completion
-    prompt_length: int
-    reward: float
-    reference_log_prob: float
-    is_reference: bool  # its own reward is among those that its row's completions are ranked against
-
-
-class _Table:
-    """The entries and units that a view selects, collected row by row."""
-
-    def __init__(self, text: Text, view: View) -> None:
-        self.text, self.view = text, view
-        self.entries: list[_Entry] = []
-        self.references: list[np.ndarray] = []  # reference rewards of each row
-        self.units: list[tuple[int, ...]] = []
-        self.counts = dict.fromkeys(COUNTS, 0)
-
-    def add(self, index: int, row: Row) -> None:
-        """Adds the units of row number `index`."""
-        self.counts["rows"] += 1
-        self.references.append(ranking.reference_rewards(row, self.view.reference_count))
-        prompt = self.text.prompt(row.messages, f"row {row.id!r}")
-        self.counts["special strings taken as text"] += sum(
-            self.text.special_strings(m.content, m.role) for m in row.messages
-        )
-        units = pick_units(row, self.view, index)
-        self.counts["rows without a pair"] += not units
-        for unit in units:
-            if not self._dropped_as_tie(row, unit):
-                self._add_unit(row, unit, prompt)
-
-    def _dropped_as_tie(self, row: Row, unit: tuple[int, ...]) -> bool:
-        if len(unit) == 1 or row.completions[unit[0]].reward != row.completions[unit[1]].reward:
-            return False
-        self.counts["pairs of equal reward"] += 1
-        self.counts["dropped: pairs of equal reward"] += not self.view.tied_pairs
-        return not self.view.tied_pairs
-
-    def _add_unit(self, row: Row, unit: tuple[int, ...], prompt: np.ndarray) -> None:
-        bodies = [self._body(row, i) for i in unit]
-        if not all(map(len, bodies)):  # a chat template may strip all of a completion that did not end
-            self.counts["dropped: no tokens"] += len(unit)
-            return
-        # A pair keeps one prompt: log Z would not cancel between prompts that were cut differently.
-        excess = max(0, len(prompt) + max(len(body) for body in bodies) - self.view.max_tokens)
-        if excess and (self.view.over_long == "drop" or excess >= len(prompt)):
-            self.counts["dropped: too long"] += len(unit)
-            return
-        self.counts["prompts cut"] += len(unit) * (excess > 0)
-        kept = self._cut(prompt, excess)
-        among_references = ranking.are_references(row, self.view.reference_count)
-        self.units.append(tuple(range(len(self.entries), len(self.entries) + len(unit))))
-        for i, body in zip(unit, bodies, strict=True):
-            completion, tokens = row.completions[i], np.concatenate([kept, body])
-            numbers = completion.reward, completion.reference_log_prob, bool(among_references[i])
-            self.entries.append(_Entry(f"{row.id}/{i}", len(self.references) - 1, tokens, len(kept), *numbers))
-            self.counts["completions"] += 1
-            self.counts["cut by length limit"] += not completion.finished
-
-    def _cut(self, prompt: np.ndarray, excess: int) -> np.ndarray:
-        """The prompt without its oldest tokens; a BOS token at its beginning stays."""
-        first = int(excess > 0 and prompt[0] == self.text.tokenizer.bos_token_id)
-        return np.concatenate([prompt[:first], prompt[first + excess :]])
-
-    def _body(self, row: Row, index: int) -> np.ndarray:
-        completion = row.completions[index]
-        if len(completion.tokens):
-            return completion.tokens
-        self.counts["special strings taken as text"] += self.text.special_strings(completion.text, "assistant")
-        return self.text.completion(completion.text, completion.finished)
-
-    def prompts(self) -> np.ndarray:
-        """A number for each prompt of a row and each length to which it was cut, int32 [C], in order of occurrence."""
-        numbers: dict[tuple[int, int], int] = {}
-        keys = ((entry.row, entry.prompt_length) for entry in self.entries)
-        return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], np.int32)
-
-    def completions(self) -> PerCompletion:
-        """Numbers of the entries, [C]; what only a ranking knows is NaN."""
-        unknown_C = np.full(len(self.entries), np.nan, np.float32)
-        lengths = [len(entry.tokens) - entry.prompt_length for entry in self.entries]
-        return PerCompletion(
-            reward=np.asarray([entry.reward for entry in self.entries], np.float32),
-            quantile=unknown_C,
-            ties=unknown_C,
-            references=np.zeros(len(self.entries), np.int32),
-            log_z=unknown_C,
-            reward_scale=unknown_C,
-            reference_log_prob=np.asarray([entry.reference_log_prob for entry in self.entries], np.float32),
-            length=np.asarray(lengths, np.int32),
-            weight=unit_weights(self.units, self.view),
-            high=np.zeros(len(self.entries), bool),
-        )
-
-
-def _ranked(
-    table: _Table,
-    completions_C: PerCompletion,
-    transform: Transform,
-    beta: Callable[[np.ndarray], Any] | None,
-    need_references: bool,
-) -> PerCompletion:
-    """The table's completions with everything that a ranking knows."""
+    if transform is None:
+        return examples
+    references = ranking.find_references(
+        corpus.rewards, corpus.sources_K, corpus.reference_rewards, view.reference_count
+    )
     ranked_C = ranking.rank(
-        completions_C,
-        ranking.pad(table.references),
-        np.asarray([entry.row for entry in table.entries], np.int64),
-        np.asarray([entry.is_reference for entry in table.entries], bool),
-        view=table.view,
+        examples.completions_C,
+        references,
+        corpus.row_K[examples.entries_C],
+        references.own_K[examples.entries_C],
+        view=view,
         transform=transform,
         beta=beta,
         need_references=need_references,
     )
-    return ranked_C._replace(high=_high(table.units, ranked_C.quantile))
+    return examples._replace(completions_C=ranked_C._replace(high=_high(units.sizes_U, ranked_C.quantile)))
 
 
-def _high(units: Sequence[tuple[int, ...]], quantile_C: np.ndarray) -> np.ndarray:
+def check_scored(corpus: Corpus, *, need_references: bool) -> None:
+    """Refuses rewards that are not finite numbers; without need of references, rows with an order may lack them.
+
+    Raises:
+      UserError: about `row`, naming the first.
+    """
+    free_R = np.zeros(len(corpus), bool) if need_references else ordered_rows(corpus.rewards, corpus.preferences)
+    found = []
+    for what, values in (("completion", corpus.rewards), ("reference reward", corpus.reference_rewards)):
+        bad_V = np.flatnonzero(~np.isfinite(values.values) & ~free_R[values.row_V])
+        if len(bad_V):
+            row = int(values.row_V[bad_V[0]])
+            found.append((row, what, int(bad_V[0] - values.first_R1[row]), float(values.values[bad_V[0]])))
+    if found:
+        row, what, index, reward = min(found)
+        raise unscored(corpus.id(row), what, index, reward)
+
+
+class _Kept:
+    """The units of a view that are trained on; counts those that are not.
+
+    Attributes:
+      entries_C: int64, their completions, unit after unit.
+      sizes_U: int64.
+      cuts_C: int32, tokens that each completion's prompt loses.
+    """
+
+    def __init__(self, corpus: Corpus, view: View, counts: dict[str, int]) -> None:
+        rewards = corpus.rewards
+        picked = pick(rewards, corpus.sources_K, corpus.preferences, view, np.arange(len(corpus)))
+        self.entries_C, self.sizes_U, row_U = picked
+        counts["rows without a pair"] = len(corpus) - len(np.unique(row_U))
+        first_U, last_U = self._ends()
+        tied_U = (self.sizes_U == 2) & (rewards.values[first_U] == rewards.values[last_U])
+        counts["pairs of equal reward"] = int(tied_U.sum())
+        if not view.tied_pairs:
+            counts["dropped: pairs of equal reward"] = int(tied_U.sum())
+            row_U = self._keep(~tied_U, row_U)
+        counts["special strings taken as text"] = int(
+            corpus.prompt_specials_R.sum() + corpus.specials_K[self.entries_C].sum()
+        )
+        first_U, last_U = self._ends()
+        # A chat template may strip all of a completion that did not end.
+        empty_U = np.minimum(corpus.lengths_K[first_U], corpus.lengths_K[last_U]) == 0
+        prompt_U = corpus.prompt_lengths_R[row_U]
+        # A pair keeps one prompt: log Z would not cancel between prompts that were cut differently.
+        longest_U = np.maximum(corpus.lengths_K[first_U], corpus.lengths_K[last_U])
+        cut_U = np.maximum(prompt_U + longest_U - view.max_tokens, 0)
+        long_U = ~empty_U & (cut_U > 0) & ((view.over_long == "drop") | (cut_U >= prompt_U))
+        counts["dropped: no tokens"] = int(self.sizes_U[empty_U].sum())
+        counts["dropped: too long"] = int(self.sizes_U[long_U].sum())
+        cut_U = self._keep(~(empty_U | long_U), cut_U)
+        self.cuts_C = np.repeat(cut_U, self.sizes_U).astype(np.int32)
+        counts["prompts cut"] = int((self.cuts_C > 0).sum())
+        counts["completions"] = len(self.entries_C)
+        counts["cut by length limit"] = int((~corpus.finished_K[self.entries_C]).sum())
+
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last completion of each unit."""
+        first_U1 = ragged.starts(self.sizes_U)
+        return self.entries_C[first_U1[:-1]], self.entries_C[first_U1[1:] - 1]
+
+    def _keep(self, kept_U: np.ndarray, values_U: np.ndarray) -> np.ndarray:
+        """Drops units; returns `values_U` of those that are kept."""
+        self.entries_C = self.entries_C[np.repeat(kept_U, self.sizes_U)]
+        self.sizes_U = self.sizes_U[kept_U]
+        return values_U[kept_U]
+
+
+def prompt_numbers(row_C: np.ndarray, cuts_C: np.ndarray) -> np.ndarray:
+    """A number for each prompt and each length to which it was cut, int32 [C], in order of occurrence.
+
+    Args:
+      row_C: ascending.
+    """
+    key_C = row_C.astype(np.int64) << 32 | cuts_C
+    _, first_N, number_C = np.unique(key_C, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first_N)).astype(np.int32)[number_C]
+
+
+def _numbers(corpus: Corpus, entries_C: np.ndarray, weight_C: np.ndarray) -> PerCompletion:
+    """Numbers of the completions, [C]; what only a ranking knows is NaN."""
+    unknown_C = np.full(len(entries_C), np.nan, np.float32)
+    return PerCompletion(
+        reward=corpus.rewards.values[entries_C],
+        quantile=unknown_C,
+        ties=unknown_C,
+        references=np.zeros(len(entries_C), np.int32),
+        log_z=unknown_C,
+        reward_scale=unknown_C,
+        reference_log_prob=corpus.reference_log_probs_K[entries_C],
+        length=corpus.lengths_K[entries_C],
+        weight=weight_C,
+        high=np.zeros(len(entries_C), bool),
+    )
+
+
+def _high(sizes_U: np.ndarray, quantile_C: np.ndarray) -> np.ndarray:
     """Which completions are on the high-reward side: the chosen of a pair, else a quantile above one half."""
     high_C = quantile_C > 0.5
-    for unit in units:
-        if len(unit) == 2:
-            high_C[list(unit)] = True, False
+    first_U = ragged.starts(sizes_U)[:-1][sizes_U == 2]
+    high_C[first_U], high_C[first_U + 1] = True, False
     return high_C

@@ -28,23 +28,24 @@ def assemble(examples: Examples, plan: Plan, index: int, rows: Sequence[int] | n
     targets_BxL = np.full(shape, -1, np.int32)
     example_BxS = np.full((len(rows), plan.slots), -1, np.int32)
     steps = np.arange(plan.row_tokens, dtype=np.int32)
-    prompts, lengths, starts = examples.prompt_lengths_C, examples.completions_C.length, examples.starts_C
-    for r, row in enumerate(plan.batches[index]):
+    for r, row in enumerate(plan.batch(index)):
         b, column, slot = int(at_B[plan.place_of(r)]), 0, 0
         if b < 0:
             continue
         for g, group in enumerate(row):
-            first, shared = column, int(prompts[group[0]]) - 1
-            start = int(starts[group[0]])
-            tokens_BxL[b, column : column + shared] = examples.tokens[start : start + shared]
+            prompt = examples.prompt(group[0])
+            first, shared = column, len(prompt) - 1
+            tokens_BxL[b, column : column + shared] = prompt[:-1]
             positions_BxL[b, column : column + shared] = steps[:shared]
             column += shared
             for c in group:
                 # From the prompt's last token on; nothing follows the completion's last token, so it is not read.
-                start, length = int(starts[c]) + shared, int(lengths[c])
+                completion = examples.completion(c)
+                length = len(completion)
                 own = slice(column, column + length)
-                tokens_BxL[b, own] = examples.tokens[start : start + length]
-                targets_BxL[b, own] = examples.tokens[start + 1 : start + 1 + length]
+                tokens_BxL[b, column] = prompt[-1]
+                tokens_BxL[b, column + 1 : column + length] = completion[:-1]
+                targets_BxL[b, own] = completion
                 positions_BxL[b, own] = shared + steps[:length]
                 segments_BxL[b, own] = slot + 1
                 example_BxS[b, slot] = c

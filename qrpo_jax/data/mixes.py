@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qrpo_jax.data.corpus import held
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.errors import UserError
@@ -61,25 +62,28 @@ def synthetic(mix: LengthMix, prompts: int, *, vocab: int, seed: int = 0) -> Exa
     def lengths(median: int, number: int) -> np.ndarray:
         return np.clip(median * np.exp(mix.spread * rng.standard_normal(number)), 1, mix.most - 1).astype(np.int32)
 
-    prompt_C = np.repeat(lengths(mix.prompt, prompts), mix.siblings)
-    length_C = np.minimum(lengths(mix.completion, count), mix.most - prompt_C)
-    sizes_C = prompt_C + length_C
-    starts_C = np.cumsum([0, *sizes_C[:-1].tolist()], dtype=np.int64)
-    tokens = rng.integers(0, vocab, int(sizes_C.sum()), dtype=np.int32)
-    for c in np.flatnonzero(np.arange(count) % mix.siblings).tolist():
-        first = starts_C[c - c % mix.siblings]
-        tokens[starts_C[c] : starts_C[c] + prompt_C[c]] = tokens[first : first + prompt_C[c]]
+    prompt_R = lengths(mix.prompt, prompts)
+    length_C = np.minimum(lengths(mix.completion, count), mix.most - np.repeat(prompt_R, mix.siblings))
     reward = rng.standard_normal(count).astype(np.float32)
     step = 2 if mix.pairs else 1
     if mix.pairs:
         reward = np.sort(reward.reshape(-1, 2))[:, ::-1].reshape(-1)
     quantile = rng.uniform(0, 1, count).astype(np.float32)
     zero, one = np.zeros(count, np.float32), np.ones(count, np.float32)
+    tokens = rng.integers(0, vocab, int(prompt_R.sum() + length_C.sum()), dtype=np.int32)
+    corpus = held(
+        tokens,
+        prompt_R,
+        length_C,
+        np.full(prompts, mix.siblings),
+        rewards=reward,
+        reference_log_probs=-length_C.astype(np.float32),
+    )
     return Examples(
-        tokens=tokens,
-        starts_C=starts_C,
-        prompts_C=np.repeat(np.arange(prompts, dtype=np.int32), mix.siblings),
-        prompt_lengths_C=prompt_C,
+        corpus,
+        entries_C=np.arange(count, dtype=np.int32),
+        prompts_C=corpus.row_K,
+        cuts_C=np.zeros(count, np.int32),
         completions_C=PerCompletion(
             reward=reward,
             quantile=quantile,
@@ -87,12 +91,11 @@ def synthetic(mix: LengthMix, prompts: int, *, vocab: int, seed: int = 0) -> Exa
             references=np.full(count, mix.siblings, np.int32),
             log_z=zero,
             reward_scale=one,
-            reference_log_prob=-length_C.astype(np.float32),
+            reference_log_prob=corpus.reference_log_probs_K,
             length=length_C,
             weight=one / step,
             high=np.arange(count) % 2 == 0 if mix.pairs else quantile > 0.5,
         ),
-        names=tuple(f"{c // mix.siblings}/{c % mix.siblings}" for c in range(count)),
-        units=tuple(tuple(range(c, c + step)) for c in range(0, count, step)),
+        sizes_U=np.full(count // step, step, np.int8),
         counts={"rows": prompts, "completions": count},
     )

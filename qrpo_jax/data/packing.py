@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from qrpo_jax.data.ragged import starts
 from qrpo_jax.devices.mesh import round_up
 from qrpo_jax.errors import UserError
 
@@ -18,42 +21,43 @@ Group = tuple[int, ...]  # completions that share one copy of their prompt
 Row = tuple[Group, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Units:
     """What there is to pack: U units, each a completion or a pair of one prompt, of C completions.
 
-    A row holds a prompt without its last token once for each group, and for each completion as many tokens as it has:
-    the prompt's last token and all of its own but the last (see `model.layout`).
+    Unit after unit holds one completion after the other. A row holds a prompt without its last token once for each
+    group, and for each completion as many tokens as it has: the prompt's last token and all of its own but the last
+    (see `model.layout`).
 
     Attributes:
-      completions: of each unit.
+      sizes_U: int, completions of each unit.
       prompts_C: int; completions of one number have the same prompt.
       shared_C: int, tokens of a completion's prompt without the last.
       length_C: int, tokens of a completion.
     """
 
-    completions: tuple[tuple[int, ...], ...]
+    sizes_U: np.ndarray
     prompts_C: np.ndarray
     shared_C: np.ndarray
     length_C: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.completions)
+        return len(self.sizes_U)
 
     @functools.cached_property
+    def first_U1(self) -> np.ndarray:
+        """Unit u has the completions first_U1[u] to first_U1[u + 1] - 1, int64 [U + 1]."""
+        return starts(self.sizes_U)
+
+    @property
     def first_U(self) -> np.ndarray:
         """The first completion of each unit."""
-        return np.asarray([unit[0] for unit in self.completions], int)
-
-    @functools.cached_property
-    def sizes_U(self) -> np.ndarray:
-        """Completions of each unit."""
-        return np.asarray([len(unit) for unit in self.completions], int)
+        return self.first_U1[:-1]
 
     @functools.cached_property
     def own_U(self) -> np.ndarray:
         """Tokens of each unit's completions together."""
-        return np.asarray([sum(int(self.length_C[c]) for c in unit) for unit in self.completions], int)
+        return np.diff(starts(self.length_C)[self.first_U1])
 
     def tokens_U(self, share: bool) -> np.ndarray:
         """Tokens of a row that each unit takes if it is alone in it."""
@@ -61,29 +65,58 @@ class Units:
 
 
 class Plan(NamedTuple):
-    """For each batch its rows, for each row its groups, for each group the completions that share a prompt.
+    """Which completions stand in which row of which batch, and which of them share a copy of their prompt.
 
     Every batch has B rows, of which `microbatches` equal parts are computed one after the other; a batch that needs
     fewer rows has empty ones, and parts without any row cost nothing.
+
+    Attributes:
+      completions: int32, of all batches in order.
+      groups: where in `completions` each group begins, and where the last one ends.
+      packed: where in `groups` each row begins, and where the last one ends.
+      starts: where in `packed` each batch begins, and where the last one ends.
+      rows: B, the same for every batch.
+      row_tokens: L.
+      slots: S.
+      tokens: positions of all batches that hold a token.
+      separate_tokens: what they would be if no completion shared its prompt.
     """
 
-    batches: tuple[tuple[Row, ...], ...]
-    rows: int  # B, the same for every batch
-    row_tokens: int  # L
-    slots: int  # S
-    tokens: int  # positions of all batches that hold a token
-    separate_tokens: int  # what they would be if no completion shared its prompt
+    completions: np.ndarray
+    groups: np.ndarray
+    packed: np.ndarray
+    starts: np.ndarray
+    rows: int
+    row_tokens: int
+    slots: int
+    tokens: int
+    separate_tokens: int
     microbatches: int = 1
 
     @property
     def steps(self) -> int:
-        return len(self.batches)
+        return len(self.starts) - 1
+
+    @property
+    def row_counts(self) -> np.ndarray:
+        """Rows of each batch that hold anything, [steps]."""
+        return np.diff(self.starts)
+
+    def batch(self, index: int) -> tuple[Row, ...]:
+        """The rows of a batch: for each row its groups, for each group the completions that share a prompt."""
+        return tuple(
+            tuple(
+                tuple(self.completions[self.groups[g] : self.groups[g + 1]].tolist())
+                for g in range(self.packed[row], self.packed[row + 1])
+            )
+            for row in range(self.starts[index], self.starts[index + 1])
+        )
 
     @property
     def computed_tokens(self) -> int:
         """Positions of all batches that are computed: whole parts."""
         part = self.rows // self.microbatches
-        return self.row_tokens * sum(round_up(len(batch), part) for batch in self.batches)
+        return self.row_tokens * part * int((-(-self.row_counts // part)).sum())
 
     @property
     def padding(self) -> float:
@@ -99,60 +132,103 @@ class Plan(NamedTuple):
         return within * self.microbatches + part
 
 
-class _Piece(NamedTuple):
-    """What has to stand in one row."""
+class _Pieces(NamedTuple):
+    """What has to stand in one row, in lists, which Python reads faster than arrays.
 
-    tokens: int
-    size: int  # completions
-    groups: Row
+    Attributes:
+      tokens: of each piece.
+      sizes: completions of each piece.
+      groups: of each piece.
+    """
+
+    tokens: list[int]
+    sizes: list[int]
+    groups: list[Row]
 
 
-def pack(units: Units, chosen: Sequence[int], row_tokens: int, slots: int, *, share: bool) -> tuple[Row, ...]:
+def pack(units: Units, chosen: np.ndarray, row_tokens: int, slots: int, *, share: bool) -> tuple[Row, ...]:
     """Packs units into rows of at most `row_tokens` tokens and `slots` completions.
 
     With `share`, units of one prompt form a group; one that is too long for a row is split over rows, each with its
     copy of the prompt. Groups go into rows by first fit decreasing (Johnson 1973).
+
+    Args:
+      chosen: indices of the units.
     """
-    if share:
-        siblings: dict[int, list[int]] = {}
-        for unit in chosen:
-            siblings.setdefault(int(units.prompts_C[units.first_U[unit]]), []).append(unit)
-        pieces = [piece for members in siblings.values() for piece in _split(units, members, row_tokens, slots)]
-    else:
-        pieces = [_alone(units, unit) for unit in chosen]
-    bins = _first_fit_decreasing([(piece.tokens, piece.size) for piece in pieces], row_tokens, slots)
-    return tuple(tuple(group for i in row for group in pieces[i].groups) for row in bins)
+    pieces = _siblings(units, chosen, row_tokens, slots) if share else _apart(units, chosen)
+    bins = _first_fit_decreasing(pieces.tokens, pieces.sizes, row_tokens, slots)
+    return tuple(tuple(group for i in row for group in pieces.groups[i]) for row in bins)
 
 
-def _alone(units: Units, unit: int) -> _Piece:
-    """A unit whose completions have a copy of the prompt each."""
-    completions = units.completions[unit]
-    tokens = int(units.own_U[unit]) + int(units.shared_C[completions[0]]) * len(completions)
-    return _Piece(tokens, len(completions), tuple((c,) for c in completions))
+def _apart(units: Units, chosen: np.ndarray) -> _Pieces:
+    """Each unit as a piece; its completions have a copy of the prompt each."""
+    first_Q, sizes_Q = units.first_U[chosen], units.sizes_U[chosen].astype(int)
+    tokens_Q = units.own_U[chosen] + units.shared_C[first_Q] * sizes_Q
+    ends = zip(first_Q.tolist(), (first_Q + sizes_Q).tolist(), strict=True)
+    groups = [tuple((c,) for c in range(low, high)) for low, high in ends]
+    return _Pieces(tokens_Q.tolist(), sizes_Q.tolist(), groups)
 
 
-def _split(units: Units, members: Sequence[int], row_tokens: int, slots: int) -> list[_Piece]:
-    """Units of one prompt in as few pieces as their rows need."""
-    shared = int(units.shared_C[units.completions[members[0]][0]])
-    loads = [(int(units.own_U[unit]), len(units.completions[unit])) for unit in members]
-    pieces = []
-    for part in _first_fit_decreasing(loads, row_tokens - shared, slots):
-        tokens, size = (sum(loads[i][k] for i in part) for k in (0, 1))
-        group = tuple(c for i in part for c in units.completions[members[i]])
-        pieces.append(_Piece(shared + tokens, size, (group,)))
+def _siblings(units: Units, chosen: np.ndarray, row_tokens: int, slots: int) -> _Pieces:
+    """All units of a prompt as one piece, or as few pieces as their rows need."""
+    chosen, start_G = _by_prompt(units, chosen)
+    first_Q, sizes_Q, own_Q = units.first_U[chosen], units.sizes_U[chosen].astype(int), units.own_U[chosen]
+    shared_G = units.shared_C[first_Q[start_G]]
+    tokens_G, sizes_G = shared_G + np.add.reduceat(own_Q, start_G), np.add.reduceat(sizes_Q, start_G)
+    within = np.arange(sizes_Q.sum()) - np.repeat(np.cumsum(sizes_Q) - sizes_Q, sizes_Q)
+    completions = (np.repeat(first_Q, sizes_Q) + within).tolist()
+    pieces = _Pieces([], [], [])
+    ends = zip(np.cumsum(sizes_G).tolist(), start_G.tolist(), [*start_G[1:].tolist(), len(chosen)], strict=True)
+    numbers = zip(tokens_G.tolist(), sizes_G.tolist(), shared_G.tolist(), strict=True)
+    for (end, low, high), (tokens, size, shared) in zip(ends, numbers, strict=True):
+        members = completions[end - size : end]
+        if tokens <= row_tokens and size <= slots:
+            pieces.tokens.append(tokens)
+            pieces.sizes.append(size)
+            pieces.groups.append((tuple(members),))
+        else:
+            of_units = own_Q[low:high].tolist(), sizes_Q[low:high].tolist()
+            _split(pieces, members, *of_units, shared, row_tokens, slots)
     return pieces
 
 
-def _first_fit_decreasing(loads: Sequence[tuple[int, int]], tokens: int, slots: int) -> list[list[int]]:
-    """Bins of at most `tokens` and `slots`, as indices of their loads (tokens, completions)."""
-    if sum(load[0] for load in loads) <= tokens and sum(load[1] for load in loads) <= slots:
-        return [list(range(len(loads)))]
+def _by_prompt(units: Units, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Units with siblings beside each other, prompts as they occur, and where the units of each prompt begin."""
+    chosen = np.asarray(chosen)
+    prompts_Q = units.prompts_C[units.first_U[chosen]]
+    _, seen_G, group_Q = np.unique(prompts_Q, return_index=True, return_inverse=True)
+    chosen = chosen[np.argsort(seen_G[group_Q], kind="stable")]
+    counts_G = np.bincount(group_Q)[np.argsort(seen_G)]
+    return chosen, np.cumsum(counts_G) - counts_G
+
+
+def _split(
+    pieces: _Pieces, members: list[int], own: list[int], sizes: list[int], shared: int, row_tokens: int, slots: int
+) -> None:
+    """Adds pieces for units of one prompt that are too long, or too many, for a row.
+
+    Args:
+      members: their completions.
+      own, sizes: tokens and completions of each unit.
+    """
+    firsts = [0, *itertools.accumulate(sizes)]
+    for part in _first_fit_decreasing(own, sizes, row_tokens - shared, slots):
+        group = tuple(c for i in part for c in members[firsts[i] : firsts[i + 1]])
+        pieces.tokens.append(shared + sum(own[i] for i in part))
+        pieces.sizes.append(len(group))
+        pieces.groups.append((group,))
+
+
+def _first_fit_decreasing(lengths: list[int], sizes: list[int], tokens: int, slots: int) -> list[list[int]]:
+    """Bins of at most `tokens` and `slots`, as indices of what has these lengths and sizes (completions)."""
+    if sum(lengths) <= tokens and sum(sizes) <= slots:
+        return [list(range(len(lengths)))]
     bins: list[list[int]] = []
     room: list[int] = []
     free: list[int] = []
-    smallest, first = min(load[0] for load in loads), 0
-    for load in sorted(range(len(loads)), key=lambda i: (-loads[i][0], i)):
-        length, size = loads[load]
+    smallest, first = min(lengths), 0
+    for load in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length, size = lengths[load], sizes[load]
         while first < len(bins) and (room[first] < smallest or free[first] == 0):
             first += 1  # full
         for i in range(first, len(bins)):
@@ -227,11 +303,13 @@ def plan_batches(
     """
     check_fit(units, row_tokens, slots, share=share)
     orders = batch_order(units, batch_units, epochs, seed, shuffle)
-    batches = tuple(pack(units, order.tolist(), row_tokens, slots, share=share) for order in orders)
-    most = max(map(len, batches))
+    book = _Book()
+    for order in orders:
+        book.add(pack(units, order, row_tokens, slots, share=share))
+    most = max(np.diff(book.starts).tolist())
     microbatches = microbatches or -(-most // row_multiple)
     rows = round_up(most, row_multiple * microbatches)
-    return _plan(units, batches, rows, row_tokens, slots, epochs)._replace(microbatches=microbatches)
+    return book.plan(units, rows, row_tokens, slots, epochs)._replace(microbatches=microbatches)
 
 
 def plan_rows(units: Units, row_tokens: int, slots: int, batch_rows: int, *, share: bool = True) -> Plan:
@@ -241,20 +319,36 @@ def plan_rows(units: Units, row_tokens: int, slots: int, batch_rows: int, *, sha
       UserError: see `check_fit`.
     """
     check_fit(units, row_tokens, slots, share=share)
-    rows = pack(units, range(len(units)), row_tokens, slots, share=share)
-    batches = tuple(rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows))
-    return _plan(units, batches, batch_rows, row_tokens, slots)
+    rows = pack(units, np.arange(len(units)), row_tokens, slots, share=share)
+    book = _Book()
+    for i in range(0, len(rows), batch_rows):
+        book.add(rows[i : i + batch_rows])
+    return book.plan(units, batch_rows, row_tokens, slots)
 
 
-def _plan(
-    units: Units, batches: tuple[tuple[Row, ...], ...], rows: int, row_tokens: int, slots: int, epochs: int = 1
-) -> Plan:
-    rows_used = [row for batch in batches for row in batch]
-    separate = epochs * int(units.tokens_U(share=False).sum())
-    saved = sum((len(group) - 1) * int(units.shared_C[group[0]]) for row in rows_used for group in row)
-    if slots == UNLIMITED:
-        slots = round_up(max(sum(map(len, row)) for row in rows_used), 2)
-    return Plan(batches, rows, row_tokens, slots, separate - saved, separate)
+class _Book:
+    """The batches of a plan as they are packed, in arrays of machine integers: a plan may have millions of rows."""
+
+    def __init__(self) -> None:
+        self._completions, self._groups, self._packed, self.starts = (array(code, [0]) for code in "iqqq")
+        self._completions.pop()
+
+    def add(self, batch: Sequence[Row]) -> None:
+        for row in batch:
+            for group in row:
+                self._completions.extend(group)
+                self._groups.append(len(self._completions))
+            self._packed.append(len(self._groups) - 1)
+        self.starts.append(len(self._packed) - 1)
+
+    def plan(self, units: Units, rows: int, row_tokens: int, slots: int, epochs: int = 1) -> Plan:
+        columns = (self._completions, self._groups, self._packed, self.starts)
+        completions, groups, packed, starts = (np.frombuffer(column, column.typecode) for column in columns)
+        separate = epochs * int(units.tokens_U(share=False).sum())
+        saved = int(((np.diff(groups) - 1) * units.shared_C[completions[groups[:-1]]]).sum())
+        if slots == UNLIMITED:
+            slots = round_up(int(np.diff(groups[packed]).max()), 2)
+        return Plan(completions, groups, packed, starts, rows, row_tokens, slots, separate - saved, separate)
 
 
 def check_fit(units: Units, row_tokens: int, slots: int, *, share: bool = True) -> None:

@@ -1,7 +1,6 @@
 """Ranking: quantiles, ties, log Z and reward scales of completions among their prompts' reference rewards."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +10,10 @@ import numpy as np
 from jax import Array
 
 from qrpo_jax import partition, quantiles, transforms
+from qrpo_jax.data import ragged
 from qrpo_jax.data.per_completion import PerCompletion
-from qrpo_jax.data.rows import Row
+from qrpo_jax.data.ragged import Ragged
+from qrpo_jax.data.rows import COMPLETION_SOURCES, Row
 from qrpo_jax.data.views import View
 from qrpo_jax.errors import UserError
 from qrpo_jax.transforms import Transform
@@ -22,23 +23,64 @@ PART_COMPARISONS = 1 << 24  # of rewards at a time, where all references are com
 
 
 class References(NamedTuple):
-    """Reference rewards of R rows, padded to the longest set."""
+    """Reference rewards of R rows.
 
-    rewards_RxN: np.ndarray  # float32
-    mask_RxN: np.ndarray  # bool, entries that are no padding
+    Attributes:
+      rewards: Ragged float32.
+      own_K: bool, whether a completion's own reward is among those of its row.
+    """
+
+    rewards: Ragged
+    own_K: np.ndarray
+
+    def sets(self, row_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards of these rows padded to the longest set of all, float32 [B, N], and which are no padding, bool."""
+        counts_R = self.rewards.counts_R
+        most = max(int(counts_R.max(initial=0)), 1)
+        mask_BxN = np.arange(most) < counts_R[row_B][:, None]
+        at_BxN = self.rewards.first_R1[row_B][:, None] + np.arange(most)
+        rewards_BxN = np.zeros(mask_BxN.shape, np.float32)
+        rewards_BxN[mask_BxN] = self.rewards.values[at_BxN[mask_BxN]]
+        return rewards_BxN, mask_BxN
 
 
-def reference_rewards(row: Row, most: int) -> np.ndarray:
-    """Rewards that a row's completions are ranked against, float32 [n]: the first `most`, or all if that is 0."""
-    sampled = [c.reward for c, is_reference in zip(row.completions, _references(row), strict=True) if is_reference]
-    rewards = np.asarray([*sampled, *row.reference_rewards], np.float32)
-    return rewards[:most] if most else rewards
+def find_references(rewards: Ragged, sources_K: np.ndarray, further: Ragged, most: int) -> References:
+    """The rewards that the completions of each row are ranked against.
+
+    These are the rewards of completions of the reference policy, then `further` ones. Where a data set brings several
+    completions and no references, each completion with a reward is a reference of the others.
+
+    Args:
+      rewards, sources_K: as in `corpus.Corpus`.
+      further: `corpus.Corpus.reference_rewards`.
+      most: only the first so many of a row; 0 for all.
+    """
+    row_K = rewards.row_V
+    others_K1 = ragged.starts(sources_K != COMPLETION_SOURCES.index("dataset"))
+    brought_R = np.diff(others_K1[rewards.first_R1]) == 0
+    alone_R = brought_R & (rewards.counts_R > 1) & (further.counts_R == 0)
+    own_K = sources_K == COMPLETION_SOURCES.index("reference")
+    own_K |= alone_R[row_K] & np.isfinite(rewards.values)
+    before_K1 = ragged.starts(own_K)
+    place_K = before_K1[:-1] - before_K1[rewards.first_R1[:-1]][row_K]  # among the references of its row
+    if most:
+        own_K &= place_K < most
+    counts_R = np.diff(ragged.starts(own_K)[rewards.first_R1])
+    row_V = further.row_V
+    further_place_V = np.arange(len(row_V)) - further.first_R1[row_V] + counts_R[row_V]
+    kept_V = further_place_V < (most or np.iinfo(np.int64).max)
+    first_R1 = ragged.starts(counts_R + np.bincount(row_V[kept_V], minlength=len(counts_R)))
+    values = np.zeros(first_R1[-1], np.float32)
+    values[first_R1[row_K[own_K]] + place_K[own_K]] = rewards.values[own_K]
+    values[first_R1[row_V[kept_V]] + further_place_V[kept_V]] = further.values[kept_V]
+    return References(Ragged(values, first_R1), own_K)
 
 
 def are_references(row: Row, most: int) -> np.ndarray:
-    """Whether each completion's own reward is among `reference_rewards(row, most)`, bool [completions]."""
-    sampled = _references(row)
-    return sampled & (np.cumsum(sampled) <= most) if most else sampled
+    """Whether each completion's own reward is among the references of its row, bool [completions]."""
+    rewards = ragged.ragged([[completion.reward for completion in row.completions]], np.float32)
+    sources_K = np.asarray([COMPLETION_SOURCES.index(c.source) for c in row.completions], np.int8)
+    return find_references(rewards, sources_K, ragged.ragged([row.reference_rewards], np.float32), most).own_K
 
 
 def own_references(row: Row) -> bool:
@@ -47,28 +89,11 @@ def own_references(row: Row) -> bool:
     return brought and not len(row.reference_rewards)
 
 
-def _references(row: Row) -> np.ndarray:
-    """Whether each completion is a reference, bool [completions]; those of an order have no reward and are none."""
-    own = own_references(row)
-    return np.asarray([c.source == "reference" or (own and math.isfinite(c.reward)) for c in row.completions], bool)
-
-
-def pad(references: Sequence[np.ndarray]) -> References:
-    """Sets of reference rewards, one a row, as one array."""
-    most = max((len(rewards) for rewards in references), default=0)
-    rewards_RxN = np.zeros((len(references), max(most, 1)), np.float32)
-    mask_RxN = np.zeros(rewards_RxN.shape, bool)
-    for i, rewards in enumerate(references):
-        rewards_RxN[i, : len(rewards)] = rewards
-        mask_RxN[i, : len(rewards)] = True
-    return References(rewards_RxN, mask_RxN)
-
-
 def rank(
     completions_C: PerCompletion,
     references: References,
     row_C: np.ndarray,
-    is_reference_C: np.ndarray,
+    own_C: np.ndarray,
     *,
     view: View,
     transform: Transform,
@@ -80,7 +105,7 @@ def rank(
     Args:
       completions_C: reward and length are read.
       row_C: index of each completion's row in `references`.
-      is_reference_C: whether a completion's own reward is in its row's set.
+      own_C: whether a completion's own reward is in its row's set.
       transform: f; decides clamps, the smallest number of references and log Z.
       beta: β of completions of these lengths, [C] -> [C] or []; None leaves log Z unknown.
       need_references: refuse sets that are too small; otherwise their quantiles are NaN.
@@ -88,8 +113,8 @@ def rank(
     Raises:
       UserError: too few references, no scale, or a β for which Z is infinite.
     """
-    exclude_C = is_reference_C & view.exclude_own
-    count_C = references.mask_RxN.sum(1)[row_C] - exclude_C
+    exclude_C = own_C & view.exclude_own
+    count_C = references.rewards.counts_R[row_C] - exclude_C
     if len(row_C) and need_references:
         quantiles.check_references(count_C, transform, view.estimator)
     scale_C = reward_scale(references, transform)[row_C].astype(np.float32)
@@ -118,12 +143,11 @@ def _in_parts(
     """Results of `_rank_part` for all completions, float32 [C] each, computed in parts that fit the memory."""
     size = PART
     if settings["partition_name"] is not None:
-        size = min(PART, max(256, PART_COMPARISONS // (references.rewards_RxN.shape[1] + 1) ** 2))
+        most = int(references.rewards.counts_R.max(initial=0))
+        size = min(PART, max(256, PART_COMPARISONS // (most + 1) ** 2))
     parts: list[tuple] = [([], [], [])]
     for part in _slices(len(row_C), size):
-        rows = row_C[part]
-        sets = references.rewards_RxN[rows], references.mask_RxN[rows]
-        parts.append(_rank_part(*sets, *(column[part] for column in columns_C), **settings))
+        parts.append(_rank_part(*references.sets(row_C[part]), *(column[part] for column in columns_C), **settings))
     return [np.concatenate([np.asarray(x, np.float32) for x in column]) for column in zip(*parts, strict=True)]
 
 
@@ -165,8 +189,10 @@ def reward_scale(references: References, transform: Transform) -> np.ndarray:
     Raises:
       UserError: a scaled transform where no row's references differ.
     """
-    counts_R = references.mask_RxN.sum(1)
-    std_R = np.asarray(jax.vmap(quantiles.reward_std)(*references)) if len(counts_R) else np.zeros(0)
+    counts_R = references.rewards.counts_R
+    rows_R = np.arange(len(counts_R))
+    parts = [_spread(*references.sets(rows_R[part])) for part in _slices(len(rows_R), PART)]
+    std_R = np.concatenate([np.zeros(0, np.float32), *(np.asarray(part) for part in parts)])
     # A single reference has no spread; as NaN it stays out of the mean.
     std_R = np.where(counts_R > 1, std_R, np.nan)
     mean_std = np.nanmean(std_R) if np.isfinite(std_R).any() else np.nan
@@ -175,6 +201,9 @@ def reward_scale(references: References, transform: Transform) -> np.ndarray:
             f"every prompt's reference rewards are equal; transform {transform.name!r} has no scale", about="transform"
         )
     return std_R / mean_std if mean_std > 0 else np.ones_like(std_R)
+
+
+_spread = jax.jit(jax.vmap(quantiles.reward_std))
 
 
 def population_log_z(transform: Transform, beta_C: np.ndarray, scale_C: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class Planner:
         multiple: int = 1,
     ) -> None:
         spread = np.unique(np.linspace(0, len(batches) - 1, SAMPLED).round().astype(int))
-        self.batches = [batches[i].tolist() for i in spread]
+        self.batches = [batches[i] for i in spread]
         self.units, self.machine, self.model, self.share, self.slots = units, machine, model, share, slots
         self.devices, self.microbatches = devices, microbatches
         self.multiple = math.lcm(machine.multiple, multiple)

@@ -104,18 +104,25 @@ def check_scored(row: Row) -> None:
     Raises:
       UserError: about `row`: a NaN or infinite reward of a completion or in reference_rewards.
     """
-    _check_finite(row, "completion", [c.reward for c in row.completions])
-    _check_finite(row, "reference reward", row.reference_rewards)
+    own = [completion.reward for completion in row.completions]
+    for what, rewards in (("completion", own), ("reference reward", row.reference_rewards)):
+        for index, reward in enumerate(rewards):
+            if not math.isfinite(reward):
+                raise unscored(row.id, what, index, float(reward))
 
 
-def _check_finite(row: Row, name: str, rewards: Iterable[float]) -> None:
-    for i, reward in enumerate(rewards):
-        if not math.isfinite(reward):
-            raise UserError(
-                f"row {row.id!r}, {name} {i}: the reward is {float(reward)}; it must be a finite number: run a score "
-                "stage, or correct the reward function",
-                about="row",
-            )
+def unscored(row_id: str, what: str, index: int, reward: float) -> UserError:
+    """What to say of a reward that is not a finite number.
+
+    Args:
+      what: "completion" or "reference reward".
+      index: of it in its row.
+    """
+    return UserError(
+        f"row {row_id!r}, {what} {index}: the reward is {reward}; it must be a finite number: run a score stage, or "
+        "correct the reward function",
+        about="row",
+    )
 
 
 @cache

@@ -61,8 +61,8 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
 
     def log_probs(parameters: Parameters, data: list[Row]) -> tuple[list[np.ndarray], Counts]:
         examples = build_examples(data, text, view, transform=None)
-        by_example: dict[int, float] = {}
-        if examples.units:
+        values_K = np.full(len(examples.corpus.lengths_K), np.nan)
+        if len(examples.sizes_U):
             plan = plan_log_probs(job, mesh, examples.packing_units())
             rows = own_rows(mesh, plan.rows)
             for index in range(plan.steps):
@@ -70,11 +70,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
                 with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
                     values_BxS, example_BxS = fetch((jitted(parameters, batch), batch.example_BxS))
                 present = example_BxS >= 0
-                by_example |= dict(zip(example_BxS[present].tolist(), values_BxS[present].tolist(), strict=True))
-        by_name = {name: by_example[c] for c, name in enumerate(examples.names)}
-        values = [
-            np.asarray([by_name.get(f"{row.id}/{i}", np.nan) for i in range(len(row.completions))]) for row in data
-        ]
-        return values, examples.counts
+                values_K[examples.entries_C[example_BxS[present]]] = values_BxS[present]
+        return np.split(values_K, examples.corpus.first_R1[1:-1]), examples.counts
 
     return log_probs

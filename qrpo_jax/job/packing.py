@@ -149,8 +149,7 @@ def keep_choice(job: Job, stage: str, chosen: Choice) -> None:
 
 def line_about(job: Job, plan: Plan, chosen: Choice) -> str:
     """What a run's batches look like, and why."""
-    needed = [len(batch) for batch in plan.batches]
-    fewest, most = min(needed), max(needed)
+    fewest, most = int(plan.row_counts.min()), int(plan.row_counts.max())
     rows = f"{most} rows" if fewest == most else f"{fewest} to {most} rows"
     at_once = plan.rows // plan.microbatches
     parts = "all at once" if plan.microbatches == 1 else f"{at_once} at a time"

@@ -5,21 +5,28 @@ from typing import NamedTuple
 
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
+from qrpo_jax.data.sources.source import Source
 from qrpo_jax.job.completions import fitting
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import Prompts, open_listed, open_prompts
 from qrpo_jax.job.units import Counts, row_units
+
+BLOCK = 1024  # rows of a data set that are read at a time
 
 
 class StageRows(NamedTuple):
     """Rows in units.
 
     Attributes:
+      total: number of rows, before any is left out.
       read: from a unit's number to its rows, and counts of rows that were left out.
+      identity: from a unit's number to text that differs between other contents; "" where the settings of a run tell.
     """
 
     units: int
+    total: int
     read: Callable[[int], tuple[list[Row], Counts]]
+    identity: Callable[[int], str] = lambda unit: ""
 
 
 def rows_of(job: Job, stage: str) -> StageRows:
@@ -32,17 +39,33 @@ def rows_of(job: Job, stage: str) -> StageRows:
         return _of_prompts(job, open_prompts(job, stage))
     folder = job.folder(job.rows_before(stage))
     units = row_units(folder)
-    return StageRows(units, lambda unit: (list(row_files.read_unit(folder, unit, units)), {}))
+    infos = [row_files.unit_info(folder, unit, units) for unit in range(units)]
+    return StageRows(
+        units,
+        sum(info.count for info in infos if info),
+        lambda unit: (list(row_files.read_unit(folder, unit, units)), {}),
+        [info.sha256 if info else "" for info in infos].__getitem__,
+    )
+
+
+def rows_in_blocks(job: Job, stage: str) -> StageRows:
+    """As `rows_of`, for a stage that does not work in units itself, so that those of a data set may have any size."""
+    if reads_source(job, stage):
+        return _of_prompts(job, Prompts(open_listed(job, "train"), BLOCK))
+    return rows_of(job, stage)
+
+
+def whole_source(source: Source) -> StageRows:
+    """All rows of a source, in blocks."""
+    prompts = Prompts(source, BLOCK)
+    return StageRows(prompts.units, source.count, lambda unit: (prompts.rows(unit), {}))
 
 
 def every_row(job: Job, stage: str) -> Iterator[Row]:
     """All rows of a stage, one after the other; errors as in `rows_of`."""
-    if not reads_source(job, stage):
-        yield from row_files.read(job.folder(job.rows_before(stage)))
-        return
-    source = open_listed(job, "train")
-    if source.count:
-        yield from _of_prompts(job, Prompts(source, source.count)).read(0)[0]
+    rows = rows_in_blocks(job, stage)
+    for unit in range(rows.units):
+        yield from rows.read(unit)[0]
 
 
 def reads_source(job: Job, stage: str) -> bool:
@@ -60,4 +83,4 @@ def _of_prompts(job: Job, prompts: Prompts) -> StageRows:
         kept, counts = fitting(rows, tokens, job.config.prompts.max_tokens)
         return [rows[i] for i in kept], counts
 
-    return StageRows(prompts.units, read)
+    return StageRows(prompts.units, prompts.source.count, read)

@@ -156,7 +156,7 @@ def open_books(
             checkpoints,
             steps=steps,
             every=section.log_every,
-            names=training.examples.names,
+            name=training.examples.name,
             schedule=schedule,
             title=stage,
             watch=watch,

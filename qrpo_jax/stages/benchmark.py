@@ -154,10 +154,7 @@ def sampling_program(job: Job, examples: Examples) -> Program:
     mesh, section, settings = job.unit_mesh, job.config.sample, job.shape.settings
     count, most = job.config.benchmark.prompts, settings.max_positions - section.max_new_tokens
     _, firsts_P = np.unique(examples.prompts_C, return_index=True)
-    prompts = [
-        examples.tokens[start : start + min(length, most)]
-        for start, length in zip(examples.starts_C[firsts_P], examples.prompt_lengths_C[firsts_P], strict=True)
-    ][:count]
+    prompts = [examples.prompt(c)[:most] for c in firsts_P[:count].tolist()]
     tokens_PxL, lengths_P = padded_prompts(prompts, round_up(len(prompts), axis_size(mesh, "rows")))
     parameters, sampler = job.random_parameters(mesh), jitted_sampler(job, section, "reference", (NO_TOKEN,))
     keys_Px2 = prompt_keys(job.config.seed, "benchmark", range(len(prompts)), len(tokens_PxL))

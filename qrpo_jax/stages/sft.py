@@ -2,18 +2,21 @@
 
 from typing import Any
 
-from qrpo_jax.data.examples import build_examples
-from qrpo_jax.data.sources.source import all_rows
+from qrpo_jax.data.examples import select
 from qrpo_jax.data.views import View
+from qrpo_jax.job.corpus import open_corpus
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.prompts import open_sources
+from qrpo_jax.job.stage_rows import whole_source
 from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.training.objectives import make_objective
 
 
 def run(job: Job) -> dict[str, Any]:
-    examples = build_examples(all_rows(open_sources(job)["sft"]), job.text, make_view(job), transform=None)
+    view = make_view(job)
+    tokenized = open_corpus(job, "sft", whole_source(open_sources(job)["sft"]), first=view.first)
+    examples = select(tokenized.corpus, view, transform=None)
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 
 from qrpo_jax import losses, transforms
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.examples import Examples, build_examples
+from qrpo_jax.data.examples import Examples, select
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.corpus import open_corpus
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.source_check import sampled_completions
-from qrpo_jax.job.stage_rows import every_row
+from qrpo_jax.job.stage_rows import rows_in_blocks
 from qrpo_jax.job.trainer import Training, train
 from qrpo_jax.job.training_options import (
     KEYS,
@@ -34,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
     examples = read_examples(job, transform)
-    figures = print_forecast(job, examples, transform) if examples.units else None
+    figures = print_forecast(job, examples, transform) if len(examples.sizes_U) else None
     warn_of_temperature(job)
     return train(job, "train", make_training(job, examples)) | {"forecast": figures}
 
@@ -87,9 +88,9 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
     config = job.config.train
     ranked = chosen_objective(job).ranked
     with located(**KEYS, references="sample.completions"):
-        examples = build_examples(
-            every_row(job, "train"),
-            job.text,
+        tokenized = open_corpus(job, "train", rows_in_blocks(job, "train"))
+        examples = select(
+            tokenized.corpus,
             make_view(job),
             transform,
             beta=(lambda length_C: make_length(job).beta(config.beta, length_C)) if ranked else None,
@@ -99,10 +100,10 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
         missing = np.flatnonzero(~np.isfinite(examples.completions_C.reference_log_prob))
         if len(missing):
             raise UserError(
-                f"completion {examples.names[missing[0]]} has no reference log-prob ({len(missing)} have none); "
+                f"completion {examples.name(missing[0])} has no reference log-prob ({len(missing)} have none); "
                 f"objective {config.objective!r} needs it: put 'reference' before 'train' in config.stages"
             )
-    return examples
+    return examples._replace(counts=examples.counts | tokenized.left_out)
 
 
 def print_forecast(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ class Logbook:
       checkpoints: for messages, the last good one.
       steps: of the whole run.
       every: steps from one line to the next; the first and the last step are always reported.
-      names: of the examples that `Batch.example_BxS` points at, for messages.
+      name: of an example that `Batch.example_BxS` points at, for messages.
       schedule: learning rate by number of updates made before the step.
       title: of the progress bar.
       watch: of the time that steps take.
@@ -66,7 +66,7 @@ class Logbook:
         *,
         steps: int,
         every: int,
-        names: tuple[str, ...],
+        name: Callable[[int], str],
         schedule: optax.Schedule,
         title: str,
         watch: StepWatch,
@@ -75,7 +75,7 @@ class Logbook:
         on_first: Callable[[Batch, dict[str, float]], None] | None = None,
     ) -> None:
         self._writer, self._checkpoints = writer, checkpoints
-        self._steps, self._every, self._names, self._on_first = steps, every, names, on_first
+        self._steps, self._every, self._name, self._on_first = steps, every, name, on_first
         self._schedule, self._watch, self._skew, self._figures = schedule, watch, skew, figures
         self._title, self._bar = title, tqdm(disable=True)
         self._pending: PendingStep | None = None
@@ -128,7 +128,7 @@ class Logbook:
         if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
             raise NonFiniteLossError(
                 f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; "
-                f"offending rows: {offending_rows(record, self._names) or 'none (the gradient overflowed)'}; "
+                f"offending rows: {offending_rows(record, self._name) or 'none (the gradient overflowed)'}; "
                 f"last good checkpoint: {self._checkpoints.latest_folder or 'none yet'}"
             )
         if step == 1 and self._on_first is not None:
@@ -164,14 +164,15 @@ def learning_rate(schedule: optax.Schedule, step: int) -> float:
         return float(jax.device_get(schedule(step - 1)))
 
 
-def offending_rows(record: PendingStep, names: tuple[str, ...], most: int = 8) -> str:
+def offending_rows(record: PendingStep, name: Callable[[int], str], most: int = 8) -> str:
     """Names of the completions whose loss is not finite; empty if there is none. All processes must ask.
 
     Args:
+      name: of an example.
       most: names listed; the others are counted.
     """
     losses_BxS, example_BxS = gather(record.metrics[LOSSES]), gather(record.batch.example_BxS)
-    rows = [names[i] for i in example_BxS[~np.isfinite(losses_BxS) & (example_BxS >= 0)]]
+    rows = [name(i) for i in example_BxS[~np.isfinite(losses_BxS) & (example_BxS >= 0)]]
     return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
 

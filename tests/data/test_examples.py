@@ -14,6 +14,7 @@ from qrpo_jax.data.text import make_text
 from qrpo_jax.data.views import View, pick_units, unit_weights
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from tests.helpers.samples import sampled
+from tests.helpers.tiny import names, text_of, units
 
 TOKENIZER = vocabulary_tokenizer([chr(97 + i) for i in range(26)])
 TEXT = make_text(TOKENIZER, "plain", (TOKENIZER.eos_token_id,))
@@ -84,7 +85,7 @@ def test_quantiles_and_ties_equal_counting_by_hand(transform, options, tied):
     data = rows(ties=tied)
     table = built(data, transform, **options)
     expected = by_hand(data, transforms.TRANSFORMS[transform], **options)
-    assert list(table.names) == list(expected)
+    assert list(names(table)) == list(expected)
     got = np.stack([table.completions_C.quantile, table.completions_C.ties], 1)
     np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6, atol=1e-7)
 
@@ -123,7 +124,7 @@ def test_an_order_makes_pairs_until_all_completions_have_rewards():
     scored = dataclasses.replace(row("r", [0.0, 1.0, 2.0, 3.0], sources=["dataset"] * 4), preferences=((0, 3),))
     assert pick_units(scored, VIEW._replace(units="best_worst"), 0) == [(3, 0)]
     table = build_examples([unscored], TEXT, view, transforms.identity, need_references=False)
-    assert table.names == ("r/2", "r/0", "r/1", "r/3") and table.units == ((0, 1), (2, 3))
+    assert names(table) == ("r/2", "r/0", "r/1", "r/3") and units(table) == ((0, 1), (2, 3))
     with pytest.raises(ValueError, match="the reward is nan"):
         build_examples([unscored], TEXT, view, transforms.identity)
 
@@ -157,23 +158,23 @@ def test_equal_rewards_everywhere_have_no_scale():
 
 def test_singles_are_all_completions_alone_and_first_limits_them():
     data = rows()
-    assert [len(u) for u in built(data).units] == [1] * sum(len(r.completions) for r in data)
+    assert [len(u) for u in units(built(data))] == [1] * sum(len(r.completions) for r in data)
     table = built(data, first=2)
-    assert table.names == tuple(f"{r.id}/{i}" for r in data for i in range(2))
+    assert names(table) == tuple(f"{r.id}/{i}" for r in data for i in range(2))
     # All references still count in their ranks.
     full = by_hand(data, transforms.identity)
-    np.testing.assert_allclose(table.completions_C.quantile, [full[name][0] for name in table.names], rtol=1e-6)
+    np.testing.assert_allclose(table.completions_C.quantile, [full[name][0] for name in names(table)], rtol=1e-6)
 
 
 def test_best_and_worst_make_one_pair_the_better_first():
     data = rows()
     table = built(data, units="best_worst")
-    for r, (w, l) in zip(data, table.units, strict=True):
+    for r, (w, l) in zip(data, units(table), strict=True):
         rewards = np.asarray([c.reward for c in r.completions])
-        assert (table.names[w], table.names[l]) == (f"{r.id}/{rewards.argmax()}", f"{r.id}/{rewards.argmin()}")
+        assert (names(table)[w], names(table)[l]) == (f"{r.id}/{rewards.argmax()}", f"{r.id}/{rewards.argmin()}")
     assert table.completions_C.high.tolist() == [True, False] * len(data)
     limited = built(data, units="best_worst", first=3)
-    assert all(int(name.split("/")[1]) < 3 for name in limited.names)
+    assert all(int(name.split("/")[1]) < 3 for name in names(limited))
 
 
 def test_random_pairs_are_disjoint_ordered_and_repeat_with_the_seed():
@@ -183,13 +184,13 @@ def test_random_pairs_are_disjoint_ordered_and_repeat_with_the_seed():
         used = [i for pair in pairs for i in pair]
         assert len(used) == len(set(used)) == len(r.completions) // 2 * 2
         assert all(r.completions[w].reward >= r.completions[l].reward for w, l in pairs)
-    draws = [built(data, units="random_pairs", seed=s).names for s in (0, 0, 1)]
+    draws = [names(built(data, units="random_pairs", seed=s)) for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_rows_without_a_pair_are_counted():
     table = build_examples([row("r", [1.0])], TEXT, VIEW._replace(units="best_worst"), None)
-    assert table.units == () and table.counts["rows without a pair"] == 1
+    assert units(table) == () and table.counts["rows without a pair"] == 1
 
 
 @pytest.mark.parametrize("ties", ["upper", "mid"])
@@ -204,7 +205,7 @@ def test_with_empirical_log_z_exp_of_the_target_over_beta_averages_to_one_a_prom
     chosen = transforms.TRANSFORMS[transform]
     table = build_examples(data, TEXT, view, chosen, beta=lambda length_C: beta)
     terms = np.exp(np.asarray(chosen.apply(table.completions_C.quantile), float) / beta - table.completions_C.log_z)
-    owners = np.asarray([name.split("/")[0] for name in table.names])
+    owners = np.asarray([name.split("/")[0] for name in names(table)])
     for owner in np.unique(owners):
         here = owners == owner
         assert terms[here].mean() == pytest.approx(1, rel=1e-5), (owner, terms[here])
@@ -230,7 +231,7 @@ def test_log_z_belongs_to_each_completions_beta_and_references(name, transform):
     table = build_examples(data, TEXT, VIEW._replace(partition=name, ties="mid"), chosen, beta=beta)
     np.testing.assert_array_equal(lengths[0], table.completions_C.length)
     assert len(set(table.completions_C.length.tolist())) == 3
-    for c, label in enumerate(table.names):
+    for c, label in enumerate(names(table)):
         r, j = data[int(label.split("/")[0][1:])], int(label.split("/")[1])
         others = [x.reward for k, x in enumerate(r.completions) if x.source == "reference" and k != j]
         others = np.asarray([*others, *r.reference_rewards], np.float32)
@@ -268,13 +269,9 @@ def test_a_pair_is_cut_to_one_prompt():
     data = [dataclasses.replace(data[0], completions=(data[0].completions[0], long))]
     view = {"units": "best_worst", "max_tokens": 8, "over_long": "truncate_prompt_left"}
     whole, table = built(data, units="best_worst"), built(data, **view)
-    prompts = [t.tokens[start : start + n].tolist() for t in (whole, table) for start, n in zip_prompts(t)]
+    prompts = [t.prompt(c).tolist() for t in (whole, table) for c in range(2)]
     assert prompts[2] == prompts[3] and len(prompts[2]) == 3 < len(prompts[0]), prompts
     assert table.counts["prompts cut"] == 2
-
-
-def zip_prompts(table):
-    return zip(table.starts_C, table.prompt_lengths_C, strict=True)
 
 
 def test_singles_are_high_above_one_half():
@@ -290,8 +287,7 @@ def test_tokens_are_prompt_then_completion_with_the_end_only_if_it_ended():
     a, b = TEXT.encode("ab")
     bodies = [[a, b], [b, a, end], [9, 8, 7]]
     for c, body in enumerate(bodies):
-        start, total = table.starts_C[c], table.prompt_lengths_C[c] + table.completions_C.length[c]
-        assert table.tokens[start : start + total].tolist() == prompt + body
+        assert text_of(table, c) == prompt + body
         assert table.completions_C.length[c] == len(body)
     assert table.counts["cut by length limit"] == 1
 
@@ -308,19 +304,19 @@ def test_completions_that_are_too_long_are_dropped_with_their_pair_and_counted()
     )
     # The prompt has 4 tokens, so the first completion makes 13.
     singles = built([long], max_tokens=12)
-    assert singles.names == ("long/1", "long/2") and singles.counts["dropped: too long"] == 1
+    assert names(singles) == ("long/1", "long/2") and singles.counts["dropped: too long"] == 1
     # Its reward still counts as a reference.
     np.testing.assert_allclose(singles.completions_C.quantile, [1 / 2, 1.0])
     pair = built([long], max_tokens=12, units="best_worst")
-    assert pair.units == () and pair.counts["dropped: too long"] == 2 and len(pair.completions_C.quantile) == 0
+    assert units(pair) == () and pair.counts["dropped: too long"] == 2 and len(pair.completions_C.quantile) == 0
 
 
 def test_prompts_are_cut_on_the_left_and_counted_and_never_vanish():
     data = [row("r", [1.0, 2.0], tokens=[5] * 9), row("s", [1.0, 2.0], tokens=[5] * 12)]
     table = built(data, max_tokens=12, over_long="truncate_prompt_left")
-    assert table.names == ("r/0", "r/1") and table.prompt_lengths_C.tolist() == [3, 3]
+    assert names(table) == ("r/0", "r/1") and table.prompt_lengths_C.tolist() == [3, 3]
     # The BOS token stays; the oldest words go.
-    assert table.tokens[:12].tolist() == [TEXT.tokenizer.bos_token_id, *TEXT.encode("yz"), *[5] * 9]
+    assert text_of(table, 0) == [TEXT.tokenizer.bos_token_id, *TEXT.encode("yz"), *[5] * 9]
     assert table.counts["prompts cut"] == 2 and table.counts["dropped: too long"] == 2
 
 
@@ -334,25 +330,21 @@ def test_units_of_a_row_can_share_their_prompt_unless_it_was_cut_differently():
     table = built(data, max_tokens=8, over_long="truncate_prompt_left")
     assert table.prompts_C.tolist() == [0, 1, 0, 2, 2]
     for c, d in itertools.combinations(range(5), 2):
-        prompts = [t.tolist() for t in (prompt_of(table, c), prompt_of(table, d))]
+        prompts = [t.tolist() for t in (table.prompt(c), table.prompt(d))]
         if table.prompts_C[c] == table.prompts_C[d]:
             assert prompts[0] == prompts[1], (c, d)
-        elif table.names[c][0] == table.names[d][0]:
+        elif names(table)[c][0] == names(table)[d][0]:
             assert prompts[0] != prompts[1], (c, d)
-
-
-def prompt_of(table, c):
-    return table.tokens[table.starts_C[c] : table.starts_C[c] + table.prompt_lengths_C[c]]
 
 
 def test_tokens_of_units_add_up_over_pairs_with_and_without_a_shared_prompt():
     table = built(rows(), units="best_worst")
-    units = table.packing_units()
+    packed = table.packing_units()
     prompt, length = table.prompt_lengths_C, table.completions_C.length
-    for u, (w, l) in enumerate(table.units):
-        assert units.tokens_U(share=True)[u] == prompt[w] - 1 + length[w] + length[l]
-        assert units.tokens_U(share=False)[u] == 2 * (prompt[w] - 1) + length[w] + length[l]
-    assert (units.sizes_U == 2).all()
+    for u, (w, l) in enumerate(units(table)):
+        assert packed.tokens_U(share=True)[u] == prompt[w] - 1 + length[w] + length[l]
+        assert packed.tokens_U(share=False)[u] == 2 * (prompt[w] - 1) + length[w] + length[l]
+    assert (packed.sizes_U == 2).all()
 
 
 def test_without_a_transform_nothing_is_ranked_and_rewards_may_be_nan():
@@ -389,10 +381,10 @@ def test_rows_that_cannot_be_trained_on_are_refused_in_one_line(bad, transform, 
 def test_pairs_of_equal_reward_are_counted_and_dropped_on_request():
     data = [row("r", [1.0, 1.0]), row("s", [0.0, 2.0])]
     kept = built(data, units="random_pairs")
-    assert kept.counts["pairs of equal reward"] == 1 and len(kept.units) == 2
+    assert kept.counts["pairs of equal reward"] == 1 and len(units(kept)) == 2
     dropped = built(data, units="random_pairs", tied_pairs=False)
-    assert dropped.counts["dropped: pairs of equal reward"] == 1 and len(dropped.units) == 1
-    assert dropped.names[dropped.units[0][0]] == "s/1"
+    assert dropped.counts["dropped: pairs of equal reward"] == 1 and len(units(dropped)) == 1
+    assert names(dropped)[units(dropped)[0][0]] == "s/1"
 
 
 def test_rows_without_references_are_refused_only_where_references_are_needed():
@@ -402,7 +394,7 @@ def test_rows_without_references_are_refused_only_where_references_are_needed():
     table = build_examples(data, TEXT, VIEW._replace(units="best_worst"), transforms.identity, need_references=False)
     assert (
         np.isnan(table.completions_C.quantile).all()
-        and table.units == ((0, 1),)
+        and units(table) == ((0, 1),)
         and table.completions_C.high.tolist() == [True, False]
     )
 
@@ -410,12 +402,12 @@ def test_rows_without_references_are_refused_only_where_references_are_needed():
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_the_random_selector_draws_one_number_a_unit_in_order(seed):
     """Singles take a draw too, so that the draws of a seed depend on the order of units only."""
-    units = [(0,), (1, 2), (3, 4), (5,), (6, 7), (8, 9), (10, 11)]
+    pairs = [(0,), (1, 2), (3, 4), (5,), (6, 7), (8, 9), (10, 11)]
     generator, expected = np.random.default_rng([seed, 1]), []
-    for unit in units:
+    for unit in pairs:
         chosen = int(generator.integers(2))
         expected += [1] if len(unit) == 1 else [chosen, 1 - chosen]
-    got = unit_weights(units, VIEW._replace(side="random", seed=seed))
+    got = unit_weights(np.asarray([len(unit) for unit in pairs]), VIEW._replace(side="random", seed=seed))
     assert got.tolist() == expected and got.dtype == np.float32
 
 

@@ -1,5 +1,7 @@
 """Batches from a plan: the contents of slots, and that a restored iterator resumes where it stopped."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -36,8 +38,7 @@ def test_every_completion_is_whole_in_its_slot_with_its_numbers(name):
             c = batch.example_BxS[b, s]
             seen.append(int(c))
             prompt, own = row_of(batch, b, s)
-            count, start = table.prompt_lengths_C[c], table.starts_C[c]
-            text = table.tokens[start : start + count + table.completions_C.length[c]]
+            count, text = table.prompt_lengths_C[c], tiny.text_of(table, c)
             for where in (prompt, own):
                 assert len(where) == 0 or np.ptp(where) + 1 == len(where), (b, s, where)
             np.testing.assert_array_equal(batch.tokens_BxL[b, prompt], text[: count - 1])
@@ -114,12 +115,12 @@ def equal(first, second):
 class Counted:
     """Tokens of a table that count how often each is read."""
 
-    def __init__(self, tokens):
-        self._tokens, self.reads = tokens, np.zeros(len(tokens), int)
+    def __init__(self, tokens, count):
+        self._tokens, self.reads = tokens, np.zeros(count, int)
 
-    def __getitem__(self, where):
-        self.reads[where] += 1
-        return self._tokens[where]
+    def read(self, start, count):
+        self.reads[start : start + count] += 1
+        return self._tokens.read(start, count)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -130,14 +131,17 @@ def test_chosen_rows_are_those_of_the_whole_batch_and_tokens_of_others_are_not_r
         whole = assemble(table, plan, index)
         split = np.array_split(rng.permutation(plan.rows), 3)
         for rows in (*split, [], [plan.rows - 1]):
-            counted = Counted(table.tokens)
-            part = assemble(table._replace(tokens=counted), plan, index, rows)
+            counted = Counted(table.corpus.tokens, table.corpus.token_count)
+            counting = table._replace(corpus=dataclasses.replace(table.corpus, tokens=counted))
+            part = assemble(counting, plan, index, rows)
             jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a, b[rows]), part, whole)
             here = part.example_BxS[part.present_BxS]
-            allowed = np.zeros(len(table.tokens), bool)
-            for c in here:
-                start = table.starts_C[c]
-                allowed[start : start + table.prompt_lengths_C[c] + table.completions_C.length[c]] = True
+            allowed = np.zeros(len(counted.reads), bool)
+            for entry in table.entries_C[here]:
+                start, row = table.corpus.starts_K[entry], table.corpus.row_K[entry]
+                allowed[start : start + table.corpus.lengths_K[entry]] = True
+                start = table.corpus.prompt_starts_R[row]
+                allowed[start : start + table.corpus.prompt_lengths_R[row]] = True
             assert not counted.reads[~allowed].any(), f"rows {rows} read {np.flatnonzero(counted.reads * ~allowed)}"
             assert bool(counted.reads.any()) == bool(len(here))
 

@@ -14,22 +14,23 @@ def test_lengths_are_those_of_the_mix_and_siblings_have_one_prompt(name):
     prompts = 400
     table = synthetic(mix, prompts, vocab=97, seed=3)
     length, prompt = table.completions_C.length, table.prompt_lengths_C
-    assert len(table.names) == prompts * mix.siblings == sum(map(len, table.units))
-    assert {len(unit) for unit in table.units} == {2 if mix.pairs else 1}
+    assert len(table.entries_C) == prompts * mix.siblings == table.sizes_U.sum()
+    assert set(table.sizes_U.tolist()) == {2 if mix.pairs else 1}
     assert abs(np.median(prompt) / mix.prompt - 1) < 0.15 and abs(np.median(length) / mix.completion - 1) < 0.1
     assert (length >= 1).all() and (prompt >= 1).all() and (prompt + length).max() <= mix.most
-    assert table.tokens.min() >= 0 and table.tokens.max() < 97 and len(table.tokens) == (prompt + length).sum()
+    tokens = table.corpus.tokens.read(0, table.corpus.token_count)
+    assert tokens.min() >= 0 and tokens.max() < 97
+    assert len(tokens) == (prompt[:: mix.siblings].sum() + length.sum())
     for c in range(0, 60):
         first = c - c % mix.siblings
         assert table.prompts_C[c] == table.prompts_C[first]
-        one, other = (table.tokens[table.starts_C[i] : table.starts_C[i] + prompt[i]] for i in (c, first))
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(table.prompt(c), table.prompt(first))
     assert len(np.unique(table.prompts_C)) == prompts
     for field in table.completions_C:
         assert np.isfinite(field).all()
     again = synthetic(mix, prompts, vocab=97, seed=3)
     tiny.assert_trees_equal(table.completions_C, again.completions_C)
-    np.testing.assert_array_equal(table.tokens, again.tokens)
+    np.testing.assert_array_equal(tokens, again.corpus.tokens.read(0, again.corpus.token_count))
 
 
 def test_an_unknown_mix_is_refused():

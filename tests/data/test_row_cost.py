@@ -17,7 +17,7 @@ def test_visible_blocks_are_those_that_the_attention_rule_sees(block, siblings):
     plan = tiny.plan(table, row_tokens=61, slots=UNLIMITED)
     batch, units = assemble(table, plan, 0), table.packing_units()
     seen = np.asarray(rules.visible(batch.layout, batch.layout, None))
-    for r, row in enumerate(plan.batches[0]):
+    for r, row in enumerate(tiny.batches_of(plan)[0]):
         pairs = np.pad(seen[r if seen.ndim == 3 else (r, 0)], (0, -61 % block))
         count = len(pairs) // block
         blocks = pairs.reshape(count, block, count, block).any((1, 3)).sum()

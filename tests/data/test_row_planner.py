@@ -8,6 +8,7 @@ from qrpo_jax.data.packing import UNLIMITED, batch_order, plan_batches
 from qrpo_jax.data.row_cost import MACHINES, model_cost
 from qrpo_jax.data.row_planner import SAMPLED, Planner
 from qrpo_jax.model.settings import DecoderSettings
+from tests.helpers import tiny
 
 SMALL = DecoderSettings(
     vocab_size=512, d_model=64, layers=5, heads=8, kv_heads=4, head_dim=8, d_ff=172, max_positions=4096
@@ -50,8 +51,8 @@ def test_the_estimate_is_of_the_plan_that_is_made():
         slots=UNLIMITED,
         row_multiple=2 * choice.part_rows,
     )
-    assert [sorted(units.completions[u][0] for u in batch) for batch in planner.batches] == [
-        sorted(c for row in batch for group in row for c in group) for batch in plan.batches
+    assert [sorted(units.first_U[u] for u in batch) for batch in planner.batches] == [
+        sorted(c for row in batch for group in row for c in group) for batch in tiny.batches_of(plan)
     ]
     padded = planner.evaluate(1000)
     assert choice.seconds < padded.seconds and plan.padding < 0.2, (choice, padded, plan.padding)
@@ -71,7 +72,7 @@ def test_microbatches_keep_the_working_set_and_can_be_fixed():
     assert roomy > tight and tight in (1, 2), (roomy, tight)
     _, fixed = make("chat_pairs", "tpu", devices=2, microbatches=3)
     plan = plan_batches(fixed.units, batch_units=BATCH, seed=0, row_tokens=4096, slots=UNLIMITED)
-    device_rows = -(-max(map(len, plan.batches)) // 2)
+    device_rows = -(-max(map(len, tiny.batches_of(plan))) // 2)
     assert fixed.evaluate(4096).part_rows == -(-device_rows // 3)
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrpo_jax import transforms
+from qrpo_jax.data import corpus
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.loader import assemble
-from qrpo_jax.data.packing import Plan, plan_batches
+from qrpo_jax.data.packing import Plan, Row, plan_batches
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.model import decoder
 
@@ -53,23 +54,21 @@ def examples(
     """
     siblings = siblings or (2 if pairs else 1)
     rng = np.random.default_rng(seed)
-    prompts = np.arange(count) // siblings
-    prompt_lengths, lengths = rng.integers(1, 6, count)[prompts * siblings], rng.integers(1, 9, count)
-    total = prompt_lengths + lengths
-    starts = np.cumsum([0, *total[:-1]])
+    rows = -(-count // siblings)
+    row_C = np.arange(count) // siblings
+    prompt_lengths, lengths = rng.integers(1, 6, rows), rng.integers(1, 9, count)
     reward = rng.normal(size=count).astype(np.float32)
     if pairs:
         reward = np.sort(reward.reshape(-1, 2))[:, ::-1].reshape(-1)
     quantile = rng.integers(0, 8, count).astype(np.float32) / 7
-    tokens = rng.integers(1, vocab, total.sum()).astype(np.int32)
-    for c, start in enumerate(starts):
-        first = starts[prompts[c] * siblings]
-        tokens[start : start + prompt_lengths[c]] = tokens[first : first + prompt_lengths[c]]
+    tokens = rng.integers(1, vocab, prompt_lengths.sum() + lengths.sum()).astype(np.int32)
+    reference = -rng.uniform(2, 20, count).astype(np.float32)
+    table = corpus.held(tokens, prompt_lengths, lengths, np.bincount(row_C), reward, reference)
     return Examples(
-        tokens=tokens,
-        starts_C=starts,
-        prompts_C=prompts.astype(np.int32),
-        prompt_lengths_C=prompt_lengths.astype(np.int32),
+        table,
+        entries_C=np.arange(count, dtype=np.int32),
+        prompts_C=row_C.astype(np.int32),
+        cuts_C=np.zeros(count, np.int32),
         completions_C=PerCompletion(
             reward=reward,
             quantile=quantile,
@@ -77,15 +76,43 @@ def examples(
             references=np.full(count, 7, np.int32),
             log_z=np.full(count, transforms.identity.log_z(BETA), np.float32),
             reward_scale=rng.uniform(0.5, 2, count).astype(np.float32),
-            reference_log_prob=-rng.uniform(2, 20, count).astype(np.float32),
+            reference_log_prob=reference,
             length=lengths.astype(np.int32),
             weight=np.ones(count, np.float32),
             high=np.arange(count) % 2 == 0 if pairs else quantile > 0.5,
         ),
-        names=tuple(f"row-{i}/0" for i in range(count)),
-        units=tuple((i, i + 1) for i in range(0, count, 2)) if pairs else tuple((i,) for i in range(count)),
+        sizes_U=np.full(count // 2 if pairs else count, 2 if pairs else 1, np.int8),
         counts={},
     )
+
+
+def names(table: Examples) -> tuple[str, ...]:
+    """The name of each completion."""
+    return tuple(map(table.name, range(len(table.entries_C))))
+
+
+def units(table: Examples) -> tuple[tuple[int, ...], ...]:
+    """The completions of each unit."""
+    ends = np.cumsum(table.sizes_U, dtype=int)
+    return tuple(tuple(range(end - size, end)) for end, size in zip(ends.tolist(), table.sizes_U.tolist(), strict=True))
+
+
+def text_of(table: Examples, c: int) -> list[int]:
+    """Tokens of a completion with its prompt before it."""
+    return [*table.prompt(c).tolist(), *table.completion(c).tolist()]
+
+
+def batches_of(plan: Plan) -> list[tuple[Row, ...]]:
+    """The rows of every batch of a plan."""
+    return [plan.batch(index) for index in range(plan.steps)]
+
+
+def only(table: Examples, kept_C: np.ndarray) -> Examples:
+    """`table`, all units of which are single completions, with some of them."""
+    assert (table.sizes_U == 1).all()
+    columns = ("entries_C", "prompts_C", "cuts_C", "sizes_U")
+    numbers = jax.tree.map(lambda values_C: values_C[kept_C], table.completions_C)
+    return table._replace(**{name: getattr(table, name)[kept_C] for name in columns}, completions_C=numbers)
 
 
 def with_numbers(table: Examples, **changes: Any) -> Examples:
@@ -94,7 +121,7 @@ def with_numbers(table: Examples, **changes: Any) -> Examples:
 
 
 def plan(table: Examples, **changes: Any) -> Plan:
-    settings: dict[str, Any] = dict(batch_units=len(table.units), row_tokens=29, slots=4, row_multiple=1) | changes
+    settings: dict[str, Any] = dict(batch_units=len(table.sizes_U), row_tokens=29, slots=4, row_multiple=1) | changes
     return plan_batches(table.packing_units(), **settings)
 
 
@@ -106,9 +133,10 @@ def batch(table: Examples, **changes: Any) -> Batch:
 def one_by_one(table: Examples) -> list[Batch]:
     """Every completion alone in a batch that is exactly as long as it is: nothing packed, nothing padded."""
     batches = []
-    for c in range(len(table.names)):
+    ends = np.asarray([0, 1])
+    for c in range(len(table.entries_C)):
         read = int(table.prompt_lengths_C[c] + table.completions_C.length[c]) - 1
-        batches.append(assemble(table, Plan(((((c,),),),), 1, read, 1, read, read), 0))
+        batches.append(assemble(table, Plan(np.asarray([c]), ends, ends, ends, 1, read, 1, read, read), 0))
     return batches
 
 

@@ -27,9 +27,9 @@ def scored(batch, **settings):
 
 def spread_out():
     """One completion a row."""
-    alone = tuple(((c,),) for c in range(11))
+    alone, ends = np.arange(11, dtype=np.int32), np.arange(12)
     tokens = int(TABLE.packing_units().tokens_U(share=False).sum())
-    return assemble(TABLE, Plan((alone,), 11, 29, 4, tokens, tokens), 0)
+    return assemble(TABLE, Plan(alone, ends, ends, np.asarray([0, 11]), 11, 29, 4, tokens, tokens), 0)
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,7 @@ def test_interrupted_and_resumed_equals_undisturbed_and_adapters_alone_are_kept(
 
     def run(directory, kill_at=0):
         batches = killing(loader.batches(table, tiny.plan(table, batch_units=5, epochs=2, seed=0)), kill_at)
-        with books(directory, steps=steps, names=table.names, schedule=schedule) as writing:
+        with books(directory, steps=steps, name=table.name, schedule=schedule) as writing:
             return fit(step, what, batches, frozen=tiny.parameters(), **writing)
 
     undisturbed = jax.device_get(run(tmp_path / "a"))

@@ -54,7 +54,7 @@ def run(directory, *, step=STEP, table=TABLE, kill_at=0, sizes=(1, 1, 1), before
     assert plan(table).steps >= STEPS
     batches = killing(loader.batches(table, plan(table)), kill_at)
     what = trainable(OPTIMIZER, mesh_of(*sizes), tiny.parameters)
-    with books(directory, steps=STEPS, names=table.names, schedule=SCHEDULE, **options) as writing:
+    with books(directory, steps=STEPS, name=table.name, schedule=SCHEDULE, **options) as writing:
         batches = Watched(batches, before) if before else batches
         return jax.device_get(fit(step, what, batches, frozen=frozen, **writing))
 

@@ -51,7 +51,7 @@ run = SimpleNamespace(
 )
 checkpoints = SimpleNamespace(restore=lambda *_: None, due=lambda _: False, save=lambda *_, **__: None)
 times = TimeSheet(None)
-options = {"steps": STEPS, "every": 2, "names": table.names, "schedule": lambda step: 0.0, "title": "test"}
+options = {"steps": STEPS, "every": 2, "name": table.name, "schedule": lambda step: 0.0, "title": "test"}
 with MetricsWriter(Path(arguments[0])) as writer, StepWatch(print) as watch:
     skew = HostSkew(lambda: times.seconds("data"))
     logbook = Logbook(writer, checkpoints, watch=watch, skew=skew, **options)

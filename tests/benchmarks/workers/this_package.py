@@ -109,7 +109,7 @@ def describe(plan: Plan) -> str:
 def pairs(examples: Examples, plan: Plan, index: int) -> list[list[str]]:
     """Names of the completions in a batch: chosen and rejected of each pair."""
     example_BxS = assemble(examples, plan, index).example_BxS
-    names = [examples.names[c] for c in example_BxS[example_BxS >= 0]]
+    names = [examples.name(c) for c in example_BxS[example_BxS >= 0]]
     return [list(pair) for pair in zip(names[0::2], names[1::2], strict=True)]
 
 
