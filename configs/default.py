@@ -141,8 +141,18 @@ def get_config() -> ConfigDict:
     config.log_probs.batch_rows = Whole(0, least=0)
 
     config.select = Config()
-    # What is trained on: completions one by one, or pairs of a prompt.
-    config.select.units = Choice("singles", "best_worst", "random_pairs")
+    # What is trained on: completions one by one, or pairs of a prompt. offpolicy: of the first 6, 2, 6 and 20
+    # completions of the reference policy, best and worst, or random pairs (the published off-policy sets).
+    config.select.units = Choice(
+        "singles",
+        "best_worst",
+        "random_pairs",
+        "all_pairs",
+        "offpolicy2best",
+        "offpolicy2random",
+        "offpolicy6random",
+        "offpolicy10random",
+    )
     config.select.first = Whole(0, least=0)  # train on this many completions of a row, the first ones; 0: all
     config.select.reference_count = Whole(0, least=0)  # rank against this many references, the first ones; 0: all
     config.select.exclude_own = Switch(True)  # a completion is not ranked against itself

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class TokenFiles:
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
         self._files, self._first = list(files), ragged.starts(counts)
-        self._open: dict[int, int] = {}
+        self._open: dict[int, BinaryIO] = {}
         self._lock = threading.Lock()
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -127,9 +127,5 @@ class TokenFiles:
     def _descriptor(self, part: int) -> int:
         with self._lock:
             if part not in self._open:
-                self._open[part] = os.open(local(self._files[part]), os.O_RDONLY)
-            return self._open[part]
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+                self._open[part] = local(self._files[part]).open("rb", buffering=0)
+            return self._open[part].fileno()

@@ -165,7 +165,7 @@ def _apart(units: Units, chosen: np.ndarray) -> _Pieces:
     first_Q, sizes_Q = units.first_U[chosen], units.sizes_U[chosen].astype(int)
     tokens_Q = units.own_U[chosen] + units.shared_C[first_Q] * sizes_Q
     ends = zip(first_Q.tolist(), (first_Q + sizes_Q).tolist(), strict=True)
-    groups = [tuple((c,) for c in range(low, high)) for low, high in ends]
+    groups: list[Row] = [tuple((c,) for c in range(low, high)) for low, high in ends]
     return _Pieces(tokens_Q.tolist(), sizes_Q.tolist(), groups)
 
 

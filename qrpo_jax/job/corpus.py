@@ -69,8 +69,8 @@ def read_units(rows: StageRows, units: range, left_out: list[Counts]) -> Iterato
 def part_ranges(units: int, count: int) -> list[range]:
     """The units of each part: as many as have `PART_ROWS` rows, whatever the number of processes."""
     rows = max(PART_ROWS, -(-count // MOST_PARTS))
-    size = max(1, rows * units // max(count, 1))
-    return [range(start, min(start + size, units)) for start in range(0, units, size)]
+    size = -(-rows * units // max(count, 1)) or 1
+    return [range(start, min(start + size, units)) for start in range(0, units, size)] or [range(0)]
 
 
 def part_key(text: Text, first: int, identities: list[str]) -> str:
