@@ -13,6 +13,8 @@ from qrpo_jax.data.packing import Plan
 from qrpo_jax.data.per_completion import NEUTRAL
 from qrpo_jax.model.layout import Layout
 
+READERS = 2  # threads: one puts a batch together while another waits for a disk
+
 
 def assemble(examples: Examples, plan: Plan, index: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
     """Batch `index` of the plan as NumPy arrays; empty slots hold the numbers of `NEUTRAL`.
@@ -83,7 +85,7 @@ class _Batches:
 
 
 def batches(
-    examples: Examples, plan: Plan, rows: Sequence[int] | np.ndarray | None = None, prefetch: int = 2
+    examples: Examples, plan: Plan, rows: Sequence[int] | np.ndarray | None = None, prefetch: int = 4
 ) -> grain.DatasetIterator:
     """An iterator over all batches whose state Orbax can save and restore.
 
@@ -92,5 +94,5 @@ def batches(
     Args:
       rows: as in `assemble`; each process of a job asks for those of its own devices.
     """
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(_Batches(examples, plan, rows)).to_iter_dataset(options))

@@ -1,4 +1,4 @@
-"""The corpus of a training stage: its rows are tokenized once, in parts that the processes share, and kept on disk."""
+"""The corpus of a training stage: its rows are tokenized once, in parts that the processes share, until it is trained."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.data.text import Text
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.faults.interruption import RUN
+from qrpo_jax.files import remove_folder
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.stage_rows import StageRows
 from qrpo_jax.job.units import Counts, add_counts
@@ -56,6 +57,13 @@ def open_corpus(job: Job, stage: str, rows: StageRows, first: int = 0) -> Tokeni
     corpus = corpus_files.read_parts(folder, parts, text.tokenizer.bos_token_id)
     facts = [corpus_files.part_facts(folder, part, parts) for part in range(parts)]
     return Tokenized(corpus, add_counts([fact["counts"] for fact in facts if fact]))
+
+
+def discard_corpus(job: Job, stage: str) -> None:
+    """Removes the corpus of a stage that has trained; nothing reads it any more."""
+    wait(f"{stage} trained")
+    if is_first():
+        remove_folder(job.folder(stage) / FOLDER)
 
 
 def read_units(rows: StageRows, units: range, left_out: list[Counts]) -> Iterator[Row]:

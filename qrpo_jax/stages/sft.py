@@ -4,7 +4,7 @@ from typing import Any
 
 from qrpo_jax.data.examples import select
 from qrpo_jax.data.views import View
-from qrpo_jax.job.corpus import open_corpus
+from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.prompts import open_sources
@@ -20,7 +20,9 @@ def run(job: Job) -> dict[str, Any]:
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
-    return train(job, "sft", Training(examples, make_objective("sft"), settings, start))
+    result = train(job, "sft", Training(examples, make_objective("sft"), settings, start))
+    discard_corpus(job, "sft")
+    return result
 
 
 def make_view(job: Job) -> View:

@@ -12,7 +12,7 @@ from qrpo_jax import losses, transforms
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, select
 from qrpo_jax.errors import UserError, located
-from qrpo_jax.job.corpus import open_corpus
+from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.source_check import sampled_completions
@@ -37,7 +37,9 @@ def run(job: Job) -> dict[str, Any]:
     examples = read_examples(job, transform)
     figures = print_forecast(job, examples, transform) if len(examples.sizes_U) else None
     warn_of_temperature(job)
-    return train(job, "train", make_training(job, examples)) | {"forecast": figures}
+    result = train(job, "train", make_training(job, examples)) | {"forecast": figures}
+    discard_corpus(job, "train")
+    return result
 
 
 def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
