@@ -1,4 +1,4 @@
-"""The corpus of a training stage: its rows are tokenized once, in parts that the processes share, until it is trained."""
+"""The corpus of a training stage: its rows, tokenized once, in parts that the processes share, till it is trained."""
 
 import hashlib
 import json
