@@ -29,6 +29,7 @@
 # --queue=NAME             a LocalQueue of Kueue
 # --context=NAME           of kubectl
 # --cache=DIR              for compiled programs, such as gs://BUCKET/cache: a new pod does not compile again
+# --host-path=DIR          a folder of each node, at the same place in its pod, for checkpoints.local_directory
 # --max-restarts=N         restarts after other failures (3)
 # --grace=SECONDS          between SIGTERM and SIGKILL (300)
 # --wait=SECONDS           for all pods to run (86400)
@@ -40,7 +41,7 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 name='' image='' accelerator='' topology='' chips=4 node_count=1 shards='' parallelism='' spot='' reservation=''
-namespace=default service_account=default queue='' context='' max_restarts=3 grace=300 wait=86400 poll=15 cache=''
+namespace=default service_account=default queue='' context='' max_restarts=3 grace=300 wait=86400 poll=15 cache='' host_path=''
 verb=${1-}
 case $verb in
   run | follow | delete) shift ;;
@@ -48,12 +49,14 @@ case $verb in
   *) mistake "run, follow or delete? (--help explains them)" ;;
 esac
 read_flags "name image accelerator topology chips node-count shards parallelism reservation namespace service-account \
-queue context cache max-restarts grace wait poll" "spot" "$@"
+queue context cache host-path max-restarts grace wait poll" "spot" "$@"
 need name
 need_count chips node_count max_restarts grace wait poll
 need_command kubectl
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   mistake "--name=$name; allowed: up to 40 of a-z, 0-9 and -, beginning with a letter"
+[[ -z $host_path || $host_path == /* ]] || mistake "--host-path=$host_path; a path that begins with / is needed"
+[[ -z $host_path || -z $shards ]] || mistake "--host-path and --shards exclude each other: shards have no checkpoints"
 [[ -z $spot || -z $reservation ]] || mistake "--spot and --reservation exclude each other"
 
 kubectl_=(kubectl ${context:+"--context=$context"} "--namespace=$namespace")
@@ -71,11 +74,15 @@ fi
 manifest() {
   local NAME=$name NAMESPACE=$namespace IMAGE=$image ACCELERATOR=$accelerator TOPOLOGY=$topology CHIPS=$chips \
     NODE_COUNT=$node_count HOSTS=$hosts SHARDS=$shards PARALLELISM=${parallelism:-$shards} GRACE=$grace \
-    SERVICE_ACCOUNT=$service_account MAX_RESTARTS=$max_restarts LABELS='' CAPACITY='' ENVIRONMENT='' ARGUMENTS line filled key
+    SERVICE_ACCOUNT=$service_account MAX_RESTARTS=$max_restarts LABELS='' CAPACITY='' ENVIRONMENT='' VOLUMES='' MOUNTS='' ARGUMENTS line filled key
   [[ -z $queue ]] || LABELS="labels: {kueue.x-k8s.io/queue-name: $queue}"
   [[ -z $spot ]] || CAPACITY='cloud.google.com/gke-spot: "true"'
   [[ -z $reservation ]] || CAPACITY="cloud.google.com/reservation-name: $reservation"
   [[ -z $cache ]] || ENVIRONMENT="env: [{name: JAX_COMPILATION_CACHE_DIR, value: \"$cache\"}]"
+  if [[ -n $host_path ]]; then
+    VOLUMES="volumes: [{name: host, hostPath: {path: \"$host_path\", type: DirectoryOrCreate}}]"
+    MOUNTS="volumeMounts: [{name: host, mountPath: \"$host_path\"}]"
+  fi
   if [[ -n $shards ]]; then
     ARGUMENTS=$(json_list "${program[@]}")
     # Kubernetes replaces $(JOB_COMPLETION_INDEX) in arguments by the index of the pod.

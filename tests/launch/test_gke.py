@@ -68,6 +68,16 @@ def test_the_jobset_is_one_and_every_host_of_the_slices_is_a_pod_of_it(tmp_path:
     assert pod["serviceAccountName"] == "writer"
 
 
+def test_a_folder_of_the_node_is_at_the_same_place_in_its_pod(tmp_path: Path) -> None:
+    found = manifest(tmp_path, *RUN, "--host-path=/mnt/local ssd")
+    check(models.JobsetV1alpha2JobSet, found)
+    pod = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
+    assert volume["name"] == mount["name"]
+    assert volume["hostPath"] == {"path": "/mnt/local ssd", "type": "DirectoryOrCreate"}
+    assert mount["mountPath"] == "/mnt/local ssd"
+
+
 def test_optional_lines_go_where_their_flags_are_missing(tmp_path: Path) -> None:
     found = manifest(tmp_path, *RUN, "--reservation=mine")
     check(models.JobsetV1alpha2JobSet, found)
@@ -75,6 +85,8 @@ def test_optional_lines_go_where_their_flags_are_missing(tmp_path: Path) -> None
     selector = job["template"]["spec"]["template"]["spec"]["nodeSelector"]
     assert selector["cloud.google.com/reservation-name"] == "mine" and len(selector) == 3
     assert "labels" not in found["metadata"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
 
 
 def test_statuses_restart_or_fail_the_jobset(tmp_path: Path) -> None:
@@ -190,6 +202,7 @@ def test_calls_that_fail_end_the_script(tmp_path: Path) -> None:
         (("--image=registry/qrpo:1", ""), "--image=... is missing"),
         (("--config=tulu3_8b", ""), "--config=NAME"),
         (("--poll=1", "--pol=1"), "unknown flag --pol"),
+        (("--poll=1", "--host-path=local"), "--host-path=local; a path"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
