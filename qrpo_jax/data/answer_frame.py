@@ -17,8 +17,8 @@ class AnswerFrame(NamedTuple):
     """What a chat template writes around an answer."""
 
     prompt: str  # the prompt that asks QUESTION
-    before: str  # everything before the answer in the whole conversation; prompt + lead, where that continues the prompt
-    lead: str  # between the prompt and the answer: Mistral's space, the end of a thought that the prompt opened
+    before: str  # everything before the answer in the whole conversation; prompt + lead, if that continues the prompt
+    lead: str  # between prompt and answer: Mistral's space, the end of a thought that the prompt opened
     shown: str  # what `lead` decodes to: some tokenizers put a space after every special token
     tail: str  # everything after the answer: the end token, perhaps a line break after it
     close: str  # between the answer and the end token

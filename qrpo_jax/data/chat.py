@@ -127,16 +127,20 @@ class ChatText:
         conversation = Message("user", QUESTION), Message("assistant", text)
         whole = apply_template(self.tokenizer, self.chat_template, conversation, "completion", tokenize=False)
         frame = self.frame
+        opened = thoughts.opening(frame.prompt)
+        bare = thoughts.without_opening(text, opened)
         # An answer with a thought does not need the empty one that the template writes before others.
         lead = "" if thoughts.has_marks(text) and thoughts.has_marks(frame.lead) else frame.lead
         body = _between(whole, frame.before, frame.tail)
-        if body is not None and lead == frame.lead and _letters(body) == _letters(text):
+        if body is not None and (lead, bare) == (frame.lead, text) and _letters(body) == _letters(text):
             return lead, body
-        opened = thoughts.opening(frame.prompt)
-        bare = thoughts.without_opening(text, opened)
         body = _between(whole, frame.prompt, frame.tail)
-        if body is not None and _thought_letters(body) in (_thought_letters(bare), _thought_letters(lead + text)):
-            return "", body
+        if body is not None:
+            letters = _letters(body)
+            # Qwen 3 adds the mark of a thought of which an answer brings only the end.
+            added = "" if opened else next((mark for mark, _ in thoughts.MARKS if letters.startswith(mark)), "")
+            if letters in (_letters(bare), _letters(lead + bare), added + _letters(bare)):
+                return "", body
         return lead, bare
 
 
@@ -176,12 +180,6 @@ def _between(whole: str, before: str, after: str) -> str | None:
 def _letters(text: str) -> str:
     """A text without white space, which templates may change."""
     return "".join(text.split())
-
-
-def _thought_letters(text: str) -> str:
-    """`_letters` without the mark of a thought at the beginning, which templates may add."""
-    letters = _letters(text)
-    return next((letters[len(mark) :] for mark, _ in thoughts.MARKS if letters.startswith(mark)), letters)
 
 
 def _check_last(messages: Sequence[Message], where: str) -> None:
