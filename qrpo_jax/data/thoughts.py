@@ -12,13 +12,14 @@ from qrpo_jax.data.rows import Message
 from qrpo_jax.errors import UserError
 
 THINKING = ("template", "on", "off")
-# Qwen, DeepSeek, GLM, Nemotron and SmolLM; Seed-OSS; Magistral; Command A; Kimi.
+# Qwen, DeepSeek, GLM, Nemotron and SmolLM; Seed-OSS; Magistral; Command A; Kimi; Gemma 4.
 MARKS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("◁think▷", "◁/think▷"),
+    ("<|channel>", "<channel|>"),
 )
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates switch thoughts on and off
 TRIAL = Message("user", "A question?")

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from qrpo_jax.data import thoughts
 from qrpo_jax.data.rows import Message
 from qrpo_jax.data.text import make_text
 from qrpo_jax.errors import UserError
@@ -166,6 +167,15 @@ def test_messages_that_are_lost_and_prompts_that_are_not_continued_are_said(old,
     assert old in chats.CHATML
     notes = make_text(chats.tokenizer("chatml", chat_template=chats.CHATML.replace(old, new)), "chat", (0,)).notes
     assert any(said in note for note in notes), notes
+
+
+@pytest.mark.parametrize("mark, close", thoughts.MARKS)
+def test_thoughts_are_known_by_the_marks_of_every_family(mark, close):
+    template = thinking_chats.TEMPLATES["drops"].replace("<think>", mark).replace("</think>", close)
+    text = make_text(chats.tokenizer("chatml", chat_template=template), "chat", (0,))
+    assert written(text, USER, "fine") == f"{mark}\n\n{close}\n\nfine<|im_end|>"
+    assert written(text, USER, f"{mark}\nhm\n{close}\n\nfine") == f"{mark}\nhm\n{close}\n\nfine<|im_end|>"
+    assert f"leaves thoughts ({mark}) out of earlier answers" in text.notes
 
 
 @pytest.mark.parametrize(
