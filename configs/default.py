@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     config.model = Config()
     config.model.path = Text("")  # a Hugging Face folder or its address; "": a new model, trained from scratch
     config.model.template = Choice("chat", "plain")  # chat: the tokenizer's template; plain: BOS, then the text
+    # Prompts of templates that can think. off: they close an empty thought, and answers come without one.
+    config.model.thinking = Choice("template", "on", "off")  # template: as the chat template has it
     config.model.d_model = Whole(128, least=1)  # width; these seven keys are the shape of a new model
     config.model.layers = Whole(4, least=1)
     config.model.heads = Whole(4, least=1)  # of queries

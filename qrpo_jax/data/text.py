@@ -34,6 +34,10 @@ class Text(Protocol):
     def chat_template(self) -> str:
         """The chat template that writes prompts, empty in the plain layout."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the layout does that its user may not expect; clauses after "the chat template"."""
+
     def prompt(self, messages: Sequence[Message], where: str = "prompt") -> np.ndarray:
         """Tokens int32 [L] that the policy is conditioned on; `where` is what an error names."""
 
@@ -72,6 +76,10 @@ class PlainText:
     def chat_template(self) -> str:
         return ""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def prompt(self, messages: Sequence[Message], where: str = "prompt") -> np.ndarray:
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return np.asarray(bos + self.encode("".join(m.content for m in messages)), np.int32)
@@ -91,22 +99,28 @@ class PlainText:
         return self.encoder.encode(text)
 
 
-def make_text(tokenizer: Any, template: str, end_tokens: tuple[int, ...]) -> Text:
+def make_text(tokenizer: Any, template: str, end_tokens: tuple[int, ...], thinking: str = "template") -> Text:
     """A tokenizer in a layout.
 
     Args:
       template: "chat" or "plain".
       end_tokens: tokens that end a completion; a chat template's own end token is put before them.
+      thinking: "on" or "off" switches thoughts in prompts; "template" leaves them as the chat template has them.
 
     Raises:
       UserError: an unknown layout, no chat template though the layout is "chat", one that cannot lay out a question
-        and its answer, or no end token.
+        and its answer, no thoughts to switch, or no end token.
     """
     if template not in TEMPLATES:
         raise UserError(f"template is {template!r}; allowed: {', '.join(TEMPLATES)}", about="template")
     if template == "plain":
+        if thinking != "template":
+            raise UserError(
+                f"thinking is {thinking!r}, and template 'plain' has no thoughts; set thinking to 'template'",
+                about="thinking",
+            )
         check_end_tokens(end_tokens)
         return PlainText(make_encoder(tokenizer), end_tokens, any_of(special_tokens(tokenizer)))
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template; set the template to 'plain'", about="template")
-    return chat_text(tokenizer, end_tokens)
+    return chat_text(tokenizer, end_tokens, thinking)

@@ -19,17 +19,18 @@ chat_template.jinja chat_template.json
 TEMPLATES = "additional_chat_templates"
 
 
-def open_text(folder: Path, template: str) -> Text:
+def open_text(folder: Path, template: str, thinking: str = "template") -> Text:
     """A folder's tokenizer in a layout.
 
     Args:
       template: "chat" or "plain".
+      thinking: see `make_text`.
 
     Raises:
       UserError: no readable tokenizer, or a layout that `make_text` refuses.
     """
     tokenizer, end_tokens = open_tokenizer(folder)
-    return make_text(tokenizer, template, end_tokens)
+    return make_text(tokenizer, template, end_tokens, thinking)
 
 
 def open_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:

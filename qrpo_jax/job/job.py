@@ -143,13 +143,16 @@ class Job:
     def text(self) -> Text:
         """The model's tokenizer and chat template. That of a new model has the words of the prompts."""
         model = self.config.model
-        with located("model.path" if model.path else "model", template="model.template"):
+        with located("model.path" if model.path else "model", template="model.template", thinking="model.thinking"):
             if model.path:
-                return open_text(as_path(model.path), model.template)
+                text = open_text(as_path(model.path), model.template, model.thinking)
+                for note in text.notes:
+                    self.say_once(f"model: the chat template {note}")
+                return text
             vocabulary = kind_of(self.config.prompts.source).vocabulary
             assert vocabulary is not None, "check_source refuses a source without a vocabulary"
             tokenizer = vocabulary_tokenizer(vocabulary())
-            return make_text(tokenizer, model.template, (tokenizer.eos_token_id,))
+            return make_text(tokenizer, model.template, (tokenizer.eos_token_id,), model.thinking)
 
     @functools.cached_property
     def reward_model(self) -> RewardModel:

@@ -12,6 +12,7 @@ from qrpo_jax.config.keys import Choice, Either, Name, NotAllowedError, Number, 
 from qrpo_jax.data import mixes, packing, views
 from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.text import TEMPLATES
+from qrpo_jax.data.thoughts import THINKING
 from qrpo_jax.devices.dtypes import COMPUTE
 from qrpo_jax.job.programs import PROGRAMS
 from qrpo_jax.job.unit_mesh import UNITS
@@ -112,6 +113,7 @@ def test_every_default_is_allowed() -> None:
 def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_in() -> None:
     tables = {
         "model.template": TEMPLATES,
+        "model.thinking": THINKING,
         "model.compute_dtype": COMPUTE,
         "model.parameter_dtype": COMPUTE,
         "model.attention": ("auto", *BACKENDS),
