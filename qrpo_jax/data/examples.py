@@ -103,11 +103,11 @@ def select(
     units = _Kept(corpus, view, counts)
     examples = Examples(
         corpus,
-        units.entries_C.astype(np.int32),
+        units.entries_C,
         prompt_numbers(corpus.row_K[units.entries_C], units.cuts_C),
         units.cuts_C,
         _numbers(corpus, units.entries_C, unit_weights(units.sizes_U, view)),
-        units.sizes_U.astype(np.int8),
+        units.sizes_U,
         counts,
     )
     if transform is None:
@@ -150,8 +150,8 @@ class _Kept:
     """The units of a view that are trained on; counts those that are not.
 
     Attributes:
-      entries_C: int64, their completions, unit after unit.
-      sizes_U: int64.
+      entries_C: int32, their completions, unit after unit.
+      sizes_U: int8.
       cuts_C: int32, tokens that each completion's prompt loses.
     """
 
@@ -187,6 +187,8 @@ class _Kept:
 
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         """The first and the last completion of each unit."""
+        if len(self.sizes_U) == len(self.entries_C):
+            return self.entries_C, self.entries_C
         first_U1 = ragged.starts(self.sizes_U)
         return self.entries_C[first_U1[:-1]], self.entries_C[first_U1[1:] - 1]
 
@@ -203,6 +205,8 @@ def prompt_numbers(row_C: np.ndarray, cuts_C: np.ndarray) -> np.ndarray:
     Args:
       row_C: ascending.
     """
+    if not cuts_C.any():
+        return np.cumsum(np.diff(row_C, prepend=row_C[:1]) != 0, dtype=np.int32)
     key_C = row_C.astype(np.int64) << 32 | cuts_C
     _, first_N, number_C = np.unique(key_C, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first_N)).astype(np.int32)[number_C]

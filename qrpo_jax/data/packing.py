@@ -31,7 +31,7 @@ class Units:
 
     Attributes:
       sizes_U: int, completions of each unit.
-      prompts_C: int; completions of one number have the same prompt.
+      prompts_C: int, from 0 on; completions of one number have the same prompt.
       shared_C: int, tokens of a completion's prompt without the last.
       length_C: int, tokens of a completion.
     """
@@ -258,14 +258,14 @@ def batch_order(
     count = len(units)
     by_U = np.arange(count)
     if shuffle == "prompts":
-        by_U = np.unique(units.prompts_C[units.first_U], return_inverse=True)[1]
+        by_U = units.prompts_C[units.first_U]
     orders = []
     for epoch in range(epochs):
         if seed is None:
             orders.append(np.arange(count))
             continue
         rng = np.random.default_rng([seed, epoch])
-        rank = np.argsort(rng.permutation(np.unique(by_U).size))
+        rank = np.argsort(rng.permutation(int(by_U.max(initial=-1)) + 1))
         orders.append(np.lexsort((rng.permutation(count), rank[by_U])))
     order = np.concatenate(orders)
     return [order[i : i + batch_units] for i in range(0, len(order), batch_units)]

@@ -114,7 +114,7 @@ def rank(
       UserError: too few references, no scale, or a β for which Z is infinite.
     """
     exclude_C = own_C & view.exclude_own
-    count_C = references.rewards.counts_R[row_C] - exclude_C
+    count_C = references.rewards.counts_R.astype(np.int32)[row_C] - exclude_C
     if len(row_C) and need_references:
         quantiles.check_references(count_C, transform, view.estimator)
     scale_C = reward_scale(references, transform)[row_C].astype(np.float32)
@@ -122,10 +122,9 @@ def rank(
     # The log Z of finite samples depends on the references as the quantiles do, and is computed with them.
     sampled = view.partition if beta_C is not None and view.partition != "population" else None
     betas_C = np.ones(len(row_C), np.float32) if beta_C is None else beta_C.astype(np.float32)
-    keys_C = jax.random.split(jax.random.key(view.seed), len(row_C))
     settings = {"transform": transform, "estimator": view.estimator, "ties": view.ties, "partition_name": sampled}
-    columns_C = (completions_C.reward, exclude_C, keys_C, betas_C, scale_C)
-    quantile_C, ties_C, log_z_C = _in_parts(references, row_C, columns_C, settings)
+    columns_C = (completions_C.reward, exclude_C, betas_C, scale_C)
+    quantile_C, ties_C, log_z_C = _in_parts(references, row_C, columns_C, view.seed, settings)
     if beta_C is not None and sampled is None:
         log_z_C = population_log_z(transform, beta_C, scale_C)
     return completions_C._replace(
@@ -138,7 +137,7 @@ def rank(
 
 
 def _in_parts(
-    references: References, row_C: np.ndarray, columns_C: tuple[Any, ...], settings: dict[str, Any]
+    references: References, row_C: np.ndarray, columns_C: tuple[Any, ...], seed: int, settings: dict[str, Any]
 ) -> list[np.ndarray]:
     """Results of `_rank_part` for all completions, float32 [C] each, computed in parts that fit the memory."""
     size = PART
@@ -147,17 +146,19 @@ def _in_parts(
         size = min(PART, max(256, PART_COMPARISONS // (most + 1) ** 2))
     parts: list[tuple] = [([], [], [])]
     for part in _slices(len(row_C), size):
-        parts.append(_rank_part(*references.sets(row_C[part]), *(column[part] for column in columns_C), **settings))
-    return [np.concatenate([np.asarray(x, np.float32) for x in column]) for column in zip(*parts, strict=True)]
+        key = jax.random.fold_in(jax.random.key(seed), part.start)
+        results = _rank_part(*references.sets(row_C[part]), key, *(column[part] for column in columns_C), **settings)
+        parts.append(tuple(np.asarray(values, np.float32) for values in results))
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 @partial(jax.jit, static_argnames=("transform", "estimator", "ties", "partition_name"))
 def _rank_part(
     references_CxN: Array,
     mask_CxN: Array,
+    key: Array,
     reward_C: Array,
     exclude_C: Array,
-    key_C: Array,
     beta_C: Array,
     scale_C: Array,
     *,
@@ -180,7 +181,8 @@ def _rank_part(
             log_z = partition.log_z(partition_name, scaled, beta, reward, references_N, others_N, **how)
         return quantile, quantiles.tied_share(reward, references_N, others_N), log_z
 
-    return jax.vmap(one)(references_CxN, mask_CxN, reward_C, exclude_C, key_C, beta_C, scale_C)
+    keys_C = jax.random.split(key, len(reward_C))
+    return jax.vmap(one)(references_CxN, mask_CxN, reward_C, exclude_C, keys_C, beta_C, scale_C)
 
 
 def reward_scale(references: References, transform: Transform) -> np.ndarray:
@@ -208,10 +210,11 @@ _spread = jax.jit(jax.vmap(quantiles.reward_std))
 
 def population_log_z(transform: Transform, beta_C: np.ndarray, scale_C: np.ndarray) -> np.ndarray:
     """log Z of exact quantiles at each completion's β, [C], computed once for each pair of β and scale."""
-    pairs_Cx2 = np.stack([beta_C, scale_C if transform.scaled else np.ones_like(scale_C)], 1)
-    distinct, which_C = np.unique(pairs_Cx2, axis=0, return_inverse=True)
-    scaled = transforms.scale_by(transform, distinct[:, 1])
-    return np.asarray(scaled.log_z(distinct[:, 0].astype(np.float32)), np.float32)[which_C.reshape(-1)]
+    pairs_Cx2 = np.stack([beta_C, scale_C if transform.scaled else np.ones_like(scale_C)], 1, dtype=np.float32)
+    # A pair of float32 as one whole number: rows of a table are sorted far slower.
+    bits, which_C = np.unique(pairs_Cx2.view(np.uint64).reshape(-1), return_inverse=True)
+    beta_U, scale_U = bits.view(np.float32).reshape(-1, 2).T
+    return np.asarray(transforms.scale_by(transform, scale_U).log_z(beta_U), np.float32)[which_C]
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

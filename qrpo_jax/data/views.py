@@ -84,9 +84,9 @@ class Units(NamedTuple):
     """The units of rows, row after row.
 
     Attributes:
-      completions_E: int64, indices of completions; of a pair the one with the higher reward first.
-      sizes_U: int64, completions of each unit: 1 or 2.
-      row_U: int64, the row of each unit.
+      completions_E: int32, indices of completions; of a pair the one with the higher reward first.
+      sizes_U: int8, completions of each unit: 1 or 2.
+      row_U: int32, the row of each unit.
     """
 
     completions_E: np.ndarray
@@ -106,7 +106,7 @@ def pick(rewards: Ragged, sources_K: np.ndarray, preferences: Ragged, view: View
     chosen = candidates(rewards, sources_K, view)
     how = VIEWS[view.units].pairing
     if how is None:
-        return Units(chosen.values, np.ones(len(chosen.values), np.int64), chosen.row_V.astype(np.int64))
+        return Units(chosen.values, np.ones(len(chosen.values), np.int8), chosen.row_V)
     ordered_R = ordered_rows(rewards, preferences)
     parts = [_stated_pairs(rewards, preferences, chosen, ordered_R, how)]
     counts_R = np.where(ordered_R, 0, chosen.counts_R)
@@ -118,8 +118,8 @@ def pick(rewards: Ragged, sources_K: np.ndarray, preferences: Ragged, view: View
         columns = (np.take_along_axis(completions_QxN, i, 1) for i in (better_QxM, worse_QxM))
         parts.append(np.stack([rows_QxM, *columns], -1).reshape(-1, 3))
     pairs_Ux3 = np.concatenate(parts)
-    pairs_Ux3 = pairs_Ux3[np.argsort(pairs_Ux3[:, 0], kind="stable")]
-    return Units(pairs_Ux3[:, 1:].reshape(-1), np.full(len(pairs_Ux3), 2, np.int64), pairs_Ux3[:, 0])
+    pairs_Ux3 = pairs_Ux3[np.argsort(pairs_Ux3[:, 0], kind="stable")].astype(np.int32)
+    return Units(pairs_Ux3[:, 1:].reshape(-1), np.full(len(pairs_Ux3), 2, np.int8), pairs_Ux3[:, 0])
 
 
 def candidates(rewards: Ragged, sources_K: np.ndarray, view: View) -> Ragged:
@@ -133,7 +133,7 @@ def candidates(rewards: Ragged, sources_K: np.ndarray, view: View) -> Ragged:
         before_K1 = ragged.starts(may_K)  # candidates before each completion
         may_K &= before_K1[:-1] - before_K1[rewards.first_R1[:-1]][rewards.row_V] < min(limits)
     kept_K1 = ragged.starts(may_K)
-    return Ragged(np.flatnonzero(may_K), kept_K1[rewards.first_R1])
+    return Ragged(np.flatnonzero(may_K).astype(np.int32), kept_K1[rewards.first_R1])
 
 
 def ordered_rows(rewards: Ragged, preferences: Ragged) -> np.ndarray:
