@@ -57,6 +57,17 @@ def starts(counts_R: Sequence[int] | np.ndarray) -> np.ndarray:
     return first_R1
 
 
+def true_before(true_V: np.ndarray) -> np.ndarray:
+    """How many are true before each place, and in all, int32 [V + 1].
+
+    >>> true_before(np.asarray([True, False, True])).tolist()
+    [0, 1, 1, 2]
+    """
+    before_V1 = np.zeros(len(true_V) + 1, np.int32)
+    np.cumsum(true_V, out=before_V1[1:], dtype=np.int32)
+    return before_V1
+
+
 def concatenate(parts: Sequence[Ragged]) -> Ragged:
     """The lists of all parts, one part after the other."""
     counts = np.concatenate([part.counts_R for part in parts])

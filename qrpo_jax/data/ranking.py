@@ -56,16 +56,16 @@ def find_references(rewards: Ragged, sources_K: np.ndarray, further: Ragged, mos
       most: only the first so many of a row; 0 for all.
     """
     row_K = rewards.row_V
-    others_K1 = ragged.starts(sources_K != COMPLETION_SOURCES.index("dataset"))
+    others_K1 = ragged.true_before(sources_K != COMPLETION_SOURCES.index("dataset"))
     brought_R = np.diff(others_K1[rewards.first_R1]) == 0
     alone_R = brought_R & (rewards.counts_R > 1) & (further.counts_R == 0)
     own_K = sources_K == COMPLETION_SOURCES.index("reference")
     own_K |= alone_R[row_K] & np.isfinite(rewards.values)
-    before_K1 = ragged.starts(own_K)
+    before_K1 = ragged.true_before(own_K)
     place_K = before_K1[:-1] - before_K1[rewards.first_R1[:-1]][row_K]  # among the references of its row
     if most:
         own_K &= place_K < most
-    counts_R = np.diff(ragged.starts(own_K)[rewards.first_R1])
+    counts_R = np.diff(ragged.true_before(own_K)[rewards.first_R1])
     row_V = further.row_V
     further_place_V = np.arange(len(row_V)) - further.first_R1[row_V] + counts_R[row_V]
     kept_V = further_place_V < (most or np.iinfo(np.int64).max)
@@ -210,11 +210,17 @@ _spread = jax.jit(jax.vmap(quantiles.reward_std))
 
 def population_log_z(transform: Transform, beta_C: np.ndarray, scale_C: np.ndarray) -> np.ndarray:
     """log Z of exact quantiles at each completion's β, [C], computed once for each pair of β and scale."""
-    pairs_Cx2 = np.stack([beta_C, scale_C if transform.scaled else np.ones_like(scale_C)], 1, dtype=np.float32)
-    # A pair of float32 as one whole number: rows of a table are sorted far slower.
-    bits, which_C = np.unique(pairs_Cx2.view(np.uint64).reshape(-1), return_inverse=True)
-    beta_U, scale_U = bits.view(np.float32).reshape(-1, 2).T
-    return np.asarray(transforms.scale_by(transform, scale_U).log_z(beta_U), np.float32)[which_C]
+
+    def bits(part: slice) -> np.ndarray:
+        # A pair of float32 as one whole number: rows of a table are sorted far slower.
+        scales = scale_C[part] if transform.scaled else np.ones_like(scale_C[part])
+        return np.stack([beta_C[part], scales], 1, dtype=np.float32).view(np.uint64).reshape(-1)
+
+    parts = [slice(0, 0), *_slices(len(scale_C), PART)]
+    distinct_U = np.unique(np.concatenate([np.unique(bits(part)) for part in parts]))
+    beta_U, scale_U = distinct_U.view(np.float32).reshape(-1, 2).T
+    log_z_U = np.asarray(transforms.scale_by(transform, scale_U).log_z(beta_U), np.float32)
+    return np.concatenate([log_z_U[np.searchsorted(distinct_U, bits(part))] for part in parts])
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -130,15 +130,14 @@ def candidates(rewards: Ragged, sources_K: np.ndarray, view: View) -> Ragged:
         may_K = sources_K == COMPLETION_SOURCES.index("reference")
     limits = [limit for limit in (selection.first, view.first) if limit]
     if limits:
-        before_K1 = ragged.starts(may_K)  # candidates before each completion
+        before_K1 = ragged.true_before(may_K)  # candidates before each completion
         may_K &= before_K1[:-1] - before_K1[rewards.first_R1[:-1]][rewards.row_V] < min(limits)
-    kept_K1 = ragged.starts(may_K)
-    return Ragged(np.flatnonzero(may_K).astype(np.int32), kept_K1[rewards.first_R1])
+    return Ragged(np.flatnonzero(may_K).astype(np.int32), ragged.true_before(may_K)[rewards.first_R1].astype(np.int64))
 
 
 def ordered_rows(rewards: Ragged, preferences: Ragged) -> np.ndarray:
     """Whether each row has preferences in place of rewards, bool [R]."""
-    unknown_K1 = ragged.starts(np.isnan(rewards.values))
+    unknown_K1 = ragged.true_before(np.isnan(rewards.values))
     return (preferences.counts_R > 0) & (np.diff(unknown_K1[rewards.first_R1]) > 0)
 
 
