@@ -7,7 +7,7 @@ import numpy as np
 
 from qrpo_jax.data import ragged, ranking
 from qrpo_jax.data.corpus import Corpus, tokenize
-from qrpo_jax.data.packing import Units
+from qrpo_jax.data.packing_units import Units
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.data.rows import Row, unscored
 from qrpo_jax.data.text import Text

@@ -1,7 +1,5 @@
 """Which completions share a packed row and a copy of their prompt, planned before training from lengths alone."""
 
-import dataclasses
-import functools
 import itertools
 import sys
 from array import array
@@ -10,58 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data.ragged import starts
+from qrpo_jax.data.batch_order import batch_order
+from qrpo_jax.data.packing_units import Units
 from qrpo_jax.devices.mesh import round_up
 from qrpo_jax.errors import UserError
 
 UNLIMITED = sys.maxsize  # slots of a row: as many completions as its tokens allow
-SHUFFLES = ("prompts", "units")
-
 Group = tuple[int, ...]  # completions that share one copy of their prompt
 Row = tuple[Group, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Units:
-    """What there is to pack: U units, each a completion or a pair of one prompt, of C completions.
-
-    Unit after unit holds one completion after the other. A row holds a prompt without its last token once for each
-    group, and for each completion as many tokens as it has: the prompt's last token and all of its own but the last
-    (see `model.layout`).
-
-    Attributes:
-      sizes_U: int, completions of each unit.
-      prompts_C: int, from 0 on; completions of one number have the same prompt.
-      shared_C: int, tokens of a completion's prompt without the last.
-      length_C: int, tokens of a completion.
-    """
-
-    sizes_U: np.ndarray
-    prompts_C: np.ndarray
-    shared_C: np.ndarray
-    length_C: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sizes_U)
-
-    @functools.cached_property
-    def first_U1(self) -> np.ndarray:
-        """Unit u has the completions first_U1[u] to first_U1[u + 1] - 1, int64 [U + 1]."""
-        return starts(self.sizes_U)
-
-    @property
-    def first_U(self) -> np.ndarray:
-        """The first completion of each unit."""
-        return self.first_U1[:-1]
-
-    @functools.cached_property
-    def own_U(self) -> np.ndarray:
-        """Tokens of each unit's completions together."""
-        return np.diff(starts(self.length_C)[self.first_U1])
-
-    def tokens_U(self, share: bool) -> np.ndarray:
-        """Tokens of a row that each unit takes if it is alone in it."""
-        return self.own_U + self.shared_C[self.first_U] * (1 if share else self.sizes_U)
 
 
 class Plan(NamedTuple):
@@ -243,32 +197,6 @@ def _first_fit_decreasing(lengths: list[int], sizes: list[int], tokens: int, slo
         room[i] -= length
         free[i] -= size
     return bins
-
-
-def batch_order(
-    units: Units, batch_units: int, epochs: int, seed: int | None, shuffle: str = "prompts"
-) -> list[np.ndarray]:
-    """The units of each batch. A batch may hold the end of one epoch and the start of the next.
-
-    Args:
-      seed: shuffles each epoch; None keeps the given order.
-      shuffle: "units" shuffles units. "prompts" shuffles prompts with all their units, so that siblings are in one
-        batch and can share a prompt; the samples of a batch are then less independent.
-    """
-    count = len(units)
-    by_U = np.arange(count)
-    if shuffle == "prompts":
-        by_U = units.prompts_C[units.first_U]
-    orders = []
-    for epoch in range(epochs):
-        if seed is None:
-            orders.append(np.arange(count))
-            continue
-        rng = np.random.default_rng([seed, epoch])
-        rank = np.argsort(rng.permutation(int(by_U.max(initial=-1)) + 1))
-        orders.append(np.lexsort((rng.permutation(count), rank[by_U])))
-    order = np.concatenate(orders)
-    return [order[i : i + batch_units] for i in range(0, len(order), batch_units)]
 
 
 def plan_batches(

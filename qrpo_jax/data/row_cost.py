@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data.packing import Row, Units
+from qrpo_jax.data.packing import Row
+from qrpo_jax.data.packing_units import Units
 from qrpo_jax.model.flops import matmul_parameters
 from qrpo_jax.model.settings import DecoderSettings
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data.packing import UNLIMITED, Units, pack
+from qrpo_jax.data.packing import UNLIMITED, pack
+from qrpo_jax.data.packing_units import Units
 from qrpo_jax.data.row_cost import Machine, ModelCost, step_seconds, visible_blocks
 from qrpo_jax.devices.mesh import round_up
 

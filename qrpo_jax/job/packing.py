@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from qrpo_jax.data.batch_order import batch_order
 from qrpo_jax.data.examples import Examples
-from qrpo_jax.data.packing import UNLIMITED, Plan, Units, batch_order, check_fit, plan_batches, plan_rows
+from qrpo_jax.data.packing import UNLIMITED, Plan, check_fit, plan_batches, plan_rows
+from qrpo_jax.data.packing_units import Units
 from qrpo_jax.data.row_cost import MACHINES, Machine, model_cost
 from qrpo_jax.data.row_planner import Choice, Planner
 from qrpo_jax.devices.dtypes import FLOATS

@@ -9,7 +9,7 @@ from configs import default
 from qrpo_jax import losses, partition, quantiles
 from qrpo_jax.config.config import keys_of
 from qrpo_jax.config.keys import Choice, Either, Name, NotAllowedError, Number, Several, Switch, Text, Whole
-from qrpo_jax.data import mixes, packing, views
+from qrpo_jax.data import batch_order, mixes, views
 from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.text import TEMPLATES
 from qrpo_jax.data.thoughts import THINKING
@@ -126,7 +126,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "train.objective": OBJECTIVES,
         "train.partition": partition.PARTITIONS,
         "train.loss": losses.REGRESSION,
-        "train.shuffle": packing.SHUFFLES,
+        "train.shuffle": batch_order.SHUFFLES,
         "pack.over_long": views.OVER_LONG,
         "prompts.layout": ("", *LAYOUTS),
         "select.units": views.VIEWS,

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrpo_jax.data.packing import SHUFFLES, UNLIMITED, Units, batch_order, plan_batches, plan_rows
+from qrpo_jax.data.batch_order import SHUFFLES, batch_order
+from qrpo_jax.data.packing import UNLIMITED, plan_batches, plan_rows
+from qrpo_jax.data.packing_units import Units
 from qrpo_jax.errors import UserError
 from tests.helpers.tiny import assert_trees_equal, batches_of
 
@@ -156,6 +158,40 @@ def test_shuffled_prompts_keep_siblings_in_one_batch_and_shuffled_units_part_the
         met[shuffle] = [len({int(units.prompts_C[u]) for u in order}) for order in orders]
     assert met["prompts"] == [3] * 30, met
     assert np.mean(met["units"]) > 9, met
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+@pytest.mark.parametrize("count, batch_units, epochs", [(523, 31, 2), (4000, 64, 1), (61, 61, 3), (7, 13, 4)])
+def test_batches_have_equally_many_tokens_and_every_unit_once_an_epoch(shuffle, count, batch_units, epochs):
+    rng = np.random.default_rng(count)
+    lengths = np.exp(rng.normal(4, 1, count)).astype(int) + 1
+    cuts = np.sort(rng.choice(np.arange(1, count), count // 3, replace=False))
+    drawn = [(int(rng.integers(1, 40)), part.tolist()) for part in np.split(lengths, cuts)]
+    units = make(drawn)
+    options = dict(batch_units=batch_units, epochs=epochs, seed=2, shuffle=shuffle)
+    batches = batch_order(units, **options)
+    assert [len(batch) for batch in batches[:-1]] == [batch_units] * (len(batches) - 1)
+    order = np.concatenate(batches)
+    for epoch in range(epochs):
+        assert sorted(order[epoch * count : (epoch + 1) * count].tolist()) == [*range(count)], epoch
+    again = batch_order(units, **options)
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True)), "the same seed must give the same batches"
+    inner = [i for i in range(len(batches)) if (i + 1) * batch_units % count >= batch_units]  # within one epoch
+    whole = [units.own_U[batches[i]].sum() for i in inner]
+    if len(whole) > 3:
+        random = [lengths[rng.permutation(count)[:batch_units]].sum() for _ in range(200)]
+        spread, chance = (np.std(values) / np.mean(values) for values in (whole, random))
+        assert spread < 0.4 * chance, (spread, chance)
+
+
+def test_which_batch_a_unit_is_in_is_random():
+    """Lengths decide how batches are put together; neither the first batch nor the last has the long ones."""
+    units = make([(2, [length]) for length in range(1, 97)])
+    longest = [
+        [i for i, batch in enumerate(batch_order(units, 8, 1, seed)) if 95 in batch.tolist()][0] for seed in range(240)
+    ]
+    counts = np.bincount(longest, minlength=12)
+    assert abs(counts - 20).max() < 5 * np.sqrt(20), counts
 
 
 def test_with_one_unit_a_prompt_both_shuffles_are_the_same():

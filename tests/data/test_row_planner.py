@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from qrpo_jax.data.batch_order import batch_order
 from qrpo_jax.data.mixes import MIXES, synthetic
-from qrpo_jax.data.packing import UNLIMITED, batch_order, plan_batches
+from qrpo_jax.data.packing import UNLIMITED, plan_batches
 from qrpo_jax.data.row_cost import MACHINES, model_cost
 from qrpo_jax.data.row_planner import SAMPLED, Planner
 from qrpo_jax.model.settings import DecoderSettings
