@@ -129,8 +129,8 @@ def make_job(request: Request) -> "Job":
     config, shard = request.config, Shard(*request.shard)
     use_cores(cpu_devices(config, request.distributed))
     keep_programs()
-    if tuple(config.stages) == ("compile",) and config.compile.topology:
-        jax.config.update("jax_platforms", "cpu")  # it opens devices that are not here, and needs none that are
+    if tuple(config.stages) == ("inspect",) or (tuple(config.stages) == ("compile",) and config.compile.topology):
+        jax.config.update("jax_platforms", "cpu")  # the devices that are here are not needed, and may be busy
     if request.distributed:
         from qrpo_jax.devices import peers
         from qrpo_jax.devices.roll_call import program_facts

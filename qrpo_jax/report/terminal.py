@@ -1,10 +1,8 @@
 """Text for a terminal: hostile characters made harmless, long lines wrapped, numbers as a small histogram."""
 
 import unicodedata
-from collections.abc import Sequence
 
-import numpy as np
-
+from qrpo_jax.evaluation.histogram import Histogram
 from qrpo_jax.report.page import INVISIBLE
 
 NARROWEST = 20  # columns of a wrapped line, at least
@@ -76,38 +74,28 @@ def _broken(line: str, room: int) -> list[str]:
     return [*parts, line[start:]]
 
 
-def histogram(values: Sequence[float] | np.ndarray, width: int, bins: int = 8) -> list[str]:
-    """A line for each bin: its range, a bar, and the number of values in it. Whole numbers get whole bins.
+def bars(found: Histogram, width: int) -> list[str]:
+    """A line for each bin: its range, a bar, and the number of values in it.
 
-    >>> for line in histogram([1, 1, 2, 9], 22, bins=3): print(line)
-    1 to 3  ████████████ 3
-    4 to 6               0
-    7 to 9  ████         1
+    >>> for line in bars(Histogram([1.0, 4.0, 7.0, 10.0], [3, 0, 1], True), 22): print(line)
+    1 to 3  ██████████ 3
+    4 to 6             0
+    7 to 9  ███▍       1
     """
-    known = np.asarray(values, np.float64)
-    known = known[np.isfinite(known)]
-    if not len(known):
-        return []
-    low, high = float(known.min()), float(known.max())
-    if low == high:
-        edges, labels = np.asarray([low, low]), [number(low)]
-    elif (known == np.round(known)).all():
-        step = max(1, int(-(-(high - low + 1) // bins)))
-        edges = np.arange(low, high + step + 1, step)
-        labels = [
-            f"{a:,.0f} to {b - 1:,.0f}" if step > 1 else f"{a:,.0f}" for a, b in zip(edges, edges[1:], strict=False)
-        ]
-    else:
-        edges = np.linspace(low, high, bins + 1)
-        labels = [f"{number(a)} to {number(b)}" for a, b in zip(edges, edges[1:], strict=False)]
-    counts = [len(known)] if low == high else np.histogram(known, edges)[0].tolist()
-    left, right = max(map(len, labels)), max(len(f"{count:,}") for count in counts)
-    room = max(width - left - right - 3, 1)
-    lines = []
-    for label, count in zip(labels, counts, strict=True):
-        bar = bar_of(count / max(counts), room)
-        lines.append(f"{label:>{left}}  {bar:<{room}} {count:>{right},}")
-    return lines
+    labels = [bin_label(*ends, found.whole) for ends in zip(found.edges, found.edges[1:], strict=False)]
+    counts = [f"{count:,}" for count in found.counts]
+    left, right = (max(map(len, texts), default=0) for texts in (labels, counts))
+    room, most = max(width - left - right - 3, 1), max(found.counts, default=0)
+    return [
+        f"{label:>{left}}  {bar_of(number / most, room):<{room}} {count:>{right}}"
+        for label, number, count in zip(labels, found.counts, counts, strict=True)
+    ]
+
+
+def bin_label(start: float, end: float, whole: bool) -> str:
+    """What values a bin has."""
+    last = end - 1 if whole else end
+    return number(start) if last <= start else f"{number(start)} to {number(last)}"
 
 
 def bar_of(share: float, room: int) -> str:
@@ -122,4 +110,4 @@ def number(value: float) -> str:
     >>> number(0.123456), number(1234567.0), number(17.0)
     ('0.1235', '1.235e+06', '17')
     """
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.4g}"
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:,.4g}"

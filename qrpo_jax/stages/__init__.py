@@ -30,6 +30,7 @@ def stage(name: str, **facts: Any) -> Stage:
 
 
 STAGES: dict[str, Stage] = {
+    "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "sft": stage("sft", sections=("model", "prompts", "pack", "sft"), machine_keys=SFT_PACE),
     "sample": stage("sample", sections=("model", "prompts", "sample"), shardable=True, writes_rows=True),
     "score": stage(

@@ -10,6 +10,7 @@ import pytest
 
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.errors import UserError
+from qrpo_jax.evaluation.histogram import histogram
 from qrpo_jax.job.row_lookup import row_lines
 from qrpo_jax.report import row_view, terminal
 from tests.helpers.sample_rows import make_row
@@ -72,13 +73,16 @@ def test_quantiles_are_those_among_the_other_references() -> None:
     assert math.isnan(row_view.quantiles_of(dataclasses.replace(row, completions=(*sampled, unknown)))[-1])
 
 
-def test_a_histogram_counts_every_value_and_fits_its_width() -> None:
+def test_bars_count_every_value_and_fit_their_width() -> None:
     rng = np.random.default_rng(1)
-    for values in (rng.normal(size=997), rng.integers(0, 4000, 997), rng.integers(0, 3, 997), np.ones(5), [math.nan]):
-        lines = terminal.histogram(values, 60)
+    far = np.append(rng.integers(0, 400, 997), 10**6)
+    for values in (rng.normal(size=997), far, rng.integers(0, 3, 997), np.ones(5), [0.5], [math.nan], [-1e30, 1e30]):
+        found = histogram(values)
+        lines = terminal.bars(found, 60)
         counts = [int(line.rpartition(" ")[2].replace(",", "")) for line in lines]
-        assert sum(counts) == np.isfinite(values).sum() and len(lines) <= 9, lines
+        assert sum(counts) == np.isfinite(values).sum() and len(lines) <= 11, lines
         assert all(columns(line) <= 60 for line in lines), lines
+    assert max(histogram(far).counts) < 200, "one far value leaves the others apart"
 
 
 def test_a_row_is_found_by_index_and_by_id_also_before_the_stage_is_finished(tmp_path: Path) -> None:
