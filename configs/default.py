@@ -220,7 +220,7 @@ def get_config() -> ConfigDict:
     config.compile.rows = Whole(0, least=0)
 
     config.inspect = Config()
-    config.inspect.rows = Whole(1000, least=0)  # that are read and measured, spread over all; 0: all
+    config.inspect.rows = Whole(1000, least=0)  # that are read and measured, spread over all; 0: all, in memory
     config.inspect.examples = Whole(3, least=0)  # rows shown as the model reads them
 
     config.compare_transforms = Config()
