@@ -30,7 +30,6 @@ def stage(name: str, **facts: Any) -> Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "sft": stage("sft", sections=("model", "prompts", "pack", "sft"), machine_keys=SFT_PACE),
     "sample": stage("sample", sections=("model", "prompts", "sample"), shardable=True, writes_rows=True),
     "score": stage(
@@ -65,6 +64,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": stage("report", needs=("evaluate",), sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),
+    "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "compile": stage(
         "compile",
         sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),
