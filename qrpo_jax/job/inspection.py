@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrpo_jax.data import ranking
+from qrpo_jax.data.row_references import references_of
 from qrpo_jax.data.row_sample import sample_rows
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.sources import listed
@@ -133,23 +133,22 @@ def reward_figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 def reference_figures(rows: Sequence[Row]) -> dict[str, Any]:
     """The references of each row, as training ranks completions among them."""
-    rewards = [ranking.reference_rewards(row, 0) for row in rows]
+    references = [references_of(row) for row in rows]
+    rewards = [np.asarray([completion.reward for completion in row.completions], np.float32) for row in rows]
     comparisons = [
-        ties.compare_with_references(
-            np.asarray([c.reward for c in row.completions], np.float32), ranking.are_references(row, 0), reward_N
-        )
-        for row, reward_N in zip(rows, rewards, strict=True)
-        if row.completions and len(reward_N)
+        ties.compare_with_references(reward_S, one.own_S, one.rewards_N)
+        for reward_S, one in zip(rewards, references, strict=True)
+        if len(reward_S) and len(one.rewards_N)
     ]
     compared = sum(int(one.compared_C.sum()) for one in comparisons)
     tied = sum(float(one.tied_C.sum()) for one in comparisons)
     return {
-        "references a row": spread([len(one) for one in rewards]),
-        "rows without": sum(not len(one) for one in rewards),
+        "references a row": spread([len(one.rewards_N) for one in references]),
+        "rows without": sum(not len(one.rewards_N) for one in references),
         "rows whose completions are each other's references": sum(
-            ranking.own_references(row) and len(one) > 0 for row, one in zip(rows, rewards, strict=True)
+            any(one.own_S) and row.completions[0].source == "dataset" for row, one in zip(rows, references, strict=True)
         ),
-        "rows whose references are all equal": sum(ties.is_flat(one) for one in rewards),
+        "rows whose references are all equal": sum(ties.is_flat(one.rewards_N) for one in references),
         "comparisons": compared,
         "share of ties": tied / compared if compared else 0.0,
     }

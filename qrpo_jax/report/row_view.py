@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qrpo_jax.data import ranking
+from qrpo_jax.data.row_references import references_of
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.evaluation.ranks import mid_rank_quantile
 from qrpo_jax.report.terminal import number, one_line, wrapped
@@ -62,11 +62,9 @@ def facts(completion: Completion, quantile: float) -> str:
 
 def quantiles_of(row: Row) -> list[float]:
     """The quantile of each completion among the row's references, without itself, a tie as half; NaN if unknown."""
-    rewards, are_references = ranking.reference_rewards(row, 0), ranking.are_references(row, 0)
-    own = np.flatnonzero(are_references)
-    quantiles = []
+    references, quantiles = references_of(row), []
     for i, completion in enumerate(row.completions):
-        others = np.delete(rewards, np.flatnonzero(own == i)) if are_references[i] else rewards
+        others = references.others(i)
         known = len(others) and math.isfinite(completion.reward) and np.isfinite(others).all()
         quantile = mid_rank_quantile(np.asarray([completion.reward], np.float32), others)[0] if known else math.nan
         quantiles.append(float(quantile))
