@@ -145,13 +145,23 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
         flags.DEFINE_integer(name, None, HELP[name], flag_values=values)
     flags.DEFINE_integer("join-timeout", 300, HELP["join-timeout"], lower_bound=1, flag_values=values)
     try:
-        # Config keys have underscores, so that words of a flag may have them too.
-        _, *rest = values([argv[0], *(re.sub(r"^--\w+", lambda name: name[0].replace("_", "-"), w) for w in argv[1:])])
+        _, *rest = values([argv[0], *(spelled(word, values) for word in argv[1:])])
     except flags.Error as error:
         raise UserError(f"{error} (--help lists all flags)") from None
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; see --help")
     return values
+
+
+def spelled(word: str, known: flags.FlagValues) -> str:
+    """A word with hyphens in the name of its flag; users also write underscores there, as config keys have them.
+
+    >>> spelled("--export_rows=a_b", {"export-rows"}), spelled("--no_such_flag", {"export-rows"})
+    ('--export-rows=a_b', '--no_such_flag')
+    """
+    name, equals, value = word.partition("=")
+    hyphens = name.replace("_", "-")
+    return f"{hyphens}{equals}{value}" if hyphens.removeprefix("--") in known else word
 
 
 def answer(words: Sequence[str]) -> None:

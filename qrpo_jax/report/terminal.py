@@ -77,7 +77,7 @@ def _broken(line: str, room: int) -> list[str]:
 def bars(found: Histogram, width: int) -> list[str]:
     """A line for each bin: its range, a bar, and the number of values in it.
 
-    >>> for line in bars(Histogram([1.0, 4.0, 7.0, 10.0], [3, 0, 1], True), 22): print(line)
+    >>> for line in bars(Histogram([1.0, 4.0, 7.0, 10.0], [3, 0, 1], True), 20): print(line)
     1 to 3  ██████████ 3
     4 to 6             0
     7 to 9  ███▍       1
