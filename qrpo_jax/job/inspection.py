@@ -231,23 +231,30 @@ def losses(source: Source, sampled: Sampled, prompt_tokens: int, max_tokens: int
     return [entry for entry in entries if entry.number]
 
 
-def next_stages(figures: dict[str, Any]) -> dict[str, str]:
+def next_stages(figures: dict[str, Any], new_model: bool = False) -> dict[str, str]:
     """What `config.stages` may begin with for these rows, and why.
 
     Args:
       figures: content of inspect.json.
+      new_model: there is none to start from, so that one is trained first.
     """
+    stages, why = _stages_for_rows(figures)
+    return {"stages": f"sft,{stages}" if new_model else stages, "why": why}
+
+
+def _stages_for_rows(figures: dict[str, Any]) -> tuple[str, str]:
     completions, total = figures["completions"], sum(figures["completions"]["written by"].values())
     if completions["rows with completions"] < figures["sampled"]["rows"]:
-        return {"stages": "sample,score,reference,train", "why": "not all rows bring completions"}
+        some = "not all rows bring" if total else "rows bring no"
+        return "sample,score,reference,train", f"{some} completions"
     if completions["with reward"] < total:
         if figures["pairs"]["of which only the order is known"]:
             why = "pairs are in an order without rewards: for DPO; SimPO needs train alone, QRPO and REBEL score first"
-            return {"stages": "reference,train", "why": why}
-        return {"stages": "score,reference,train", "why": "not all completions have rewards"}
+            return "reference,train", why
+        return "score,reference,train", "not all completions have rewards"
     if figures["references"]["rows without"]:
         why = "QRPO needs references; DPO and REBEL need reference,train alone, and SimPO train"
-        return {"stages": "sample,score,reference,train", "why": why}
+        return "sample,score,reference,train", why
     if completions["with log π_ref"] < total:
-        return {"stages": "reference,train", "why": "completions have rewards and references, and no log π_ref"}
-    return {"stages": "train", "why": "completions have rewards, references and log π_ref"}
+        return "reference,train", "completions have rewards and references, and no log π_ref"
+    return "train", "completions have rewards, references and log π_ref"

@@ -34,7 +34,7 @@ def build(results: dict[str, Any], examples: Sequence[Rendered]) -> str:
         looked_at=looked_at(results),
         facts=facts(results),
         columns=("", "number", "mean", "least", "5%", "median", "95%", "most"),
-        tokens=[(name, *cells(spread)) for name, spread in results["tokens"].items()],
+        tokens=[(name, *cells(spread)) for name, spread in results["tokens"].items() if spread["number"]],
         rewards=cells(results["rewards"]),
         plots=[Markup(plot(name, found)) for name, found in plots.items() if len(found.counts) > 1],
         examples=examples,
@@ -132,6 +132,8 @@ def terminal_lines(results: dict[str, Any], examples: Sequence[Rendered], width:
         yield f"  {name:<{label}}  {first}"
         yield from (" " * (label + 4) + line for line in rest)
     yield from token_lines(results, width)
+    if results["losses"] or results["refused"]:
+        yield ""
     for entry in results["losses"]:
         first = f", the first: {entry['first']}" if entry["first"] else ""
         key = f" (config.{entry['key']})" if entry["key"] else ""
@@ -159,7 +161,9 @@ def token_lines(results: dict[str, Any], width: int) -> Iterator[str]:
     """The table of lengths, and histograms."""
     yield ""
     names = ("number", "mean", "least", "5%", "median", "95%", "most")
-    rows = [(name, cells(spread)) for name, spread in results["tokens"].items()]
+    rows = [(name, cells(spread)) for name, spread in results["tokens"].items() if spread["number"]]
+    if not rows:
+        return
     rows += [("reward", cells(results["rewards"]))] if results["rewards"]["number"] else []
     label = max(len(name) for name, _ in rows)
     yield f"{'tokens':<{label}}" + "".join(f"{name:>8}" for name in names)
@@ -168,7 +172,6 @@ def token_lines(results: dict[str, Any], width: int) -> Iterator[str]:
         if len(found["counts"]) > 1:
             yield from ("", name)
             yield from (f"  {line}" for line in bars(Histogram(**found), width - 2))
-    yield ""
 
 
 def example_lines(example: Rendered, width: int) -> Iterator[str]:

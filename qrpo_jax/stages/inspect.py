@@ -75,7 +75,7 @@ def figures(job: Job, sources: Any, sampled: Sampled) -> dict[str, Any]:
         "losses": [one._asdict() for one in lost],
         "refused": sampled.refused[:SHOWN_REFUSALS],
     }
-    return found | {"next": inspection.next_stages(found)}
+    return found | {"next": inspection.next_stages(found, new_model=not config.model.path)}
 
 
 def layout_line(source: Source) -> str:

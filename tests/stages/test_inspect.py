@@ -224,7 +224,7 @@ def test_rows_that_the_template_refuses_are_counted_and_shown(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("record", "stages", "why"),
     [
-        ({"prompt": "q"}, "sample,score,reference,train", "not all rows bring completions"),
+        ({"prompt": "q"}, "sample,score,reference,train", "rows bring no completions"),
         ({"prompt": "q", "completions": ["a", "b"]}, "score,reference,train", "not all completions have rewards"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "reference,train", "for DPO"),
         ({"prompt": "q", "completions": ["a"], "rewards": [1.0]}, "sample,score,reference,train", "needs references"),
@@ -282,6 +282,14 @@ def test_mistakes_are_one_line_and_nothing_is_written(overrides, message, tmp_pa
         pipeline.run(inspecting(tmp_path, [pair(i) for i in range(3)], **overrides))
     assert message in str(error.value) and "\n" not in str(error.value), error.value
     assert not (tmp_path / "run").exists()
+
+
+def test_generated_prompts_of_a_new_model_are_inspected_too(tmp_path: Path) -> None:
+    made = job(tmp_path / "run", stages=("inspect",), inspect__rows=7, prompts__count=53, prompts__held_out=11)
+    assert pipeline.run(made)
+    results = found(made)
+    assert (results["counts"]["train"], results["counts"]["held out"], results["sampled"]["rows"]) == (53, 11, 7)
+    assert results["next"] == {"stages": "sft,sample,score,reference,train", "why": "rows bring no completions"}
 
 
 def test_a_model_folder_without_weights_is_enough(
