@@ -32,8 +32,9 @@ def optimization(learning_rate: float) -> Config:
 def get_config() -> ConfigDict:
     config = Config()
     config.seed = Whole(0, least=0)  # of all random numbers
-    # In order: sft | sample | score | reference | train | evaluate | report | export. compare_transforms, benchmark and
-    # compile need no data and no weights, and run alone or anywhere before report.
+    # In order: sft | sample | score | reference | train | evaluate | report | export. inspect looks at the prompts and
+    # needs no weights. compare_transforms, benchmark and compile need no data and no weights. These four run alone, or
+    # anywhere before report.
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
     config.model = Config()
@@ -217,6 +218,10 @@ def get_config() -> ConfigDict:
     )
     # Packed rows of a training batch; 0: search for the largest batch that fits.
     config.compile.rows = Whole(0, least=0)
+
+    config.inspect = Config()
+    config.inspect.rows = Whole(1000, least=0)  # that are read and measured, spread over all; 0: all, in memory
+    config.inspect.examples = Whole(3, least=0)  # rows shown as the model reads them
 
     config.compare_transforms = Config()
     # As in train.transform, with numbers for parameters.

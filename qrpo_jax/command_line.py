@@ -1,8 +1,10 @@
 """The command line: flags, the config with its overrides, and their checks, before anything heavy is imported."""
 
+import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +33,14 @@ HELP = {
     "process": "index of this process, with --coordinator",
     "join-timeout": "seconds to wait for processes that have not come",
     "status": "say how far the run in --workdir is, and what must still run; with --json for programs",
+    "export-rows": "write the rows of a stage of --workdir as Parquet files: STAGE, such as score or evaluate/policy",
+    "to": "with --export-rows: folder of the files, or its address; by default parquet/STAGE in the work directory",
+    "layout": "with --export-rows: qrpo (as published) or rows (all that is known); by default the first that fits",
+    "show-row": "print one row of a stage of --workdir: STAGE:INDEX, with an index from 0, or STAGE:ID",
     "help": "print this; --help=SECTION prints one section of the config",
     "version": "print the version",
 }
+ROW_LAYOUTS = "qrpo", "rows"
 ASKS = re.compile(r"--?(help|helpfull|helpshort|h|version)(?:=(.*))?")
 
 
@@ -61,8 +68,38 @@ class Request(NamedTuple):
     join_timeout: int
 
 
-def read(argv: Sequence[str]) -> Request:
-    """The request of a command line. Prints and exits with status 0 if that asks for help or the version.
+class RowsRequest(NamedTuple):
+    """Rows of a work directory, to look at or to write in another form.
+
+    Attributes:
+      workdir: folder of the run.
+      row: "STAGE:INDEX" or "STAGE:ID" of the one to print; None to export.
+      stage: whose rows are exported.
+      to: folder of the files; None for the default one.
+      layout: of the files; "" for the first that fits.
+    """
+
+    workdir: Path
+    row: str | None
+    stage: str
+    to: Path | None
+    layout: str
+
+    def answer(self) -> str:
+        """What is printed. Reads rows, and writes them where that is asked for.
+
+        Raises:
+          UserError: there are no such rows, or they cannot be written so.
+        """
+        from qrpo_jax.job import row_export, row_lookup  # with libraries that take seconds
+
+        if self.row is not None:
+            return "\n".join(row_lookup.row_lines(self.workdir, self.row, terminal_width()))
+        return "\n".join(row_export.export_rows(self.workdir, self.stage, self.to, self.layout).lines())
+
+
+def read(argv: Sequence[str]) -> Request | RowsRequest:
+    """The request of a command line. Prints and exits with status 0 if that asks for help, version or status.
 
     Args:
       argv: begins with the name of the program.
@@ -75,6 +112,8 @@ def read(argv: Sequence[str]) -> Request:
     values = parse_flags([argv[0], *words])
     if values.status or values.json:
         answer_status(values)
+    if rows := rows_request(values):
+        return rows
     shard, distributed = parse_shard(values.shard), bool(values.distributed or values.coordinator)
     check_processes(values, shard, distributed)
     if values.config is None or values.workdir is None:
@@ -97,7 +136,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
       UserError: an unknown flag or argument, or a value of another type.
     """
     values = flags.FlagValues()  # without the flags that imported libraries define
-    for name in ("config", "workdir", "fork", "coordinator"):
+    for name in ("config", "workdir", "fork", "coordinator", "export-rows", "to", "layout", "show-row"):
         flags.DEFINE_string(name, None, HELP[name], flag_values=values)
     flags.DEFINE_string("shard", "0/1", HELP["shard"], flag_values=values)
     for name in ("distributed", "status", "json"):
@@ -106,12 +145,23 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
         flags.DEFINE_integer(name, None, HELP[name], flag_values=values)
     flags.DEFINE_integer("join-timeout", 300, HELP["join-timeout"], lower_bound=1, flag_values=values)
     try:
-        _, *rest = values(argv)
+        _, *rest = values([argv[0], *(spelled(word, values) for word in argv[1:])])
     except flags.Error as error:
         raise UserError(f"{error} (--help lists all flags)") from None
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; see --help")
     return values
+
+
+def spelled(word: str, known: flags.FlagValues) -> str:
+    """A word with hyphens in the name of its flag; users also write underscores there, as config keys have them.
+
+    >>> spelled("--export_rows=a_b", {"export-rows"}), spelled("--no_such_flag", {"export-rows"})
+    ('--export-rows=a_b', '--no_such_flag')
+    """
+    name, equals, value = word.partition("=")
+    hyphens = name.replace("_", "-")
+    return f"{hyphens}{equals}{value}" if hyphens.removeprefix("--") in known else word
 
 
 def answer(words: Sequence[str]) -> None:
@@ -142,8 +192,34 @@ def answer_status(values: flags.FlagValues) -> NoReturn:
     raise SystemExit(0)
 
 
+def rows_request(values: flags.FlagValues) -> RowsRequest | None:
+    """What the flags about rows ask for; None without one.
+
+    Raises:
+      UserError: they do not go together.
+    """
+    stage, row, target, layout = (values[name].value for name in ("export-rows", "show-row", "to", "layout"))
+    if stage is None and (target is not None or layout is not None):
+        raise UserError("--to and --layout are for --export-rows=STAGE")
+    if stage is None and row is None:
+        return None
+    if (stage is None) == (row is None) or values.workdir is None or values.config is not None:
+        raise UserError("--export-rows=STAGE or --show-row=STAGE:INDEX needs --workdir=DIR, and no config")
+    if layout is not None and layout not in ROW_LAYOUTS:
+        raise UserError(f"--layout={shown(layout)[1:-1]}; allowed: {', '.join(ROW_LAYOUTS)}")
+    other = None if target is None else folder("to", target)
+    return RowsRequest(folder("workdir", values.workdir), row, stage or "", other, layout or "")
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, or 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
 def show(text: str) -> None:
     """Prints a text to a reader who may stop reading, as `--help | head` does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a terminal that knows fewer characters
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -13,11 +13,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
-from qrpo_jax.command_line import Request
+from qrpo_jax.command_line import Request, RowsRequest
 from qrpo_jax.errors import DamagedError, PeerError, UserError
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
@@ -46,26 +47,42 @@ def run(argv: Sequence[str]) -> None:
     quiet()
 
     storage.hush(request.workdir)
+    if isinstance(request, RowsRequest):
+        with errors_in_one_line(request.workdir):
+            command_line.show(request.answer())
+        return
 
     from qrpo_jax import pipeline
     from qrpo_jax.devices import peers
     from qrpo_jax.devices.processes import is_first
     from qrpo_jax.training.logbook import NonFiniteLossError
 
-    with peers.together():
-        try:
-            complete = pipeline.run(make_job(request), request.fork)
-        except UserError as error:
-            fail(str(error), USER_ERROR)
-        except (NonFiniteLossError, DamagedError, PeerError) as error:
-            fail(str(error), RUN_ERROR)
-        except Exception as error:
-            line = storage.explain(error, request.workdir)
-            if line is None:
-                raise
-            leave(line, RUN_ERROR)
+    with peers.together(), errors_in_one_line(request.workdir, NonFiniteLossError):
+        complete = pipeline.run(make_job(request), request.fork)
     if complete and is_first():
         print(f"done: {request.workdir}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def errors_in_one_line(workdir: Path, *others: type[Exception]) -> Iterator[None]:
+    """Exits after one line for a mistake of the user, and for an error of the run that is no bug.
+
+    Args:
+      others: types of further errors that are no bugs.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(str(error), USER_ERROR)
+    except (DamagedError, PeerError) as error:
+        fail(str(error), RUN_ERROR)
+    except Exception as error:
+        if isinstance(error, others):
+            fail(str(error), RUN_ERROR)
+        line = storage.explain(error, workdir)
+        if line is None:
+            raise
+        leave(line, RUN_ERROR)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -112,8 +129,8 @@ def make_job(request: Request) -> "Job":
     config, shard = request.config, Shard(*request.shard)
     use_cores(cpu_devices(config, request.distributed))
     keep_programs()
-    if tuple(config.stages) == ("compile",) and config.compile.topology:
-        jax.config.update("jax_platforms", "cpu")  # it opens devices that are not here, and needs none that are
+    if tuple(config.stages) == ("inspect",) or (tuple(config.stages) == ("compile",) and config.compile.topology):
+        jax.config.update("jax_platforms", "cpu")  # the devices that are here are not needed, and may be busy
     if request.distributed:
         from qrpo_jax.devices import peers
         from qrpo_jax.devices.roll_call import program_facts

@@ -13,7 +13,7 @@ from qrpo_jax.data.sources import kind_of
 from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
-from qrpo_jax.files import TEMPORARY, sha256, unwritable
+from qrpo_jax.files import TEMPORARY, remove_folder, sha256, unwritable
 from qrpo_jax.hugging_face.weights import weight_files
 from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
@@ -42,6 +42,7 @@ def run(job: Job, fork_from: Path | None = None) -> bool:
     with owned(job):
         if forked is not None:
             fork.take_over(job, forked)
+        forget(job)
         for name in job.config.stages:
             manifest.check_settings(job.folder(name), settings(job, name))
         wait("settings checked")
@@ -51,6 +52,14 @@ def run(job: Job, fork_from: Path | None = None) -> bool:
             done = all(complete(job, name) for name in job.config.stages)
             written.end("done" if done else "incomplete")
             return done
+
+
+def forget(job: Job) -> None:
+    """Removes what stages that run each time have written before."""
+    for name in job.config.stages:
+        if job.stages[name].repeats and is_first() and (job.folder(name) / manifest.SETTINGS).exists():
+            remove_folder(job.folder(name))
+    wait("earlier results removed")
 
 
 def whole(job: Job) -> Shard:
@@ -140,6 +149,7 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     """Everything that determines the output of a stage: the settings and input files of it and of all stages before."""
     config = job.config
     upto = config.stages[: config.stages.index(name) + 1]
+    upto = tuple(earlier for earlier in upto if earlier == name or not job.stages[earlier].repeats)
     stages = [job.stages[earlier] for earlier in upto]
     sections = {section: config[section].to_dict() for stage in stages for section in stage.sections}
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)

@@ -189,6 +189,43 @@ def _features_json() -> str:
     return json.dumps(as_dict, indent=4, sort_keys=True)
 
 
+class Units(NamedTuple):
+    """The units of a split that are complete; some may still be missing.
+
+    Attributes:
+      total: number of units, complete or not.
+      infos: of the complete ones, by unit, in order.
+    """
+
+    total: int
+    infos: dict[int, UnitInfo]
+
+    @property
+    def rows(self) -> int:
+        return sum(info.count for info in self.infos.values())
+
+    @property
+    def whole(self) -> bool:
+        return len(self.infos) == self.total
+
+
+def units_of(directory: Path, split: str = "train") -> Units:
+    """What is there of a split, finished or not.
+
+    Raises:
+      UserError: about `directory`: it has no unit.
+    """
+    directory = as_path(directory)
+    totals = {len(s.shard_lengths) for s in _read_info(directory).splits if s.name == split}
+    names = [path.name for path in directory.glob(f"{NAME}-{split}.array_record-?????-of-?????")]
+    totals |= {int(name[-5:]) for name in names}
+    if not totals:
+        raise UserError(f"{directory} holds no rows", about="directory")
+    total = max(totals)
+    infos = ((unit, unit_info(directory, unit, total, split)) for unit in range(total))
+    return Units(total, {unit: info for unit, info in infos if info is not None})
+
+
 class _Shard(NamedTuple):
     """The attributes of a file that ArrayRecordDataSource reads; with them, it opens no file to count its records."""
 

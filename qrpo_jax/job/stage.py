@@ -33,6 +33,8 @@ class Stage(NamedTuple):
       writes_rows: its folder holds rows, written by `units.run_units`, and its manifest has their number of `units`.
         The next stage that reads rows reads these.
       needs_model: it uses the policy. A job whose stages do not need a model opens none.
+      repeats: it only looks, and no stage reads what it writes. It runs each time that it is named, with whatever
+        settings; those of other stages do not know of it.
       needs_data: it uses prompts, and parameters that were imported or trained. A job without such a stage needs only
         the shape of a model.
     """
@@ -47,6 +49,7 @@ class Stage(NamedTuple):
     writes_rows: bool = False
     needs_model: bool = True
     needs_data: bool = True
+    repeats: bool = False
 
 
 Stages = Mapping[str, Stage]

@@ -64,6 +64,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": stage("report", needs=("evaluate",), sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),
+    "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "compile": stage(
         "compile",
         sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),

@@ -19,7 +19,9 @@ SCORES = {
 LAYOUTS: dict[str, Layout] = {
     ROWS: Layout({key: (key,) for key in KEYS}, needs=("prompt",), strict=True),
     "qrpo": Layout(
-        SIDES | {reward: (f"{reward}s",) for reward in PAIR_REWARDS.values()} | {"reference_rewards": ("ref_rewards",)},
+        {"id": ("id",), "payload_json": ("payload_json",), "reference_rewards": ("ref_rewards",)}
+        | SIDES
+        | {reward: (f"{reward}s",) for reward in PAIR_REWARDS.values()},
         needs=(*PAIR_SIDES, "reference_rewards"),
     ),
     "qrpo_offpolicy": Layout(

@@ -8,8 +8,21 @@ from qrpo_jax.errors import UserError
 
 PAIR_SIDES = ("chosen", "rejected")
 PAIR_REWARDS = {side: f"{side}_reward" for side in PAIR_SIDES}
+# What a run knows of the completions of its rows, see `run_columns`.
+RUN_KEYS = (
+    "sources",
+    "finished",
+    "log_probs",
+    "reference_log_probs",
+    "token_ids",
+    "preferences",
+    "payload_json",
+)
 # What layout `rows` calls its columns. The other layouts are translated into these and `FURTHER`.
-KEYS = ("id", "prompt", "payload", "completions", "rewards", "reference_rewards", *PAIR_SIDES, *PAIR_REWARDS.values())
+KEYS = (
+    *("id", "prompt", "payload", "completions", "rewards", "reference_rewards"),
+    *(*PAIR_SIDES, *PAIR_REWARDS.values(), *RUN_KEYS),
+)
 # system: a message before the prompt; conversation: messages that begin with the prompt and may end with an answer;
 # completion and label: one answer, and whether it is a good one.
 FURTHER = ("system", "conversation", "completion", "label")

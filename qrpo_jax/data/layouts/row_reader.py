@@ -9,6 +9,7 @@ import numpy as np
 from qrpo_jax.data.layouts.layout import KEYS, PAIR_REWARDS, PAIR_SIDES, At, Values
 from qrpo_jax.data.layouts.messages import ASSISTANT, after_prompt, read_answer, read_messages, read_prompt
 from qrpo_jax.data.layouts.pairs import split_pair
+from qrpo_jax.data.layouts.run_columns import with_run_columns
 from qrpo_jax.data.rows import LARGEST_REWARD, NO_TOKENS, Completion, Message, Row
 from qrpo_jax.errors import shown
 
@@ -43,7 +44,7 @@ def read_row(values: Values, at: At, default_id: str, written_by: str = "dataset
         )
     numbers = rewards or [math.nan] * len(answers)
     references = [_reward(value, at) for value in _list(values, "reference_rewards", at)]
-    return Row(
+    row = Row(
         id=_id(values["id"], at) if "id" in values else default_id,
         messages=messages,
         payload=_payload(values["payload"], at) if "payload" in values else "",
@@ -54,6 +55,7 @@ def read_row(values: Values, at: At, default_id: str, written_by: str = "dataset
         reference_rewards=np.asarray(references, np.float32),
         preferences=preferences,
     )
+    return with_run_columns(row, values, at)
 
 
 def check_keys(values: Values, at: At) -> None:
@@ -91,7 +93,8 @@ def _completions(values: Values, at: At) -> tuple[tuple[Message, ...], list[str]
         numbers = _list(values, "rewards", at)
         if len(numbers) != len(answers):
             raise at.fault(f"{len(answers)} completions but {len(numbers)} rewards; give one reward each")
-        rewards = [_reward(number, at) for number in numbers]
+        # A run scores the completions that it sampled after those that its data set brought.
+        rewards = [math.nan if number is None and "sources" in values else _reward(number, at) for number in numbers]
     if "conversation" in values:
         turns = read_messages(values["conversation"], at, "conversation")
         if turns and turns[-1].role == ASSISTANT and not any(side in values for side in PAIR_SIDES):
@@ -116,6 +119,9 @@ def _texts(values: Values, at: At) -> list[str]:
     for value in _list(values, "completions", at):
         if at.strict and not isinstance(value, str):
             raise at.fault(f"a completion is {shown(value)}; it must be text that is not empty")
+        if value == "" and "token_ids" in values:  # a model may end its text at once
+            texts.append(value)
+            continue
         answer = read_answer(value, at, "completions")
         texts.append(answer if isinstance(answer, str) else answer[-1].content)
     return texts
