@@ -1,90 +1,11 @@
-"""Model families: the settings of each, the keys of its Hugging Face `config.json`, and how its weights are stored."""
+"""The supported model families, by the architecture that a Hugging Face `config.json` names."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from qrpo_jax.hugging_face.family import Family, Option, ParameterPath, Weight
 from qrpo_jax.model.layers import XIELU
 
-ParameterPath = tuple[str, ...]
-
-
-class Weight(NamedTuple):
-    """How a parameter is stored.
-
-    Attributes:
-      name: of the stored tensor; {} is the layer.
-      inputs: number of the parameter's axes that are summed over. A matrix is stored as [outputs, inputs], the
-        transpose of the parameter, and a vector flat. None: stored with the parameter's own axes.
-      fused: where one stored tensor holds several parameters, all of their names, from its first row to its last.
-    """
-
-    name: str
-    inputs: int | None = 0
-    fused: tuple[str, ...] = ()
-
-
-class Option(NamedTuple):
-    """A key of config.json that sets settings.
-
-    Attributes:
-      fields: the settings.
-      kind: bool, int or float.
-      default: the value where the key is absent.
-      nullable: whether null is allowed.
-    """
-
-    fields: tuple[str, ...]
-    kind: type
-    default: Any
-    nullable: bool = False
-
-
-class Family(NamedTuple):
-    """One architecture.
-
-    Attributes:
-      weights: how each parameter is stored.
-      supported: keys that change the computation and may only have these values, the first where absent.
-      options: keys that set settings.
-      fixed: settings that all models of the family share.
-      kv_heads, head_dim: defaults of config.json; None for as many as heads, and for d_model / heads.
-      tied: default of `tie_word_embeddings`.
-      ropes: supported kinds of rotary embedding.
-      rope_theta: default base.
-      rope_default: assumed where config.json has neither `rope_parameters` nor `rope_scaling`.
-      windows: which layers slide: "none", "all", "late" (from max_window_layers on), "unroped", or all but every
-        `pattern`-th ("alternate").
-      window: default size.
-      local_theta: default base of sliding layers, where they have their own.
-      unroped: some layers do not know positions.
-      partial_rotary: heads may be rotated in part.
-      even_split: transformers refuses a d_model that is no multiple of heads.
-      metadata: keys that change nothing in this family.
-      constants: stored tensors that are not parameters, and their value.
-      pad_token: default of `pad_token_id`.
-    """
-
-    model_type: str
-    weights: Mapping[ParameterPath, Weight]
-    supported: Mapping[str, tuple[Any, ...]]
-    options: Mapping[str, Option] = {}
-    fixed: Mapping[str, Any] = {}
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    tied: bool = False
-    ropes: tuple[str, ...] = ("default",)
-    rope_theta: float = 10_000.0
-    rope_default: Mapping[str, Any] = {}
-    windows: str = "none"
-    window: int | None = None
-    pattern: int = 0
-    local_theta: float | None = None
-    unroped: bool = False
-    partial_rotary: bool = False
-    even_split: bool = False
-    metadata: frozenset[str] = frozenset()
-    constants: Mapping[str, float] = {}
-    pad_token: int | None = None
+PATTERN, PATTERN_BESIDE = "sliding_window_pattern", "_sliding_window_pattern"
 
 
 def _norms(**names: str) -> dict[ParameterPath, Weight]:
@@ -158,7 +79,6 @@ FAMILIES = {
         weights=_PRE,
         options=_BIAS | _MLP_BIAS,
         supported=_SILU | _NO_WINDOW | {"rope_interleaved": (False,), "is_llama_config": (True,)},
-        ropes=("default", "llama3"),
         even_split=True,
         metadata=frozenset({"transformers.js_config"}),
     ),
@@ -209,9 +129,10 @@ FAMILIES = {
         supported=_GEMMA_SUPPORTED | {"attn_logit_softcapping": (None,)},
         fixed=_GEMMA_FIXED | {"qk_norm": "head"},
         pattern=6,
-        ropes=("default", "linear"),
+        pattern_keys=(PATTERN, PATTERN_BESIDE),
         rope_theta=1_000_000.0,
         local_theta=10_000.0,
+        local_key="rope_local_base_freq",
         **_GEMMA,
     ),
     "Olmo2ForCausalLM": Family(
@@ -252,7 +173,7 @@ FAMILIES = {
         tied=True,
         rope_theta=2_000_000.0,
         windows="unroped",
-        unroped=True,
+        roped="listed",
         metadata=frozenset({"pretraining_tp", "max_window_layers"}),
         pad_token=128_004,
     ),
@@ -270,7 +191,6 @@ FAMILIES = {
             "qk_norm": (True,),
         },
         fixed=dict(activation="xielu", qk_norm="head"),
-        ropes=("default", "llama3"),
         rope_theta=12_000_000.0,
         rope_default={
             "rope_type": "llama3",

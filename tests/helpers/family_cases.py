@@ -29,6 +29,17 @@ LLAMA3 = {
 }
 
 
+LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 3.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 30.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 31,
+}
+
+
 def default_rope(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}
 
@@ -56,6 +67,11 @@ CASES: dict[str, tuple[str, Any]] = {
     "llama2": ("LlamaForCausalLM", lambda s: {"rms_norm_eps": 1e-3}),
     "llama3": ("LlamaForCausalLM", lambda s: {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "llama_biases": ("LlamaForCausalLM", lambda s: {"attention_bias": True, "mlp_bias": True}),
+    "llama_linear": ("LlamaForCausalLM", lambda s: {"rope_parameters": LINEAR}),
+    "llama_yarn": (
+        "LlamaForCausalLM",
+        lambda s: {"rope_parameters": YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.9}},
+    ),
     "mistral": ("MistralForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(300.0)}),
     "mistral_whole": ("MistralForCausalLM", lambda s: {"sliding_window": None}),
     "qwen2": ("Qwen2ForCausalLM", lambda s: {"tie_word_embeddings": True, "rope_parameters": default_rope(1e6)}),
@@ -64,6 +80,7 @@ CASES: dict[str, tuple[str, Any]] = {
         lambda s: {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3ForCausalLM", lambda s: {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    "qwen3_yarn": ("Qwen3ForCausalLM", lambda s: {"rope_parameters": YARN | {"attention_factor": 1.4}}),
     "qwen3_biases": (
         "Qwen3ForCausalLM",
         lambda s: {

@@ -9,7 +9,7 @@ import pytest
 
 from qrpo_jax.hugging_face.config import hugging_face_config, read_settings
 from qrpo_jax.hugging_face.families import FAMILIES
-from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling
+from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling, Yarn
 from qrpo_jax.model.settings import DecoderSettings
 from tests.helpers import family_cases as cases
 from tests.helpers import tiny
@@ -197,6 +197,32 @@ def test_published_layouts_are_read(model: str, tmp_path: Path) -> None:
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+STRETCHED = [kind for kind in KINDS if kind != "phi3"]  # families with all kinds of rotary embedding
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"type": "linear", "factor": 2.5}, LinearScaling(2.5)),
+        (YARN, Yarn(4.0, 32768)),
+        ({"type": "yarn", "factor": 4}, Yarn(4.0, 8209)),
+        (YARN | {"beta_fast": 16, "beta_slow": 1.0, "attention_factor": 1.0}, Yarn(4.0, 32768, 16.0, 1.0, True, 1.0)),
+        (YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}, Yarn(4.0, 32768, mscale=1.0, mscale_all_dim=0.5)),
+        (YARN | {"beta_fast": None}, Yarn(4.0, 32768)),
+    ],
+)
+def test_linear_and_yarn_embeddings_are_read_and_written(
+    kind: str, scaling: dict[str, Any], expected: Any, tmp_path: Path
+) -> None:
+    settings = read(tmp_path, config(kind, rope_scaling=scaling))
+    assert settings.rope_scaling == expected
+    assert read(tmp_path, hugging_face_config(settings, "float32")) == settings
+
+
+def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
+    marked = config("llama", unsloth_fixed=True, unsloth_version="2026.11.1")
+    assert read(tmp_path, marked) == read(tmp_path, config("llama"))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +230,15 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     [
         *[(kind, {"attention_dropout": 0.1}, "attention_dropout=0.1; supported: 0.0") for kind in KINDS],
         *[(kind, {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}") for kind in KINDS],
-        *[(kind, {"rope_scaling": YARN}, "rope_type='yarn'; supported: 'default'") for kind in KINDS],
+        ("phi3", {"rope_scaling": YARN}, "rope_type='yarn'; supported: 'default'"),
+        *[
+            (kind, {"rope_scaling": YARN | {"finetuned": True}}, "sets finetuned for rope type yarn")
+            for kind in STRETCHED
+        ],
+        ("llama", {"rope_scaling": YARN | {"truncate": 1}}, "truncate=1; supported: True, False"),
+        ("llama", {"rope_scaling": YARN | {"beta_fast": -1.0}}, "beta_fast=-1.0; it must be a positive float"),
+        ("llama", {"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta=1.0; it must be above 1 for rope type yarn"),
+        ("gemma3_text", {"rope_scaling": YARN | {"truncate": False}}, "sets truncate for one kind of layer"),
         *[(kind, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'") for kind in KINDS],
         *[(kind, {"logits_scaling": 8.0}, "logits_scaling=8.0, which is not supported") for kind in KINDS],
         *[(kind, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5") for kind in KINDS if kind != "phi3"],
