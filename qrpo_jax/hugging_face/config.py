@@ -9,25 +9,11 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.family import Family, Option
 from qrpo_jax.hugging_face.json_values import LARGEST, flag, number, read_json, unsupported
+from qrpo_jax.hugging_face.metadata import METADATA
 from qrpo_jax.hugging_face.rope_config import layers_with_rope, read_rope, read_rope_layers, rope_keys, written_rope
+from qrpo_jax.hugging_face.text_part import WHOLES, text_config
 from qrpo_jax.hugging_face.window_config import read_windows, window_keys, written_windows
 from qrpo_jax.model.settings import DecoderSettings
-
-# Keys of config.json that say nothing about what the network computes. Any key that is neither here nor known to the
-# family is refused: to ignore a key that matters would give a subtly different model.
-_METADATA = """
-_commit_hash _from_model_config _name_or_path architectures model_type transformers_version dtype torch_dtype
-initializer_range use_cache is_decoder return_dict output_attentions output_hidden_states output_scores
-return_dict_in_generate torchscript chunk_size_feed_forward bos_token_id eos_token_id pad_token_id sep_token_id
-unk_token_id decoder_start_token_id tokenizer_class prefix id2label label2id num_labels problem_type
-finetuning_task task_specific_params max_length min_length do_sample early_stopping num_beams num_beam_groups
-diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
-remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-unsloth_fixed unsloth_version
-"""
-
-METADATA = frozenset(_METADATA.split())
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -51,14 +37,18 @@ MAX_LAYERS = 10_000
 def read_settings(folder: Path) -> DecoderSettings:
     """Settings from `config.json`, in the layout of transformers 5 or older.
 
-    A key that is absent means what it means to transformers.
+    A key that is absent means what it means to transformers. Of a model that also reads images they are the settings
+    of its text part.
 
     Raises:
       UserError: the folder or file is missing or malformed, the architecture is not in `FAMILIES`, or a
         setting would change the computation and is not supported.
     """
     config = read_config(folder)
-    return settings_of(folder, config, architecture(folder, config, FAMILIES))
+    name = architecture(folder, config, (*FAMILIES, *WHOLES))
+    if name in WHOLES:
+        name, config = text_config(folder, config, name)
+    return settings_of(folder, config, name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -90,6 +90,14 @@ FAMILIES = {
         windows="all",
         window=4096,
     ),
+    "MinistralForCausalLM": Family(
+        model_type="ministral",
+        weights=_PRE,
+        supported=_SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
+        kv_heads=8,
+        windows="listed",
+        window=4096,
+    ),
     "Qwen2ForCausalLM": Family(
         model_type="qwen2",
         weights=_PRE,

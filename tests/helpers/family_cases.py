@@ -44,6 +44,12 @@ def default_rope(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
+def alternating(sizes: Sizes, pattern: str) -> list[str]:
+    """Types of layers, s sliding and f full, in a pattern that repeats."""
+    kinds = {"s": "sliding_attention", "f": "full_attention"}
+    return [kinds[pattern[i % len(pattern)]] for i in range(sizes.layers)]
+
+
 def gemma(sizes: Sizes, **more: Any) -> dict[str, Any]:
     return {"query_pre_attn_scalar": sizes.head_dim + 7, "sliding_window": WINDOW, "rms_norm_eps": 1e-3, **more}
 
@@ -74,6 +80,15 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "mistral": ("MistralForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(300.0)}),
     "mistral_whole": ("MistralForCausalLM", lambda s: {"sliding_window": None}),
+    "ministral": (
+        "MinistralForCausalLM",
+        lambda s: {
+            "sliding_window": WINDOW,
+            "layer_types": alternating(s, "sfs"),
+            "rope_parameters": default_rope(300.0),
+        },
+    ),
+    "ministral_all": ("MinistralForCausalLM", lambda s: {"sliding_window": WINDOW, "rms_norm_eps": 1e-3}),
     "qwen2": ("Qwen2ForCausalLM", lambda s: {"tie_word_embeddings": True, "rope_parameters": default_rope(1e6)}),
     "qwen2_windows": (
         "Qwen2ForCausalLM",

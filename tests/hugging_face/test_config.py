@@ -9,6 +9,7 @@ import pytest
 
 from qrpo_jax.hugging_face.config import hugging_face_config, read_settings
 from qrpo_jax.hugging_face.families import FAMILIES
+from qrpo_jax.hugging_face.text_part import WHOLES
 from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling, Yarn
 from qrpo_jax.model.settings import DecoderSettings
 from tests.helpers import family_cases as cases
@@ -94,6 +95,11 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "Mistral 7B v0.1": ("mistral", {"rope_theta": 10000.0, "sliding_window": 4096}, {"sliding_window": 4096}),
     "Mistral 7B v0.3": ("mistral", {"rope_theta": 1e6, "sliding_window": None}, {"sliding_window": None}),
+    "Ministral": (
+        "ministral",
+        {"sliding_window": 32768, "layer_types": ["full_attention", "sliding_attention"] * 3, "rope_theta": 1e8},
+        {"sliding_window": 32768, "sliding_layers": (False, True) * 3},
+    ),
     "Qwen 2.5": (
         "qwen2",
         {"use_mrope": False, "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21},
@@ -334,10 +340,10 @@ def test_layer_types_override_the_pattern_that_transformers_writes_beside_them(t
 
 
 def test_unknown_architectures_are_refused_with_the_list(tmp_path: Path) -> None:
-    for other in ("GemmaForCausalLM", "Gemma3ForConditionalGeneration", "Olmo3ForCausalLM", "MixtralForCausalLM"):
+    for other in ("GemmaForCausalLM", "Gemma3nForConditionalGeneration", "GraniteMoeForCausalLM", "MixtralForCausalLM"):
         with pytest.raises(ValueError) as caught:
             read(tmp_path, {**config("llama"), "architectures": [other]})
-        for architecture in (other, *FAMILIES):
+        for architecture in (other, *FAMILIES, *WHOLES):
             assert architecture in str(caught.value), str(caught.value)
 
 
