@@ -73,6 +73,13 @@ _GEMMA: dict[str, Any] = dict(
     pad_token=0,
 )
 
+_OLMO: dict[str, Any] = dict(
+    weights=_COMMON | _POST,
+    options=_BIAS,
+    fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
+    pad_token=1,
+)
+
 FAMILIES = {
     "LlamaForCausalLM": Family(  # Llama, SmolLM, SmolLM 2
         model_type="llama",
@@ -143,13 +150,16 @@ FAMILIES = {
         local_key="rope_local_base_freq",
         **_GEMMA,
     ),
-    "Olmo2ForCausalLM": Family(
-        model_type="olmo2",
-        weights=_COMMON | _POST,
-        options=_BIAS,
-        supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)},
-        fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
-        pad_token=1,
+    "Olmo2ForCausalLM": Family(model_type="olmo2", supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)}, **_OLMO),
+    "Olmo3ForCausalLM": Family(
+        model_type="olmo3",
+        windows="alternate",
+        window=4096,
+        pattern=4,
+        rope_theta=500_000.0,
+        local_theta=500_000.0,
+        supported=_SILU | {"clip_qkv": (None,)},
+        **_OLMO,
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",

@@ -122,6 +122,26 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "gemma3_capped": ("Gemma3ForCausalLM", lambda s: gemma(s, final_logit_softcapping=3.0, tie_word_embeddings=False)),
     "olmo2": ("Olmo2ForCausalLM", lambda s: {"rms_norm_eps": 1e-3, "rope_parameters": default_rope(500.0)}),
+    # Bases of 500000 are what readers before transformers 5 can say.
+    "olmo3": (
+        "Olmo3ForCausalLM",
+        lambda s: {
+            "sliding_window": WINDOW,
+            "layer_types": alternating(s, "sf"),
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": {
+                "full_attention": YARN | {"rope_theta": 500000.0, "attention_factor": 1.4},
+                "sliding_attention": default_rope(500000.0),
+            },
+        },
+    ),
+    "olmo3_bases": (
+        "Olmo3ForCausalLM",
+        lambda s: {
+            "sliding_window": WINDOW,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": default_rope(90.0)},
+        },
+    ),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),
     "smollm3": ("SmolLM3ForCausalLM", lambda s: {"no_rope_layer_interval": 2}),

@@ -58,7 +58,8 @@ def test_settings_are_written_as_they_are_read(case: str, tmp_path: Path) -> Non
     settings = read(tmp_path, original)
     written = hugging_face_config(settings, "bfloat16")
     assert read(tmp_path, written) == settings
-    assert read(tmp_path, {key: value for key, value in written.items() if key != "rope_parameters"}) == settings
+    if case != "olmo3_bases":  # readers before transformers 5 know one base
+        assert read(tmp_path, {key: value for key, value in written.items() if key != "rope_parameters"}) == settings
     # And transformers reads the original back, save for keys that save() adds and keys that lost their meaning.
     again = transformers.AutoConfig.for_model(**written).to_dict()
     again["rope_parameters"].pop("type", None)
@@ -143,6 +144,30 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "OLMo 2": ("olmo2", {"rope_theta": 500000, "rope_scaling": None}, {"qk_norm": "projection", "pre_norm": False}),
+    "OLMo 3": (
+        "olmo3",
+        {
+            "attention_bias": False,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention", *["sliding_attention"] * 2],
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "yarn",
+            },
+            "rope_theta": 500000,
+            "sliding_window": 4096,
+        },
+        {
+            "rope_theta": 5e5,
+            "local_rope_theta": 5e5,
+            "rope_scaling": Yarn(8.0, 8192, attention_factor=1.2079441541679836),
+            "sliding_layers": (True, True, True, False, True, True),
+            "pre_norm": False,
+        },
+    ),
     "Phi-3 mini 4k": (
         "phi3",
         {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
@@ -289,6 +314,12 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
         ),
         ("olmo2", {"clip_qkv": 8.0}, "clip_qkv=8.0"),
         ("olmo2", {"sliding_window": 4096}, "sliding_window=4096"),
+        (
+            "olmo3",
+            {"rope_theta": 10000.0},
+            "rope_theta=10000.0; rope_parameters must say that of sliding_attention and",
+        ),
+        ("olmo3", {"sliding_window_pattern": 4}, "sliding_window_pattern=4, which is not supported"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
         ("phi3", {"partial_rotary_factor": 0.4}, "of which rotary embeddings turn 3"),
