@@ -54,6 +54,15 @@ _NO_WINDOW: dict[str, tuple[Any, ...]] = {
 _BIAS = {"attention_bias": Option(("qkv_bias", "output_bias"), bool, False)}
 _MLP_BIAS = {"mlp_bias": Option(("mlp_bias",), bool, False)}
 
+# Published with dropout in attention, which is not computed here: log-probs of policy and reference have no noise.
+_UNUSED_DROPOUT: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0, None, 0.1)}
+_MULTIPLIERS = {
+    "embedding_multiplier": Option(("embedding_multiplier",), float, 1.0),
+    "attention_multiplier": Option(("attention_multiplier",), float, 1.0),
+    "residual_multiplier": Option(("residual_multiplier",), float, 1.0),
+    "logits_scaling": Option(("logit_scale",), float, 1.0, reciprocal=True),
+}
+
 _GEMMA_FIXED = dict(activation="gelu_tanh", post_norm=True, norm_offset=1.0, norm_rounds=False, scale_embeddings=True)
 _GEMMA_SUPPORTED = _PLAIN | {
     "hidden_activation": ("gelu_pytorch_tanh",),
@@ -160,6 +169,12 @@ FAMILIES = {
         local_theta=500_000.0,
         supported=_SILU | {"clip_qkv": (None,)},
         **_OLMO,
+    ),
+    "GraniteForCausalLM": Family(  # Granite 3
+        model_type="granite",
+        weights=_PRE,
+        options=_BIAS | _MLP_BIAS | _MULTIPLIERS,
+        supported=_SILU | _NO_WINDOW | _UNUSED_DROPOUT,
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",

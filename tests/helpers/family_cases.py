@@ -54,6 +54,11 @@ def gemma(sizes: Sizes, **more: Any) -> dict[str, Any]:
     return {"query_pre_attn_scalar": sizes.head_dim + 7, "sliding_window": WINDOW, "rms_norm_eps": 1e-3, **more}
 
 
+def granite(**more: Any) -> dict[str, Any]:
+    multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6}
+    return {**multipliers, "logits_scaling": 1.3, **more}
+
+
 def phi3_long(sizes: Sizes) -> dict[str, Any]:
     """Three quarters of eight dimensions are rotated, each frequency with its own factor."""
     rope = {"rope_type": "longrope", "rope_theta": 900.0, "partial_rotary_factor": 0.75}
@@ -141,6 +146,11 @@ CASES: dict[str, tuple[str, Any]] = {
             "sliding_window": WINDOW,
             "rope_parameters": {"full_attention": YARN, "sliding_attention": default_rope(90.0)},
         },
+    ),
+    "granite": ("GraniteForCausalLM", lambda s: granite(rms_norm_eps=1e-3, attention_bias=True, mlp_bias=True)),
+    "granite_tied": (
+        "GraniteForCausalLM",
+        lambda s: granite(logits_scaling=0.7, tie_word_embeddings=True, rope_parameters=default_rope(300.0)),
     ),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),

@@ -168,6 +168,28 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "pre_norm": False,
         },
     ),
+    "Granite 3.0": (
+        "granite",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.1,
+            "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "mlp_bias": False,
+            "residual_multiplier": 0.22,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+        },
+        {
+            "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12.0,
+            "logit_scale": 0.125,
+            "residual_multiplier": 0.22,
+            "tie_embeddings": True,
+        },
+    ),
     "Phi-3 mini 4k": (
         "phi3",
         {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
@@ -228,6 +250,7 @@ def test_published_layouts_are_read(model: str, tmp_path: Path) -> None:
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+WITHOUT_DROPOUT = [kind for kind in KINDS if not kind.startswith(("granite", "seed"))]
 STRETCHED = [kind for kind in KINDS if kind != "phi3"]  # families with all kinds of rotary embedding
 
 
@@ -259,7 +282,8 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        *[(kind, {"attention_dropout": 0.1}, "attention_dropout=0.1; supported: 0.0") for kind in KINDS],
+        *[(kind, {"attention_dropout": 0.2}, "attention_dropout=0.2; supported: 0.") for kind in KINDS],
+        *[(kind, {"attention_dropout": 0.1}, "attention_dropout=0.1; supported: 0.0") for kind in WITHOUT_DROPOUT],
         *[(kind, {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}") for kind in KINDS],
         ("phi3", {"rope_scaling": YARN}, "rope_type='yarn'; supported: 'default'"),
         *[
@@ -271,7 +295,12 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
         ("llama", {"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta=1.0; it must be above 1 for rope type yarn"),
         ("gemma3_text", {"rope_scaling": YARN | {"truncate": False}}, "sets truncate for one kind of layer"),
         *[(kind, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'") for kind in KINDS],
-        *[(kind, {"logits_scaling": 8.0}, "logits_scaling=8.0, which is not supported") for kind in KINDS],
+        *[
+            (kind, {"logits_scaling": 8.0}, "logits_scaling=8.0, which is not supported")
+            for kind in KINDS
+            if not kind.startswith("granite")
+        ],
+        ("granite", {"residual_multiplier": 0.0}, "residual_multiplier=0.0; it must be a positive float"),
         *[(kind, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5") for kind in KINDS if kind != "phi3"],
         # Listing them one by one would take all memory before the weights are looked at.
         *[(kind, {"num_hidden_layers": 10**15}, "num_hidden_layers=1000000000000000; it must be") for kind in KINDS],
