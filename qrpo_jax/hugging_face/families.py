@@ -176,6 +176,19 @@ FAMILIES = {
         options=_BIAS | _MLP_BIAS | _MULTIPLIERS,
         supported=_SILU | _NO_WINDOW | _UNUSED_DROPOUT,
     ),
+    "SeedOssForCausalLM": Family(
+        model_type="seed_oss",
+        weights=_PRE,
+        options=_MLP_BIAS
+        | {
+            "attention_bias": Option(("qkv_bias",), bool, True),
+            "attention_out_bias": Option(("output_bias",), bool, False),
+        },
+        supported=_SILU | _NO_WINDOW | {"attention_dropout": (0.1, 0.0), "residual_dropout": (0.1, 0.0)},
+        kv_heads=8,
+        head_dim=128,
+        pad_token=1,
+    ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
         weights=_PRE | _FUSED,

@@ -152,6 +152,11 @@ CASES: dict[str, tuple[str, Any]] = {
         "GraniteForCausalLM",
         lambda s: granite(logits_scaling=0.7, tie_word_embeddings=True, rope_parameters=default_rope(300.0)),
     ),
+    "seed_oss": ("SeedOssForCausalLM", lambda s: {"rms_norm_eps": 1e-3, "rope_parameters": default_rope(300.0)}),
+    "seed_oss_biases": (
+        "SeedOssForCausalLM",
+        lambda s: {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),
     "smollm3": ("SmolLM3ForCausalLM", lambda s: {"no_rope_layer_interval": 2}),

@@ -190,6 +190,21 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "tie_embeddings": True,
         },
     ),
+    "Seed-OSS": (
+        "seed_oss",
+        {
+            "attention_bias": True,
+            "attention_dropout": 0.1,
+            "attention_out_bias": False,
+            "head_dim": 16,
+            "mlp_bias": False,
+            "pretraining_tp": 1,
+            "residual_dropout": 0.1,
+            "rope_scaling": {"rope_type": "default"},
+            "rope_theta": 10000000.0,
+        },
+        {"qkv_bias": True, "output_bias": False, "rope_theta": 1e7, "head_dim": 16},
+    ),
     "Phi-3 mini 4k": (
         "phi3",
         {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
