@@ -24,9 +24,11 @@ _COMMON: dict[ParameterPath, Weight] = {
     **{("layers", "mlp", x): Weight(f"{_MLP}.{x}_proj.weight", 1) for x in ("gate", "up", "down")},
     **{("layers", "mlp", f"{x}_bias"): Weight(f"{_MLP}.{x}_proj.bias") for x in ("gate", "up", "down")},
 }
-_FUSED: dict[ParameterPath, Weight] = {
-    **{("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"},
-    **{("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")},
+_FUSED_GATE: dict[ParameterPath, Weight] = {
+    ("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")
+}
+_FUSED: dict[ParameterPath, Weight] = _FUSED_GATE | {
+    ("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"
 }
 _XIELU: dict[ParameterPath, Weight] = {
     ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
@@ -87,6 +89,17 @@ _OLMO: dict[str, Any] = dict(
     options=_BIAS,
     fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
     pad_token=1,
+)
+
+_GLM: dict[str, Any] = dict(
+    options={"attention_bias": Option(("qkv_bias",), bool, True)},
+    supported=_SILU | _NO_WINDOW | {"mlp_bias": (False,)},
+    fixed=dict(rope_interleaved=True),
+    kv_heads=2,
+    head_dim=128,
+    partial_rotary=True,
+    rotary_share=0.5,
+    pad_token=151_329,
 )
 
 FAMILIES = {
@@ -188,6 +201,19 @@ FAMILIES = {
         kv_heads=8,
         head_dim=128,
         pad_token=1,
+    ),
+    "GlmForCausalLM": Family(model_type="glm", weights=_PRE | _FUSED_GATE, **_GLM),  # GLM-4 before 0414
+    "Glm4ForCausalLM": Family(
+        model_type="glm4",
+        weights=_COMMON
+        | _FUSED_GATE
+        | _norms(
+            attention_norm="input_layernorm",
+            attention_post_norm="post_self_attn_layernorm",
+            mlp_norm="post_attention_layernorm",
+            mlp_post_norm="post_mlp_layernorm",
+        ),
+        **_GLM | {"fixed": _GLM["fixed"] | {"post_norm": True}},
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",

@@ -59,6 +59,11 @@ def granite(**more: Any) -> dict[str, Any]:
     return {**multipliers, "logits_scaling": 1.3, **more}
 
 
+def glm(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Half of eight dimensions are rotated."""
+    return {"head_dim": 8, "rms_norm_eps": 1e-5, **more}
+
+
 def phi3_long(sizes: Sizes) -> dict[str, Any]:
     """Three quarters of eight dimensions are rotated, each frequency with its own factor."""
     rope = {"rope_type": "longrope", "rope_theta": 900.0, "partial_rotary_factor": 0.75}
@@ -156,6 +161,12 @@ CASES: dict[str, tuple[str, Any]] = {
     "seed_oss_biases": (
         "SeedOssForCausalLM",
         lambda s: {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "glm": ("GlmForCausalLM", lambda s: glm(s, rms_norm_eps=1e-3)),
+    "glm4": ("Glm4ForCausalLM", lambda s: glm(s, rope_parameters=default_rope(300.0) | {"partial_rotary_factor": 0.5})),
+    "glm4_whole": (
+        "Glm4ForCausalLM",
+        lambda s: glm(s, attention_bias=False, rope_parameters=YARN | {"partial_rotary_factor": 1.0}),
     ),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),
