@@ -215,6 +215,18 @@ FAMILIES = {
         ),
         **_GLM | {"fixed": _GLM["fixed"] | {"post_norm": True}},
     ),
+    "Exaone4ForCausalLM": Family(
+        model_type="exaone4",
+        weights=_COMMON | _POST,
+        supported=_SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
+        fixed=dict(qk_norm="head", pre_norm=False, post_norm=True),
+        kv_heads=32,
+        windows="alternate",
+        window=4096,
+        pattern=4,
+        pattern_keys=(PATTERN,),
+        roped="windowed",
+    ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
         weights=_PRE | _FUSED,

@@ -168,6 +168,19 @@ CASES: dict[str, tuple[str, Any]] = {
         "Glm4ForCausalLM",
         lambda s: glm(s, attention_bias=False, rope_parameters=YARN | {"partial_rotary_factor": 1.0}),
     ),
+    "exaone4": (
+        "Exaone4ForCausalLM",
+        lambda s: {"sliding_window": WINDOW, "sliding_window_pattern": 2, "rope_parameters": LLAMA3},
+    ),
+    "exaone4_whole": (
+        "Exaone4ForCausalLM",
+        lambda s: {
+            "sliding_window": None,
+            "layer_types": alternating(s, "f"),
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": True,
+        },
+    ),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),
     "smollm3": ("SmolLM3ForCausalLM", lambda s: {"no_rope_layer_interval": 2}),

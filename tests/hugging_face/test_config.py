@@ -223,6 +223,32 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "rotary_share": 0.5,
         },
     ),
+    "EXAONE 4 32B": (
+        "exaone4",
+        {
+            "layer_types": [*["sliding_attention"] * 3, "full_attention", *["sliding_attention"] * 2],
+            "rope_scaling": {
+                "factor": 16.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 1000000,
+            "sliding_window": 4096,
+            "sliding_window_pattern": "LLLG",
+        },
+        {
+            "qk_norm": "head",
+            "rope_layers": (True, True, True, False, True, True),
+            "sliding_layers": (True, True, True, False, True, True),
+        },
+    ),
+    "EXAONE 4 1.2B": (
+        "exaone4",
+        {"layer_types": ["full_attention"] * 6, "sliding_window": None, "sliding_window_pattern": None},
+        {"rope_layers": None, "sliding_layers": None, "sliding_window": None, "pre_norm": False, "post_norm": True},
+    ),
     "Phi-3 mini 4k": (
         "phi3",
         {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
@@ -386,6 +412,8 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
             "rope_theta=10000.0; rope_parameters must say that of sliding_attention and",
         ),
         ("olmo3", {"sliding_window_pattern": 4}, "sliding_window_pattern=4, which is not supported"),
+        ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern='LLLG'; it must be a positive int"),
+        ("exaone4", {"sliding_window": None}, "and no sliding_window to go with them"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
         ("phi3", {"partial_rotary_factor": 0.4}, "of which rotary embeddings turn 3"),
