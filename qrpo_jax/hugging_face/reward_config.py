@@ -15,7 +15,11 @@ from qrpo_jax.model.heads import GatedObjectives, Head, SingleLogit
 from qrpo_jax.model.settings import DecoderSettings
 
 GATED = "LlamaForRewardModelWithGating"  # ArmoRM
-UNCLASSIFIED = ("ApertusForCausalLM", "GraniteForCausalLM")  # for which transformers has no such class
+UNCLASSIFIED = (
+    "ApertusForCausalLM",
+    "GraniteForCausalLM",
+    "Cohere2ForCausalLM",
+)  # for which transformers has no such class
 CLASSIFIERS = {
     name.replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification"): name
     for name in FAMILIES

@@ -64,6 +64,11 @@ def glm(sizes: Sizes, **more: Any) -> dict[str, Any]:
     return {"head_dim": 8, "rms_norm_eps": 1e-5, **more}
 
 
+def cohere2(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Heads divide the hidden states, and have an even number of dimensions."""
+    return {"hidden_size": 6 * sizes.heads, "head_dim": 6, "sliding_window": WINDOW, **more}
+
+
 def phi3_long(sizes: Sizes) -> dict[str, Any]:
     """Three quarters of eight dimensions are rotated, each frequency with its own factor."""
     rope = {"rope_type": "longrope", "rope_theta": 900.0, "partial_rotary_factor": 0.75}
@@ -180,6 +185,14 @@ CASES: dict[str, tuple[str, Any]] = {
             "rms_norm_eps": 1e-3,
             "tie_word_embeddings": True,
         },
+    ),
+    "cohere2": (
+        "Cohere2ForCausalLM",
+        lambda s: cohere2(s, sliding_window_pattern=2, layer_norm_eps=1e-3, logit_scale=0.7),
+    ),
+    "cohere2_biases": (
+        "Cohere2ForCausalLM",
+        lambda s: cohere2(s, attention_bias=True, logit_scale=1.3, rope_parameters=YARN, tie_word_embeddings=False),
     ),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),

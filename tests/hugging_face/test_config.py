@@ -30,7 +30,9 @@ KINDS = {family.model_type: architecture for architecture, family in FAMILIES.it
 def config(kind: str, **changes: Any) -> dict[str, Any]:
     """The smallest valid content for this family. Some families' default number of kv_heads needs 32 heads."""
     heads = {"num_attention_heads": 32, "hidden_size": 64} if FAMILIES[KINDS[kind]].kv_heads else {}
-    return {"architectures": [KINDS[kind]], "model_type": kind, **SIZES, **heads, **changes}
+    sizes = dict(SIZES)
+    sizes[FAMILIES[KINDS[kind]].epsilon] = sizes.pop("rms_norm_eps")
+    return {"architectures": [KINDS[kind]], "model_type": kind, **sizes, **heads, **changes}
 
 
 def read(folder: Path, content: dict[str, Any]) -> DecoderSettings:
@@ -249,6 +251,34 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"layer_types": ["full_attention"] * 6, "sliding_window": None, "sliding_window_pattern": None},
         {"rope_layers": None, "sliding_layers": None, "sliding_window": None, "pre_norm": False, "post_norm": True},
     ),
+    "Command R7B": (
+        "cohere2",
+        {
+            "cache_implementation": "hybrid",
+            "head_dim": 8,
+            "layer_norm_eps": 1e-05,
+            "layer_switch": 4,
+            "logit_scale": 0.25,
+            "order_of_interleaved_layers": "local_attn_first",
+            "position_embedding_type": "rope_gptj",
+            "rope_theta": 50000,
+            "rotary_pct": 1.0,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+            "use_embedding_sharing": True,
+            "use_gated_activation": True,
+            "use_parallel_block": True,
+            "use_parallel_embedding": False,
+            "use_qk_norm": False,
+        },
+        {
+            "logit_scale": 0.25,
+            "norm_centres": True,
+            "parallel": True,
+            "rope_layers": (True, True, True, False, True, True),
+            "tie_embeddings": True,
+        },
+    ),
     "Phi-3 mini 4k": (
         "phi3",
         {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
@@ -414,6 +444,9 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
         ("olmo3", {"sliding_window_pattern": 4}, "sliding_window_pattern=4, which is not supported"),
         ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern='LLLG'; it must be a positive int"),
         ("exaone4", {"sliding_window": None}, "and no sliding_window to go with them"),
+        ("cohere2", {"head_dim": 10}, "head_dim=10; supported: 8"),
+        ("cohere2", {"use_qk_norm": True}, "use_qk_norm=True; supported: False"),
+        ("cohere2", {"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05, which is not supported"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
         ("phi3", {"partial_rotary_factor": 0.4}, "of which rotary embeddings turn 3"),
