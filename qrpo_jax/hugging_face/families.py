@@ -30,6 +30,13 @@ _FUSED_GATE: dict[ParameterPath, Weight] = {
 _FUSED: dict[ParameterPath, Weight] = _FUSED_GATE | {
     ("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"
 }
+_SHARED_MLP: dict[ParameterPath, Weight] = {
+    **{
+        ("layers", "mlp", x): Weight("model.layers.{}.shared_mlp.input_linear.weight", 1, ("gate", "up"))
+        for x in ("gate", "up")
+    },
+    ("layers", "mlp", "down"): Weight("model.layers.{}.shared_mlp.output_linear.weight", 1),
+}
 _XIELU: dict[ParameterPath, Weight] = {
     ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
 }
@@ -56,6 +63,12 @@ _NO_WINDOW: dict[str, tuple[Any, ...]] = {
 _BIAS = {"attention_bias": Option(("qkv_bias", "output_bias"), bool, False)}
 _MLP_BIAS = {"mlp_bias": Option(("mlp_bias",), bool, False)}
 
+# Of layers that a dense Granite 4 does not have.
+_EXPERTS = frozenset({"num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "intermediate_size"})
+_MAMBA = frozenset(
+    {f"mamba_{name}" for name in ("chunk_size", "conv_bias", "d_conv", "d_state", "expand", "n_groups", "proj_bias")}
+    | {"time_step_limit", "init_method"}
+)
 # Published with dropout in attention, which is not computed here: log-probs of policy and reference have no noise.
 _UNUSED_DROPOUT: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0, None, 0.1)}
 _MULTIPLIERS = {
@@ -255,6 +268,23 @@ FAMILIES = {
         roped="sliding",
         metadata=frozenset({"cache_implementation"}),
         pad_token=0,
+    ),
+    "GraniteMoeHybridForCausalLM": Family(  # Granite 4 without experts and Mamba layers
+        model_type="granitemoehybrid",
+        weights=_PRE | _SHARED_MLP,
+        options=_BIAS | _MULTIPLIERS,
+        supported=_SILU
+        | _UNUSED_DROPOUT
+        | {
+            "num_local_experts": (0,),
+            "position_embedding_type": ("rope",),
+            "normalization_function": ("rmsnorm",),
+        },
+        sizes={"d_ff": "shared_intermediate_size"},
+        needed=frozenset({"num_local_experts", "position_embedding_type"}),
+        windows="attention",
+        metadata=_EXPERTS | _MAMBA,
+        written={"mamba_n_heads": 1, "mamba_d_head": "auto"},
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",

@@ -18,6 +18,7 @@ GATED = "LlamaForRewardModelWithGating"  # ArmoRM
 UNCLASSIFIED = (
     "ApertusForCausalLM",
     "GraniteForCausalLM",
+    "GraniteMoeHybridForCausalLM",
     "Cohere2ForCausalLM",
 )  # for which transformers has no such class
 CLASSIFIERS = {

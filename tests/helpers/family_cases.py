@@ -69,6 +69,16 @@ def cohere2(sizes: Sizes, **more: Any) -> dict[str, Any]:
     return {"hidden_size": 6 * sizes.heads, "head_dim": 6, "sliding_window": WINDOW, **more}
 
 
+def granite4(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    dense = {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 1}
+    dense |= {
+        "layer_types": alternating(sizes, "f"),
+        "shared_intermediate_size": sizes.d_ff,
+        "intermediate_size": 11_008,
+    }
+    return granite(**dense, **more)
+
+
 def phi3_long(sizes: Sizes) -> dict[str, Any]:
     """Three quarters of eight dimensions are rotated, each frequency with its own factor."""
     rope = {"rope_type": "longrope", "rope_theta": 900.0, "partial_rotary_factor": 0.75}
@@ -194,6 +204,11 @@ CASES: dict[str, tuple[str, Any]] = {
         "Cohere2ForCausalLM",
         lambda s: cohere2(s, attention_bias=True, logit_scale=1.3, rope_parameters=YARN, tie_word_embeddings=False),
     ),
+    "granite4": (
+        "GraniteMoeHybridForCausalLM",
+        lambda s: granite4(s, rms_norm_eps=1e-3, tie_word_embeddings=True, rope_parameters=default_rope(300.0)),
+    ),
+    "granite4_biases": ("GraniteMoeHybridForCausalLM", lambda s: granite4(s, attention_bias=True)),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),
     "smollm3": ("SmolLM3ForCausalLM", lambda s: {"no_rope_layer_interval": 2}),

@@ -32,6 +32,9 @@ def config(kind: str, **changes: Any) -> dict[str, Any]:
     heads = {"num_attention_heads": 32, "hidden_size": 64} if FAMILIES[KINDS[kind]].kv_heads else {}
     sizes = dict(SIZES)
     sizes[FAMILIES[KINDS[kind]].epsilon] = sizes.pop("rms_norm_eps")
+    if kind == "granitemoehybrid":
+        heads = {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 1}
+        heads |= {"layer_types": ["full_attention"] * 6, "shared_intermediate_size": 1024}
     return {"architectures": [KINDS[kind]], "model_type": kind, **sizes, **heads, **changes}
 
 
@@ -279,6 +282,38 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "tie_embeddings": True,
         },
     ),
+    "Granite 4.0 micro": (
+        "granitemoehybrid",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12,
+            "init_method": "mup",
+            "layer_types": ["attention"] * 6,
+            "logits_scaling": 10,
+            "mamba_chunk_size": 256,
+            "mamba_conv_bias": True,
+            "mamba_d_conv": 4,
+            "mamba_d_head": 64,
+            "mamba_d_state": 256,
+            "mamba_expand": 2,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 128,
+            "mamba_proj_bias": False,
+            "normalization_function": "rmsnorm",
+            "num_experts_per_tok": 0,
+            "num_local_experts": 0,
+            "output_router_logits": False,
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.22,
+            "rope_theta": 10000000,
+            "router_aux_loss_coef": 0.01,
+            "shared_intermediate_size": 59,
+            "tie_word_embeddings": True,
+        },
+        {"d_ff": 59, "logit_scale": 0.1, "embedding_multiplier": 12.0, "sliding_window": None},
+    ),
     "Phi-3 mini 4k": (
         "phi3",
         {"auto_map": {"AutoModelForCausalLM": "x"}, "original_max_position_embeddings": 4096, "sliding_window": 2047},
@@ -447,6 +482,10 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
         ("cohere2", {"head_dim": 10}, "head_dim=10; supported: 8"),
         ("cohere2", {"use_qk_norm": True}, "use_qk_norm=True; supported: False"),
         ("cohere2", {"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05, which is not supported"),
+        ("granitemoehybrid", {"num_local_experts": 64}, "num_local_experts=64; supported: 0"),
+        ("granitemoehybrid", {"position_embedding_type": "nope"}, "position_embedding_type='nope'; supported: 'rope'"),
+        ("granitemoehybrid", {"layer_types": ["mamba"] * 6}, "layer_types=['mamba', "),
+        ("granitemoehybrid", {"layer_types": None}, "layer_types=None; it must be 6 times attention"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
         ("phi3", {"partial_rotary_factor": 0.4}, "of which rotary embeddings turn 3"),
@@ -503,6 +542,15 @@ def test_unknown_architectures_are_refused_with_the_list(tmp_path: Path) -> None
             read(tmp_path, {**config("llama"), "architectures": [other]})
         for architecture in (other, *FAMILIES, *WHOLES):
             assert architecture in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "position_embedding_type"])
+def test_a_granite_4_that_does_not_say_that_it_is_dense_is_refused(key: str, tmp_path: Path) -> None:
+    """Where these keys are absent, transformers makes experts, and no rotary embeddings."""
+    content = config("granitemoehybrid")
+    del content[key]
+    with pytest.raises(ValueError, match=f"config.json does not say {key}"):
+        read(tmp_path, content)
 
 
 @pytest.mark.parametrize(
