@@ -65,6 +65,7 @@ class Family(NamedTuple):
       local_key: the key that older files say it by; None where they had the base of the other layers.
       roped: which layers know positions: "all", "listed" (by `no_rope_layers`), "sliding", or "windowed" (the sliding
         ones where there is a window, and else all).
+      query_growth: `rope_parameters` say how queries grow with their position.
       partial_rotary: heads may be rotated in part.
       rotary_share: default share of each head that is rotated.
       even_split: transformers refuses a d_model that is no multiple of heads.
@@ -96,6 +97,7 @@ class Family(NamedTuple):
     local_theta: float | None = None
     local_key: str | None = None
     roped: str = "all"
+    query_growth: bool = False
     partial_rotary: bool = False
     rotary_share: float = 1.0
     even_split: bool = False

@@ -8,7 +8,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.family import Family
 from qrpo_jax.hugging_face.json_values import flag, number, setting_error, unsupported
 from qrpo_jax.hugging_face.window_config import FULL, SLIDING
-from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling, Scaling, Yarn
+from qrpo_jax.model.rope import LinearScaling, LongRope, QueryGrowth, RopeScaling, Scaling, Yarn
 from qrpo_jax.model.settings import DecoderSettings
 
 LLAMA3 = {
@@ -41,6 +41,8 @@ ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 ROPE_TOP = ("rope_theta", "partial_rotary_factor")
 ORIGINAL = "original_max_position_embeddings"
+GROWTH = "llama_4_scaling_beta"
+GROWTH_KEYS = (GROWTH, "max_position_embeddings")
 
 
 class Rotation(NamedTuple):
@@ -78,8 +80,11 @@ def read_rope(folder: Path, family: Family, config: Mapping[str, Any], sizes: Ma
     if "longrope" in family.ropes and {"rope_type": None, **merged}["rope_type"] == "longrope":
         # transformers prefers the key outside `rope_parameters`, and where it is absent its default.
         merged = _merged(folder, {**sources, ORIGINAL: {ORIGINAL: {ORIGINAL: 4096, **config}[ORIGINAL]}}, top)
+    growth = {key: merged.pop(key) for key in GROWTH_KEYS if key in merged} if family.query_growth else {}
     theta, scaling, share = _rotation(folder, family, {"rope_theta": family.rope_theta, **merged}, sizes)
     fields |= {"rope_theta": theta, "rope_scaling": scaling}
+    if isinstance(scaling, Yarn) and family.query_growth:
+        fields["query_growth"] = _query_growth(folder, growth, scaling, sizes)
     if family.partial_rotary:
         fields["rotary_share"] = share
     elif share != 1.0:
@@ -134,6 +139,8 @@ def written_rope(settings: DecoderSettings, family: Family) -> tuple[dict[str, A
         values = {theirs: getattr(scaling, ours) for ours, theirs in YARN.items()}
         said = {key: value for key, value in values.items() if value is not None and value is not True}
         rope = {"rope_type": "yarn", **said}
+    if settings.query_growth is not None:
+        rope[GROWTH] = settings.query_growth.rate
     if isinstance(scaling, LongRope):
         rope, beside = _written_longrope(scaling)
         top |= beside
@@ -221,6 +228,14 @@ def _local(
             f"{folder}/config.json sets truncate for one kind of layer, which transformers ignores", about="path"
         )
     return local.theta, parts[FULL]
+
+
+def _query_growth(folder: Path, growth: Mapping[str, Any], scaling: Yarn, sizes: Mapping[str, int]) -> QueryGrowth:
+    values = {GROWTH: None, "max_position_embeddings": sizes["max_positions"], **growth}
+    if values["max_position_embeddings"] != sizes["max_positions"]:
+        key = "max_position_embeddings"
+        raise unsupported(folder, key, values[key], (sizes["max_positions"],))
+    return QueryGrowth(number(folder, GROWTH, values[GROWTH], float), scaling.original_max_positions)
 
 
 def _merged(folder: Path, sources: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> dict[str, Any]:

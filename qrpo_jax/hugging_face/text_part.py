@@ -21,55 +21,61 @@ class Whole(NamedTuple):
     Attributes:
       model_type: of the whole.
       families: the architecture of the text part, by its model_type; the first where that is absent.
-      absent: what transformers takes for sizes that the text part's config does not say.
+      absent: for each model_type, what transformers takes for sizes that the text part's config does not say.
       images: keys that are about images only.
     """
 
     model_type: str
     families: Mapping[str, str]
-    absent: Mapping[str, Any]
+    absent: Mapping[str, Mapping[str, Any]]
     images: frozenset[str]
 
+
+_GEMMA3 = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+}
+_MISTRAL = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+}
+_MINISTRAL3 = _MISTRAL | {
+    "vocab_size": 131_072,
+    "num_hidden_layers": 34,
+    "max_position_embeddings": 262_144,
+    "rms_norm_eps": 1e-5,
+}
+_GEMMA3_IMAGES = "vision_config boi_token_index eoi_token_index image_token_index mm_tokens_per_image"
+_MISTRAL3_IMAGES = """
+vision_config image_token_index multimodal_projector_bias projector_hidden_act spatial_merge_size vision_feature_layer
+"""
 
 WHOLES = {
     "Gemma3ForConditionalGeneration": Whole(
         model_type="gemma3",
         families={"gemma3_text": "Gemma3ForCausalLM"},
-        absent={
-            "vocab_size": 262_208,
-            "hidden_size": 2304,
-            "intermediate_size": 9216,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 8,
-            "max_position_embeddings": 131_072,
-            "rms_norm_eps": 1e-6,
-        },
-        images=frozenset(
-            {"vision_config", "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image"}
-        ),
+        absent={"gemma3_text": _GEMMA3},
+        images=frozenset(_GEMMA3_IMAGES.split()),
     ),
     "Mistral3ForConditionalGeneration": Whole(
         model_type="mistral3",
-        families={"mistral": "MistralForCausalLM", "ministral": "MinistralForCausalLM"},
-        absent={
-            "vocab_size": 32_000,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "max_position_embeddings": 131_072,
-            "rms_norm_eps": 1e-6,
+        families={
+            "mistral": "MistralForCausalLM",
+            "ministral": "MinistralForCausalLM",
+            "ministral3": "Ministral3ForCausalLM",
         },
-        images=frozenset(
-            {
-                "vision_config",
-                "image_token_index",
-                "multimodal_projector_bias",
-                "projector_hidden_act",
-                "spatial_merge_size",
-                "vision_feature_layer",
-            }
-        ),
+        absent={"mistral": _MISTRAL, "ministral": _MISTRAL, "ministral3": _MINISTRAL3},
+        images=frozenset(_MISTRAL3_IMAGES.split()),
     ),
 }
 LAYERS = "model.language_model.layers"  # where transformers since 4.52 keeps them in such a model
@@ -102,7 +108,7 @@ def text_config(folder: Path, config: Mapping[str, Any], name: str) -> tuple[str
         raise unsupported(folder, "text_config.model_type", kind, tuple(whole.families))
     # The text part's own word comes first: transformers 5 writes the default of the whole beside it.
     tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
-    return whole.families[kind], {**whole.absent, **tied, **inner}
+    return whole.families[kind], {**whole.absent[kind], **tied, **inner}
 
 
 def is_whole(config: Mapping[str, Any]) -> bool:

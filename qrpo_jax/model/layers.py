@@ -182,7 +182,7 @@ class Layer(nnx.Module):
 
     def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
         self.interleaved, self.multiplier = settings.rope_interleaved, settings.residual_multiplier
-        self.parallel = settings.parallel
+        self.parallel, self.query_growth = settings.parallel, settings.query_growth
         self.attention_norm = RMSNorm(settings) if settings.pre_norm else None
         self.attention = Attention(settings, rngs, lora)
         self.attention_post_norm = RMSNorm(settings) if settings.post_norm else None
@@ -198,6 +198,9 @@ class Layer(nnx.Module):
         rotation = (positions_BxL, constants.frequencies, constants.rotary_scale)
         q = rotate(q, *rotation, interleaved=self.interleaved)
         k = rotate(k, *rotation, interleaved=self.interleaved)
+        if self.query_growth is not None:
+            factor_BxLx1x1 = self.query_growth.factor(positions_BxL)[..., None, None]
+            q = (q.astype(at_least_float32(q.dtype)) * factor_BxLx1x1).astype(q.dtype)
         return q, k, v
 
     def residual(self, x_BxLxD: Array, mixed_BxLxHxK: Array, compute: Compute) -> Array:

@@ -107,6 +107,21 @@ class LongRope:
 Scaling = RopeScaling | LinearScaling | Yarn | LongRope
 
 
+@dataclasses.dataclass(frozen=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + rate · log(1 + floor(p / positions)), as in Llama 4.
+
+    Attention over more keys than the model was first trained with then stays as sharp.
+    """
+
+    rate: float
+    positions: int
+
+    def factor(self, positions_BxL: Array) -> Array:
+        """The factor at each position, float32 [B, L]."""
+        return 1.0 + self.rate * jnp.log1p((positions_BxL // self.positions).astype(jnp.float32))
+
+
 def magnitude(scaling: Scaling | None) -> float:
     """Factor of rotated queries and keys."""
     return scaling.magnitude if isinstance(scaling, Yarn | LongRope) else 1.0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.model.rope import Scaling, frequencies, magnitude
+from qrpo_jax.model.rope import QueryGrowth, Scaling, frequencies, magnitude
 
 ACTIVATIONS = ("silu", "gelu_tanh", "xielu")
 
@@ -40,6 +40,7 @@ class DecoderSettings:
       rope_layers: which layers have rotary embeddings (default: all).
       local_rope_theta: `rope_theta` of sliding layers, which then have no rope_scaling either.
       rotary_share: share of each head's dimensions that is rotated.
+      query_growth: how queries grow with their position, if they do.
       rope_interleaved: rotary embeddings turn neighbouring dimensions together.
 
     Raises:
@@ -83,6 +84,7 @@ class DecoderSettings:
     rope_layers: tuple[bool, ...] | None = None
     local_rope_theta: float | None = None
     rotary_share: float = 1.0
+    query_growth: QueryGrowth | None = None
     rope_interleaved: bool = False
 
     def __post_init__(self) -> None:

@@ -114,6 +114,19 @@ CASES: dict[str, tuple[str, Any]] = {
         },
     ),
     "ministral_all": ("MinistralForCausalLM", lambda s: {"sliding_window": WINDOW, "rms_norm_eps": 1e-3}),
+    "ministral3": (
+        "Ministral3ForCausalLM",
+        lambda s: {
+            "tie_word_embeddings": True,
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 11,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+                "llama_4_scaling_beta": 0.4,
+            },
+        },
+    ),
     "qwen2": ("Qwen2ForCausalLM", lambda s: {"tie_word_embeddings": True, "rope_parameters": default_rope(1e6)}),
     "qwen2_windows": (
         "Qwen2ForCausalLM",

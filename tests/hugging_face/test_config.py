@@ -10,7 +10,7 @@ import pytest
 from qrpo_jax.hugging_face.config import hugging_face_config, read_settings
 from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.text_part import WHOLES
-from qrpo_jax.model.rope import LinearScaling, LongRope, RopeScaling, Yarn
+from qrpo_jax.model.rope import LinearScaling, LongRope, QueryGrowth, RopeScaling, Yarn
 from qrpo_jax.model.settings import DecoderSettings
 from tests.helpers import family_cases as cases
 from tests.helpers import tiny
@@ -105,6 +105,30 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "ministral",
         {"sliding_window": 32768, "layer_types": ["full_attention", "sliding_attention"] * 3, "rope_theta": 1e8},
         {"sliding_window": 32768, "sliding_layers": (False, True) * 3},
+    ),
+    "Ministral 3": (
+        "ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 16.0,
+                "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 16384,
+                "rope_theta": 1000000.0,
+                "rope_type": "yarn",
+                "type": "yarn",
+            },
+            "sliding_window": None,
+        },
+        {
+            "query_growth": QueryGrowth(0.1, 16384),
+            "rope_scaling": Yarn(16.0, 16384, mscale=1.0, mscale_all_dim=1.0),
+            "sliding_window": None,
+        },
     ),
     "Qwen 2.5": (
         "qwen2",
@@ -375,7 +399,9 @@ def test_published_layouts_are_read(model: str, tmp_path: Path) -> None:
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 WITHOUT_DROPOUT = [kind for kind in KINDS if not kind.startswith(("granite", "seed"))]
-STRETCHED = [kind for kind in KINDS if kind != "phi3"]  # families with all kinds of rotary embedding
+STRETCHED = [
+    kind for kind in KINDS if kind not in ("phi3", "ministral3")
+]  # families with all kinds of rotary embedding
 
 
 @pytest.mark.parametrize("kind", STRETCHED)
@@ -486,6 +512,17 @@ def test_keys_of_unsloth_change_nothing(tmp_path: Path) -> None:
         ("granitemoehybrid", {"position_embedding_type": "nope"}, "position_embedding_type='nope'; supported: 'rope'"),
         ("granitemoehybrid", {"layer_types": ["mamba"] * 6}, "layer_types=['mamba', "),
         ("granitemoehybrid", {"layer_types": None}, "layer_types=None; it must be 6 times attention"),
+        ("ministral3", {"rope_scaling": YARN}, "llama_4_scaling_beta=None; it must be a positive float"),
+        (
+            "ministral3",
+            {"rope_scaling": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+            "rope_type='default'; supported: 'yarn'",
+        ),
+        (
+            "ministral3",
+            {"rope_scaling": YARN | {"llama_4_scaling_beta": 0.1, "max_position_embeddings": 7}},
+            "max_position_embeddings=7; supported: 8209",
+        ),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
         ("phi3", {"partial_rotary_factor": 0.4}, "of which rotary embeddings turn 3"),

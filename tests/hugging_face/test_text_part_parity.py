@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import adapter_folder, model_folder
+from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.text_part import LAYERS
 from qrpo_jax.model import decoder
@@ -26,7 +27,11 @@ from tests.helpers.live_models import SIZES, logits_of
 
 pytestmark = pytest.mark.parity
 
-WHOLE = {"gemma3": "Gemma3ForConditionalGeneration", "mistral": "Mistral3ForConditionalGeneration"}
+WHOLE = {
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "mistral": "Mistral3ForConditionalGeneration",
+    "ministral3": "Mistral3ForConditionalGeneration",
+}
 VISION = {"hidden_size": 22, "intermediate_size": 17, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION |= {"image_size": 28, "patch_size": 7, "num_channels": 3, "head_dim": 10}
 PROMPT = 13
@@ -39,8 +44,8 @@ def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers = pytest.importorskip("transformers")
     case = request.param
     named = getattr(transformers, WHOLE[case])
-    text = cases.config(case, SIZES["deep"])
-    tied = case == "gemma3"
+    text = cases.config(case, SIZES["deep"]) | {"model_type": FAMILIES[cases.CASES[case][0]].model_type}
+    tied = case != "mistral"
     config = named.config_class(text_config=text, vision_config=VISION, tie_word_embeddings=tied)
     model = named._from_config(config, attn_implementation="eager").to(torch.float32).eval()
     with torch.no_grad():
@@ -144,10 +149,11 @@ def test_peft_puts_adapters_on_the_text_part_of_the_whole(whole: Any, tmp_path: 
 def test_absent_keys_mean_what_they_mean_to_transformers(tmp_path: Path) -> None:
     """The least that published folders say of their text part."""
     transformers = pytest.importorskip("transformers")
-    for name, least in {
-        "Gemma3ForConditionalGeneration": {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34},
-        "Mistral3ForConditionalGeneration": {"model_type": "mistral", "head_dim": 128},
-    }.items():
+    for name, least in (
+        ("Gemma3ForConditionalGeneration", {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}),
+        ("Mistral3ForConditionalGeneration", {"model_type": "mistral", "head_dim": 128}),
+        ("Mistral3ForConditionalGeneration", {"model_type": "ministral3", "hidden_size": 3072}),
+    ):
         kind = getattr(transformers, name).config_class.model_type
         content = {"architectures": [name], "model_type": kind, "text_config": least, "vision_config": {}}
         (tmp_path / "config.json").write_text(json.dumps(content))
