@@ -2,47 +2,23 @@
 
 from typing import Any
 
-from qrpo_jax.hugging_face.family import Family, Option, ParameterPath, Weight
+from qrpo_jax.hugging_face.family import Family, Option
+from qrpo_jax.hugging_face.stored_names import (
+    COMMON,
+    FUSED,
+    FUSED_GATE,
+    MLP,
+    POST,
+    PRE,
+    SANDWICH,
+    SHARED_MLP,
+    XIELU_WEIGHTS,
+    norms,
+)
 from qrpo_jax.model.layers import XIELU
 
 PATTERN, PATTERN_BESIDE = "sliding_window_pattern", "_sliding_window_pattern"
 
-
-def _norms(**names: str) -> dict[ParameterPath, Weight]:
-    return {("layers", ours, "scale"): Weight(f"model.layers.{{}}.{name}.weight") for ours, name in names.items()}
-
-
-_AT, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
-_COMMON: dict[ParameterPath, Weight] = {
-    ("embedding",): Weight("model.embed_tokens.weight", None),
-    ("norm", "scale"): Weight("model.norm.weight"),
-    ("head",): Weight("lm_head.weight", None),
-    **{("layers", "attention", x): Weight(f"{_AT}.{x}_proj.weight", 1) for x in "qkv"},
-    ("layers", "attention", "o"): Weight(f"{_AT}.o_proj.weight", 2),
-    **{("layers", "attention", f"{x}_bias"): Weight(f"{_AT}.{x}_proj.bias") for x in "qkvo"},
-    **{("layers", "attention", f"{x}_norm", "scale"): Weight(f"{_AT}.{x}_norm.weight") for x in "qk"},
-    **{("layers", "mlp", x): Weight(f"{_MLP}.{x}_proj.weight", 1) for x in ("gate", "up", "down")},
-    **{("layers", "mlp", f"{x}_bias"): Weight(f"{_MLP}.{x}_proj.bias") for x in ("gate", "up", "down")},
-}
-_FUSED_GATE: dict[ParameterPath, Weight] = {
-    ("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")
-}
-_FUSED: dict[ParameterPath, Weight] = _FUSED_GATE | {
-    ("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"
-}
-_SHARED_MLP: dict[ParameterPath, Weight] = {
-    **{
-        ("layers", "mlp", x): Weight("model.layers.{}.shared_mlp.input_linear.weight", 1, ("gate", "up"))
-        for x in ("gate", "up")
-    },
-    ("layers", "mlp", "down"): Weight("model.layers.{}.shared_mlp.output_linear.weight", 1),
-}
-_XIELU: dict[ParameterPath, Weight] = {
-    ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
-}
-_PRE = _COMMON | _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
-_POST = _norms(attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
-_SANDWICH = _COMMON | _POST | _norms(attention_norm="input_layernorm", mlp_norm="pre_feedforward_layernorm")
 
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0.0, None),
@@ -86,7 +62,7 @@ _GEMMA_SUPPORTED = _PLAIN | {
 }
 _GEMMA_OPTIONS = _BIAS | {"query_pre_attn_scalar": Option(("query_scalar",), int, 256)}
 _GEMMA: dict[str, Any] = dict(
-    weights=_SANDWICH,
+    weights=SANDWICH,
     kv_heads=4,
     head_dim=256,
     tied=True,
@@ -98,7 +74,7 @@ _GEMMA: dict[str, Any] = dict(
 )
 
 _OLMO: dict[str, Any] = dict(
-    weights=_COMMON | _POST,
+    weights=COMMON | POST,
     options=_BIAS,
     fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
     pad_token=1,
@@ -118,7 +94,7 @@ _GLM: dict[str, Any] = dict(
 FAMILIES = {
     "LlamaForCausalLM": Family(  # Llama, SmolLM, SmolLM 2
         model_type="llama",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS | _MLP_BIAS,
         supported=_SILU | _NO_WINDOW | {"rope_interleaved": (False,), "is_llama_config": (True,)},
         even_split=True,
@@ -126,7 +102,7 @@ FAMILIES = {
     ),
     "MistralForCausalLM": Family(
         model_type="mistral",
-        weights=_PRE,
+        weights=PRE,
         supported=_SILU | {"layer_types": (None,), "attention_bias": (False,), "mlp_bias": (False,)},
         kv_heads=8,
         windows="all",
@@ -134,7 +110,7 @@ FAMILIES = {
     ),
     "MinistralForCausalLM": Family(
         model_type="ministral",
-        weights=_PRE,
+        weights=PRE,
         supported=_SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
         kv_heads=8,
         windows="listed",
@@ -142,7 +118,7 @@ FAMILIES = {
     ),
     "Ministral3ForCausalLM": Family(
         model_type="ministral3",
-        weights=_PRE,
+        weights=PRE,
         supported=_SILU | {"layer_types": (None,), "attention_bias": (False,), "mlp_bias": (False,)},
         kv_heads=8,
         head_dim=128,
@@ -162,7 +138,7 @@ FAMILIES = {
     ),
     "Qwen2ForCausalLM": Family(
         model_type="qwen2",
-        weights=_PRE,
+        weights=PRE,
         supported=_SILU | {"use_mrope": (False,)},
         fixed=dict(qkv_bias=True),
         kv_heads=32,
@@ -171,7 +147,7 @@ FAMILIES = {
     ),
     "Qwen3ForCausalLM": Family(
         model_type="qwen3",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS,
         supported=_SILU,
         fixed=dict(qk_norm="head"),
@@ -218,13 +194,13 @@ FAMILIES = {
     ),
     "GraniteForCausalLM": Family(  # Granite 3
         model_type="granite",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS | _MLP_BIAS | _MULTIPLIERS,
         supported=_SILU | _NO_WINDOW | _UNUSED_DROPOUT,
     ),
     "SeedOssForCausalLM": Family(
         model_type="seed_oss",
-        weights=_PRE,
+        weights=PRE,
         options=_MLP_BIAS
         | {
             "attention_bias": Option(("qkv_bias",), bool, True),
@@ -235,12 +211,12 @@ FAMILIES = {
         head_dim=128,
         pad_token=1,
     ),
-    "GlmForCausalLM": Family(model_type="glm", weights=_PRE | _FUSED_GATE, **_GLM),  # GLM-4 before 0414
+    "GlmForCausalLM": Family(model_type="glm", weights=PRE | FUSED_GATE, **_GLM),  # GLM-4 before 0414
     "Glm4ForCausalLM": Family(
         model_type="glm4",
-        weights=_COMMON
-        | _FUSED_GATE
-        | _norms(
+        weights=COMMON
+        | FUSED_GATE
+        | norms(
             attention_norm="input_layernorm",
             attention_post_norm="post_self_attn_layernorm",
             mlp_norm="post_attention_layernorm",
@@ -250,7 +226,7 @@ FAMILIES = {
     ),
     "Exaone4ForCausalLM": Family(
         model_type="exaone4",
-        weights=_COMMON | _POST,
+        weights=COMMON | POST,
         supported=_SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
         fixed=dict(qk_norm="head", pre_norm=False, post_norm=True),
         kv_heads=32,
@@ -262,7 +238,7 @@ FAMILIES = {
     ),
     "Cohere2ForCausalLM": Family(
         model_type="cohere2",
-        weights=_COMMON | _norms(attention_norm="input_layernorm"),
+        weights=COMMON | norms(attention_norm="input_layernorm"),
         options=_BIAS | {"logit_scale": Option(("logit_scale",), float, 0.0625)},
         supported=_SILU
         | {
@@ -291,7 +267,7 @@ FAMILIES = {
     ),
     "GraniteMoeHybridForCausalLM": Family(  # Granite 4 without experts and Mamba layers
         model_type="granitemoehybrid",
-        weights=_PRE | _SHARED_MLP,
+        weights=PRE | SHARED_MLP,
         options=_BIAS | _MULTIPLIERS,
         supported=_SILU
         | _UNUSED_DROPOUT
@@ -308,7 +284,7 @@ FAMILIES = {
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
-        weights=_PRE | _FUSED,
+        weights=PRE | FUSED,
         supported=_SILU
         | {
             "attention_bias": (False,),
@@ -329,7 +305,7 @@ FAMILIES = {
     ),
     "SmolLM3ForCausalLM": Family(
         model_type="smollm3",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS | _MLP_BIAS,
         supported=_PLAIN | {"hidden_act": ("silu",)},
         kv_heads=4,
@@ -342,7 +318,7 @@ FAMILIES = {
     ),
     "ApertusForCausalLM": Family(
         model_type="apertus",
-        weights=_COMMON | _XIELU | _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+        weights=COMMON | XIELU_WEIGHTS | norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
         options=_BIAS,
         supported=_PLAIN
         | _NO_WINDOW
@@ -364,6 +340,6 @@ FAMILIES = {
             "original_max_position_embeddings": 8192,
         },
         pad_token=3,
-        constants={f"{_MLP}.act_fn.beta": XIELU.BETA, f"{_MLP}.act_fn.eps": XIELU.EPSILON},
+        constants={f"{MLP}.act_fn.beta": XIELU.BETA, f"{MLP}.act_fn.eps": XIELU.EPSILON},
     ),
 }
