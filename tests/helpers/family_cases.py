@@ -235,7 +235,7 @@ CASES: dict[str, tuple[str, Any]] = {
 # Cases with goldens: together they cover every family and setting. The others are compared live.
 WITH_GOLDEN = (
     *("llama3", "llama_biases", "mistral", "qwen2_windows", "qwen3", "gemma2", "gemma3", "olmo2", "phi3"),
-    *("phi3_long", "smollm3_windows", "apertus"),
+    *("phi3_long", "smollm3_windows", "apertus", "olmo3", "granite", "glm4", "cohere2", "ministral3"),
 )
 
 
