@@ -1,5 +1,6 @@
 """Adapters as a folder that `peft` loads on top of their base: adapter_config.json and adapter_model.safetensors."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from qrpo_jax.hugging_face.json_values import write_json
 from qrpo_jax.hugging_face.lora_targets import Module, modules
 from qrpo_jax.hugging_face.new_folders import check_new
 from qrpo_jax.hugging_face.tensor_file import write_tensors
+from qrpo_jax.hugging_face.text_part import LAYERS
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.lora import SUFFIX
 from qrpo_jax.model.settings import DecoderSettings, Lora
 
 
 def save(
-    folder: Path, settings: DecoderSettings, lora: Lora, adapters: Parameters, *, base: str, dtype: str = "float32"
+    folder: Path,
+    settings: DecoderSettings,
+    lora: Lora,
+    adapters: Parameters,
+    *,
+    base: str,
+    layers: str = "model.layers",
+    dtype: str = "float32",
 ) -> None:
     """Writes the folder; like a model folder it appears complete or not at all.
 
@@ -27,6 +36,7 @@ def save(
 
     Args:
       base: name or folder of the model that the adapters belong to, for `base_model_name_or_path`.
+      layers: where transformers keeps the layers of that model; `text_part.LAYERS` in one that also reads images.
       dtype: "float32", "bfloat16" or "float16".
 
     Raises:
@@ -37,12 +47,17 @@ def save(
     check_new(folder)
     adapted = [module for module in modules(settings) if module.matrices[0][1] in lora.matrices]
     with files.whole_folder(folder) as partial:
-        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base))
-        write_tensors(partial / "adapter_model.safetensors", _tensors(settings, adapted, adapters, dtype))
+        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base, layers))
+        write_tensors(partial / "adapter_model.safetensors", _tensors(settings, adapted, adapters, layers, dtype))
 
 
-def adapter_config(lora: Lora, adapted: list[Module], base: str) -> dict[str, Any]:
+def adapter_config(lora: Lora, adapted: list[Module], base: str, layers: str = "model.layers") -> dict[str, Any]:
     """The keys of PEFT's LoraConfig that change the computation; PEFT takes its defaults for all others."""
+    targets: Any = sorted(module.name.rpartition(".")[2] for module in adapted)
+    if layers == LAYERS:
+        # A list would also match modules of the vision part, of the same names.
+        named = "|".join(re.escape(module.name) for module in adapted)
+        targets = rf"{re.escape(layers)}\.\d+\.({named})"
     names = {module: module.name.rpartition(".")[2] for module in adapted}
     fused = {names[module]: len(module.matrices) for module in adapted if len(module.matrices) > 1}
     return {
@@ -52,7 +67,7 @@ def adapter_config(lora: Lora, adapted: list[Module], base: str) -> dict[str, An
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": _plain(lora.alpha),
-        "target_modules": sorted(names.values()),
+        "target_modules": targets,
         "rank_pattern": {name: lora.rank * parts for name, parts in fused.items()},
         "alpha_pattern": {name: _plain(lora.alpha * parts) for name, parts in fused.items()},
         "lora_dropout": 0.0,
@@ -69,7 +84,7 @@ def _plain(number: float) -> float | int:
 
 
 def _tensors(
-    settings: DecoderSettings, adapted: list[Module], adapters: Parameters, dtype: str
+    settings: DecoderSettings, adapted: list[Module], adapters: Parameters, layers: str, dtype: str
 ) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for module in adapted:
@@ -80,7 +95,7 @@ def _tensors(
         for layer in range(settings.layers):
             lows = [x[layer].reshape(-1, x.shape[-1]).T for x in a]
             highs = [x[layer].reshape(x.shape[1], -1).T for x in b]
-            name = f"base_model.model.model.layers.{layer}.{module.name}"
+            name = f"base_model.model.{layers}.{layer}.{module.name}"
             for side, array in (("lora_A", np.concatenate(lows)), ("lora_B", _block_diagonal(highs))):
                 tensor = np.asarray(array.astype(FLOATS[dtype]), order="C")
                 if not np.isfinite(tensor).all():

@@ -6,26 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.hugging_face.families import FAMILIES, Family, Option
+from qrpo_jax.hugging_face.families import FAMILIES
+from qrpo_jax.hugging_face.family import Family, Option
 from qrpo_jax.hugging_face.json_values import LARGEST, flag, number, read_json, unsupported
-from qrpo_jax.hugging_face.rope_config import read_rope, read_rope_layers, rope_keys, written_rope
+from qrpo_jax.hugging_face.metadata import METADATA
+from qrpo_jax.hugging_face.rope_config import layers_with_rope, read_rope, read_rope_layers, rope_keys, written_rope
+from qrpo_jax.hugging_face.text_part import WHOLES, text_config
 from qrpo_jax.hugging_face.window_config import read_windows, window_keys, written_windows
 from qrpo_jax.model.settings import DecoderSettings
-
-# Keys of config.json that say nothing about what the network computes. Any key that is neither here nor known to the
-# family is refused: to ignore a key that matters would give a subtly different model.
-_METADATA = """
-_commit_hash _from_model_config _name_or_path architectures model_type transformers_version dtype torch_dtype
-initializer_range use_cache is_decoder return_dict output_attentions output_hidden_states output_scores
-return_dict_in_generate torchscript chunk_size_feed_forward bos_token_id eos_token_id pad_token_id sep_token_id
-unk_token_id decoder_start_token_id tokenizer_class prefix id2label label2id num_labels problem_type
-finetuning_task task_specific_params max_length min_length do_sample early_stopping num_beams num_beam_groups
-diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
-remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-"""
-
-METADATA = frozenset(_METADATA.split())
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -37,7 +25,9 @@ SIZES = {
     "d_ff": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-NEEDED = frozenset({*SIZES.values(), "rms_norm_eps", "tie_word_embeddings"})
+
+# Keys of one supported value that an export says nevertheless.
+WRITTEN = frozenset({"hidden_act", "hidden_activation"})
 
 # Layers and their tensors are listed one by one before the weights are read, so an untrusted config.json must not
 # be able to ask for any number of them.
@@ -47,14 +37,18 @@ MAX_LAYERS = 10_000
 def read_settings(folder: Path) -> DecoderSettings:
     """Settings from `config.json`, in the layout of transformers 5 or older.
 
-    A key that is absent means what it means to transformers.
+    A key that is absent means what it means to transformers. Of a model that also reads images they are the settings
+    of its text part.
 
     Raises:
       UserError: the folder or file is missing or malformed, the architecture is not in `FAMILIES`, or a
         setting would change the computation and is not supported.
     """
     config = read_config(folder)
-    return settings_of(folder, config, architecture(folder, config, FAMILIES))
+    name = architecture(folder, config, (*FAMILIES, *WHOLES))
+    if name in WHOLES:
+        name, config = text_config(folder, config, name)
+    return settings_of(folder, config, name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,10 +91,9 @@ def settings_of(
     _check_keys(folder, family, config, values, head_keys)
     sizes = _sizes(folder, family, values)
     fields: dict[str, Any] = {**sizes, "family": name, **family.fixed, **_constants(folder, family, values)}
-    if family.unroped:
-        fields["rope_layers"] = read_rope_layers(folder, config, sizes["layers"])
-    rope_layers = fields["rope_layers"] if family.unroped else None
-    fields |= read_windows(folder, family, config, sizes["layers"], rope_layers)
+    roped = read_rope_layers(folder, config, sizes["layers"]) if family.roped == "listed" else None
+    windows = read_windows(folder, family, config, sizes["layers"], roped)
+    fields |= windows | {"rope_layers": roped or layers_with_rope(family, windows, sizes["layers"])}
     fields |= read_rope(folder, family, config, sizes)
     try:
         return DecoderSettings(**fields)
@@ -121,11 +114,12 @@ def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]
     config = {
         "architectures": [settings.family],
         "model_type": family.model_type,
-        **{theirs: getattr(settings, ours) for ours, theirs in SIZES.items()},
-        "rms_norm_eps": settings.norm_epsilon,
+        **family.written,
+        **{theirs: getattr(settings, ours) for ours, theirs in _size_keys(family).items()},
+        family.epsilon: settings.norm_epsilon,
         "tie_word_embeddings": settings.tie_embeddings,
-        **{key: family.supported[key][0] for key in ("hidden_act", "hidden_activation") if key in family.supported},
-        **{key: getattr(settings, option.fields[0]) for key, option in family.options.items()},
+        **{key: allowed[0] for key, allowed in family.supported.items() if key in WRITTEN | family.needed},
+        **{key: _written(settings, option) for key, option in family.options.items()},
         **written_windows(settings, family),
         "rope_parameters": rope,
         **beside,
@@ -142,9 +136,13 @@ def hugging_face_config(settings: DecoderSettings, dtype: str) -> dict[str, Any]
     return config
 
 
+def _size_keys(family: Family) -> dict[str, str]:
+    return SIZES | dict(family.sizes)
+
+
 def _defaults(family: Family) -> dict[str, Any]:
     """What transformers assumes for absent keys, windows and positions aside."""
-    defaults = {key: allowed[0] for key, allowed in family.supported.items()}
+    defaults = {key: allowed[0] for key, allowed in family.supported.items() if key not in family.needed}
     defaults |= {key: option.default for key, option in family.options.items()}
     defaults |= {"model_type": family.model_type, "tie_word_embeddings": family.tied}
     return defaults | {"num_key_value_heads": family.kv_heads, "head_dim": family.head_dim}
@@ -157,14 +155,15 @@ def _check_keys(
     if values["model_type"] != family.model_type:
         raise unsupported(folder, "model_type", values["model_type"], (family.model_type,))
     for key, allowed in family.supported.items():
-        if values[key] not in allowed:
+        if key in values and values[key] not in allowed:
             raise unsupported(folder, key, values[key], allowed)
-    known = head_keys | NEEDED | METADATA | family.metadata | set(family.supported) | set(family.options)
-    unknown = sorted(set(config) - known - rope_keys(family) - window_keys(family))
+    needed = {*_size_keys(family).values(), family.epsilon, "tie_word_embeddings", *family.needed}
+    known = head_keys | needed | METADATA | family.metadata | set(family.supported) | set(family.options)
+    unknown = sorted(set(config) - known - set(family.written) - rope_keys(family) - window_keys(family))
     if unknown:
         key = unknown[0]
         raise UserError(f"{folder}/config.json sets {key}={config[key]!r}, which is not supported", about="path")
-    missing = sorted(NEEDED - set(values))
+    missing = sorted(needed - set(values))
     if missing:
         raise UserError(f"{folder}/config.json does not say {missing[0]}", about="path")
 
@@ -173,19 +172,23 @@ def _sizes(folder: Path, family: Family, values: Mapping[str, Any]) -> dict[str,
     values = dict(values)
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
-    if values["head_dim"] is None and family.head_dim is None:
+    if family.head_dim is None and (values["head_dim"] is None or family.derived_head_dim):
         d_model = number(folder, "hidden_size", values["hidden_size"], int)
-        values["head_dim"] = d_model // number(folder, "num_attention_heads", values["num_attention_heads"], int)
+        derived = d_model // number(folder, "num_attention_heads", values["num_attention_heads"], int)
+        if values["head_dim"] not in (None, derived):
+            raise unsupported(folder, "head_dim", values["head_dim"], (derived,))
+        values["head_dim"] = derived
     largest = {"layers": MAX_LAYERS}
     return {
-        ours: number(folder, theirs, values[theirs], int, largest.get(ours, LARGEST)) for ours, theirs in SIZES.items()
+        ours: number(folder, theirs, values[theirs], int, largest.get(ours, LARGEST))
+        for ours, theirs in _size_keys(family).items()
     }
 
 
 def _constants(folder: Path, family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     """The norms' epsilon, whether embeddings are tied, and the family's options, such as biases and caps."""
     fields = {
-        "norm_epsilon": number(folder, "rms_norm_eps", values["rms_norm_eps"], float),
+        "norm_epsilon": number(folder, family.epsilon, values[family.epsilon], float),
         "tie_embeddings": flag(folder, "tie_word_embeddings", values["tie_word_embeddings"]),
     }
     for key, option in family.options.items():
@@ -196,4 +199,11 @@ def _constants(folder: Path, family: Family, values: Mapping[str, Any]) -> dict[
 def _option(folder: Path, key: str, value: Any, option: Option) -> Any:
     if value is None and option.nullable:
         return None
-    return flag(folder, key, value) if option.kind is bool else number(folder, key, value, option.kind)
+    value = flag(folder, key, value) if option.kind is bool else number(folder, key, value, option.kind)
+    return 1.0 / value if option.reciprocal else value
+
+
+def _written(settings: DecoderSettings, option: Option) -> Any:
+    """The value of an option's key in config.json."""
+    value = getattr(settings, option.fields[0])
+    return 1.0 / value if option.reciprocal else value

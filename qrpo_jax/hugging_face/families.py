@@ -1,118 +1,24 @@
-"""Model families: the settings of each, the keys of its Hugging Face `config.json`, and how its weights are stored."""
+"""The supported model families, by the architecture that a Hugging Face `config.json` names."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from qrpo_jax.hugging_face.family import Family, Option
+from qrpo_jax.hugging_face.stored_names import (
+    COMMON,
+    FUSED,
+    FUSED_GATE,
+    MLP,
+    POST,
+    PRE,
+    SANDWICH,
+    SHARED_MLP,
+    XIELU_WEIGHTS,
+    norms,
+)
 from qrpo_jax.model.layers import XIELU
 
-ParameterPath = tuple[str, ...]
+PATTERN, PATTERN_BESIDE = "sliding_window_pattern", "_sliding_window_pattern"
 
-
-class Weight(NamedTuple):
-    """How a parameter is stored.
-
-    Attributes:
-      name: of the stored tensor; {} is the layer.
-      inputs: number of the parameter's axes that are summed over. A matrix is stored as [outputs, inputs], the
-        transpose of the parameter, and a vector flat. None: stored with the parameter's own axes.
-      fused: where one stored tensor holds several parameters, all of their names, from its first row to its last.
-    """
-
-    name: str
-    inputs: int | None = 0
-    fused: tuple[str, ...] = ()
-
-
-class Option(NamedTuple):
-    """A key of config.json that sets settings.
-
-    Attributes:
-      fields: the settings.
-      kind: bool, int or float.
-      default: the value where the key is absent.
-      nullable: whether null is allowed.
-    """
-
-    fields: tuple[str, ...]
-    kind: type
-    default: Any
-    nullable: bool = False
-
-
-class Family(NamedTuple):
-    """One architecture.
-
-    Attributes:
-      weights: how each parameter is stored.
-      supported: keys that change the computation and may only have these values, the first where absent.
-      options: keys that set settings.
-      fixed: settings that all models of the family share.
-      kv_heads, head_dim: defaults of config.json; None for as many as heads, and for d_model / heads.
-      tied: default of `tie_word_embeddings`.
-      ropes: supported kinds of rotary embedding.
-      rope_theta: default base.
-      rope_default: assumed where config.json has neither `rope_parameters` nor `rope_scaling`.
-      windows: which layers slide: "none", "all", "late" (from max_window_layers on), "unroped", or all but every
-        `pattern`-th ("alternate").
-      window: default size.
-      local_theta: default base of sliding layers, where they have their own.
-      unroped: some layers do not know positions.
-      partial_rotary: heads may be rotated in part.
-      even_split: transformers refuses a d_model that is no multiple of heads.
-      metadata: keys that change nothing in this family.
-      constants: stored tensors that are not parameters, and their value.
-      pad_token: default of `pad_token_id`.
-    """
-
-    model_type: str
-    weights: Mapping[ParameterPath, Weight]
-    supported: Mapping[str, tuple[Any, ...]]
-    options: Mapping[str, Option] = {}
-    fixed: Mapping[str, Any] = {}
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    tied: bool = False
-    ropes: tuple[str, ...] = ("default",)
-    rope_theta: float = 10_000.0
-    rope_default: Mapping[str, Any] = {}
-    windows: str = "none"
-    window: int | None = None
-    pattern: int = 0
-    local_theta: float | None = None
-    unroped: bool = False
-    partial_rotary: bool = False
-    even_split: bool = False
-    metadata: frozenset[str] = frozenset()
-    constants: Mapping[str, float] = {}
-    pad_token: int | None = None
-
-
-def _norms(**names: str) -> dict[ParameterPath, Weight]:
-    return {("layers", ours, "scale"): Weight(f"model.layers.{{}}.{name}.weight") for ours, name in names.items()}
-
-
-_AT, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
-_COMMON: dict[ParameterPath, Weight] = {
-    ("embedding",): Weight("model.embed_tokens.weight", None),
-    ("norm", "scale"): Weight("model.norm.weight"),
-    ("head",): Weight("lm_head.weight", None),
-    **{("layers", "attention", x): Weight(f"{_AT}.{x}_proj.weight", 1) for x in "qkv"},
-    ("layers", "attention", "o"): Weight(f"{_AT}.o_proj.weight", 2),
-    **{("layers", "attention", f"{x}_bias"): Weight(f"{_AT}.{x}_proj.bias") for x in "qkvo"},
-    **{("layers", "attention", f"{x}_norm", "scale"): Weight(f"{_AT}.{x}_norm.weight") for x in "qk"},
-    **{("layers", "mlp", x): Weight(f"{_MLP}.{x}_proj.weight", 1) for x in ("gate", "up", "down")},
-    **{("layers", "mlp", f"{x}_bias"): Weight(f"{_MLP}.{x}_proj.bias") for x in ("gate", "up", "down")},
-}
-_FUSED: dict[ParameterPath, Weight] = {
-    **{("layers", "attention", x): Weight(f"{_AT}.qkv_proj.weight", 1, ("q", "k", "v")) for x in "qkv"},
-    **{("layers", "mlp", x): Weight(f"{_MLP}.gate_up_proj.weight", 1, ("gate", "up")) for x in ("gate", "up")},
-}
-_XIELU: dict[ParameterPath, Weight] = {
-    ("layers", "mlp", "activation", x): Weight(f"{_MLP}.act_fn.{x}") for x in ("alpha_p", "alpha_n")
-}
-_PRE = _COMMON | _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
-_POST = _norms(attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
-_SANDWICH = _COMMON | _POST | _norms(attention_norm="input_layernorm", mlp_norm="pre_feedforward_layernorm")
 
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0.0, None),
@@ -133,6 +39,21 @@ _NO_WINDOW: dict[str, tuple[Any, ...]] = {
 _BIAS = {"attention_bias": Option(("qkv_bias", "output_bias"), bool, False)}
 _MLP_BIAS = {"mlp_bias": Option(("mlp_bias",), bool, False)}
 
+# Of layers that a dense Granite 4 does not have.
+_EXPERTS = frozenset({"num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "intermediate_size"})
+_MAMBA = frozenset(
+    {f"mamba_{name}" for name in ("chunk_size", "conv_bias", "d_conv", "d_state", "expand", "n_groups", "proj_bias")}
+    | {"time_step_limit", "init_method"}
+)
+# Published with dropout in attention, which is not computed here: log-probs of policy and reference have no noise.
+_UNUSED_DROPOUT: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0, None, 0.1)}
+_MULTIPLIERS = {
+    "embedding_multiplier": Option(("embedding_multiplier",), float, 1.0),
+    "attention_multiplier": Option(("attention_multiplier",), float, 1.0),
+    "residual_multiplier": Option(("residual_multiplier",), float, 1.0),
+    "logits_scaling": Option(("logit_scale",), float, 1.0, reciprocal=True),
+}
+
 _GEMMA_FIXED = dict(activation="gelu_tanh", post_norm=True, norm_offset=1.0, norm_rounds=False, scale_embeddings=True)
 _GEMMA_SUPPORTED = _PLAIN | {
     "hidden_activation": ("gelu_pytorch_tanh",),
@@ -141,7 +62,7 @@ _GEMMA_SUPPORTED = _PLAIN | {
 }
 _GEMMA_OPTIONS = _BIAS | {"query_pre_attn_scalar": Option(("query_scalar",), int, 256)}
 _GEMMA: dict[str, Any] = dict(
-    weights=_SANDWICH,
+    weights=SANDWICH,
     kv_heads=4,
     head_dim=256,
     tied=True,
@@ -152,27 +73,72 @@ _GEMMA: dict[str, Any] = dict(
     pad_token=0,
 )
 
+_OLMO: dict[str, Any] = dict(
+    weights=COMMON | POST,
+    options=_BIAS,
+    fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
+    pad_token=1,
+)
+
+_GLM: dict[str, Any] = dict(
+    options={"attention_bias": Option(("qkv_bias",), bool, True)},
+    supported=_SILU | _NO_WINDOW | {"mlp_bias": (False,)},
+    fixed=dict(rope_interleaved=True),
+    kv_heads=2,
+    head_dim=128,
+    partial_rotary=True,
+    rotary_share=0.5,
+    pad_token=151_329,
+)
+
 FAMILIES = {
     "LlamaForCausalLM": Family(  # Llama, SmolLM, SmolLM 2
         model_type="llama",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS | _MLP_BIAS,
         supported=_SILU | _NO_WINDOW | {"rope_interleaved": (False,), "is_llama_config": (True,)},
-        ropes=("default", "llama3"),
         even_split=True,
         metadata=frozenset({"transformers.js_config"}),
     ),
     "MistralForCausalLM": Family(
         model_type="mistral",
-        weights=_PRE,
+        weights=PRE,
         supported=_SILU | {"layer_types": (None,), "attention_bias": (False,), "mlp_bias": (False,)},
         kv_heads=8,
         windows="all",
         window=4096,
     ),
+    "MinistralForCausalLM": Family(
+        model_type="ministral",
+        weights=PRE,
+        supported=_SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
+        kv_heads=8,
+        windows="listed",
+        window=4096,
+    ),
+    "Ministral3ForCausalLM": Family(
+        model_type="ministral3",
+        weights=PRE,
+        supported=_SILU | {"layer_types": (None,), "attention_bias": (False,), "mlp_bias": (False,)},
+        kv_heads=8,
+        head_dim=128,
+        windows="all",
+        ropes=("yarn",),
+        rope_default={
+            "rope_type": "yarn",
+            "rope_theta": 1_000_000.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16_384,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+        query_growth=True,
+        pad_token=11,
+    ),
     "Qwen2ForCausalLM": Family(
         model_type="qwen2",
-        weights=_PRE,
+        weights=PRE,
         supported=_SILU | {"use_mrope": (False,)},
         fixed=dict(qkv_bias=True),
         kv_heads=32,
@@ -181,7 +147,7 @@ FAMILIES = {
     ),
     "Qwen3ForCausalLM": Family(
         model_type="qwen3",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS,
         supported=_SILU,
         fixed=dict(qk_norm="head"),
@@ -209,22 +175,116 @@ FAMILIES = {
         supported=_GEMMA_SUPPORTED | {"attn_logit_softcapping": (None,)},
         fixed=_GEMMA_FIXED | {"qk_norm": "head"},
         pattern=6,
-        ropes=("default", "linear"),
+        pattern_keys=(PATTERN, PATTERN_BESIDE),
         rope_theta=1_000_000.0,
         local_theta=10_000.0,
+        local_key="rope_local_base_freq",
         **_GEMMA,
     ),
-    "Olmo2ForCausalLM": Family(
-        model_type="olmo2",
-        weights=_COMMON | _POST,
-        options=_BIAS,
-        supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)},
-        fixed=dict(qk_norm="projection", pre_norm=False, post_norm=True, norm_rounds=False),
+    "Olmo2ForCausalLM": Family(model_type="olmo2", supported=_SILU | _NO_WINDOW | {"clip_qkv": (None,)}, **_OLMO),
+    "Olmo3ForCausalLM": Family(
+        model_type="olmo3",
+        windows="alternate",
+        window=4096,
+        pattern=4,
+        rope_theta=500_000.0,
+        local_theta=500_000.0,
+        supported=_SILU | {"clip_qkv": (None,)},
+        **_OLMO,
+    ),
+    "GraniteForCausalLM": Family(  # Granite 3
+        model_type="granite",
+        weights=PRE,
+        options=_BIAS | _MLP_BIAS | _MULTIPLIERS,
+        supported=_SILU | _NO_WINDOW | _UNUSED_DROPOUT,
+    ),
+    "SeedOssForCausalLM": Family(
+        model_type="seed_oss",
+        weights=PRE,
+        options=_MLP_BIAS
+        | {
+            "attention_bias": Option(("qkv_bias",), bool, True),
+            "attention_out_bias": Option(("output_bias",), bool, False),
+        },
+        supported=_SILU | _NO_WINDOW | {"attention_dropout": (0.1, 0.0), "residual_dropout": (0.1, 0.0)},
+        kv_heads=8,
+        head_dim=128,
         pad_token=1,
+    ),
+    "GlmForCausalLM": Family(model_type="glm", weights=PRE | FUSED_GATE, **_GLM),  # GLM-4 before 0414
+    "Glm4ForCausalLM": Family(
+        model_type="glm4",
+        weights=COMMON
+        | FUSED_GATE
+        | norms(
+            attention_norm="input_layernorm",
+            attention_post_norm="post_self_attn_layernorm",
+            mlp_norm="post_attention_layernorm",
+            mlp_post_norm="post_mlp_layernorm",
+        ),
+        **_GLM | {"fixed": _GLM["fixed"] | {"post_norm": True}},
+    ),
+    "Exaone4ForCausalLM": Family(
+        model_type="exaone4",
+        weights=COMMON | POST,
+        supported=_SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
+        fixed=dict(qk_norm="head", pre_norm=False, post_norm=True),
+        kv_heads=32,
+        windows="alternate",
+        window=4096,
+        pattern=4,
+        pattern_keys=(PATTERN,),
+        roped="windowed",
+    ),
+    "Cohere2ForCausalLM": Family(
+        model_type="cohere2",
+        weights=COMMON | norms(attention_norm="input_layernorm"),
+        options=_BIAS | {"logit_scale": Option(("logit_scale",), float, 0.0625)},
+        supported=_SILU
+        | {
+            "mlp_bias": (False,),
+            "layer_switch": (4,),
+            "order_of_interleaved_layers": ("local_attn_first",),
+            "position_embedding_type": ("rope_gptj",),
+            "rotary_pct": (1.0,),
+            "use_embedding_sharing": (True,),
+            "use_gated_activation": (True,),
+            "use_parallel_block": (True,),
+            "use_parallel_embedding": (False,),
+            "use_qk_norm": (False,),
+        },
+        fixed=dict(parallel=True, norm_centres=True, norm_rounds=False, rope_interleaved=True),
+        epsilon="layer_norm_eps",
+        derived_head_dim=True,
+        tied=True,
+        windows="alternate",
+        window=4096,
+        pattern=4,
+        pattern_keys=(PATTERN,),
+        roped="sliding",
+        metadata=frozenset({"cache_implementation"}),
+        pad_token=0,
+    ),
+    "GraniteMoeHybridForCausalLM": Family(  # Granite 4 without experts and Mamba layers
+        model_type="granitemoehybrid",
+        weights=PRE | SHARED_MLP,
+        options=_BIAS | _MULTIPLIERS,
+        supported=_SILU
+        | _UNUSED_DROPOUT
+        | {
+            "num_local_experts": (0,),
+            "position_embedding_type": ("rope",),
+            "normalization_function": ("rmsnorm",),
+        },
+        sizes={"d_ff": "shared_intermediate_size"},
+        needed=frozenset({"num_local_experts", "position_embedding_type"}),
+        windows="attention",
+        metadata=_EXPERTS | _MAMBA,
+        written={"mamba_n_heads": 1, "mamba_d_head": "auto"},
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
-        weights=_PRE | _FUSED,
+        weights=PRE | FUSED,
         supported=_SILU
         | {
             "attention_bias": (False,),
@@ -245,20 +305,20 @@ FAMILIES = {
     ),
     "SmolLM3ForCausalLM": Family(
         model_type="smollm3",
-        weights=_PRE,
+        weights=PRE,
         options=_BIAS | _MLP_BIAS,
         supported=_PLAIN | {"hidden_act": ("silu",)},
         kv_heads=4,
         tied=True,
         rope_theta=2_000_000.0,
         windows="unroped",
-        unroped=True,
+        roped="listed",
         metadata=frozenset({"pretraining_tp", "max_window_layers"}),
         pad_token=128_004,
     ),
     "ApertusForCausalLM": Family(
         model_type="apertus",
-        weights=_COMMON | _XIELU | _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+        weights=COMMON | XIELU_WEIGHTS | norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
         options=_BIAS,
         supported=_PLAIN
         | _NO_WINDOW
@@ -270,7 +330,6 @@ FAMILIES = {
             "qk_norm": (True,),
         },
         fixed=dict(activation="xielu", qk_norm="head"),
-        ropes=("default", "llama3"),
         rope_theta=12_000_000.0,
         rope_default={
             "rope_type": "llama3",
@@ -281,6 +340,6 @@ FAMILIES = {
             "original_max_position_embeddings": 8192,
         },
         pad_token=3,
-        constants={f"{_MLP}.act_fn.beta": XIELU.BETA, f"{_MLP}.act_fn.eps": XIELU.EPSILON},
+        constants={f"{MLP}.act_fn.beta": XIELU.BETA, f"{MLP}.act_fn.eps": XIELU.EPSILON},
     ),
 }

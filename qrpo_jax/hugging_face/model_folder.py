@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from qrpo_jax.devices.dtypes import FLOATS, SAFETENSORS
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError
-from qrpo_jax.hugging_face.config import hugging_face_config, read_settings
+from qrpo_jax.hugging_face.config import hugging_face_config, read_config, read_settings
 from qrpo_jax.hugging_face.exported_weights import save_weights
 from qrpo_jax.hugging_face.families import FAMILIES
 from qrpo_jax.hugging_face.json_values import read_json, write_json
 from qrpo_jax.hugging_face.new_folders import check_new, new_folder
 from qrpo_jax.hugging_face.tensors import Stored, stored_tensors
+from qrpo_jax.hugging_face.text_part import is_whole, text_tensors, vision_tensors
 from qrpo_jax.hugging_face.weights import Header, load_weights, open_tensors, read_headers
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.settings import DecoderSettings
@@ -56,7 +57,7 @@ def check_weights(
     Raises:
       UserError: see `check_folder`.
     """
-    headers = read_headers(folder)
+    headers = decoder_headers(folder)
     expected = {stored.name: stored for stored in stored_tensors(settings)}
     expected |= {name: Stored(name, shape, ()) for name, shape in head.items()}
     missing = [name for name, stored in expected.items() if name not in headers and stored.constant is None]
@@ -72,10 +73,29 @@ def check_weights(
         # Old versions of transformers saved this buffer, which follows from the settings.
         elif not re.fullmatch(r"(.+\.)?rotary_emb\.inv_freq", name):
             raise UserError(
-                f"{header.file} has tensor {name} of shape {list(header.shape)}, "
+                f"{header.file} has tensor {header.name} of shape {list(header.shape)}, "
                 "which its config.json has no place for",
                 about="path",
             )
+
+
+def decoder_headers(folder: Path) -> dict[str, Header]:
+    """Header of every tensor, by the names of the decoder's family; of a model that also reads images, its text part's.
+
+    Raises:
+      UserError: as `read_headers`.
+    """
+    headers = read_headers(folder)
+    return text_tensors(headers) if is_whole(read_config(folder)) else headers
+
+
+def left_out(folder: Path) -> int:
+    """How many tensors are not of the decoder, but of the vision part of a model that also reads images.
+
+    Raises:
+      UserError: as `read_headers`.
+    """
+    return vision_tensors(read_headers(folder)) if is_whole(read_config(folder)) else 0
 
 
 def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32) -> Parameters:
@@ -84,7 +104,7 @@ def load(folder: Path, mesh: Mesh, dtype: Any = jnp.float32) -> Parameters:
     Raises:
       UserError: as `check_folder`, or a dimension that the mesh cannot split.
     """
-    return load_weights(read_headers(folder), check_folder(folder), mesh, dtype)
+    return load_weights(decoder_headers(folder), check_folder(folder), mesh, dtype)
 
 
 def save(
@@ -185,7 +205,7 @@ def check_vocabulary(settings: DecoderSettings, text: "Text") -> None:
 
 
 def _check_tensor(stored: Stored, header: Header) -> None:
-    tensor = f"tensor {stored.name} in {header.file}"
+    tensor = f"tensor {header.name} in {header.file}"
     if header.shape != stored.shape:
         raise UserError(
             f"{tensor} has shape {list(header.shape)}; config.json asks for {list(stored.shape)}", about="path"
@@ -195,7 +215,7 @@ def _check_tensor(stored: Stored, header: Header) -> None:
     if stored.constant is None:
         return
     with open_tensors(header.file) as opened:
-        value = float(opened.get_tensor(stored.name))
+        value = float(opened.get_tensor(header.name))
     # It may have been rounded to any of these types before.
     if value not in [float(np.asarray(stored.constant).astype(dtype)) for dtype in SAFETENSORS.values()]:
         raise UserError(f"{tensor} is {value}; supported: {stored.constant}", about="path")
@@ -204,10 +224,10 @@ def _check_tensor(stored: Stored, header: Header) -> None:
 def _check_tied(folder: Path, headers: Mapping[str, Header]) -> None:
     """Refuses a stored head that differs from the embedding in any bit."""
     embedding, head = (headers[name] for name in ("model.embed_tokens.weight", "lm_head.weight"))
-    same = embedding[1:] == head[1:]
+    same = (embedding.shape, embedding.dtype) == (head.shape, head.dtype)
     if same:
         with open_tensors(embedding.file) as a, open_tensors(head.file) as b:
-            slices = a.get_slice("model.embed_tokens.weight"), b.get_slice("lm_head.weight")
+            slices = a.get_slice(embedding.name), b.get_slice(head.name)
             # A part at a time: these are the largest tensors of a model.
             rows, step = embedding.shape[0], max(1, COMPARED_NUMBERS // embedding.shape[1])
             for start in range(0, rows, step):

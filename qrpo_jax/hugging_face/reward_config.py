@@ -15,11 +15,16 @@ from qrpo_jax.model.heads import GatedObjectives, Head, SingleLogit
 from qrpo_jax.model.settings import DecoderSettings
 
 GATED = "LlamaForRewardModelWithGating"  # ArmoRM
-# transformers has such a class for all families but Apertus.
+UNCLASSIFIED = (
+    "ApertusForCausalLM",
+    "GraniteForCausalLM",
+    "GraniteMoeHybridForCausalLM",
+    "Cohere2ForCausalLM",
+)  # for which transformers has no such class
 CLASSIFIERS = {
     name.replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification"): name
     for name in FAMILIES
-    if name != "ApertusForCausalLM"
+    if name not in UNCLASSIFIED
 }
 # Keys of ArmoRM's head, with their types, and their values where they are absent.
 GATE_KINDS = {"num_objectives": int, "gating_temperature": float, "gating_hidden_dim": int, "gating_n_hidden": int}

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.hugging_face.families import FAMILIES, ParameterPath, Weight
+from qrpo_jax.hugging_face.families import FAMILIES
+from qrpo_jax.hugging_face.family import ParameterPath, Weight
 from qrpo_jax.model.decoder import abstract_parameters
 from qrpo_jax.model.settings import DecoderSettings
 

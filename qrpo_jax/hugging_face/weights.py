@@ -35,11 +35,13 @@ class Header(NamedTuple):
 
     Attributes:
       file: on disk, or in an object store.
+      name: in the file; a part of a model is known by other names.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    name: str
 
 
 def open_tensors(path: Path) -> Any:
@@ -104,7 +106,7 @@ def _file_headers(paths: Iterable[Path]) -> dict[str, Header]:
                     if name in headers:
                         raise UserError(f"tensor {name} is in two files, {headers[name].file} and {path}", about="path")
                     part = opened.get_slice(name)
-                    headers[name] = Header(path, tuple(part.get_shape()), part.get_dtype())
+                    headers[name] = Header(path, tuple(part.get_shape()), part.get_dtype(), name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a whole safetensors file ({error})", about="path") from error
     return headers
@@ -119,7 +121,7 @@ def read_tensors(headers: Mapping[str, Header], names: Iterable[str]) -> dict[st
     tensors = {}
     for name in names:
         with open_tensors(headers[name].file) as opened:
-            tensors[name] = opened.get_tensor(name).astype(np.float32)
+            tensors[name] = opened.get_tensor(headers[name].name).astype(np.float32)
         if not np.isfinite(tensors[name]).all():
             raise UserError(
                 f"tensor {name} in {headers[name].file} holds NaN or infinity; get the file again", about="path"
@@ -158,7 +160,7 @@ def load_weights(
         for part in stored.parts:
             path, target = part.path, shardings[part.path]
             piece = _read(headers[stored.name], stored, part, _stored_sharding(part, target))
-            _check_finite(piece, headers[stored.name], stored.name, dtype)
+            _check_finite(piece, headers[stored.name], dtype)
             if part.layer is None:
                 placed[path] = _cast(target)(piece, part.inputs, part.shape, dtype)
             else:
@@ -169,15 +171,15 @@ def load_weights(
     return nnx.traversals.unflatten_mapping(placed)
 
 
-def _check_finite(piece: Array, header: Header, name: str, dtype: Any) -> None:
+def _check_finite(piece: Array, header: Header, dtype: Any) -> None:
     """Refuses a tensor with NaN or infinity, stored or as `dtype`; the devices look, while the tensor is on them."""
     stored, cast = (int(count) for count in _not_finite(piece, dtype))
     if stored:
         fault = f"holds NaN or infinity ({stored} of its numbers)"
-        raise UserError(f"tensor {name} in {header.file} {fault}; get the file again", about="path")
+        raise UserError(f"tensor {header.name} in {header.file} {fault}; get the file again", about="path")
     if cast:
         fault = f"has numbers beyond the range of {jnp.dtype(dtype).name} ({cast} of them)"
-        raise UserError(f"tensor {name} in {header.file} {fault}; keep parameters in float32", about="path")
+        raise UserError(f"tensor {header.name} in {header.file} {fault}; keep parameters in float32", about="path")
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -204,7 +206,7 @@ def _read(header: Header, stored: Stored, part: Part, sharding: NamedSharding) -
     slices: dict[str, np.ndarray] = {}
     # A file is closed after each tensor: its pages would stay in memory as long as it is mapped.
     with open_tensors(header.file) as opened:
-        tensor = opened.get_slice(stored.name)
+        tensor = opened.get_slice(header.name)
 
         def rows(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None, "stored tensors that are parameters have axes"

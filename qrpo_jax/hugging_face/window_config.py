@@ -5,26 +5,29 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.hugging_face.families import Family
+from qrpo_jax.hugging_face.families import PATTERN, PATTERN_BESIDE
+from qrpo_jax.hugging_face.family import Family
 from qrpo_jax.hugging_face.json_values import flag, number, setting_error, unsupported
 from qrpo_jax.model.settings import DecoderSettings
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+ATTENTION = "attention"  # as models with other kinds of layers call it; transformers 5 reads it as FULL
 WINDOW_KEYS = {
     "none": (),
+    "attention": ("layer_types",),
     "all": ("sliding_window",),
+    "listed": ("sliding_window", "layer_types"),
     "late": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     "unroped": ("sliding_window", "use_sliding_window", "layer_types"),
     "alternate": ("sliding_window", "layer_types"),
 }
-PATTERN, PATTERN_BESIDE = "sliding_window_pattern", "_sliding_window_pattern"
 
 
 def window_keys(family: Family) -> set[str]:
     """The keys of config.json that are about the windows of this family."""
     keys = set(WINDOW_KEYS[family.windows])
     keys |= {"sliding_window_size"} if family.windows == "alternate" else set()
-    return keys | ({PATTERN, PATTERN_BESIDE} if family.local_theta is not None else set())
+    return keys | set(family.pattern_keys)
 
 
 def read_windows(
@@ -39,7 +42,9 @@ def read_windows(
     Raises:
       UserError: a malformed value, or keys that contradict each other.
     """
-    if family.windows == "none":
+    if family.windows == "attention":
+        _check_attention(folder, config, layers)
+    if family.windows in ("none", "attention"):
         return {}
     window = _window(folder, family, config)
     if family.windows == "all":
@@ -68,10 +73,12 @@ def written_windows(settings: DecoderSettings, family: Family) -> dict[str, Any]
         "max_window_layers": late,
         "layer_types": types,
     }
-    if family.windows == "alternate" and window is None:
+    if family.windows == "alternate" and window is None and family.roped != "windowed":
         values["sliding_window"] = family.window  # transformers wants one even where no layer slides
+    if family.windows == "attention":
+        values["layer_types"] = [ATTENTION] * settings.layers
     written = {key: values[key] for key in WINDOW_KEYS[family.windows]}
-    if family.local_theta is not None:
+    if family.pattern_keys:
         patterns = (family.pattern, *range(1, settings.layers + 2))
         matches = [pattern for pattern in patterns if _alternate(pattern, settings.layers) == types]
         written |= {PATTERN: matches[0]} if matches else {}
@@ -80,7 +87,7 @@ def written_windows(settings: DecoderSettings, family: Family) -> dict[str, Any]
 
 def _window(folder: Path, family: Family, config: Mapping[str, Any]) -> int | None:
     values = {"sliding_window": family.window, "use_sliding_window": False, **config}
-    used = family.windows in ("all", "alternate")
+    used = family.windows in ("all", "listed", "alternate")
     used = used or flag(folder, "use_sliding_window", values["use_sliding_window"])
     window = values["sliding_window"] if used else None
     window = None if window is None else number(folder, "sliding_window", window, int)
@@ -98,20 +105,21 @@ def _layer_types(
     rope_layers: tuple[bool, ...] | None,
 ) -> list[str]:
     """The type of every layer, from `layer_types` or else from the keys that came before it."""
-    types: Any
-    if family.windows == "late":
-        late = {"max_window_layers": 28, **config}["max_window_layers"]
-        if not isinstance(late, int) or late < 0:
-            raise setting_error(folder, "max_window_layers", late, "it must be an int from 0")
-        types = [SLIDING if window is not None and i >= late else FULL for i in range(layers)]
-    elif family.windows == "unroped":
-        types = [FULL if window is None or roped else SLIDING for roped in rope_layers or (True,) * layers]
-    else:
-        pattern = {PATTERN: family.pattern, **config}[PATTERN]
-        types = _alternate(number(folder, PATTERN, pattern, int), layers)
-    beside = {PATTERN_BESIDE: None, **config}[PATTERN_BESIDE]
-    if {"layer_types": None, **config}["layer_types"] is not None:
-        types, beside = config["layer_types"], None  # transformers writes the pattern beside any layer_types
+    late = {"max_window_layers": 28, **config}["max_window_layers"]
+    if family.windows == "late" and (not isinstance(late, int) or late < 0):
+        raise setting_error(folder, "max_window_layers", late, "it must be an int from 0")
+    types, beside = {"layer_types": None, **config}["layer_types"], None
+    if types is None:
+        beside = {PATTERN_BESIDE: None, **config}[PATTERN_BESIDE]  # transformers writes it beside any layer_types
+        if family.windows == "late":
+            types = [SLIDING if window is not None and i >= late else FULL for i in range(layers)]
+        elif family.windows == "listed":
+            types = [FULL if window is None else SLIDING] * layers
+        elif family.windows == "unroped":
+            types = [FULL if window is None or roped else SLIDING for roped in rope_layers or (True,) * layers]
+        else:
+            pattern = {PATTERN: family.pattern, **config}[PATTERN]
+            types = _alternate(number(folder, PATTERN, pattern, int), layers)
     if not isinstance(types, list) or len(types) != layers or any(one not in (SLIDING, FULL) for one in types):
         raise setting_error(folder, "layer_types", types, f"it must be {layers} times {SLIDING} or {FULL}")
     if beside is not None and _alternate(number(folder, PATTERN_BESIDE, beside, int), layers) != types:
@@ -123,3 +131,10 @@ def _layer_types(
 
 def _alternate(pattern: int, layers: int) -> list[str]:
     return [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
+
+
+def _check_attention(folder: Path, config: Mapping[str, Any], layers: int) -> None:
+    """Refuses layers of other kinds than attention, which transformers assumes where layer_types is absent."""
+    types = {"layer_types": None, **config}["layer_types"]
+    if not isinstance(types, list) or len(types) != layers or any(one not in (ATTENTION, FULL) for one in types):
+        raise setting_error(folder, "layer_types", types, f"it must be {layers} times {ATTENTION}")

@@ -188,7 +188,11 @@ class Job:
         dtype = FLOATS[model.parameter_dtype]
         if model.path:
             folder = as_path(model.path)
-            self.say_once(f"model: {weights.conversions(weights.read_headers(folder), dtype)} ({folder})")
+            self.say_once(f"model: {weights.conversions(model_folder.decoder_headers(folder), dtype)} ({folder})")
+            if images := model_folder.left_out(folder):
+                self.say_once(
+                    f"model: the text part alone; {images} tensors of its vision part are left out ({folder})"
+                )
             with located("model.path", mesh="mesh"):
                 return model_folder.load(folder, mesh, dtype)
         return self.random_parameters(mesh)

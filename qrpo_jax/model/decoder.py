@@ -21,7 +21,7 @@ from qrpo_jax.model.attention.cached import attend_cached
 from qrpo_jax.model.attention.rules import soft_cap
 from qrpo_jax.model.cache import Cache, slots_last
 from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
-from qrpo_jax.model.layers import Layer, RMSNorm, normal, split_by_token
+from qrpo_jax.model.layers import Layer, RMSNorm, normal, scaled, split_by_token
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.model.settings import DecoderSettings, LayerConstants, Lora, combine, layer_constants
 
@@ -49,6 +49,8 @@ class Decoder(nnx.Module):
     @property
     def scale(self) -> float | None:
         """Factor of attention scores; None for the default K^-1/2."""
+        if self.settings.attention_multiplier is not None:
+            return self.settings.attention_multiplier
         return None if self.settings.query_scalar is None else self.settings.query_scalar**-0.5
 
     def embed(self, tokens_BxL: Array, compute: Compute) -> Array:
@@ -56,8 +58,9 @@ class Decoder(nnx.Module):
         tokens_BxL = compute.constrain(tokens_BxL, "looked_up_rows", None)
         x_BxLxD = self.embedding[...].astype(compute.dtype)[tokens_BxL]
         x_BxLxD = split_by_token(compute.constrain(x_BxLxD, "looked_up_rows", None, "embed"), compute)
-        scale = jnp.asarray(self.settings.d_model**0.5, compute.dtype)
-        return x_BxLxD * scale if self.settings.scale_embeddings else x_BxLxD
+        if self.settings.scale_embeddings:
+            x_BxLxD = x_BxLxD * jnp.asarray(self.settings.d_model**0.5, compute.dtype)
+        return scaled(x_BxLxD, self.settings.embedding_multiplier)
 
     def unembedding(self) -> Array:
         """The matrix [V, D] from hidden states to logits."""
@@ -86,7 +89,7 @@ class Decoder(nnx.Module):
             parameters, constants = scanned
             layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
             x_BxLxD = checkpoint_name(x_BxLxD, LAYER_INPUT)
-            q, k, v = layer.project(x_BxLxD, layout.positions_BxL, constants.frequencies, compute)
+            q, k, v = layer.project(x_BxLxD, layout.positions_BxL, constants, compute)
             mixed_BxLxHxK = sharded.attend(
                 compute.attention,
                 compute.mesh,
@@ -123,7 +126,7 @@ class Decoder(nnx.Module):
             x_Bx1xD, k_NxBxGxKxT, v_NxBxGxKxT = carry
             index, parameters, constants, prompt_k_PxGxKxL, prompt_v_PxGxKxL = scanned
             layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
-            q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants.frequencies, compute)
+            q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants, compute)
             # Written in place into the carried cache; as an output of the scan, all of it would be copied.
             at = (index, 0, 0, 0, cache.step)
             k_NxBxGxKxT = jax.lax.dynamic_update_slice(k_NxBxGxKxT, slots_last(k)[None].astype(k_NxBxGxKxT.dtype), at)
@@ -155,7 +158,7 @@ class Decoder(nnx.Module):
         columns_VxD = self.unembedding().astype(hidden.dtype)
         wide = at_least_float32(hidden.dtype)
         logits = jnp.einsum("...D,VD->...V", hidden, columns_VxD, preferred_element_type=wide)
-        return soft_cap(logits, self.settings.logit_cap)
+        return soft_cap(scaled(logits, self.settings.logit_scale), self.settings.logit_cap)
 
 
 # Training changes either all parameters or only LoRA's adapters. Without `lora` the functions below return the tree of

@@ -9,8 +9,8 @@ from jax.lax import broadcast_to_rank
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.rope import LongRope, rotate
-from qrpo_jax.model.settings import DecoderSettings, Lora
+from qrpo_jax.model.rope import rotate
+from qrpo_jax.model.settings import DecoderSettings, LayerConstants, Lora
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str, ...]) -> nnx.Param:
@@ -73,17 +73,20 @@ def _bias(wanted: bool, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Pa
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axes, computed in float32 (Zhang & Sennrich 2019)."""
+    """Root-mean-square norm over the last axes, computed in float32 (Zhang & Sennrich 2019); `norm_centres` as set."""
 
     def __init__(self, settings: DecoderSettings, shape: tuple[int, ...] = (), axes: tuple[str, ...] = ("embed",)):
         shape = shape or (settings.d_model,)
         self.scale = nnx.Param(jnp.full(shape, 1.0 - settings.norm_offset, jnp.float32), axes=axes)
         self.epsilon, self.offset, self.rounds = settings.norm_epsilon, settings.norm_offset, settings.norm_rounds
+        self.centres = settings.norm_centres
 
     def __call__(self, x: Array) -> Array:
         wide = at_least_float32(x.dtype)
         x32, scale = x.astype(wide), self.scale[...].astype(wide)
         over, scale = tuple(range(-scale.ndim, 0)), broadcast_to_rank(scale, x.ndim)
+        if self.centres:
+            x32 = x32 - jnp.mean(x32, axis=over, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
         if self.rounds and x.dtype != wide:
             # Not by casting to x.dtype and back: the compiler may remove such a pair of casts.
@@ -178,32 +181,46 @@ class Layer(nnx.Module):
     """One decoder layer in two halves, `project` and `residual`; its caller computes attention between them."""
 
     def __init__(self, settings: DecoderSettings, rngs: nnx.Rngs, lora: Lora | None = None):
-        self.rotary_scale = settings.rope_scaling.magnitude if isinstance(settings.rope_scaling, LongRope) else 1.0
+        self.interleaved, self.multiplier = settings.rope_interleaved, settings.residual_multiplier
+        self.parallel, self.query_growth = settings.parallel, settings.query_growth
         self.attention_norm = RMSNorm(settings) if settings.pre_norm else None
         self.attention = Attention(settings, rngs, lora)
         self.attention_post_norm = RMSNorm(settings) if settings.post_norm else None
-        self.mlp_norm = RMSNorm(settings) if settings.pre_norm else None
+        self.mlp_norm = RMSNorm(settings) if settings.pre_norm and not settings.parallel else None
         self.mlp = MLP(settings, rngs, lora)
         self.mlp_post_norm = RMSNorm(settings) if settings.post_norm else None
 
     def project(
-        self, x_BxLxD: Array, positions_BxL: Array, frequencies: Array, compute: Compute
+        self, x_BxLxD: Array, positions_BxL: Array, constants: LayerConstants, compute: Compute
     ) -> tuple[Array, Array, Array]:
         """Rotated queries [B, L, H, K] and keys [B, L, G, K], and values [B, L, G, K]."""
-        inner_BxLxD = compute.constrain(normed(self.attention_norm, x_BxLxD), "rows", "length", None)
-        q, k, v = self.attention.project(inner_BxLxD, compute)
-        q = rotate(q, positions_BxL, frequencies, self.rotary_scale)
-        k = rotate(k, positions_BxL, frequencies, self.rotary_scale)
+        q, k, v = self.attention.project(self._read(self.attention_norm, x_BxLxD, compute), compute)
+        rotation = (positions_BxL, constants.frequencies, constants.rotary_scale)
+        q = rotate(q, *rotation, interleaved=self.interleaved)
+        k = rotate(k, *rotation, interleaved=self.interleaved)
+        if self.query_growth is not None:
+            factor_BxLx1x1 = self.query_growth.factor(positions_BxL)[..., None, None]
+            q = (q.astype(at_least_float32(q.dtype)) * factor_BxLx1x1).astype(q.dtype)
         return q, k, v
 
     def residual(self, x_BxLxD: Array, mixed_BxLxHxK: Array, compute: Compute) -> Array:
         """Hidden states [B, L, D] after the layer, given those before it and the result of attention."""
-        x_BxLxD = x_BxLxD + normed(
-            self.attention_post_norm, split_by_token(self.attention.output(mixed_BxLxHxK, compute), compute)
+        attended_BxLxD = split_by_token(self.attention.output(mixed_BxLxHxK, compute), compute)
+        y_BxLxD = x_BxLxD + self._update(self.attention_post_norm, attended_BxLxD)
+        inner_BxLxD = (
+            self._read(self.attention_norm, x_BxLxD, compute)
+            if self.parallel
+            else self._read(self.mlp_norm, y_BxLxD, compute)
         )
-        inner_BxLxD = compute.constrain(normed(self.mlp_norm, x_BxLxD), "rows", "length", None)
-        update_BxLxD = split_by_token(self.mlp(inner_BxLxD, compute), compute)
-        return x_BxLxD + normed(self.mlp_post_norm, update_BxLxD)
+        return y_BxLxD + self._update(self.mlp_post_norm, split_by_token(self.mlp(inner_BxLxD, compute), compute))
+
+    def _read(self, norm: RMSNorm | None, x_BxLxD: Array, compute: Compute) -> Array:
+        """What attention or the feed-forward reads of the hidden states."""
+        return compute.constrain(normed(norm, x_BxLxD), "rows", "length", None)
+
+    def _update(self, norm: RMSNorm | None, x_BxLxD: Array) -> Array:
+        """What is added to the hidden states."""
+        return scaled(normed(norm, x_BxLxD), self.multiplier)
 
 
 def split_by_token(x_BxLxD: Array, compute: Compute) -> Array:
@@ -214,3 +231,8 @@ def split_by_token(x_BxLxD: Array, compute: Compute) -> Array:
 def normed(norm: RMSNorm | None, x: Array) -> Array:
     """x after the norm; x itself without one."""
     return x if norm is None else norm(x)
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """x times a factor, which is not rounded to the type of x first."""
+    return x if factor == 1.0 else (x.astype(at_least_float32(x.dtype)) * factor).astype(x.dtype)

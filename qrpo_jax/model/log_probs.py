@@ -33,7 +33,8 @@ def row_log_probs(
     """
     decoder = nnx.merge(graph, parameters)
     hidden_BxLxD, _ = decoder(tokens_BxL, layout, compute=compute)
-    head = Head(temperature, decoder.settings.logit_cap, vocab_chunk, compute.mesh)
+    settings = decoder.settings
+    head = Head(temperature, settings.logit_cap, vocab_chunk, compute.mesh, settings.logit_scale)
     return token_log_probs(hidden_BxLxD, decoder.unembedding(), targets_BxL, head)
 
 

@@ -22,9 +22,56 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-    """`linear`: all wavelengths are stretched by `factor` (Gemma 3)."""
+    """`linear`: all wavelengths are stretched by `factor`."""
 
     factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """`yarn`: stretches like `llama3`, but interpolates over the indices of frequencies (Peng et al. 2023).
+
+    A frequency that turns `beta_fast` times within the original length is kept, one that turns `beta_slow` times is
+    divided by `factor`, and between their indices the share of each grows linearly (arXiv 2309.00071, section 3.2).
+
+    Attributes:
+      truncate: the two indices are rounded outwards to whole numbers.
+      attention_factor, mscale, mscale_all_dim: values that the stored model sets explicitly, if any.
+    """
+
+    factor: float
+    original_max_positions: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+    @property
+    def magnitude(self) -> float:
+        """Factor of rotated queries and keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        growth = 0.1 * math.log(self.factor) if self.factor > 1 else 0.0
+        if self.mscale is None or self.mscale_all_dim is None:
+            return 1.0 + growth
+        return (1.0 + self.mscale * growth) / (1.0 + self.mscale_all_dim * growth)
+
+    def kept_shares(self, theta: float, dims: int) -> np.ndarray:
+        """How much of each frequency is kept as it was, from 1 to 0, [dims/2]."""
+
+        def index(turns: float) -> float:
+            """Where the frequency lies that turns so often within the original length."""
+            return dims * math.log(self.original_max_positions / (2 * math.pi * turns)) / (2 * math.log(theta))
+
+        first, last = index(self.beta_fast), index(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, dims - 1)
+        # Equal indices make a step, which transformers rounds off by this much.
+        span = last - first if last != first else 0.001
+        return 1.0 - np.clip((np.arange(dims // 2) - first) / span, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +104,27 @@ class LongRope:
         return math.sqrt(1 + math.log(stretch) / math.log(self.original_max_positions)) if stretch > 1 else 1.0
 
 
-Scaling = RopeScaling | LinearScaling | LongRope
+Scaling = RopeScaling | LinearScaling | Yarn | LongRope
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + rate · log(1 + floor(p / positions)), as in Llama 4.
+
+    Attention over more keys than the model was first trained with then stays as sharp.
+    """
+
+    rate: float
+    positions: int
+
+    def factor(self, positions_BxL: Array) -> Array:
+        """The factor at each position, float32 [B, L]."""
+        return 1.0 + self.rate * jnp.log1p((positions_BxL // self.positions).astype(jnp.float32))
+
+
+def magnitude(scaling: Scaling | None) -> float:
+    """Factor of rotated queries and keys."""
+    return scaling.magnitude if isinstance(scaling, Yarn | LongRope) else 1.0
 
 
 def frequencies(theta: float, dims: int, scaling: Scaling | None = None) -> np.ndarray:
@@ -75,26 +142,43 @@ def frequencies(theta: float, dims: int, scaling: Scaling | None = None) -> np.n
         plain = plain * (unscaled_share + (1 - unscaled_share) / scaling.factor)
     elif isinstance(scaling, LinearScaling):
         plain = plain / scaling.factor
+    elif isinstance(scaling, Yarn):
+        kept = scaling.kept_shares(theta, dims)
+        plain = plain * (kept + (1 - kept) / scaling.factor)
     elif isinstance(scaling, LongRope):
         plain = plain / np.asarray(scaling.short_factors)
     return plain.astype(np.float32)
 
 
-def rotate(x_BxLxHxK: Array, positions_BxL: Array, inverse_frequencies: Array, scale: float = 1.0) -> Array:
-    """Rotary position embedding in the half-split layout of Hugging Face checkpoints (Su et al. 2021).
+def rotate(
+    x_BxLxHxK: Array,
+    positions_BxL: Array,
+    inverse_frequencies: Array,
+    scale: Array | float = 1.0,
+    *,
+    interleaved: bool = False,
+) -> Array:
+    """Rotary position embedding (Su et al. 2021).
 
     Args:
       inverse_frequencies: [R/2]; the first R of the K dimensions are rotated, the others unchanged.
-      scale: factor of the rotated dimensions.
+      scale: factor of the rotated dimensions, a number or [].
+      interleaved: frequency i turns dimensions 2i and 2i + 1, instead of i and i + R/2 as most checkpoints have it.
     """
     wide = at_least_float32(x_BxLxHxK.dtype)
     angles = positions_BxL[..., None].astype(wide) * inverse_frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    if scale != 1.0:
+    if not isinstance(scale, float) or scale != 1.0:
         cos, sin = cos * scale, sin * scale
     rotated_dims = 2 * inverse_frequencies.shape[-1]
-    first, second = jnp.split(x_BxLxHxK[..., :rotated_dims].astype(wide), 2, axis=-1)
-    parts = [first * cos - second * sin, second * cos + first * sin]
+    turned = x_BxLxHxK[..., :rotated_dims].astype(wide)
+    if interleaved:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        parts = [pairs.reshape(turned.shape)]
+    else:
+        first, second = jnp.split(turned, 2, axis=-1)
+        parts = [first * cos - second * sin, second * cos + first * sin]
     if rotated_dims < x_BxLxHxK.shape[-1]:
         parts.append(x_BxLxHxK[..., rotated_dims:].astype(wide))
     return jnp.concatenate(parts, axis=-1).astype(x_BxLxHxK.dtype)

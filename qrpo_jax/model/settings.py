@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.model.rope import Scaling, frequencies
+from qrpo_jax.model.rope import QueryGrowth, Scaling, frequencies, magnitude
 
 ACTIVATIONS = ("silu", "gelu_tanh", "xielu")
 
@@ -24,16 +24,24 @@ class DecoderSettings:
       qkv_bias, output_bias, mlp_bias: which linear maps add a bias.
       qk_norm: None, or what queries and keys are normalised over: each "head" or the whole "projection".
       pre_norm, post_norm: whether attention and feed-forward normalise their input, and their output.
+      parallel: the feed-forward reads what attention reads, and both are added to the hidden states at once.
       norm_offset: added to the stored scales of norms.
+      norm_centres: norms subtract the mean first, which makes them a LayerNorm without bias.
       norm_rounds: normalised values are rounded to the compute type before they are scaled, not only after.
       scale_embeddings: embeddings are multiplied by the square root of d_model.
+      embedding_multiplier: embeddings are multiplied by it.
+      residual_multiplier: what attention and feed-forward add to the hidden states is multiplied by it.
       query_scalar: attention scores are divided by its square root (default: head_dim).
+      attention_multiplier: attention scores are multiplied by it instead.
+      logit_scale: logits are multiplied by it, before their soft cap.
       attention_cap, logit_cap: soft caps of attention scores and of logits.
       sliding_window: how many tokens back a token of a sliding layer sees, its own included.
       sliding_layers: which layers have the sliding window (default: all, if there is a window).
       rope_layers: which layers have rotary embeddings (default: all).
       local_rope_theta: `rope_theta` of sliding layers, which then have no rope_scaling either.
       rotary_share: share of each head's dimensions that is rotated.
+      query_growth: how queries grow with their position, if they do.
+      rope_interleaved: rotary embeddings turn neighbouring dimensions together.
 
     Raises:
       UserError: sizes or settings that do not go together.
@@ -59,10 +67,16 @@ class DecoderSettings:
     qk_norm: str | None = None
     pre_norm: bool = True
     post_norm: bool = False
+    parallel: bool = False
     norm_offset: float = 0.0
+    norm_centres: bool = False
     norm_rounds: bool = True
     scale_embeddings: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
     query_scalar: int | None = None
+    attention_multiplier: float | None = None
+    logit_scale: float = 1.0
     attention_cap: float | None = None
     logit_cap: float | None = None
     sliding_window: int | None = None
@@ -70,6 +84,8 @@ class DecoderSettings:
     rope_layers: tuple[bool, ...] | None = None
     local_rope_theta: float | None = None
     rotary_share: float = 1.0
+    query_growth: QueryGrowth | None = None
+    rope_interleaved: bool = False
 
     def __post_init__(self) -> None:
         mistake = next(self._mistakes(), None)
@@ -100,6 +116,8 @@ class DecoderSettings:
             yield f"sliding_window is {self.sliding_window}; it must be at least 1"
         if self.sliding_layers is not None and self.sliding_window is None:
             yield "sliding_layers is set without a sliding_window"
+        if self.parallel and (self.post_norm or not self.pre_norm):
+            yield "is parallel, which goes with norms of inputs only"
 
     @property
     def rotary_dims(self) -> int:
@@ -134,6 +152,7 @@ class LayerConstants(NamedTuple):
     """What a layer needs besides parameters: for one layer, or for all with a leading axis N."""
 
     frequencies: Any  # [K/2] or [N, K/2]
+    rotary_scale: Any  # factor of rotated queries and keys: a float, or [] or [N]
     window: Any  # None or an int, or [] or [N] with the largest int32 for layers without a window
 
 
@@ -147,25 +166,28 @@ def layer_constants(settings: DecoderSettings) -> tuple[LayerConstants, LayerCon
 
     Each constant is in one of the two and None in the other, so that what all layers share is not scanned over.
     """
-    everywhere = inverse_frequencies(settings)
+    everywhere = inverse_frequencies(settings), magnitude(settings.rope_scaling)
     theta = settings.local_rope_theta
-    local = everywhere if theta is None else frequencies(theta, settings.rotary_dims)
+    local = everywhere if theta is None else (frequencies(theta, settings.rotary_dims), 1.0)
     rotates = settings.rope_layers or (True,) * settings.layers
     # Frequencies of 0 rotate by 0, so layers without positions need no code path.
-    frequencies_N = [
-        (local if slides else everywhere) * np.float32(rotate)
+    rotations_N = [
+        (local if slides else everywhere) if rotate else (np.zeros_like(everywhere[0]), 1.0)
         for slides, rotate in zip(settings.slides, rotates, strict=True)
     ]
+    frequencies_N, scales_N = ([each[i] for each in rotations_N] for i in (0, 1))
     unlimited = np.iinfo(np.int32).max
     windows_N = [settings.sliding_window if slides else unlimited for slides in settings.slides]
     same_frequencies = all(np.array_equal(each, frequencies_N[0]) for each in frequencies_N)
-    same_windows = len(set(windows_N)) == 1
+    same_scales, same_windows = len(set(scales_N)) == 1, len(set(windows_N)) == 1
     shared = LayerConstants(
         jnp.asarray(frequencies_N[0]) if same_frequencies else None,
+        scales_N[0] if same_scales else None,
         settings.sliding_window if all(settings.slides) else None,
     )
     varied = LayerConstants(
         None if same_frequencies else jnp.asarray(np.stack(frequencies_N)),
+        None if same_scales else jnp.asarray(scales_N, jnp.float32),
         None if same_windows else jnp.asarray(windows_N, jnp.int32),
     )
     return shared, varied

@@ -36,17 +36,19 @@ class Head(NamedTuple):
       cap: soft cap of the logits, or None.
       vocab_chunk: tokens of the vocabulary a chunk; 0 is `CHUNK`.
       mesh: the devices over which hidden states and unembedding are spread; None for one device.
+      scale: factor of the logits, before the soft cap.
     """
 
     temperature: float
     cap: float | None
     vocab_chunk: int
     mesh: Mesh | None
+    scale: float = 1.0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def token_log_probs(hidden_BxLxD: Array, unembedding_VxD: Array, targets_BxL: Array, head: Head) -> Array:
-    """log softmax(logits / temperature) at the targets, float32 [B, L], with logits = hidden @ unembedding.T.
+    """log softmax(logits / temperature) at the targets, float32 [B, L], with logits = scale · hidden @ unembedding.T.
 
     Args:
       hidden_BxLxD: hidden states after the last norm.
@@ -192,7 +194,7 @@ def _chunks(columns_vxd: Array, head: Head, places: _Places, dtype: Any) -> _Chu
 def _logits(hidden_BxLxD: Array, columns_cxD: Array, tokens_c: Array, head: Head) -> tuple[Array, Array]:
     """Logits [B, L, c] of a chunk, float32, -inf in its padding; and the logits before the soft cap."""
     wide = at_least_float32(hidden_BxLxD.dtype)
-    raw_BxLxc = jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=wide)
+    raw_BxLxc = head.scale * jnp.einsum("BLD,cD->BLc", hidden_BxLxD, columns_cxD, preferred_element_type=wide)
     logits_BxLxc = soft_cap(raw_BxLxc, head.cap) / head.temperature
     return jnp.where((tokens_c != PADDING)[None, None], logits_BxLxc, -jnp.inf), raw_BxLxc
 
@@ -241,7 +243,8 @@ def _local_backward(
     whole_BxLxD = places.whole_length(hidden_BxLxD)
     dtype, wide = whole_BxLxD.dtype, at_least_float32(whole_BxLxD.dtype)
     chunks = _chunks(columns_vxd, head, places, dtype)
-    gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL / head.temperature)[..., None]
+    gradient_BxL = gradient_BxL * head.scale / head.temperature
+    gradient_BxLx1 = jnp.where(targets_BxL == NO_TARGET, 0.0, gradient_BxL)[..., None]
 
     def step(total_BxLxD: Array, chunk: _Chunks) -> tuple[Array, Any]:
         columns_cxd, tokens_c = chunk

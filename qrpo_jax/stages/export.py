@@ -10,6 +10,8 @@ from qrpo_jax.devices.processes import everywhere, is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.files import is_complete
 from qrpo_jax.hugging_face import adapter_folder, model_folder
+from qrpo_jax.hugging_face.config import read_config
+from qrpo_jax.hugging_face.text_part import layers_in
 from qrpo_jax.job.job import Job
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
@@ -51,7 +53,8 @@ def export_adapter(job: Job) -> dict[str, Any]:
     adapters = jax.tree.map(lambda x: gather_to(x, 0), job.trained_parameters("train", job.mesh))
     if is_first() and not is_complete(folder):
         base, dtype = job.config.model.path, job.config.export.dtype
-        adapter_folder.save(folder, job.shape.settings, adapted, adapters, base=base, dtype=dtype)
+        layers = layers_in(read_config(as_path(base)))
+        adapter_folder.save(folder, job.shape.settings, adapted, adapters, base=base, layers=layers, dtype=dtype)
     job.say(f"export: {folder}")
     return {"adapter": "adapter"}
 

@@ -29,12 +29,54 @@ LLAMA3 = {
 }
 
 
+LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 3.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 30.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 31,
+}
+
+
 def default_rope(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
+def alternating(sizes: Sizes, pattern: str) -> list[str]:
+    """Types of layers, s sliding and f full, in a pattern that repeats."""
+    kinds = {"s": "sliding_attention", "f": "full_attention"}
+    return [kinds[pattern[i % len(pattern)]] for i in range(sizes.layers)]
+
+
 def gemma(sizes: Sizes, **more: Any) -> dict[str, Any]:
     return {"query_pre_attn_scalar": sizes.head_dim + 7, "sliding_window": WINDOW, "rms_norm_eps": 1e-3, **more}
+
+
+def granite(**more: Any) -> dict[str, Any]:
+    multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6}
+    return {**multipliers, "logits_scaling": 1.3, **more}
+
+
+def glm(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Half of eight dimensions are rotated."""
+    return {"head_dim": 8, "rms_norm_eps": 1e-5, **more}
+
+
+def cohere2(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Heads divide the hidden states, and have an even number of dimensions."""
+    return {"hidden_size": 6 * sizes.heads, "head_dim": 6, "sliding_window": WINDOW, **more}
+
+
+def granite4(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    dense = {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 1}
+    dense |= {
+        "layer_types": alternating(sizes, "f"),
+        "shared_intermediate_size": sizes.d_ff,
+        "intermediate_size": 11_008,
+    }
+    return granite(**dense, **more)
 
 
 def phi3_long(sizes: Sizes) -> dict[str, Any]:
@@ -56,14 +98,42 @@ CASES: dict[str, tuple[str, Any]] = {
     "llama2": ("LlamaForCausalLM", lambda s: {"rms_norm_eps": 1e-3}),
     "llama3": ("LlamaForCausalLM", lambda s: {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "llama_biases": ("LlamaForCausalLM", lambda s: {"attention_bias": True, "mlp_bias": True}),
+    "llama_linear": ("LlamaForCausalLM", lambda s: {"rope_parameters": LINEAR}),
+    "llama_yarn": (
+        "LlamaForCausalLM",
+        lambda s: {"rope_parameters": YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.9}},
+    ),
     "mistral": ("MistralForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(300.0)}),
     "mistral_whole": ("MistralForCausalLM", lambda s: {"sliding_window": None}),
+    "ministral": (
+        "MinistralForCausalLM",
+        lambda s: {
+            "sliding_window": WINDOW,
+            "layer_types": alternating(s, "sfs"),
+            "rope_parameters": default_rope(300.0),
+        },
+    ),
+    "ministral_all": ("MinistralForCausalLM", lambda s: {"sliding_window": WINDOW, "rms_norm_eps": 1e-3}),
+    "ministral3": (
+        "Ministral3ForCausalLM",
+        lambda s: {
+            "tie_word_embeddings": True,
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 11,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+                "llama_4_scaling_beta": 0.4,
+            },
+        },
+    ),
     "qwen2": ("Qwen2ForCausalLM", lambda s: {"tie_word_embeddings": True, "rope_parameters": default_rope(1e6)}),
     "qwen2_windows": (
         "Qwen2ForCausalLM",
         lambda s: {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3ForCausalLM", lambda s: {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    "qwen3_yarn": ("Qwen3ForCausalLM", lambda s: {"rope_parameters": YARN | {"attention_factor": 1.4}}),
     "qwen3_biases": (
         "Qwen3ForCausalLM",
         lambda s: {
@@ -90,6 +160,68 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "gemma3_capped": ("Gemma3ForCausalLM", lambda s: gemma(s, final_logit_softcapping=3.0, tie_word_embeddings=False)),
     "olmo2": ("Olmo2ForCausalLM", lambda s: {"rms_norm_eps": 1e-3, "rope_parameters": default_rope(500.0)}),
+    # Bases of 500000 are what readers before transformers 5 can say.
+    "olmo3": (
+        "Olmo3ForCausalLM",
+        lambda s: {
+            "sliding_window": WINDOW,
+            "layer_types": alternating(s, "sf"),
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": {
+                "full_attention": YARN | {"rope_theta": 500000.0, "attention_factor": 1.4},
+                "sliding_attention": default_rope(500000.0),
+            },
+        },
+    ),
+    "olmo3_bases": (
+        "Olmo3ForCausalLM",
+        lambda s: {
+            "sliding_window": WINDOW,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": default_rope(90.0)},
+        },
+    ),
+    "granite": ("GraniteForCausalLM", lambda s: granite(rms_norm_eps=1e-3, attention_bias=True, mlp_bias=True)),
+    "granite_tied": (
+        "GraniteForCausalLM",
+        lambda s: granite(logits_scaling=0.7, tie_word_embeddings=True, rope_parameters=default_rope(300.0)),
+    ),
+    "seed_oss": ("SeedOssForCausalLM", lambda s: {"rms_norm_eps": 1e-3, "rope_parameters": default_rope(300.0)}),
+    "seed_oss_biases": (
+        "SeedOssForCausalLM",
+        lambda s: {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "glm": ("GlmForCausalLM", lambda s: glm(s, rms_norm_eps=1e-3)),
+    "glm4": ("Glm4ForCausalLM", lambda s: glm(s, rope_parameters=default_rope(300.0) | {"partial_rotary_factor": 0.5})),
+    "glm4_whole": (
+        "Glm4ForCausalLM",
+        lambda s: glm(s, attention_bias=False, rope_parameters=YARN | {"partial_rotary_factor": 1.0}),
+    ),
+    "exaone4": (
+        "Exaone4ForCausalLM",
+        lambda s: {"sliding_window": WINDOW, "sliding_window_pattern": 2, "rope_parameters": LLAMA3},
+    ),
+    "exaone4_whole": (
+        "Exaone4ForCausalLM",
+        lambda s: {
+            "sliding_window": None,
+            "layer_types": alternating(s, "f"),
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "cohere2": (
+        "Cohere2ForCausalLM",
+        lambda s: cohere2(s, sliding_window_pattern=2, layer_norm_eps=1e-3, logit_scale=0.7),
+    ),
+    "cohere2_biases": (
+        "Cohere2ForCausalLM",
+        lambda s: cohere2(s, attention_bias=True, logit_scale=1.3, rope_parameters=YARN, tie_word_embeddings=False),
+    ),
+    "granite4": (
+        "GraniteMoeHybridForCausalLM",
+        lambda s: granite4(s, rms_norm_eps=1e-3, tie_word_embeddings=True, rope_parameters=default_rope(300.0)),
+    ),
+    "granite4_biases": ("GraniteMoeHybridForCausalLM", lambda s: granite4(s, attention_bias=True)),
     "phi3": ("Phi3ForCausalLM", lambda s: {"sliding_window": WINDOW, "rope_parameters": default_rope(800.0)}),
     "phi3_long": ("Phi3ForCausalLM", phi3_long),
     "smollm3": ("SmolLM3ForCausalLM", lambda s: {"no_rope_layer_interval": 2}),
@@ -103,7 +235,7 @@ CASES: dict[str, tuple[str, Any]] = {
 # Cases with goldens: together they cover every family and setting. The others are compared live.
 WITH_GOLDEN = (
     *("llama3", "llama_biases", "mistral", "qwen2_windows", "qwen3", "gemma2", "gemma3", "olmo2", "phi3"),
-    *("phi3_long", "smollm3_windows", "apertus"),
+    *("phi3_long", "smollm3_windows", "apertus", "olmo3", "granite", "glm4", "cohere2", "ministral3"),
 )
 
 

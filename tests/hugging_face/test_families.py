@@ -82,7 +82,7 @@ def test_logits_and_gradients_packed_and_padded_are_those_of_transformers(case: 
     def loss(parameters: decoder.Parameters) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, parameters)
         hidden, _ = model(tokens, sequences.layout(segments, positions))
-        head = Head(1.0, settings.logit_cap, 11, None)
+        head = Head(1.0, settings.logit_cap, 11, None, settings.logit_scale)
         scored = token_log_probs(hidden, model.unembedding(), np.roll(tokens, -1, 1), head)
         return (scored * np.roll(weights, -1, 1)).sum(), model.logits(hidden)
 
@@ -96,7 +96,20 @@ def test_logits_and_gradients_packed_and_padded_are_those_of_transformers(case: 
 
 # Families whose layers attend alike are decoded by one of them here, and all of them in test_family_parity.py.
 @pytest.mark.parametrize(
-    "case", ["mistral", "qwen2_windows", "gemma2", "gemma3", "olmo2", "phi3", "phi3_long", "smollm3_windows"]
+    "case",
+    [
+        "mistral",
+        "qwen2_windows",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "phi3",
+        "phi3_long",
+        "smollm3_windows",
+        "olmo3",
+        "cohere2",
+        "ministral3",
+    ],
 )
 def test_decoding_with_a_cache_is_the_whole_forward(case: str, folders: Any) -> None:
     """A prompt longer than the window, then the golden sequence's tokens one by one."""

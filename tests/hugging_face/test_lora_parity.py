@@ -24,7 +24,8 @@ from tests.helpers.live_models import SIZES, logits_of
 
 pytestmark = pytest.mark.parity
 
-# With biases, without gate, with fused modules, with norms after the projections, and some targets only.
+# With biases, without gate, with fused modules, with norms after the projections, and some targets only; with rotations
+# of neighbouring dimensions, with multipliers, and with parallel blocks.
 TARGETS = {
     "llama_biases": ".*_proj",
     "qwen2": "q_proj|v_proj",
@@ -33,6 +34,9 @@ TARGETS = {
     "phi3": ".*_proj",
     "phi3_long": "qkv_proj|down_proj",
     "olmo2": "mlp.*|o_proj",
+    "glm4": "[qo]_proj|gate_up_proj",
+    "granite4": ".*_proj|.*_linear",
+    "cohere2": "self_attn.*|up_proj",
 }
 RANK, ALPHA = 3, 7.5
 

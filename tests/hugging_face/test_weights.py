@@ -118,7 +118,7 @@ def test_a_line_says_how_an_import_changes_numbers(stored, dtype, line, tmp_path
 
 def test_that_line_ignores_tensors_that_are_not_parameters(folder) -> None:
     """Old folders hold rotary frequencies, of whatever type."""
-    odd = weights.Header(folder, (5,), "F64")
+    odd = weights.Header(folder, (5,), "F64", "rotary_emb.inv_freq")
     headers = weights.read_headers(folder)
     line = weights.conversions({**headers, "model.layers.0.self_attn.rotary_emb.inv_freq": odd}, jnp.float32)
     assert line == weights.conversions(headers, jnp.float32) == f"{len(headers)} tensors float32 as stored"

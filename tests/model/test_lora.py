@@ -397,14 +397,21 @@ def test_targets_are_matched_against_hugging_faces_names(targets, matrices):
     assert make_lora(tiny.SETTINGS, rank=1, alpha=1, targets=targets) == Lora(1, 1.0, matrices)
 
 
+SEPARATE = {f"self_attn.{x}_proj" for x in "qkvo"}
+# Linear maps of families that store some of them fused.
+FUSED = {
+    "Phi3ForCausalLM": {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"},
+    "GlmForCausalLM": SEPARATE | {"mlp.gate_up_proj", "mlp.down_proj"},
+    "Glm4ForCausalLM": SEPARATE | {"mlp.gate_up_proj", "mlp.down_proj"},
+    "GraniteMoeHybridForCausalLM": SEPARATE | {"shared_mlp.input_linear", "shared_mlp.output_linear"},
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_names_its_linear_maps(family):
     names = [module.name for module in modules(decoder.DecoderSettings(**SMALL.__dict__ | {"family": family}))]
-    if family == "Phi3ForCausalLM":
-        assert names == ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
-    else:
-        separate = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
-        assert sorted(names) == sorted(separate)
+    expected = {family: SEPARATE | {f"mlp.{x}_proj" for x in ("gate", "up", "down")}, **FUSED}[family]
+    assert sorted(names) == sorted(expected)
 
 
 @pytest.mark.parametrize(

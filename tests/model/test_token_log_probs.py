@@ -95,6 +95,16 @@ def test_on_a_mesh_values_and_gradients_are_those_of_the_dense_formula(sizes, ro
 
 
 @pytest.mark.parametrize("sizes", [None, (1, 2, 2, 2)])
+def test_a_scale_of_logits_comes_before_cap_and_temperature(sizes):
+    """As if the unembedding were larger by this factor."""
+    given, scale = arrays(4, 8, 44, 20), 0.3
+    head = Head(0.7, 3.0, 7, make_mesh(*sizes) if sizes else None, scale)
+    got = value_and_gradients(lambda *x: token_log_probs(*x, head), *given)
+    want = value_and_gradients(lambda hidden, columns, *x: dense(hidden, scale * columns, *x, 0.7, 3.0), *given)
+    tiny.assert_trees_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [None, (1, 2, 2, 2)])
 def test_the_gradient_of_frozen_columns_is_not_computed(sizes):
     """It is the only product of the shape [chunk, D], of the 14 tokens of a chunk, or 7 in each part."""
     hidden, columns, targets = arrays(8, 16, 28, 20)
