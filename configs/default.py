@@ -120,6 +120,8 @@ def get_config() -> ConfigDict:
     config.reward = Config()
     config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
     config.reward.path = Text("")  # model: the reward model's Hugging Face folder, which has its own chat template
+    # Score completions that have a reward already, too: those of the data set are replaced.
+    config.reward.replace = Switch(False)
     # model: longer conversations are dropped and counted; 0: all that the model can read.
     config.reward.max_tokens = Whole(0, least=0)
     config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype

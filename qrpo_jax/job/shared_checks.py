@@ -5,6 +5,7 @@ import importlib.util
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.job import local_disk
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
@@ -41,6 +42,12 @@ def needs_data(job: Job) -> bool:
     return any(job.stages[name].needs_data for name in job.config.stages)
 
 
+def needs_weights(job: Job) -> bool:
+    """Whether a stage of the job loads the parameters of the model that the config names."""
+    stages = [job.stages[name] for name in job.config.stages]
+    return any(stage.needs_model and stage.needs_data and stage.needs_weights for stage in stages)
+
+
 def check_model(job: Job) -> None:
     """Refuses a model that cannot be opened, or that the mesh cannot split.
 
@@ -55,7 +62,9 @@ def check_model(job: Job) -> None:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
     if needs_data(job) and config.model.path:
         with located("model.path", template="model.template"):
-            model_folder.check_vocabulary(model_folder.check_folder(as_path(config.model.path)), job.text)
+            folder = as_path(config.model.path)
+            check = model_folder.check_folder if needs_weights(job) else read_settings
+            model_folder.check_vocabulary(check(folder), job.text)
     settings = job.shape.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):

@@ -37,6 +37,7 @@ class Stage(NamedTuple):
         settings; those of other stages do not know of it.
       needs_data: it uses prompts, and parameters that were imported or trained. A job without such a stage needs only
         the shape of a model.
+      needs_weights: it loads parameters of the policy, or trains them; else shape and tokenizer do.
     """
 
     run: Callable[["Job"], dict[str, Any] | None]
@@ -50,6 +51,7 @@ class Stage(NamedTuple):
     needs_model: bool = True
     needs_data: bool = True
     repeats: bool = False
+    needs_weights: bool = True
 
 
 Stages = Mapping[str, Stage]

@@ -20,7 +20,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.job.scoring import ROWS_DROPPED, score_rows
+from qrpo_jax.job.scoring import PAIRS_DROPPED, ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
@@ -219,6 +219,7 @@ def test_conversations_that_are_too_long_are_dropped_and_counted_and_never_cut(r
         "completions: ok": 6,
         f"completions: {TOO_LONG}": 3,
         ROWS_DROPPED: 1,
+        PAIRS_DROPPED: 0,
         "special strings taken as text": 0,
     }
 
