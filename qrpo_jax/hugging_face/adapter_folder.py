@@ -18,7 +18,14 @@ from qrpo_jax.model.settings import DecoderSettings, Lora
 
 
 def save(
-    folder: Path, settings: DecoderSettings, lora: Lora, adapters: Parameters, *, base: str, dtype: str = "float32"
+    folder: Path,
+    settings: DecoderSettings,
+    lora: Lora,
+    adapters: Parameters,
+    *,
+    base: str,
+    revision: str = "",
+    dtype: str = "float32",
 ) -> None:
     """Writes the folder; like a model folder it appears complete or not at all.
 
@@ -27,6 +34,7 @@ def save(
 
     Args:
       base: name or folder of the model that the adapters belong to, for `base_model_name_or_path`.
+      revision: commit of a base of the hub; "" for a folder.
       dtype: "float32", "bfloat16" or "float16".
 
     Raises:
@@ -37,11 +45,11 @@ def save(
     check_new(folder)
     adapted = [module for module in modules(settings) if module.matrices[0][1] in lora.matrices]
     with files.whole_folder(folder) as partial:
-        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base))
+        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base, revision))
         write_tensors(partial / "adapter_model.safetensors", _tensors(settings, adapted, adapters, dtype))
 
 
-def adapter_config(lora: Lora, adapted: list[Module], base: str) -> dict[str, Any]:
+def adapter_config(lora: Lora, adapted: list[Module], base: str, revision: str = "") -> dict[str, Any]:
     """The keys of PEFT's LoraConfig that change the computation; PEFT takes its defaults for all others."""
     names = {module: module.name.rpartition(".")[2] for module in adapted}
     fused = {names[module]: len(module.matrices) for module in adapted if len(module.matrices) > 1}
@@ -49,6 +57,7 @@ def adapter_config(lora: Lora, adapted: list[Module], base: str) -> dict[str, An
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        **({"revision": revision} if revision else {}),
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": _plain(lora.alpha),

@@ -12,8 +12,8 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_prompts import check_listed_prompts
 from qrpo_jax.job.prompts import check_prompts
 from qrpo_jax.job.source_check import check_source
+from qrpo_jax.job.stage import needs_weights
 from qrpo_jax.model import decoder
-from qrpo_jax.stores.path import as_path
 from qrpo_jax.training.profile import parse_profile
 
 
@@ -42,12 +42,6 @@ def needs_data(job: Job) -> bool:
     return any(job.stages[name].needs_data for name in job.config.stages)
 
 
-def needs_weights(job: Job) -> bool:
-    """Whether a stage of the job loads the parameters of the model that the config names."""
-    stages = [job.stages[name] for name in job.config.stages]
-    return any(stage.needs_model and stage.needs_data and stage.needs_weights for stage in stages)
-
-
 def check_model(job: Job) -> None:
     """Refuses a model that cannot be opened, or that the mesh cannot split.
 
@@ -62,9 +56,9 @@ def check_model(job: Job) -> None:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
     if needs_data(job) and config.model.path:
         with located("model.path", template="model.template"):
-            folder = as_path(config.model.path)
-            check = model_folder.check_folder if needs_weights(job) else read_settings
-            model_folder.check_vocabulary(check(folder), job.text)
+            weights = needs_weights(config.stages, job.stages)
+            settings = (model_folder.check_folder if weights else read_settings)(job.model_folder.folder)
+            model_folder.check_vocabulary(settings, job.text)
     settings = job.shape.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):

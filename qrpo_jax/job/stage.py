@@ -57,6 +57,12 @@ class Stage(NamedTuple):
 Stages = Mapping[str, Stage]
 
 
+def needs_weights(names: Sequence[str], stages: Stages) -> bool:
+    """Whether one of these stages loads parameters of the policy."""
+    chosen = [stages[name] for name in names]
+    return any(stage.needs_model and stage.needs_data and stage.needs_weights for stage in chosen)
+
+
 def check_order(names: Sequence[str], stages: Stages, brings_rows: bool = False) -> None:
     """Refuses stages that do not exist, are named twice, or lack a stage before them.
 

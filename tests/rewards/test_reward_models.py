@@ -327,7 +327,7 @@ def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
     [
         ({"reward__path": ""}, "reward 'model' needs a Hugging Face folder"),
         ({"reward__name": "dialogue_share"}, "reward.path is set, but reward 'dialogue_share' reads no folder"),
-        ({"reward__path": "no/such"}, "model folder no/such does not exist .config.reward.path"),
+        ({"reward__path": "./no/such"}, "model folder no/such does not exist .config.reward.path"),
         ({"reward__max_tokens": 1000}, "max_tokens is 1000, the model in .* was made for 211"),
         ({"reward__max_tokens": 5}, "all 5 prompts are longer than the 5 tokens that the reward model may read"),
         ({"reward__max_tokens": -1}, "reward.max_tokens is -1; it must be at least 0"),
