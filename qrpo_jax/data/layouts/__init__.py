@@ -31,7 +31,13 @@ LAYOUTS: dict[str, Layout] = {
         needs=(*PAIR_SIDES, "reference_rewards"),
     ),
     "qrpo_offpolicy": Layout(
-        {"conversation": ("ref_completions",), "rewards": ("ref_rewards",)},
+        {
+            "conversation": ("ref_completions",),
+            "rewards": ("ref_rewards",),
+            "tests": ("test",),
+            "entry_point": ("entry_point",),
+            "stem": ("prompt",),
+        },
         needs=("conversation", "rewards"),
         derive=offpolicy.derive,
         written_by="reference",
