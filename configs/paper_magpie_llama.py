@@ -19,7 +19,8 @@ Hardware: the authors trained on 2 nodes of 4 GH200, within a limit of 3 hours a
     qrpo-jax --config=paper_magpie_llama --workdir=runs/compile --config.stages=compile \
       --config.model.path=configs/shapes/tulu3_8b
 
-HARDWARE
+Compiled for 8 v5p chips, a step of 65,536 tokens takes 1.3 s and 44 of 102 GB a chip, and log π_ref of as many 0.37 s
+(predicted by stage compile with jax 0.10.2 on 2026-11-27, never run): 2.3 hours at most for an epoch.
 
 Tokens: 765 steps of 128 pairs, at most 0.40 G tokens in all; how many fewer it is the first lines of stage train say.
 

@@ -34,11 +34,15 @@ class Model:
 
 
 class FakeHub:
-    """A server of models by name, as a context manager; `fetched` counts downloads by model and file."""
+    """A server of models by name, as a context manager.
+
+    `fetched` counts downloads by model and file, `asked` by model the questions which commit a revision is.
+    """
 
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
         self.fetched: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
         self.calls = 0
         hub = self
 
@@ -95,6 +99,7 @@ class FakeHub:
                 for name, data in files.items()
             ]
             return self._send(request, 200, json.dumps(tree).encode(), {}, body)
+        self.asked[found["name"]] += 1
         info = {"id": found["name"], "sha": commit, "siblings": [{"rfilename": name} for name in files]}
         return self._send(request, 200, json.dumps(info).encode(), {}, body)
 

@@ -23,6 +23,7 @@ from qrpo_jax.stages import STAGES
 from tests.helpers import reward_folders as folders
 from tests.helpers.fake_hub import Files, Model, files_of
 from tests.helpers.jobs import ROOT, environment, override
+from tests.helpers.together import run_together
 
 POLICY, REWARD = "org/policy", "org/reward"
 
@@ -150,3 +151,29 @@ def test_the_command_says_in_one_line_that_there_is_no_such_model(hub, tmp_path,
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
     assert "(config.model.path)" in lines[0] and not (tmp_path / "run").exists(), done.stderr
+
+
+TOGETHER = """
+from pathlib import Path
+from qrpo_jax.errors import UserError
+from qrpo_jax.job.model_folders import find
+
+found = [find("model", arguments[0], (Path(arguments[1]),), weights=True).commit]
+try:
+    find("model", "org/none", (), weights=True)
+except UserError as error:
+    found.append(str(error))
+answer(found)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_a_job_take_the_commit_that_the_first_one_found(hub, published, tmp_path, monkeypatch):
+    for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    model = hub.models[POLICY] = Model()
+    commit = model.push(published[POLICY])
+    first, second = run_together(tmp_path, TOGETHER, POLICY, tmp_path / "run")
+    assert first == second and first[0] == commit and "the hub has no model of that name" in first[1], (first, second)
+    assert set(hub.fetched.values()) == {1}, "each file once for both"
+    assert hub.asked[f"{POLICY}"] == 1, "the second process did not ask what the branch is"
