@@ -13,8 +13,8 @@ references themselves: 10 pairs of the first 20, with these 20 as references, as
       xargs -L1 qrpo-jax --config=paper_leetcode_llama --fork=runs/reference
 
 The second line is one point of the grid, the third all 9 of it; GRIDS has those of the baselines. Which point of its
-grid each published figure comes from is not known here. The pairs are drawn anew from the 20, where the authors took
-them in order. A completion counts among its own references, as it did there; select.exclude_own=True leaves it out.
+grid each published figure comes from is not known here. The pairs are drawn at random from the 20, where the authors
+took neighbours. A completion counts among its own references, as it did there; select.exclude_own=True leaves it out.
 
 SFT on correct solutions, which half of the published runs begin with, is a run of its own, because these rows are
 read without the solutions:
@@ -56,8 +56,7 @@ GRIDS: dict[str, paper.Grid] = {
 def get_config() -> ConfigDict:
     config = paper.get_config(paper.LLAMA, "parquet:data/leetcode_llama/*.parquet")
     config.prompts.layout = "qrpo_offpolicy"
-    config.select.units = "random_pairs"
-    config.select.first = 20
+    config.select.units = "offpolicy10random"
     config.select.reference_count = 20
     config.select.exclude_own = False
     config.sft.epochs = 3  # on the data set's own solutions, see above

@@ -14,6 +14,10 @@ The second line is one point of the grid, the third all 18 of it; GRIDS has thos
 references and of the transforms. Which point of its grid each published figure comes from is not known here. To
 sample and score the references anew: `--config.stages=sample,score,reference,train,evaluate,report,export`.
 
+The published grid also has SFT before it (--config.stages=sft,reference,train,evaluate,report,export, with the data
+set of that policy), and off-policy sets: --config.prompts.layout=qrpo_offpolicy --config.select.units=offpolicy2best,
+or offpolicy2random.
+
 Hardware: the authors trained on 2 nodes of 4 GH200, within a limit of 3 hours a run. For 8 v5p chips:
 
     qrpo-jax --config=paper_magpie_llama --workdir=runs/compile --config.stages=compile \

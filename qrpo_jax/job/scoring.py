@@ -11,6 +11,7 @@ from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
+from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.job.units import Counts
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.problems import read_problem
@@ -70,7 +71,7 @@ def check_listed(job: Job) -> None:
             if too_long := source.where_true(too_long_P):
                 what = "prompts are too long for the reward model and will be dropped"
                 job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
-        if split == "train":
+        if split == "train" and "score" in job.config.stages:
             check_brought(job, source)
 
 
@@ -82,7 +83,7 @@ def check_brought(job: Job, source: ListedRows) -> None:
     """
     if not job.config.reward.replace:
         scored = source.where(lambda row: row.completions and all_scored([row]))
-        if scored:
+        if scored and reads_source(job, "score"):
             job.note(f"score: {scored.line('rows bring all their rewards, which stay')} (config.reward.replace)")
         return
     referred = source.where(lambda row: len(row.reference_rewards))

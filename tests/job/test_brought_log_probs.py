@@ -68,7 +68,8 @@ def test_brought_log_probs_reach_the_completions_that_are_trained_on(made):
     (said,) = (line for line in run.notes if "log π_ref" in line)
     assert said.startswith("train: log π_ref comes with jsonl:") and "template 'chat' at temperature 1" in said, said
     examples = read_examples(run, transforms.identity)
-    got = dict(zip(examples.names, examples.completions_C.reference_log_prob.tolist(), strict=True))
+    log_probs = examples.completions_C.reference_log_prob.tolist()
+    got = {examples.name(c): log_prob for c, log_prob in enumerate(log_probs)}
     assert got == {f"row-{i + 1}/{c}": log_prob for i in range(5) for c, log_prob in enumerate((-i, -9.5 - i))}, got
 
 
