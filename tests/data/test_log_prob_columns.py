@@ -65,12 +65,12 @@ def test_log_probs_belong_to_their_completions(tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ref_chosen_logps": 3.25}, "line 2: 'ref_chosen_logps' has 3.25; a log-prob must be a finite number of at m"),
-        ({"ref_rejected_logps": math.nan}, "line 2: 'ref_rejected_logps' has nan; a log-prob must be"),
-        ({"ref_rejected_logps": -math.inf}, "line 2: 'ref_rejected_logps' has -inf; a log-prob must be"),
-        ({"ref_chosen_logps": "-1"}, "line 2: 'ref_chosen_logps' has '-1'; a log-prob must be"),
-        ({"ref_chosen_logps": True}, "line 2: 'ref_chosen_logps' has True; a log-prob must be"),
-        ({"ref_chosen_logps": [-1.0, -2.0]}, r"line 2: 'ref_chosen_logps' has \[-1.0, -2.0\]; a log-prob must be"),
+        ({"ref_chosen_logps": 3.25}, "line 2: 'ref_chosen_logps' has 3.25; it must be a finite number or null, and"),
+        ({"ref_rejected_logps": math.nan}, "line 2: 'ref_rejected_logps' has nan; it must be a finite"),
+        ({"ref_rejected_logps": -math.inf}, "line 2: 'ref_rejected_logps' has -inf; it must be a finite"),
+        ({"ref_chosen_logps": "-1"}, "line 2: 'ref_chosen_logps' has '-1'; it must be a finite"),
+        ({"ref_chosen_logps": True}, "line 2: 'ref_chosen_logps' has True; it must be a finite"),
+        ({"ref_chosen_logps": [-1.0, -2.0]}, r"line 2: 'ref_chosen_logps' has \[-1.0, -2.0\]; it must be a finite"),
     ],
 )
 def test_what_no_log_prob_can_be_is_refused_with_its_place(tmp_path, changes, message):
@@ -87,7 +87,7 @@ def test_what_no_log_prob_can_be_is_refused_with_its_place(tmp_path, changes, me
     [
         (ROWS | {"reference_log_probs": [-1.0, -2.0]}, "3 completions but 'reference_log_probs' has 2; give one"),
         (ROWS | {"reference_log_probs": -1.0}, "3 completions but 'reference_log_probs' has -1.0; give"),
-        (ROWS | {"reference_log_probs": [-1.0, 0.5, -2.0]}, "'reference_log_probs' has 0.5; a log-prob"),
+        (ROWS | {"reference_log_probs": [-1.0, 0.5, -2.0]}, "'reference_log_probs' has 0.5; it must be"),
         (ROWS | {"chosen_reference_log_prob": -1.0}, "'chosen_reference_log_prob' without 'chosen'; give the completi"),
     ],
 )

@@ -38,7 +38,7 @@ def read_log_prob(value: Any, key: str, at: At) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -LARGEST_REWARD <= value <= ROUNDING:  # not NaN either
         raise at.fault(
-            f"{at.column(key)} has {shown(value)}; a log-prob must be a finite number of at most 0: the sum of "
+            f"{at.column(key)} has {shown(value)}; it must be a finite number or null, and at most 0: the sum of "
             "log π_ref over the tokens of its completion"
         )
     return float(value)
