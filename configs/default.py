@@ -38,7 +38,8 @@ def get_config() -> ConfigDict:
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
     config.model = Config()
-    config.model.path = Text("")  # a Hugging Face folder or its address; "": a new model, trained from scratch
+    # A Hugging Face folder, its address, or ORG/NAME[@REVISION] of the hub; "": a new model, trained from scratch.
+    config.model.path = Text("")
     config.model.template = Choice("chat", "plain")  # chat: the tokenizer's template; plain: BOS, then the text
     # Prompts of templates that can think. off: they close an empty thought, and answers come without one.
     config.model.thinking = Choice("template", "on", "off")  # template: as the chat template has it
@@ -119,7 +120,9 @@ def get_config() -> ConfigDict:
 
     config.reward = Config()
     config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
-    config.reward.path = Text("")  # model: the reward model's Hugging Face folder, which has its own chat template
+    config.reward.path = Text("")  # model: the reward model, as in model.path; it has its own chat template
+    # Score completions that have a reward already, too: those of the data set are replaced.
+    config.reward.replace = Switch(False)
     # model: longer conversations are dropped and counted; 0: all that the model can read.
     config.reward.max_tokens = Whole(0, least=0)
     config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
 from qrpo_jax.command_line import Request, RowsRequest
-from qrpo_jax.errors import DamagedError, PeerError, UserError
+from qrpo_jax.errors import DamagedError, PeerError, UserError, located
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.stages import STAGES
-from qrpo_jax.stores.path import as_path
 
 if TYPE_CHECKING:
     from qrpo_jax.job.job import Job
@@ -127,7 +126,8 @@ def make_job(request: Request) -> "Job":
     from qrpo_jax.job.job import Job, Shard
 
     config, shard = request.config, Shard(*request.shard)
-    use_cores(cpu_devices(config, request.distributed))
+    runs = (request.workdir,) if request.fork is None else (request.workdir, request.fork)
+    use_cores(cpu_devices(config, request.distributed, runs))
     keep_programs()
     if tuple(config.stages) == ("inspect",) or (tuple(config.stages) == ("compile",) and config.compile.topology):
         jax.config.update("jax_platforms", "cpu")  # the devices that are here are not needed, and may be busy
@@ -140,20 +140,30 @@ def make_job(request: Request) -> "Job":
         facts, seconds = program_facts() | given, request.join_timeout
         peers.join(request.coordinator, request.processes, request.process, facts=facts, seconds=seconds)
         shard = Shard(jax.process_index(), jax.process_count())
-    return Job(FrozenConfigDict(config), request.workdir, shard, STAGES)
+    return Job(FrozenConfigDict(config), request.workdir, shard, STAGES, request.fork)
 
 
-def cpu_devices(config: Any, distributed: bool) -> int:
+def cpu_devices(config: Any, distributed: bool, runs: Sequence[Path] = ()) -> int:
     """Devices of a job without an accelerator: one a core, but no more than a batch has units or memory has room for.
 
     Processes of a distributed job may share a machine, so each has one unless the config says otherwise.
+
+    Args:
+      runs: work directories that may have recorded which commit of the hub the model is.
     """
     from qrpo_jax.devices.cores import copies_that_fit, core_count
+    from qrpo_jax.job import model_folders
+    from qrpo_jax.job.stage import needs_weights
 
     if config.mesh.cpu_devices or distributed:
         return config.mesh.cpu_devices or 1
     batches = [config[stage].batch_size for stage in ("sft", "train") if stage in config.stages]
-    weights = sum(path.stat().st_size for path in as_path(config.model.path or "no folder").glob("*.safetensors"))
+    weights = 0
+    if config.model.path and any(STAGES[name].needs_model for name in config.stages):
+        with located("model.path"):
+            loads = needs_weights(config.stages, STAGES)
+            folder = model_folders.find("model", config.model.path, runs, weights=loads).folder
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return max(1, min([core_count(), copies_that_fit(weights), *batches]))
 
 

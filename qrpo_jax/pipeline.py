@@ -19,11 +19,12 @@ from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
+from qrpo_jax.job.model_folders import setting
 from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.source_check import brings_rows
 from qrpo_jax.job.stage import check_order
-from qrpo_jax.stores.path import StorePath, as_path
+from qrpo_jax.stores.path import StorePath
 from qrpo_jax.training import orbax_folders
 
 
@@ -161,9 +162,12 @@ def settings(job: Job, name: str) -> dict[str, Any]:
             flat["prompts.source content"] = identity(source_options(config))
     for section in ("model", "reward"):
         if section in sections and config[section].path:
-            folder = as_path(config[section].path)
-            flat[f"{section}.path config sha256"] = sha256(folder / "config.json")
-            flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in weight_files(folder))
+            found = job.model_folder if section == "model" else job.reward_folder
+            flat[f"{section}.path config sha256"] = sha256(found.folder / "config.json")
+            if found.commit:  # stands for all files
+                flat[setting(section)] = found.commit
+            else:
+                flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in weight_files(found.folder))
     return flat
 
 

@@ -1,10 +1,15 @@
 """Eight virtual CPU devices, fast compilation and strict broadcasting in every test; the folder of fixtures."""
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.fake_hub import FakeHub
 
 # jax reads this once, when it is first imported. Programs here are tiny and run once or twice: compiling them
 # without optimization takes a fifth of the time.
@@ -30,6 +35,21 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     fake_store.install(tmp_path / "store", monkeypatch)
     return "fake://bucket"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
+    """A Hugging Face hub on this machine, which the library huggingface_hub asks, and an empty cache."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    from tests.helpers.fake_hub import FakeHub
+
+    with FakeHub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ def save(
     *,
     base: str,
     layers: str = "model.layers",
+    revision: str = "",
     dtype: str = "float32",
 ) -> None:
     """Writes the folder; like a model folder it appears complete or not at all.
@@ -37,6 +38,7 @@ def save(
     Args:
       base: name or folder of the model that the adapters belong to, for `base_model_name_or_path`.
       layers: where transformers keeps the layers of that model; `text_part.LAYERS` in one that also reads images.
+      revision: commit of a base of the hub; "" for a folder.
       dtype: "float32", "bfloat16" or "float16".
 
     Raises:
@@ -47,11 +49,13 @@ def save(
     check_new(folder)
     adapted = [module for module in modules(settings) if module.matrices[0][1] in lora.matrices]
     with files.whole_folder(folder) as partial:
-        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base, layers))
+        write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base, layers, revision))
         write_tensors(partial / "adapter_model.safetensors", _tensors(settings, adapted, adapters, layers, dtype))
 
 
-def adapter_config(lora: Lora, adapted: list[Module], base: str, layers: str = "model.layers") -> dict[str, Any]:
+def adapter_config(
+    lora: Lora, adapted: list[Module], base: str, layers: str = "model.layers", revision: str = ""
+) -> dict[str, Any]:
     """The keys of PEFT's LoraConfig that change the computation; PEFT takes its defaults for all others."""
     targets: Any = sorted(module.name.rpartition(".")[2] for module in adapted)
     if layers == LAYERS:
@@ -64,6 +68,7 @@ def adapter_config(lora: Lora, adapted: list[Module], base: str, layers: str = "
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        **({"revision": revision} if revision else {}),
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": _plain(lora.alpha),

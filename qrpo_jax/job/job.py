@@ -23,17 +23,17 @@ from qrpo_jax.hugging_face import model_folder, weights
 from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.hugging_face.tokenizer import open_text
-from qrpo_jax.job import unit_mesh
+from qrpo_jax.job import model_folders, unit_mesh
 from qrpo_jax.job.manifest import MANIFEST
+from qrpo_jax.job.model_folders import ModelFolder
 from qrpo_jax.job.shard import Shard
-from qrpo_jax.job.stage import Stages
+from qrpo_jax.job.stage import Stages, needs_weights
 from qrpo_jax.job.unit_mesh import Model
 from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
-from qrpo_jax.stores.path import as_path
 from qrpo_jax.training.saved_parameters import load_parameters
 from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
@@ -65,10 +65,14 @@ class Job:
       workdir: has one folder for each stage.
       shard: this process's share of the stages that split into units.
       stages: the stages that `config.stages` may name, normally `stages.STAGES`.
+      fork: work directory of the run that this one is forked from, if any.
     """
 
-    def __init__(self, config: FrozenConfigDict, workdir: Path, shard: Shard, stages: Stages) -> None:
+    def __init__(
+        self, config: FrozenConfigDict, workdir: Path, shard: Shard, stages: Stages, fork: Path | None = None
+    ) -> None:
         self.config, self.workdir, self.shard, self.stages = config, workdir, shard, stages
+        self.runs = (workdir,) if fork is None else (workdir, fork)
         self._printed: set[str] = set()
         self.notes: list[str] = []
 
@@ -86,6 +90,23 @@ class Job:
         if not writers:
             raise UserError(f"stage {stage!r} reads rows, and no stage before it writes any; change config.stages")
         return writers[-1]
+
+    @functools.cached_property
+    def model_folder(self) -> ModelFolder:
+        """The folder of `config.model.path`, with weights if a stage loads them."""
+        return self._model_folder("model", weights=needs_weights(self.config.stages, self.stages))
+
+    @functools.cached_property
+    def reward_folder(self) -> ModelFolder:
+        """The folder of `config.reward.path`."""
+        return self._model_folder("reward", weights=True)
+
+    def _model_folder(self, section: str, *, weights: bool) -> ModelFolder:
+        with located(f"{section}.path"):
+            found = model_folders.find(section, self.config[section].path, self.runs, weights=weights)
+        if found.note:
+            self.note(found.note)
+        return found
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -126,7 +147,7 @@ class Job:
         model = self.config.model
         if model.path:
             with located("model.path"):
-                settings = read_settings(as_path(model.path))
+                settings = read_settings(self.model_folder.folder)
         else:
             sizes = ("d_model", "layers", "heads", "kv_heads", "head_dim", "d_ff", "max_positions")
             with located("model"):
@@ -145,7 +166,7 @@ class Job:
         model = self.config.model
         with located("model.path" if model.path else "model", template="model.template", thinking="model.thinking"):
             if model.path:
-                text = open_text(as_path(model.path), model.template, model.thinking)
+                text = open_text(self.model_folder.folder, model.template, model.thinking)
                 for note in text.notes:
                     self.say_once(f"model: the chat template {note}")
                 return text
@@ -159,7 +180,7 @@ class Job:
         """The reward model that the config names, without its weights."""
         config = self.config.reward
         with located("reward.path", max_tokens="reward.max_tokens"):
-            return open_reward_model(as_path(config.path), config.max_tokens)
+            return open_reward_model(self.reward_folder.folder, config.max_tokens)
 
     def compute(self, mesh: Mesh, *, backward: bool = False) -> Compute:
         """How every stage computes the decoder, on this mesh.
@@ -187,7 +208,7 @@ class Job:
         model = self.config.model
         dtype = FLOATS[model.parameter_dtype]
         if model.path:
-            folder = as_path(model.path)
+            folder = self.model_folder.folder
             self.say_once(f"model: {weights.conversions(model_folder.decoder_headers(folder), dtype)} ({folder})")
             if images := model_folder.left_out(folder):
                 self.say_once(

@@ -7,7 +7,7 @@ import numpy as np
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.views import View, pick_units
+from qrpo_jax.data.views import VIEWS, View, pick_units
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
@@ -32,7 +32,7 @@ def check_units(job: Job, stage: str, view: View) -> None:
         note_batch(job, stage, count)
         return
     source = open_listed(job, stage)
-    counts_R = np.asarray([units_of(len(row.completions) + sampled, view) for row in rows_of(source)])
+    counts_R = np.asarray([units_of(candidates(row, view) + sampled, view) for row in rows_of(source)])
     if not counts_R.any():
         raise UserError(
             f"no row of {job.config.prompts.source} has two completions; add completions, sample them, or set "
@@ -51,10 +51,18 @@ def rows_of(source: ListedRows) -> list[Row]:
     return source.rows(range(source.count))
 
 
+def candidates(row: Row, view: View) -> int:
+    """Number of completions of a row that may be in units."""
+    any_source = not VIEWS[view.units].references
+    return sum(any_source or completion.source == "reference" for completion in row.completions)
+
+
 def units_of(completions: int, view: View) -> int:
-    """Number of units of a row with so many completions."""
-    count = min(view.first or completions, completions)
-    return {"singles": count, "best_worst": int(count >= 2), "random_pairs": count // 2}[view.units]
+    """Number of units of a row with so many completions that may be in units."""
+    selection = VIEWS[view.units]
+    count = min(completions, *(limit or completions for limit in (selection.first, view.first)))
+    pairs = {"extremes": int(count >= 2), "disjoint": count // 2, "all": count * (count - 1) // 2}
+    return count if selection.pairing is None else pairs[selection.pairing]
 
 
 def note_batch(job: Job, stage: str, units: int) -> None:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-from qrpo_jax.data.rows import Row, check_scored
+from qrpo_jax.data.rows import Completion, Row, check_scored
 from qrpo_jax.data.sources import kind_of
+from qrpo_jax.data.sources.listed import ListedRows, all_scored
 from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
+from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.job.units import Counts
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.problems import read_problem
@@ -16,6 +19,7 @@ from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward
 from qrpo_jax.rewards.sandbox.pool import Limits
 
 ROWS_DROPPED = "rows dropped: no completion left"
+PAIRS_DROPPED = "rows dropped: one of a pair is too long for the reward model"
 
 
 def check_reward(job: Job) -> None:
@@ -67,6 +71,27 @@ def check_listed(job: Job) -> None:
             if too_long := source.where_true(too_long_P):
                 what = "prompts are too long for the reward model and will be dropped"
                 job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
+        if split == "train" and "score" in job.config.stages:
+            check_brought(job, source)
+
+
+def check_brought(job: Job, source: ListedRows) -> None:
+    """Notes rows that bring all rewards, and refuses to replace those of references whose text is not there.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if not job.config.reward.replace:
+        scored = source.where(lambda row: row.completions and all_scored([row]))
+        if scored and reads_source(job, "score"):
+            job.note(f"score: {scored.line('rows bring all their rewards, which stay')} (config.reward.replace)")
+        return
+    referred = source.where(lambda row: len(row.reference_rewards))
+    if referred:
+        raise UserError(
+            f"{referred.line('rows have rewards of references without their text')}, which cannot be scored again: set "
+            "config.reward.replace=False, or read them without (config.prompts.layout)"
+        )
 
 
 def open_reward(job: Job) -> Reward | ModelReward:
@@ -103,37 +128,55 @@ def report_dropped(job: Job, title: str, counts: Counts) -> int:
     if dropped:
         job.say(
             f"{title}: {dropped} completions were too long for the reward model and were dropped, and with them "
-            f"{counts[ROWS_DROPPED]} rows without another completion (config.reward.max_tokens)"
+            f"{counts[ROWS_DROPPED]} rows without another completion and {counts[PAIRS_DROPPED]} with the other one of "
+            "a pair (config.reward.max_tokens)"
         )
     return dropped
 
 
-def score_rows(reward: Reward | ModelReward, rows: list[Row]) -> tuple[list[Row], Counts]:
-    """Rows with the missing rewards filled in, and counts; existing rewards stay.
+def score_rows(reward: Reward | ModelReward, rows: list[Row], replace: bool = False) -> tuple[list[Row], Counts]:
+    """Rows with the missing rewards filled in, and counts.
 
-    Completions that cannot be scored are dropped and counted, and so are rows without another completion.
+    Completions that cannot be scored are dropped and counted. So are rows without another completion, and pairs of a
+    data set that lost one, as in the published pipeline.
+
+    Args:
+      replace: rewards that are there are replaced; else they stay.
 
     Raises:
       UserError: the reward function returned NaN or infinity.
     """
-    pending = [
-        dataclasses.replace(row, completions=tuple(c for c in row.completions if math.isnan(c.reward))) for row in rows
-    ]
+
+    def is_pending(completion: Completion) -> bool:
+        return replace or math.isnan(completion.reward)
+
+    pending = [dataclasses.replace(row, completions=tuple(c for c in row.completions if is_pending(c))) for row in rows]
     place = "reward.path" if isinstance(reward, ModelReward) else "reward.name"
     with located(place, batch_rows="reward.batch_rows", max_tokens="reward.max_tokens"):
         scores = reward.score(pending)
-    scored = []
+    scored, pairs_dropped = [], 0
     for row, rewards in zip(rows, scores.rewards, strict=True):
         fresh = iter(rewards)
-        pairs = [(c, next(fresh) if math.isnan(c.reward) else c.reward) for c in row.completions]
-        completions = tuple(dataclasses.replace(c, reward=reward) for c, reward in pairs if reward is not None)
+        found = [(c, next(fresh) if is_pending(c) else c.reward) for c in row.completions]
+        completions = tuple(dataclasses.replace(c, reward=reward) for c, reward in found if reward is not None)
         if row.completions and not completions:
             continue
-        filled = dataclasses.replace(row, completions=completions)
+        if brought(row.completions) == 2 > brought(completions):
+            pairs_dropped += 1
+            continue
+        # Indices of an order would be those of other completions, and rewards decide now.
+        preferences = row.preferences if len(completions) == len(row.completions) else ()
+        filled = dataclasses.replace(row, completions=completions, preferences=preferences)
         with located("reward.name"):
             check_scored(filled)
         scored.append(filled)
     counts = {f"completions: {status}": count for status, count in scores.outcomes.items()} | dict(scores.counts)
     if isinstance(reward, ModelReward):
-        counts[ROWS_DROPPED] = len(rows) - len(scored)
+        counts[ROWS_DROPPED] = len(rows) - len(scored) - pairs_dropped
+        counts[PAIRS_DROPPED] = pairs_dropped
     return scored, counts
+
+
+def brought(completions: Sequence[Completion]) -> int:
+    """Number of completions that the data set brought."""
+    return sum(completion.source == "dataset" for completion in completions)

@@ -5,14 +5,15 @@ import importlib.util
 from qrpo_jax.devices.mesh import parameter_shardings
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.hugging_face import model_folder
+from qrpo_jax.hugging_face.config import read_settings
 from qrpo_jax.job import local_disk
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_prompts import check_listed_prompts
 from qrpo_jax.job.prompts import check_prompts
 from qrpo_jax.job.source_check import check_source
+from qrpo_jax.job.stage import needs_weights
 from qrpo_jax.model import decoder
-from qrpo_jax.stores.path import as_path
 from qrpo_jax.training.profile import parse_profile
 
 
@@ -55,7 +56,9 @@ def check_model(job: Job) -> None:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
     if needs_data(job) and config.model.path:
         with located("model.path", template="model.template"):
-            model_folder.check_vocabulary(model_folder.check_folder(as_path(config.model.path)), job.text)
+            weights = needs_weights(config.stages, job.stages)
+            settings = (model_folder.check_folder if weights else read_settings)(job.model_folder.folder)
+            model_folder.check_vocabulary(settings, job.text)
     settings = job.shape.settings
     shapes = decoder.abstract_parameters(settings)
     with located("mesh"):

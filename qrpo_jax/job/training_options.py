@@ -13,10 +13,10 @@ from qrpo_jax.data.sources.listed import ListedRows, all_scored
 from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.views import View, ordered_only
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.brought_log_probs import brings_log_probs, note_brought
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.source_check import sampled_completions
-from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
 
 # Config keys of the arguments that errors of objectives and transforms are about.
@@ -121,7 +121,10 @@ def check_reference_log_probs(job: Job) -> None:
     config, stages = job.config.train, job.config.stages
     needs_reference = OBJECTIVES[config.objective].needs_reference
     if config.reference_log_probs == "stored":
-        if needs_reference and "reference" not in stages and not brings_log_probs(job):
+        if needs_reference and "reference" not in stages:
+            if brings_log_probs(job):
+                note_brought(job)
+                return
             raise UserError(
                 f"objective {config.objective!r} needs log π_ref: put 'reference' before 'train' in config.stages, or "
                 "with LoRA set config.train.reference_log_probs='on_the_fly'"
@@ -141,14 +144,6 @@ def check_reference_log_probs(job: Job) -> None:
         raise UserError(
             f"objective {config.objective!r} uses no log π_ref: set config.train.reference_log_probs='stored'"
         )
-
-
-def brings_log_probs(job: Job) -> bool:
-    """Whether stage `train` reads rows from the source itself, and these have log π_ref."""
-    if not reads_source(job, "train"):
-        return False
-    rows = all_rows(open_listed(job, "train"))
-    return any(math.isfinite(completion.reference_log_prob) for row in rows for completion in row.completions)
 
 
 def check_units(job: Job) -> None:

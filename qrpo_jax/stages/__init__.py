@@ -39,6 +39,7 @@ STAGES: dict[str, Stage] = {
         machine_keys=REWARD_PACE,
         shardable=True,
         writes_rows=True,
+        needs_weights=False,
     ),
     "reference": stage(
         "reference",

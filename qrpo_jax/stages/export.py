@@ -15,7 +15,6 @@ from qrpo_jax.hugging_face.text_part import layers_in
 from qrpo_jax.job.job import Job
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.stores.path import as_path
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def run(job: Job) -> dict[str, Any]:
     # export or none; one that is late to see a new folder must not do so alone.
     if everywhere(not is_complete(folder)):
         parameters, path = merged_parameters(job), job.config.model.path
-        generation = model_folder.generation_settings(as_path(path)) if path else {}
+        generation = model_folder.generation_settings(job.model_folder.folder) if path else {}
         settings, dtype = job.shape.settings, job.config.export.dtype
         model_folder.save(folder, settings, parameters, job.text, dtype=dtype, generation=generation)
     job.say(f"export: {folder}")
@@ -52,9 +51,11 @@ def export_adapter(job: Job) -> dict[str, Any]:
     assert adapted is not None, "check refuses adapters without LoRA"
     adapters = jax.tree.map(lambda x: gather_to(x, 0), job.trained_parameters("train", job.mesh))
     if is_first() and not is_complete(folder):
-        base, dtype = job.config.model.path, job.config.export.dtype
-        layers = layers_in(read_config(as_path(base)))
-        adapter_folder.save(folder, job.shape.settings, adapted, adapters, base=base, layers=layers, dtype=dtype)
+        found, dtype = job.model_folder, job.config.export.dtype
+        base, revision = found.hub_id or job.config.model.path, found.commit
+        layers, shape = layers_in(read_config(found.folder)), job.shape.settings
+        names = {"base": base, "layers": layers, "revision": revision, "dtype": dtype}
+        adapter_folder.save(folder, shape, adapted, adapters, **names)
     job.say(f"export: {folder}")
     return {"adapter": "adapter"}
 

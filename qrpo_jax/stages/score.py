@@ -1,4 +1,4 @@
-"""Stage `score`: a reward for every completion that has none yet."""
+"""Stage `score`: a reward for every completion that has none yet, sampled or brought by a data set."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def run(job: Job) -> dict[str, Any] | None:
             rows, left_out = source.read(unit)
             for row in rows:
                 check_row(row)
-            scored, counts = score_rows(reward, rows)
+            scored, counts = score_rows(reward, rows, job.config.reward.replace)
             return scored, left_out | counts
 
         counts = run_units(job, job.folder("score"), source.units, work, title="score", together=together)

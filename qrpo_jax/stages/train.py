@@ -12,6 +12,7 @@ from qrpo_jax import losses, transforms
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, select
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.brought_log_probs import gap_warning
 from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
@@ -61,6 +62,10 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         return (loss_BxS * weight_BxS).sum() / weight_BxS.sum()
 
     def on_first(batch: Batch, metrics: dict[str, float]) -> None:
+        if "reference" not in job.config.stages and (warning := gap_warning(metrics)):
+            job.say(f"train: WARNING: {warning}")
+        if not ranked:
+            return
         # Policy and reference are the same model on the same code path. Before the first update every log-ratio is
         # therefore 0 up to rounding, and the loss of QRPO is the mean of the regressed targets.
         expected = float(jax.device_get(loss_of_targets(batch)))
@@ -77,7 +82,7 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         frozen=reference(job.mesh) if lora else None,
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
         calibrated_target=target if ranked else None,
-        on_first=on_first if ranked else None,
+        on_first=on_first,
     )
 
 

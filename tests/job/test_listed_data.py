@@ -253,6 +253,27 @@ def test_rows_of_which_nothing_can_be_used_are_refused_before_the_run(checked, n
     assert "config." in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+VIEWS = {"singles": 12, "best_worst": 1, "random_pairs": 6, "all_pairs": 66, "offpolicy2best": 1, "offpolicy2random": 1}
+
+
+@pytest.mark.parametrize("units", [*VIEWS, "offpolicy6random", "offpolicy10random"])
+def test_the_units_of_every_view_are_counted_before_the_run(checked, units):
+    """Of 12 references a row; there are none among completions of a data set alone."""
+    texts = [f"b{'c' * i}" for i in range(12)]
+    answer = {"role": "assistant", "content": json.dumps(texts)}
+    rows = [
+        {"ref_completions": [{"role": "user", "content": "a"}, answer], "ref_rewards": [0.1 * i for i in range(12)]}
+    ]
+    count = VIEWS.get(units, {"offpolicy6random": 3, "offpolicy10random": 6}.get(units))
+    lines = checked(
+        rows, prompts__layout="qrpo_offpolicy", select__units=units, train__batch_size=999, pack__row_tokens=0
+    )
+    assert any(f"a batch has 999 units, and there are {count} in all" in line for line in lines), lines
+    if "offpolicy" in units:
+        with pytest.raises(UserError, match="no row of .* has two completions"):
+            checked([OWN], select__units=units, pack__row_tokens=0)
+
+
 MESSAGES = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
 PUBLISHED = {
     "chosen": sum(MESSAGES, []),

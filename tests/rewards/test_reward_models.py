@@ -20,7 +20,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.reward_config import read_reward_config
 from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.job.scoring import ROWS_DROPPED, score_rows
+from qrpo_jax.job.scoring import PAIRS_DROPPED, ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
@@ -219,6 +219,7 @@ def test_conversations_that_are_too_long_are_dropped_and_counted_and_never_cut(r
         "completions: ok": 6,
         f"completions: {TOO_LONG}": 3,
         ROWS_DROPPED: 1,
+        PAIRS_DROPPED: 0,
         "special strings taken as text": 0,
     }
 
@@ -326,7 +327,7 @@ def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
     [
         ({"reward__path": ""}, "reward 'model' needs a Hugging Face folder"),
         ({"reward__name": "dialogue_share"}, "reward.path is set, but reward 'dialogue_share' reads no folder"),
-        ({"reward__path": "no/such"}, "model folder no/such does not exist .config.reward.path"),
+        ({"reward__path": "./no/such"}, "model folder no/such does not exist .config.reward.path"),
         ({"reward__max_tokens": 1000}, "max_tokens is 1000, the model in .* was made for 211"),
         ({"reward__max_tokens": 5}, "all 5 prompts are longer than the 5 tokens that the reward model may read"),
         ({"reward__max_tokens": -1}, "reward.max_tokens is -1; it must be at least 0"),

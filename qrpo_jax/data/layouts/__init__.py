@@ -3,16 +3,21 @@
 from collections.abc import Sequence
 
 from qrpo_jax.data.layouts import code, graded, instructions, offpolicy
-from qrpo_jax.data.layouts.layout import KEYS, PAIR_REWARDS, PAIR_SIDES, Layout
+from qrpo_jax.data.layouts.layout import KEYS, PAIR_LOG_PROBS, PAIR_REWARDS, PAIR_SIDES, Layout
 from qrpo_jax.errors import UserError
 
 ROWS = "rows"
 PROMPT = ("prompt", "instruction", "question", "query", "problem", "input")
-SIDES = {side: (side,) for side in PAIR_SIDES}
+SIDES: dict[str, tuple[str, ...]] = {side: (side,) for side in PAIR_SIDES}
 SCORED_SIDES = (*PAIR_SIDES, *PAIR_REWARDS.values())
 SCORES = {
     reward: (reward, f"{side}_rewards", f"{side}_score", f"score_{side}", f"{side}-rating")
     for side, reward in PAIR_REWARDS.items()
+}
+# log π_ref under the names of TRL's trainers and that of the QRPO paper, of Apertus, and of older versions of TRL.
+LOG_PROBS = {
+    key: (key, f"ref_{side}_logps", f"ref_{side}_logprob", f"reference_{side}_logps")
+    for side, key in PAIR_LOG_PROBS.items()
 }
 
 # A table's layout is looked for in this order. The names of columns are those that the data sets have on the hub.
@@ -21,21 +26,29 @@ LAYOUTS: dict[str, Layout] = {
     "qrpo": Layout(
         {"id": ("id",), "payload_json": ("payload_json",), "reference_rewards": ("ref_rewards",)}
         | SIDES
-        | {reward: (f"{reward}s",) for reward in PAIR_REWARDS.values()},
+        | {reward: (f"{reward}s", reward) for reward in PAIR_REWARDS.values()}
+        | LOG_PROBS,
         needs=(*PAIR_SIDES, "reference_rewards"),
     ),
     "qrpo_offpolicy": Layout(
-        {"conversation": ("ref_completions",), "rewards": ("ref_rewards",)},
+        {
+            "conversation": ("ref_completions",),
+            "rewards": ("ref_rewards",),
+            "tests": ("test",),
+            "entry_point": ("entry_point",),
+            "stem": ("prompt",),
+        },
         needs=("conversation", "rewards"),
         derive=offpolicy.derive,
         written_by="reference",
     ),
     "ultrafeedback": Layout(
-        {"prompt": ("prompt",), **SIDES} | {reward: (f"score_{side}",) for side, reward in PAIR_REWARDS.items()},
+        {"prompt": ("prompt",), **SIDES, **LOG_PROBS}
+        | {reward: (f"score_{side}",) for side, reward in PAIR_REWARDS.items()},
         needs=SCORED_SIDES,
     ),
     "preference": Layout(
-        {"prompt": PROMPT, "conversation": ("conversations",), "system": ("system",), **SIDES, **SCORES},
+        {"prompt": PROMPT, "conversation": ("conversations",), "system": ("system",), **SIDES, **SCORES, **LOG_PROBS},
         needs=PAIR_SIDES,
     ),
     "kto": Layout({key: (key,) for key in ("prompt", "completion", "label")}, needs=("prompt", "completion", "label")),
@@ -63,6 +76,7 @@ LAYOUTS: dict[str, Layout] = {
             "system": ("system",),
             "completions": ("completions", "responses"),
             "rewards": ("rewards", "scores"),
+            "reference_log_probs": ("reference_log_probs", "ref_log_probs", "ref_logps"),
             "reference_rewards": ("reference_rewards",),
             "payload": ("payload",),
         },

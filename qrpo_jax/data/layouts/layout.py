@@ -8,6 +8,7 @@ from qrpo_jax.errors import UserError
 
 PAIR_SIDES = ("chosen", "rejected")
 PAIR_REWARDS = {side: f"{side}_reward" for side in PAIR_SIDES}
+PAIR_LOG_PROBS = {side: f"{side}_reference_log_prob" for side in PAIR_SIDES}
 # What a run knows of the completions of its rows, see `run_columns`.
 RUN_KEYS = (
     "sources",
@@ -21,7 +22,7 @@ RUN_KEYS = (
 # What layout `rows` calls its columns. The other layouts are translated into these and `FURTHER`.
 KEYS = (
     *("id", "prompt", "payload", "completions", "rewards", "reference_rewards"),
-    *(*PAIR_SIDES, *PAIR_REWARDS.values(), *RUN_KEYS),
+    *(*PAIR_SIDES, *PAIR_REWARDS.values(), *PAIR_LOG_PROBS.values(), *RUN_KEYS),
 )
 # system: a message before the prompt; conversation: messages that begin with the prompt and may end with an answer;
 # completion and label: one answer, and whether it is a good one.

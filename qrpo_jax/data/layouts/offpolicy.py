@@ -3,13 +3,17 @@
 import json
 from typing import Any
 
+from qrpo_jax.data.layouts import code
 from qrpo_jax.data.layouts.layout import At, Values
 from qrpo_jax.data.layouts.messages import read_messages
 from qrpo_jax.errors import shown
 
 
 def derive(values: Values, at: At) -> Values:
-    """Keys of a row from messages of which the last one's content is a list of completions, encoded as JSON."""
+    """Keys of a row from messages of which the last one's content is a list of completions, encoded as JSON.
+
+    The published code problems have LeetCodeDataset's columns too, of which the tests become the payload.
+    """
     messages = read_messages(values["conversation"], at, "conversation")
     texts: Any = None
     try:
@@ -29,7 +33,9 @@ def derive(values: Values, at: At) -> Values:
         )
     # A model may end its text at once. An empty completion has a reward, but cannot be trained on.
     filled = [i for i, text in enumerate(texts) if text]
-    return {
+    problem: Values = {key: values[key] for key in ("tests", "entry_point", "stem") if key in values}
+    payload = {"payload": code.derive(problem, at)["payload"]} if "tests" in values else {}
+    return payload | {
         "prompt": [{"role": message.role, "content": message.content} for message in prompt],
         "completions": [texts[i] for i in filled],
         "rewards": [rewards[i] for i in filled],

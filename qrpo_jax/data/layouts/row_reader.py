@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qrpo_jax.data.layouts.layout import KEYS, PAIR_REWARDS, PAIR_SIDES, At, Values
+from qrpo_jax.data.layouts.log_probs import UNKNOWN, pair_log_probs
 from qrpo_jax.data.layouts.messages import ASSISTANT, after_prompt, read_answer, read_messages, read_prompt
 from qrpo_jax.data.layouts.pairs import split_pair
 from qrpo_jax.data.layouts.run_columns import with_run_columns
@@ -32,6 +33,8 @@ def read_row(values: Values, at: At, default_id: str, written_by: str = "dataset
     messages, answers, rewards = _completions(values, at)
     sources = [written_by] * len(answers)
     preferences: tuple[tuple[int, int], ...] = ()
+    sides = [side for side in PAIR_SIDES if side in values]
+    log_probs = [UNKNOWN] * len(answers) + pair_log_probs(values, at, sides)
     if any(side in values for side in PAIR_SIDES):
         messages, pair, scores = _pair(values, messages, at)
         if len(pair) == 2 and not scores:
@@ -49,8 +52,8 @@ def read_row(values: Values, at: At, default_id: str, written_by: str = "dataset
         messages=messages,
         payload=_payload(values["payload"], at) if "payload" in values else "",
         completions=tuple(
-            Completion(text, NO_TOKENS, True, source, number)
-            for text, source, number in zip(answers, sources, numbers, strict=True)
+            Completion(text, NO_TOKENS, True, source, number, reference_log_prob=log_prob)
+            for text, source, number, log_prob in zip(answers, sources, numbers, log_probs, strict=True)
         ),
         reference_rewards=np.asarray(references, np.float32),
         preferences=preferences,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qrpo_jax.data.layouts.layout import RUN_KEYS, At, Values
+from qrpo_jax.data.layouts.log_probs import read_log_prob
 from qrpo_jax.data.rows import COMPLETION_SOURCES, Row
 from qrpo_jax.errors import shown
 
@@ -29,7 +30,7 @@ def with_run_columns(row: Row, values: Values, at: At) -> Row:
         "source": _column(row, values, "sources", at, _source),
         "finished": _column(row, values, "finished", at, _switch),
         "log_prob": _column(row, values, "log_probs", at, _number),
-        "reference_log_prob": _column(row, values, "reference_log_probs", at, _number),
+        "reference_log_prob": _column(row, values, "reference_log_probs", at, read_log_prob),
         "tokens": _column(row, values, "token_ids", at, _tokens),
     }
     there = {name: column for name, column in columns.items() if column is not None}
