@@ -35,6 +35,11 @@ class Prompts(NamedTuple):
     def units(self) -> int:
         return round_up(self.source.count, self.size) // self.size
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the source dropped and left out, for the manifest of the first stage that reads it."""
+        return self.source.counts if isinstance(self.source, ListedRows) else {}
+
     def indices(self, unit: int) -> range:
         return range(unit * self.size, min((unit + 1) * self.size, self.source.count))
 

@@ -5,7 +5,6 @@ import math
 
 from qrpo_jax.data.rows import Row, check_scored
 from qrpo_jax.data.sources import kind_of
-from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
@@ -15,6 +14,7 @@ from qrpo_jax.rewards.problems import read_problem
 from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
 from qrpo_jax.rewards.sandbox.pool import Limits
 
+PROBLEMS = 100_000  # rows whose tests are read before a run
 ROWS_DROPPED = "rows dropped: no completion left"
 
 
@@ -56,15 +56,15 @@ def check_listed(job: Job) -> None:
     config = job.config.reward
     for split in ("train", "eval"):
         source = open_listed(job, split)
-        rows = all_rows(source)
+        sample = source.looked_at()
         if config.name == TESTS:
             with located("reward.name", "prompts.source"):
-                for row in rows:
+                for _, row in source.read(source.looked_at(PROBLEMS)):
                     read_problem(row, source.place(row))
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
-                too_long_P = models.check_conversations(job.reward_model, rows, source.place)
-            if too_long := source.where_true(too_long_P):
+                too_long_P = models.check_conversations(job.reward_model, source.rows(sample), source.place)
+            if too_long := source.where_true(too_long_P, sample):
                 what = "prompts are too long for the reward model and will be dropped"
                 job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
 

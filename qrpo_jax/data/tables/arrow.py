@@ -1,4 +1,4 @@
-"""Records out of Arrow batches, of which only those of a range are converted."""
+"""Records out of Arrow batches."""
 
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -8,14 +8,11 @@ import pyarrow as pa
 from qrpo_jax.data.tables.table import without_nulls
 
 
-def records_of(batches: Iterable[pa.RecordBatch], start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records from `start` to before `stop`, with their index, of batches that begin with record 0."""
+def records_of(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of batches with their numbers, from 0."""
     first = 0
     for batch in batches:
-        if first >= stop:
-            return
-        low, high = max(start - first, 0), min(stop - first, batch.num_rows)
-        for index, values in enumerate(batch.slice(low, high - low).to_pylist() if low < high else (), first + low):
+        for index, values in enumerate(batch.to_pylist(), first):
             yield index, without_nulls(values)
         first += batch.num_rows
 

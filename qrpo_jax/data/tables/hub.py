@@ -34,13 +34,16 @@ class Hub:
     def count(self) -> int:
         return len(_split(self.address, self.split))
 
+    def place(self, index: int) -> str:
+        return f"{self.address}, split {self.split}, row {index + 1}"
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
         data = _split(self.address, self.split).with_format("arrow")
         needed = arrow.kept(data.column_names, columns)
         for first in range(start, min(stop, len(data)), BATCH):
             table = data[first : min(first + BATCH, stop)].select(needed)
-            for index, values in arrow.records_of(table.to_batches(), 0, table.num_rows):
-                yield Record(f"{self.address}, split {self.split}, row {first + index + 1}", values)
+            for index, values in arrow.records_of(table.to_batches()):
+                yield Record(self.place(first + index), values)
 
     def identity(self) -> str:
         return f"{_builder(self.address).hash} {self.split}"

@@ -36,8 +36,13 @@ class Table(Protocol):
     def count(self) -> int:
         """Number of records."""
 
+    def place(self, index: int) -> str:
+        """Where a record stands; see `Record`."""
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
-        """The records from `start` to before `stop`.
+        """The records from `start` to before `stop`, of which few are in memory at a time.
+
+        Reading on from where another call stopped costs no more than the records themselves.
 
         Args:
           columns: those that are needed. What is stored by column reads no others.
