@@ -73,7 +73,9 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
       UserError: the source refuses its settings or its file.
     """
     draw = None if reference is None else BeginningSampler(job, reference)
-    with located("prompts.source", **{key: f"prompts.{key}" for key in ("held_out", "split", "layout", "columns")}):
+    with located(
+        "prompts.source", **{key: f"prompts.{key}" for key in ("held_out", "split", "layout", "columns", "mix")}
+    ):
         return kind_of(job.config.prompts.source, sources).open(source_options(job.config, draw))
 
 
@@ -90,6 +92,7 @@ def source_options(config: Any, draw_beginnings: DrawBeginnings | None = None) -
         split=prompts.split,
         layout=prompts.layout,
         columns=tuple(prompts.columns),
+        mix=tuple(prompts.mix),
         draw_beginnings=draw_beginnings,
     )
 
