@@ -63,7 +63,11 @@ class Listing(NamedTuple):
 
     def take(self, indices_R: np.ndarray) -> "Listing":
         """Some of the rows, in any order; what was dropped stays."""
-        return Listing(*(column[indices_R] for column in self[:-1]), self.dropped)
+        return self._replace(**{name: column_R[indices_R] for name, column_R in self.columns().items()})
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All columns by name."""
+        return {name: getattr(self, name) for name in self._fields if name.endswith("_R")}
 
     def repeats(self) -> np.ndarray:
         """Whether each row's prompt is that of an earlier one, bool [R]."""
@@ -104,14 +108,17 @@ class Lister:
 
     def listing(self, records: int) -> Listing:
         """The listing of so many records."""
-        counts_Rx3 = np.frombuffer(self._counts, np.int32).reshape(-1, 3)
-        hashes_Rx2 = np.frombuffer(self._hashes, np.uint64).reshape(-1, 2)
+        completions_R, sampled_R, references_R = np.frombuffer(self._counts, np.int32).reshape(-1, 3).T.copy()
+        ids_R, prompts_R = np.frombuffer(self._hashes, np.uint64).reshape(-1, 2).T.copy()
         return Listing(
-            np.frombuffer(self._numbers, np.int64),
-            *(np.ascontiguousarray(column_R) for column_R in counts_Rx3.T),
-            *(np.ascontiguousarray(column_R) for column_R in hashes_Rx2.T),
-            np.frombuffer(self._flags, np.uint16),
-            tuple(Dropped(reason, number, records, place) for reason, (number, place) in self._reasons.items()),
+            numbers_R=np.frombuffer(self._numbers, np.int64),
+            completions_R=completions_R,
+            sampled_R=sampled_R,
+            references_R=references_R,
+            ids_R=ids_R,
+            prompts_R=prompts_R,
+            flags_R=np.frombuffer(self._flags, np.uint16),
+            dropped=tuple(Dropped(reason, number, records, place) for reason, (number, place) in self._reasons.items()),
         )
 
 
@@ -125,9 +132,9 @@ def list_rows(rows: Iterable[Row]) -> Listing:
 
 def join(listings: Sequence[Listing]) -> Listing:
     """Listings one after the other."""
-    columns = zip(*(listing[:-1] for listing in listings), strict=True)
-    dropped = tuple(one for listing in listings for one in listing.dropped)
-    return Listing(*map(np.concatenate, columns), dropped)
+    names = listings[0].columns()
+    columns = {name: np.concatenate([getattr(listing, name) for listing in listings]) for name in names}
+    return Listing(**columns, dropped=tuple(one for listing in listings for one in listing.dropped))
 
 
 def digest(*texts: str) -> bytes:
@@ -167,7 +174,7 @@ FACTS: Mapping[str, Callable[[Row], bool]] = {
     "texts alike": same_texts,
     "log-probs": lambda row: any(math.isfinite(completion.reference_log_prob) for completion in row.completions),
 }
-BITS = {fact: np.uint16(1 << bit) for bit, fact in enumerate((*FACTS, REVERSED))}
+BITS = {fact: 1 << bit for bit, fact in enumerate((*FACTS, REVERSED))}
 
 
 def _again(values_R: np.ndarray) -> np.ndarray:

@@ -34,7 +34,8 @@ def open_mix(options: SourceOptions, kind_of: Kinds) -> Mapping[str, Source]:
       UserError: about `mix`, or from a source.
     """
     parts = parse_mix(options.mix)
-    trained, held_out = [], []
+    trained: list[ListedRows] = []
+    held_out: list[ListedRows] = []
     for part, chosen in zip(parts, options_of(options, parts), strict=True):
         with about_mix():
             sources = kind_of(part.source).open(chosen)

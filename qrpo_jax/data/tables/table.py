@@ -24,6 +24,8 @@ class Record(NamedTuple):
 class Table(Protocol):
     """One split of a data set. Tables are equal, and have equal hashes, if they read the same content."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns; of JSON lines, those of the first thousand records."""
