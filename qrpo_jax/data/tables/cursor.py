@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MOST_RECORDS = 1024  # of a batch
-MOST_BYTES = 16 << 20  # of a batch, with all columns
+MOST_RECORDS = 256  # of a batch
+MOST_BYTES = 8 << 20  # of a batch, with all columns
 KEPT = 4  # cursors of a file, for so many readers at a time
 
 

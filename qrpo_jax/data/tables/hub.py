@@ -10,7 +10,7 @@ from qrpo_jax.data.tables import arrow
 from qrpo_jax.data.tables.table import Record, choose_split
 from qrpo_jax.errors import UserError, reason
 
-BATCH = 1024  # records
+BATCH = 256  # records
 # ORG/NAME, then a config and a revision if they are not the default ones.
 ADDRESS = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^:@]+))?(@(?P<revision>[^:@]+))?")
 

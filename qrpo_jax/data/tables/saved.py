@@ -16,7 +16,7 @@ from qrpo_jax.errors import UserError, reason
 SPLITS = "dataset_dict.json"  # of a folder with several splits
 STATE = "state.json"  # of a folder with one
 WHAT = "a folder that datasets.save_to_disk wrote"
-BATCH = 1024  # records
+BATCH = 256  # records
 
 
 @dataclass(frozen=True)
