@@ -1,5 +1,6 @@
 """Rows that a file lists: a source that reads them as they are asked for, and what a listing tells of all of them."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -7,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources.listing import Dropped, Listing, list_rows
+from qrpo_jax.data.sources.listing import AGAIN, Dropped, Listing, list_rows
 from qrpo_jax.data.text import Text
 from qrpo_jax.errors import UserError
 
@@ -64,6 +65,8 @@ class ListedRows:
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         numbers = self.listing.numbers_R[np.asarray(indices, np.int64)].tolist()
         rows = self._records.rows(numbers)
+        for i in np.flatnonzero(self.listing.has(AGAIN)[np.asarray(indices, np.int64)]).tolist():
+            rows[i] = dataclasses.replace(rows[i], id=f"{rows[i].id} (row-{numbers[i] + 1})")
         for row, number in zip(rows[-REMEMBERED:], numbers[-REMEMBERED:], strict=True):
             self._recent.pop(row.id, None)
             self._recent[row.id] = number

@@ -44,7 +44,7 @@ class Listing(NamedTuple):
       sampled_R: int32, how many of these the reference policy wrote.
       references_R: int32, rewards of further reference completions.
       ids_R, prompts_R: uint64, hashes of ids and of prompts; different ones differ but for odds of R in 2^64.
-      flags_R: uint16, of the facts in `FACTS` and of `REVERSED`.
+      flags_R: uint16, of the facts in `FACTS`, of `REVERSED` and of `AGAIN`.
       dropped: records that are no rows, by reason.
     """
 
@@ -58,7 +58,7 @@ class Listing(NamedTuple):
     dropped: tuple[Dropped, ...] = ()
 
     def has(self, fact: str) -> np.ndarray:
-        """Whether each row has a fact of `FACTS`, or is `REVERSED`, bool [R]."""
+        """Whether each row has a fact of `FACTS`, or is `REVERSED` or `AGAIN`, bool [R]."""
         return (self.flags_R & BITS[fact]) != 0
 
     def take(self, indices_R: np.ndarray) -> "Listing":
@@ -163,6 +163,7 @@ def odd_role(row: Row) -> bool:
     return any(message.role not in ROLES for message in row.messages)
 
 
+AGAIN = "same id"  # as an earlier row; only a listing of all rows can tell
 REVERSED = "reversed pair"  # the chosen completion has the lower reward; only its record says which that was
 FACTS: Mapping[str, Callable[[Row], bool]] = {
     "unscored": lambda row: not all_scored(row),
@@ -174,7 +175,7 @@ FACTS: Mapping[str, Callable[[Row], bool]] = {
     "texts alike": same_texts,
     "log-probs": lambda row: any(math.isfinite(completion.reference_log_prob) for completion in row.completions),
 }
-BITS = {fact: 1 << bit for bit, fact in enumerate((*FACTS, REVERSED))}
+BITS = {fact: 1 << bit for bit, fact in enumerate((*FACTS, REVERSED, AGAIN))}
 
 
 def _again(values_R: np.ndarray) -> np.ndarray:

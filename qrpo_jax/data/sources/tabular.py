@@ -12,7 +12,7 @@ from qrpo_jax.data.layouts.row_reader import check_keys, is_reversed, read_row
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources.held_out import about_held_out, divide
 from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.sources.listing import Lister, Listing
+from qrpo_jax.data.sources.listing import AGAIN, BITS, Lister, Listing
 from qrpo_jax.data.sources.source import Source, SourceOptions
 from qrpo_jax.data.tables.renamed import renamed
 from qrpo_jax.data.tables.table import Record, Table
@@ -105,12 +105,16 @@ class TableRows:
             else:
                 lister.add(number, row, reversed_pair)
         listing = lister.listing(stop - start)
+        flags_R = listing.flags_R.copy()
         for pair in listing.same_ids():
             first, second = self.rows(listing.numbers_R[[*pair]].tolist())
-            if first.id == second.id:
+            if first.id != second.id:
+                continue
+            if LAYOUTS[self.layout].strict:
                 earlier, later = (self.place(int(listing.numbers_R[index])) for index in pair)
                 raise At(later, {}).fault(f"id {first.id!r} is also that of {earlier}; give each row its own id")
-        return listing
+            flags_R[pair[1]] |= BITS[AGAIN]
+        return listing._replace(flags_R=flags_R)
 
     def _read(self, start: int, stop: int) -> Iterator[tuple[int, Record, At]]:
         columns = self.table.columns
@@ -162,6 +166,9 @@ def _values(record: dict[str, Any], layout: Layout, at: At) -> dict[str, Any]:
         check_keys(record, at)
         return record
     values = {key: record[column] for key, column in at.columns.items() if column in record}
+    for key in layout.needs:
+        if key not in values:
+            raise at.unusable(f"{at.column(key)} is missing")
     return layout.derive(values, at) if layout.derive else values
 
 
