@@ -62,7 +62,10 @@ def sources(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     how = {"count": 5, "held_out": 2, "demonstrations": 11, "draw_beginnings": beginnings}
     if name == "mix":
-        files = (write_json_lines(tmp_path / "a.jsonl", RECORDS[:5]), write_parquet(tmp_path / "b.parquet", RECORDS[5:]))
+        files = (
+            write_json_lines(tmp_path / "a.jsonl", RECORDS[:5]),
+            write_parquet(tmp_path / "b.parquet", RECORDS[5:]),
+        )
         how["mix"] = tuple(f"{kind}:{path}" for kind, path in zip(("jsonl", "parquet"), files, strict=True))
     return SOURCES[name].open(options(address[name](), **how))
 
