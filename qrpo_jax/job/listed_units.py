@@ -7,7 +7,7 @@ import numpy as np
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import Found, ListedRows
-from qrpo_jax.data.views import View, pick_units
+from qrpo_jax.data.views import View, pick_units, unit_count
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
@@ -26,12 +26,11 @@ def check_units(job: Job, stage: str, view: View) -> None:
     """
     sampled = sampled_completions(job.config) if stage == "train" else 0
     if not kind_of(job.config.prompts.source).listed:
-        count = job.config.sft.examples if stage == "sft" else job.config.prompts.count * units_of(sampled, view)
+        count = job.config.sft.examples if stage == "sft" else job.config.prompts.count * unit_count(sampled, view)
         note_batch(job, stage, count)
         return
     source = open_listed(job, stage)
-    completions_C, of_R = np.unique(source.listing.completions_R, return_inverse=True)
-    counts_R = np.asarray([units_of(int(count) + sampled, view) for count in completions_C], np.int64)[of_R]
+    counts_R = unit_counts(source, sampled, view)
     if not counts_R.any():
         raise UserError(
             f"no row of {job.config.prompts.source} has two completions; add completions, sample them, or set "
@@ -54,10 +53,13 @@ def chosen(source: ListedRows) -> Iterator[tuple[int, Row]]:
         yield from source.read(np.setdiff1d(np.arange(source.count), sample))
 
 
-def units_of(completions: int, view: View) -> int:
-    """Number of units of a row with so many completions."""
-    count = min(view.first or completions, completions)
-    return {"singles": count, "best_worst": int(count >= 2), "random_pairs": count // 2}[view.units]
+def unit_counts(source: ListedRows, sampled: int, view: View) -> np.ndarray:
+    """Number of units of each row when `sampled` completions of the reference policy have been added, int64 [R]."""
+    kinds_Rx2 = np.stack([source.listing.completions_R, source.listing.sampled_R], 1) + sampled
+    kinds_Kx2, of_R = np.unique(kinds_Rx2, axis=0, return_inverse=True)
+    return np.asarray(
+        [unit_count(completions, view, references) for completions, references in kinds_Kx2.tolist()], np.int64
+    )[of_R.reshape(-1)]
 
 
 def note_batch(job: Job, stage: str, units: int) -> None:
