@@ -55,11 +55,13 @@ def chosen(source: ListedRows) -> Iterator[tuple[int, Row]]:
 
 def unit_counts(source: ListedRows, sampled: int, view: View) -> np.ndarray:
     """Number of units of each row when `sampled` completions of the reference policy have been added, int64 [R]."""
-    kinds_Rx2 = np.stack([source.listing.completions_R, source.listing.sampled_R], 1) + sampled
-    kinds_Kx2, of_R = np.unique(kinds_Rx2, axis=0, return_inverse=True)
-    return np.asarray(
-        [unit_count(completions, view, references) for completions, references in kinds_Kx2.tolist()], np.int64
-    )[of_R.reshape(-1)]
+    listing = source.listing
+    _, first_K, of_R = np.unique(
+        (listing.completions_R.astype(np.int64) << 32) + listing.sampled_R, return_index=True, return_inverse=True
+    )
+    kinds = zip(listing.completions_R[first_K].tolist(), listing.sampled_R[first_K].tolist(), strict=True)
+    counts = [unit_count(completions + sampled, view, references + sampled) for completions, references in kinds]
+    return np.asarray(counts, np.int64)[of_R]
 
 
 def note_batch(job: Job, stage: str, units: int) -> None:

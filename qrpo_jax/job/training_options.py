@@ -229,7 +229,7 @@ def check_counts(job: Job, source: ListedRows, sampled: int) -> None:
         brought_R = np.where(listing.has("own references"), listing.completions_R, brought_R)
     among_R = sampled + brought_R + listing.references_R
     excluded_R = job.config.select.exclude_own & (sampled + brought_R > 0)
-    _, firsts = np.unique(np.stack([among_R, excluded_R]), axis=1, return_index=True)
+    _, firsts = np.unique(2 * among_R + excluded_R, return_index=True)
     for first in np.sort(firsts).tolist():
         try:
             check_count(job, int(among_R[first]), excluded=bool(excluded_R[first]))

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources.listing import AGAIN, Dropped, Listing, list_rows
+from qrpo_jax.data.sources.listing import AGAIN, BITS, Dropped, Listing, list_rows
 from qrpo_jax.data.text import Text
 from qrpo_jax.errors import UserError
 
@@ -63,9 +63,10 @@ class ListedRows:
         return counts
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
-        numbers = self.listing.numbers_R[np.asarray(indices, np.int64)].tolist()
+        some_P = np.asarray(indices, np.int64)
+        numbers = self.listing.numbers_R[some_P].tolist()
         rows = self._records.rows(numbers)
-        for i in np.flatnonzero(self.listing.has(AGAIN)[np.asarray(indices, np.int64)]).tolist():
+        for i in np.flatnonzero(self.listing.flags_R[some_P] & BITS[AGAIN]).tolist():
             rows[i] = dataclasses.replace(rows[i], id=f"{rows[i].id} (row-{numbers[i] + 1})")
         for row, number in zip(rows[-REMEMBERED:], numbers[-REMEMBERED:], strict=True):
             self._recent.pop(row.id, None)
