@@ -363,6 +363,17 @@ def test_odd_records_are_read_or_dropped_alike_whatever_stores_them(tmp_path, mo
     assert len({row.id for row in rows["jsonl"]}) == len(rows["jsonl"])
 
 
+def test_a_column_that_comes_late_is_not_left_out_silently(tmp_path):
+    records = [GOOD_PAIR] * 1000 + [GOOD_PAIR | {"note": "n"}, GOOD_PAIR | {"chosen_score": 1, "rejected_score": 0}]
+    path = write_json_lines(tmp_path / "a.jsonl", records[:-1])
+    assert opened(f"jsonl:{path}").count == 1001, "a column that no layout reads may come at any time"
+    write_json_lines(path, records)
+    with pytest.raises(UserError, match="line 1002: column 'chosen_score' comes only after the first records"):
+        opened(f"jsonl:{path}")
+    write_json_lines(path, records[::-1])
+    assert opened(f"jsonl:{path}").where("unscored").number == 1001
+
+
 def test_types_of_other_programs_are_texts_numbers_and_objects(tmp_path):
     columns = {
         "bytes": {"prompt": pa.array([b"q"]), "responses": pa.array([[b"a"]]), "scores": [[1.0]]},

@@ -96,8 +96,10 @@ class TableRows:
 
     def listing(self, start: int, stop: int) -> Listing:
         """The listing of the records from `start` to before `stop`; errors as in `list_part`."""
-        lister = Lister()
+        lister, known = Lister(), set(self.table.columns)
         for number, record, at in self._read(start, stop):
+            if not record.values.keys() <= known:
+                self._check_late(record.values.keys() - known, at)
             try:
                 row, reversed_pair = self._row(number, record, at)
             except DroppedError as error:
@@ -115,6 +117,15 @@ class TableRows:
                 raise At(later, {}).fault(f"id {first.id!r} is also that of {earlier}; give each row its own id")
             flags_R[pair[1]] |= BITS[AGAIN]
         return listing._replace(flags_R=flags_R)
+
+    def _check_late(self, late: set[str], at: At) -> None:
+        """Refuses columns that would have been read, had the first records had them."""
+        for key, names in LAYOUTS[self.layout].columns.items():
+            if key not in at.columns and (used := late & set(names)):
+                raise at.fault(
+                    f"column {min(used)!r} comes only after the first records, which say how columns are read; move "
+                    "a record that has it to the beginning of the file"
+                )
 
     def _read(self, start: int, stop: int) -> Iterator[tuple[int, Record, At]]:
         columns = self.table.columns
