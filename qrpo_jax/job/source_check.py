@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from qrpo_jax.config.keys import did_you_mean, refuse
-from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.sources import MIX, SOURCES, kind_of, split_name
 from qrpo_jax.data.sources.mix_parts import parse_mix
 from qrpo_jax.data.sources.source import SourceKind
@@ -90,9 +89,10 @@ def check_mix(prompts: Any, kind_name: str, sources: Sources) -> None:
             raise refuse(
                 "prompts.mix", f"of {part.source!r} among others; allowed: {', '.join(map(_written, allowed.items()))}"
             )
-        if part.layout and (part.layout not in LAYOUTS or not allowed[name].columns):
-            near = did_you_mean(part.layout, LAYOUTS)
-            raise refuse("prompts.mix", f"of {part.source!r} with layout {part.layout!r}, which it cannot have{near}")
+        if (part.layout or part.columns) and not allowed[name].columns:
+            raise refuse(
+                "prompts.mix", f"of {part.source!r}, which has columns of its own: leave out layout and columns"
+            )
 
 
 def _written(item: tuple[str, SourceKind]) -> str:

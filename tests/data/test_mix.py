@@ -140,6 +140,8 @@ def test_spaces_belong_to_paths_and_options_to_their_source(tmp_path):
     source = opened("mix", mix=texts, held_out=1)
     assert sorted(names(source)) == ["a"] * 2 + ["c"] * 5
     assert names(opened("mix", "eval", mix=texts, held_out=1)) == ["a"] + ["c"] * 2
+    with pytest.raises(UserError, match="layout of jsonl:.* is 'qrop'; allowed: rows, qrpo"):
+        opened("mix", mix=(f"{texts[0]} layout=qrop",))
     with pytest.raises(UserError, match=f"no file {folder}/none.jsonl") as caught:
         opened("mix", mix=(f"jsonl:{folder}/none.jsonl",))
     assert caught.value.about == ("mix",)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources.listed import ListedRows, Mixed
 from qrpo_jax.data.sources.listing import Listing, join
@@ -37,6 +38,8 @@ def open_mix(options: SourceOptions, kind_of: Kinds) -> Mapping[str, Source]:
     trained: list[ListedRows] = []
     held_out: list[ListedRows] = []
     for part, chosen in zip(parts, options_of(options, parts), strict=True):
+        if part.layout and part.layout not in LAYOUTS:
+            raise UserError(f"layout of {part.source} is {part.layout!r}; allowed: {', '.join(LAYOUTS)}", about="mix")
         with about_mix():
             sources = kind_of(part.source).open(chosen)
         for rows, split in ((trained, "train"), (held_out, "eval")):
