@@ -298,7 +298,10 @@ PUBLISHED = {
 }
 TRAINED = {
     "dpo on an order": ([ORDER, ORDER | {"chosen": "d"}], PAIRS),
-    "simpo on an order": ([ORDER, ORDER | {"chosen": "d"}], PAIRS | {"train__objective": "simpo"}),
+    "simpo on an order": (
+        [ORDER | {"x": 1}, ORDER | {"chosen": "d"}, ORDER | {"chosen": ""}],
+        PAIRS | {"train__objective": "simpo"},
+    ),
     "qrpo on published rows": ([*[PUBLISHED] * 2, PUBLISHED | {"chosen": []}], {"select__units": "best_worst"}),
     "qrpo off-policy": ([PUBLISHED] * 2, {"prompts__layout": "qrpo_offpolicy"}),
     "qrpo on own references": ([OWN, OWN], {}),
@@ -332,6 +335,8 @@ def test_rows_as_they_are_published_train_at_once(tmp_path: Path, model: Path, n
     if name == "dpo on an order":
         np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-5)
     assert ("reward" in metrics) == ("order" not in name), metrics
+    if "simpo" in name:
+        assert read_manifest(tmp_path / "run" / "train")["counts"]["rows dropped: 'chosen' is empty"] == 1
     if "published" in name:
         counts = read_manifest(tmp_path / "run" / "reference")["counts"]
         assert counts["rows dropped: 'chosen' does not end with an answer"] == 1 and counts["prompts"] == 2, counts
