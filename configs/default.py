@@ -78,8 +78,10 @@ def get_config() -> ConfigDict:
 
     config.prompts = Config()
     # programs | jsonl:FILES | parquet:FILES | hf:ORG/NAME[:CONFIG][@REVISION] | disk:FOLDER (datasets.save_to_disk) |
-    # tfds:NAME[:VERSION] | rows:FOLDER (of a stage) | model (beginnings sampled from the model itself)
+    # tfds:NAME[:VERSION] | rows:FOLDER (of a stage) | mix (of data sets) | model (beginnings that the model samples)
     config.prompts.source = Text("programs", empty=False)
+    # Of source mix: data sets with weights, such as "jsonl:a.jsonl weight=0.3 layout=scored" (docs/data.md).
+    config.prompts.mix = Several((), of=Text(empty=False))
     config.prompts.split = Text("")  # of the data set, to train on; of FILES, a word of their names. "": train, or all
     # What the columns mean (docs/data.md); "": recognised by their names, and said.
     config.prompts.layout = Choice(

@@ -1,14 +1,20 @@
 """The processes of one job: the one that writes, and points where all wait for each other."""
 
 import functools
+import pickle
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qrpo_jax.errors import UserError
+
+Made = TypeVar("Made")
 
 
 def of_runtime(error: BaseException) -> bool:
@@ -94,3 +100,30 @@ def from_first(text: str) -> str:
     words = text.encode()[: sent_B.size]
     sent_B[: len(words)] = np.frombuffer(words, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent_B))).rstrip(b"\0").decode(errors="ignore")
+
+
+def made_by_first(make: Callable[[], Made]) -> Made:
+    """What the first process makes, which may take it minutes, on all processes. Every process must call it.
+
+    Args:
+      make: returns something that can be pickled.
+
+    Raises:
+      UserError: the one that `make` raised. All processes raise it.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made, error = None, None
+    if is_first():
+        try:
+            made = make()
+        except UserError as raised:
+            error = raised
+    sent_B = np.frombuffer(pickle.dumps((made, error and (error.message, error.about))), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(sent_B.size)))
+    if not is_first():
+        sent_B = np.zeros(size, np.uint8)
+    made, fault = pickle.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent_B))))
+    if fault is not None:
+        raise error or UserError(fault[0], about=fault[1])
+    return made

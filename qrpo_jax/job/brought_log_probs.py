@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.stage_rows import reads_source
@@ -17,8 +16,7 @@ def brings_log_probs(job: Job) -> bool:
     """Whether stage `train` reads rows from the source itself, and these have log π_ref."""
     if not reads_source(job, "train"):
         return False
-    rows = all_rows(open_listed(job, "train"))
-    return any(math.isfinite(completion.reference_log_prob) for row in rows for completion in row.completions)
+    return bool(open_listed(job, "train").where("log-probs"))
 
 
 def note_brought(job: Job) -> None:

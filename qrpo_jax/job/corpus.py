@@ -56,7 +56,7 @@ def open_corpus(job: Job, stage: str, rows: StageRows, first: int = 0) -> Tokeni
     wait(f"{stage} tokens")
     corpus = corpus_files.read_parts(folder, parts, text.tokenizer.bos_token_id)
     facts = [corpus_files.part_facts(folder, part, parts) for part in range(parts)]
-    return Tokenized(corpus, add_counts([fact["counts"] for fact in facts if fact]))
+    return Tokenized(corpus, rows.counts | add_counts([fact["counts"] for fact in facts if fact]))
 
 
 def discard_corpus(job: Job, stage: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from qrpo_jax.data.row_references import references_of
 from qrpo_jax.data.row_sample import sample_rows
 from qrpo_jax.data.rows import Completion, Row
-from qrpo_jax.data.sources import listed
+from qrpo_jax.data.sources import listing
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.sources.source import Source
 from qrpo_jax.data.text import Text
@@ -154,8 +154,12 @@ def reference_figures(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def pair_figures(rows: Sequence[Row], reversed_ids: frozenset[str]) -> dict[str, int]:
-    """Pairs that rows bring: of all rows with two completions or more, how the best and the worst differ."""
+def pair_figures(rows: Sequence[Row], reversed_pairs: int) -> dict[str, int]:
+    """Pairs that rows bring: of all rows with two completions or more, how the best and the worst differ.
+
+    Args:
+      reversed_pairs: rows of the whole source whose chosen completion has the lower reward.
+    """
     several = [row for row in rows if len(row.completions) > 1]
     scored = [row for row in several if all(math.isfinite(c.reward) for c in row.completions)]
     return {
@@ -163,7 +167,7 @@ def pair_figures(rows: Sequence[Row], reversed_ids: frozenset[str]) -> dict[str,
         "with rewards": len(scored),
         "of which only the order is known": sum(bool(row.preferences) for row in several if row not in scored),
         "best and worst are equal": sum(len({c.reward for c in row.completions}) == 1 for row in scored),
-        "chosen has the lower reward": sum(row.id in reversed_ids for row in rows),
+        "chosen has the lower reward": reversed_pairs,
     }
 
 
@@ -196,7 +200,8 @@ def losses(source: Source, sampled: Sampled, prompt_tokens: int, max_tokens: int
     kept = [one for one in rows if one.prompt <= prompt_tokens]
     long = [(one, length) for one in kept for length in one.completions if one.prompt + length > max_tokens]
     count = sum(len(one.completions) for one in kept)
-    repeated = listed.repeats(sampled.rows)
+    again_R = listing.list_rows(sampled.rows).repeats()
+    repeated = {row.id for row, again in zip(sampled.rows, again_R, strict=True) if again}
 
     def found(what: str, key: str, has: Callable[[Measured], object]) -> Losses:
         those = [one.row for one in rows if has(one)]
@@ -223,10 +228,10 @@ def losses(source: Source, sampled: Sampled, prompt_tokens: int, max_tokens: int
         ),
         found("prompts have characters that the tokenizer does not know", "", lambda one: one.unknown),
         found("prompts hold strings like special tokens, taken as plain text", "", lambda one: one.special),
-        found(f"prompts have a role other than {', '.join(listed.ROLES)}", "", lambda one: listed.odd_role(one.row)),
+        found(f"prompts have a role other than {', '.join(listing.ROLES)}", "", lambda one: listing.odd_role(one.row)),
         found("prompts repeat an earlier one", "", lambda one: one.row.id in repeated),
-        found("rows have two completions of the same text", "", lambda one: listed.same_texts(one.row)),
-        found("rows have rewards that are equal in float32", "", lambda one: listed.same_in_float32(one.row)),
+        found("rows have two completions of the same text", "", lambda one: listing.same_texts(one.row)),
+        found("rows have rewards that are equal in float32", "", lambda one: listing.same_in_float32(one.row)),
     ]
     return [entry for entry in entries if entry.number]
 

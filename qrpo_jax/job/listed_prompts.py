@@ -1,7 +1,10 @@
 """Prompts that a file lists: what a job refuses about them, and what it says about them before it runs."""
 
+import numpy as np
+
 from qrpo_jax.data.sources import SOURCES, kind_of, listed
 from qrpo_jax.data.sources.listed import Found, ListedRows, Measured
+from qrpo_jax.data.sources.listing import REVERSED, ROLES
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import Sources, open_listed
@@ -31,8 +34,10 @@ def check_listed_prompts(job: Job, sources: Sources = SOURCES) -> None:
         }
     note_splits(job, splits["train"], splits["eval"])
     for split, source in splits.items():
+        note_sample(job, source, measured[split], PURPOSES[split])
         note_tokens(job, source, measured[split], PURPOSES[split])
         note_messages(job, source, PURPOSES[split])
+        note_special(job, source, measured[split], PURPOSES[split])
     note_repeats(job, splits["train"], splits["eval"])
     note_completions(job, splits["train"])
     if "train" in config.stages:
@@ -52,6 +57,8 @@ def note_splits(job: Job, train: ListedRows, held_out: ListedRows) -> None:
     job.note(f"prompts: {train.count} to train on, {held_out.count} held out{unused} ({config.source})")
     if train.layout:
         job.note(f"prompts: {train.layout}")
+    for mixed in train.mixed:
+        job.note(f"prompts: {mixed.line()}")
     for source in (train, held_out):
         for dropped in source.dropped:
             job.note(f"prompts: WARNING: {dropped.line()}")
@@ -69,45 +76,56 @@ def note_splits(job: Job, train: ListedRows, held_out: ListedRows) -> None:
         )
 
 
+def note_sample(job: Job, source: ListedRows, measured: Measured, purpose: str) -> None:
+    """Notes that prompts are too many to tokenize all of them before the run."""
+    if len(measured.indices_P) < source.count:
+        job.note(
+            f"prompts: {len(measured.indices_P)} of {source.count} prompts {purpose} were tokenized to check them; the "
+            "stages count all that they drop"
+        )
+
+
 def note_tokens(job: Job, source: ListedRows, measured: Measured, purpose: str) -> None:
     """Notes prompts that will be dropped, and prompts that lose characters."""
     most = job.config.prompts.max_tokens
-    too_long = source.where_true(measured.lengths_P > most)
+    too_long = source.where_true(measured.lengths_P > most, measured.indices_P)
     warn(job, too_long, f"prompts {purpose} exceed config.prompts.max_tokens, which is {most}, and will be dropped")
-    unknown = source.where_true(measured.unknown_P)
+    unknown = source.where_true(measured.unknown_P, measured.indices_P)
     warn(job, unknown, f"prompts {purpose} have characters that the tokenizer does not know")
 
 
 def note_messages(job: Job, source: ListedRows, purpose: str) -> None:
-    """Notes messages whose roles or texts the template treats in a way that may surprise."""
-    text = job.text
+    """Notes messages whose roles the template treats in a way that may surprise."""
     if job.config.model.template == "plain":
-        several = source.where(lambda row: len(row.messages) > 1)
+        several = source.where("several messages")
         warn(job, several, f"prompts {purpose} have several messages, which template 'plain' joins without their roles")
     else:
-        odd = source.where(listed.odd_role)
-        warn(job, odd, f"prompts {purpose} have a message of a role other than {', '.join(listed.ROLES)}")
-    special = source.where(lambda row: any(text.special_strings(m.content, m.role) for m in row.messages))
+        odd = source.where("odd role")
+        warn(job, odd, f"prompts {purpose} have a message of a role other than {', '.join(ROLES)}")
+
+
+def note_special(job: Job, source: ListedRows, measured: Measured, purpose: str) -> None:
+    """Notes prompts with strings that look like special tokens."""
+    special = source.where_true(measured.special_P, measured.indices_P)
     if special:
         job.note(f"prompts: {special.line(f'prompts {purpose} hold strings like special tokens, taken as plain text')}")
 
 
 def note_repeats(job: Job, train: ListedRows, held_out: ListedRows) -> None:
     """Notes prompts that are in both splits, or twice in the one that is trained on."""
-    rows = train.rows(range(train.count))
-    trained, repeated = {row.messages for row in rows}, listed.repeats(rows)
-    warn(job, held_out.where(lambda row: row.messages in trained), "held-out prompts are also trained on")
-    again = train.where(lambda row: row.id in repeated)
+    both = held_out.where_true(np.isin(held_out.listing.prompts_R, train.listing.prompts_R))
+    warn(job, both, "held-out prompts are also trained on")
+    again = train.where_true(train.listing.repeats())
     if again:
         job.note(f"prompts: {again.line('prompts to train on repeat an earlier one; each has its own references')}")
 
 
 def note_completions(job: Job, train: ListedRows) -> None:
     """Notes completions and rewards of the file that contradict each other."""
-    reversed_pairs = train.where(lambda row: row.id in train.reversed_pairs)
-    warn(job, reversed_pairs, "rows have a chosen completion of lower reward than the rejected one; rewards decide")
-    warn(job, train.where(listed.same_in_float32), "rows have rewards that differ by less than float32 can tell")
-    warn(job, train.where(listed.same_texts), "rows have two completions of the same text")
+    what = "rows have a chosen completion of lower reward than the rejected one; rewards decide"
+    warn(job, train.where(REVERSED), what)
+    warn(job, train.where("rewards alike"), "rows have rewards that differ by less than float32 can tell")
+    warn(job, train.where("texts alike"), "rows have two completions of the same text")
 
 
 def check_room(job: Job, train: ListedRows, measured: Measured) -> None:
@@ -121,14 +139,15 @@ def check_room(job: Job, train: ListedRows, measured: Measured) -> None:
         return
     kept_P = measured.lengths_P <= job.config.prompts.max_tokens
     full_P = kept_P & (measured.lengths_P >= most)
+    sample = "" if len(kept_P) == train.count else f" of a sample of {len(kept_P)}"
     if full_P.sum() == kept_P.sum():
         raise UserError(
-            f"pack.max_tokens is {most}, and every prompt has at least {measured.lengths_P[kept_P].min()} tokens, so "
-            "that no completion fits (config.pack.max_tokens)"
+            f"pack.max_tokens is {most}, and every prompt{sample} has at least {measured.lengths_P[kept_P].min()} "
+            "tokens, so that no completion fits (config.pack.max_tokens)"
         )
-    full = train.where_true(full_P)
+    full = train.where_true(full_P, measured.indices_P)
     warn(job, full, f"prompts have no room for a completion in config.pack.max_tokens, {most}, and will be dropped")
-    tight = train.where_true(kept_P & ~full_P & (measured.lengths_P + new > most))
+    tight = train.where_true(kept_P & ~full_P & (measured.lengths_P + new > most), measured.indices_P)
     if sampled_completions(job.config) and tight:
         job.note(
             f"prompts: {tight.line(f'prompts have more than {most - new} tokens')}; of these, completions that exceed "

@@ -6,14 +6,12 @@ import numpy as np
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import kind_of
-from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.data.views import VIEWS, View, pick_units
+from qrpo_jax.data.sources.listed import Found, ListedRows
+from qrpo_jax.data.views import View, pick_units, unit_count
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.source_check import sampled_completions
-
-MEASURED = 2000  # rows whose completions are tokenized before a run; further ones only while none has fitted
 
 
 def check_units(job: Job, stage: str, view: View) -> None:
@@ -28,11 +26,11 @@ def check_units(job: Job, stage: str, view: View) -> None:
     """
     sampled = sampled_completions(job.config) if stage == "train" else 0
     if not kind_of(job.config.prompts.source).listed:
-        count = job.config.sft.examples if stage == "sft" else job.config.prompts.count * units_of(sampled, view)
+        count = job.config.sft.examples if stage == "sft" else job.config.prompts.count * unit_count(sampled, view)
         note_batch(job, stage, count)
         return
     source = open_listed(job, stage)
-    counts_R = np.asarray([units_of(candidates(row, view) + sampled, view) for row in rows_of(source)])
+    counts_R = unit_counts(source, sampled, view)
     if not counts_R.any():
         raise UserError(
             f"no row of {job.config.prompts.source} has two completions; add completions, sample them, or set "
@@ -47,22 +45,23 @@ def check_units(job: Job, stage: str, view: View) -> None:
         check_fit(job, stage, source, view)
 
 
-def rows_of(source: ListedRows) -> list[Row]:
-    return source.rows(range(source.count))
+def chosen(source: ListedRows) -> Iterator[tuple[int, Row]]:
+    """The indices and rows of a sample, and then all others, for a check that goes on only while it has to."""
+    sample = source.looked_at()
+    yield from source.read(sample)
+    if len(sample) < source.count:
+        yield from source.read(np.setdiff1d(np.arange(source.count), sample))
 
 
-def candidates(row: Row, view: View) -> int:
-    """Number of completions of a row that may be in units."""
-    any_source = not VIEWS[view.units].references
-    return sum(any_source or completion.source == "reference" for completion in row.completions)
-
-
-def units_of(completions: int, view: View) -> int:
-    """Number of units of a row with so many completions that may be in units."""
-    selection = VIEWS[view.units]
-    count = min(completions, *(limit or completions for limit in (selection.first, view.first)))
-    pairs = {"extremes": int(count >= 2), "disjoint": count // 2, "all": count * (count - 1) // 2}
-    return count if selection.pairing is None else pairs[selection.pairing]
+def unit_counts(source: ListedRows, sampled: int, view: View) -> np.ndarray:
+    """Number of units of each row when `sampled` completions of the reference policy have been added, int64 [R]."""
+    listing = source.listing
+    _, first_K, of_R = np.unique(
+        (listing.completions_R.astype(np.int64) << 32) + listing.sampled_R, return_index=True, return_inverse=True
+    )
+    kinds = zip(listing.completions_R[first_K].tolist(), listing.sampled_R[first_K].tolist(), strict=True)
+    counts = [unit_count(completions + sampled, view, references + sampled) for completions, references in kinds]
+    return np.asarray(counts, np.int64)[of_R]
 
 
 def note_batch(job: Job, stage: str, units: int) -> None:
@@ -79,44 +78,49 @@ def check_ties(job: Job, stage: str, source: ListedRows, view: View) -> None:
     """Refuses pairs that all have equal rewards, if the objective drops such pairs, and notes some."""
     if view.units == "singles":
         return
-    tied_R, paired_R = np.zeros((2, source.count), bool)
-    for i, row in enumerate(rows_of(source)):
-        units = pick_units(row, view, i)
-        tied_R[i] = any(row.completions[a].reward == row.completions[b].reward for a, b in units)
-        paired_R[i] = len(units) > 0
-    if not view.tied_pairs and tied_R.sum() == paired_R.sum() and view.units == "best_worst":
+    refuses = not view.tied_pairs and view.units == "best_worst"
+    sample, looked, paired, tied, first = len(source.looked_at()), 0, 0, 0, 0
+    for index, row in chosen(source):
+        if looked >= sample and not (refuses and paired == tied):
+            break
+        units, looked = pick_units(row, view, index), looked + 1
+        paired += len(units) > 0
+        if any(row.completions[a].reward == row.completions[b].reward for a, b in units):
+            tied, first = tied + 1, first if tied else index
+    if refuses and paired == tied:
         raise UserError(
             f"all pairs of {job.config.prompts.source} have equal rewards, of which objective "
             f"{job.config.train.objective!r} learns nothing (config.prompts.source, config.train.objective)"
         )
-    if tied_R.any():
+    if tied:
         what = "will be trained on" if view.tied_pairs else "will be dropped"
-        tied = source.where_true(tied_R)
-        job.note(f"{stage}: WARNING: {tied.line(f'rows have a pair of equal rewards, which {what}')}")
+        found = Found(tied, looked, source.place_of(first), source.count)
+        job.note(f"{stage}: WARNING: {found.line(f'rows have a pair of equal rewards, which {what}')}")
 
 
 def check_fit(job: Job, stage: str, source: ListedRows, view: View) -> None:
     """Refuses completions of which none fits `pack.max_tokens`, and notes some that do not."""
-    fits, shortest, long_R = 0, 2**31, np.zeros(source.count, bool)
-    for i, row in enumerate(rows_of(source)):
-        if i >= MEASURED and fits:
+    sample, looked, fits, shortest, long, first = len(source.looked_at()), 0, 0, 2**31, 0, 0
+    for index, row in chosen(source):
+        if looked >= sample and fits:
             break
-        for prompt, longest in sizes(job, source, row, pick_units(row, view, i)):
+        looked, too_long = looked + 1, False
+        for prompt, longest in sizes(job, source, row, pick_units(row, view, index)):
             excess = prompt + longest - view.max_tokens
             # A prompt may be cut, but not away.
-            too_long = excess >= prompt if view.over_long == "truncate_prompt_left" else excess > 0
-            long_R[i] |= too_long
-            fits, shortest = fits + (not too_long), min(shortest, prompt + longest)
+            exceeds = excess >= prompt if view.over_long == "truncate_prompt_left" else excess > 0
+            too_long, fits, shortest = too_long or exceeds, fits + (not exceeds), min(shortest, prompt + longest)
+        if too_long:
+            long, first = long + 1, first if long else index
     if not fits:
         raise UserError(
             f"no completion of {job.config.prompts.source} fits pack.max_tokens, which is {view.max_tokens}; with its "
             f"prompt the shortest has {shortest} tokens (config.pack.max_tokens)"
         )
-    long = source.where_true(long_R)
     if long:
-        among = f", among the first {MEASURED}," if source.count > MEASURED else ""
-        what = f"rows{among} have completions that exceed {view.max_tokens} tokens with the prompt and will be dropped"
-        job.note(f"{stage}: WARNING: {long.line(what)} (config.pack.max_tokens)")
+        what = f"rows have completions that exceed {view.max_tokens} tokens with the prompt and will be dropped"
+        found = Found(long, looked, source.place_of(first), source.count)
+        job.note(f"{stage}: WARNING: {found.line(what)} (config.pack.max_tokens)")
 
 
 def sizes(job: Job, source: ListedRows, row: Row, units: list[tuple[int, ...]]) -> Iterator[tuple[int, int]]:

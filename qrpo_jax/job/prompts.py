@@ -35,6 +35,11 @@ class Prompts(NamedTuple):
     def units(self) -> int:
         return round_up(self.source.count, self.size) // self.size
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the source dropped and left out, for the manifest of the first stage that reads it."""
+        return self.source.counts if isinstance(self.source, ListedRows) else {}
+
     def indices(self, unit: int) -> range:
         return range(unit * self.size, min((unit + 1) * self.size, self.source.count))
 
@@ -68,7 +73,9 @@ def open_sources(job: Job, reference: Parameters | None = None, sources: Sources
       UserError: the source refuses its settings or its file.
     """
     draw = None if reference is None else BeginningSampler(job, reference)
-    with located("prompts.source", **{key: f"prompts.{key}" for key in ("held_out", "split", "layout", "columns")}):
+    with located(
+        "prompts.source", **{key: f"prompts.{key}" for key in ("held_out", "split", "layout", "columns", "mix")}
+    ):
         return kind_of(job.config.prompts.source, sources).open(source_options(job.config, draw))
 
 
@@ -85,6 +92,7 @@ def source_options(config: Any, draw_beginnings: DrawBeginnings | None = None) -
         split=prompts.split,
         layout=prompts.layout,
         columns=tuple(prompts.columns),
+        mix=tuple(prompts.mix),
         draw_beginnings=draw_beginnings,
     )
 

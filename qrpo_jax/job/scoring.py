@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from qrpo_jax.data.rows import Completion, Row, check_scored
 from qrpo_jax.data.sources import kind_of
-from qrpo_jax.data.sources.listed import ListedRows, all_scored
-from qrpo_jax.data.sources.source import all_rows
+from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
@@ -18,6 +17,7 @@ from qrpo_jax.rewards.problems import read_problem
 from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
 from qrpo_jax.rewards.sandbox.pool import Limits
 
+PROBLEMS = 100_000  # rows whose tests are read before a run
 ROWS_DROPPED = "rows dropped: no completion left"
 PAIRS_DROPPED = "rows dropped: one of a pair is too long for the reward model"
 
@@ -60,15 +60,15 @@ def check_listed(job: Job) -> None:
     config = job.config.reward
     for split in ("train", "eval"):
         source = open_listed(job, split)
-        rows = all_rows(source)
+        sample = source.looked_at()
         if config.name == TESTS:
             with located("reward.name", "prompts.source"):
-                for row in rows:
+                for _, row in source.read(source.looked_at(PROBLEMS)):
                     read_problem(row, source.place(row))
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
-                too_long_P = models.check_conversations(job.reward_model, rows, source.place)
-            if too_long := source.where_true(too_long_P):
+                too_long_P = models.check_conversations(job.reward_model, source.rows(sample), source.place)
+            if too_long := source.where_true(too_long_P, sample):
                 what = "prompts are too long for the reward model and will be dropped"
                 job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
         if split == "train" and "score" in job.config.stages:
@@ -82,11 +82,11 @@ def check_brought(job: Job, source: ListedRows) -> None:
       UserError: naming the key.
     """
     if not job.config.reward.replace:
-        scored = source.where(lambda row: row.completions and all_scored([row]))
+        scored = source.where_true(~source.listing.has("unscored") & (source.listing.completions_R > 0))
         if scored and reads_source(job, "score"):
             job.note(f"score: {scored.line('rows bring all their rewards, which stay')} (config.reward.replace)")
         return
-    referred = source.where(lambda row: len(row.reference_rewards))
+    referred = source.where_true(source.listing.references_R > 0)
     if referred:
         raise UserError(
             f"{referred.line('rows have rewards of references without their text')}, which cannot be scored again: set "

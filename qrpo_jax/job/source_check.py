@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from qrpo_jax.config.keys import did_you_mean, refuse
-from qrpo_jax.data.sources import SOURCES, kind_of, split_name
+from qrpo_jax.data.sources import MIX, SOURCES, kind_of, split_name
+from qrpo_jax.data.sources.mix_parts import parse_mix
 from qrpo_jax.data.sources.source import SourceKind
-from qrpo_jax.errors import UserError, shown
+from qrpo_jax.errors import UserError, located, shown
 
 Sources = Mapping[str, SourceKind]
 
@@ -25,6 +26,7 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
     if bool(address) != bool(kind.address):
         raise refuse("prompts.source", f"{name!r}; write {_written((kind_name, kind))}")
     check_parts(config.prompts, kind)
+    check_mix(config.prompts, kind_name, sources)
     if not config.model.path and kind.vocabulary is None:
         known = ", ".join(repr(other) for other in sources if sources[other].vocabulary is not None)
         raise UserError(
@@ -66,6 +68,31 @@ def check_parts(prompts: Any, kind: SourceKind) -> None:
         raise refuse(
             "prompts.held_out", f"{prompts.held_out!r}; prompts from {prompts.source!r} have no splits: give a number"
         )
+
+
+def check_mix(prompts: Any, kind_name: str, sources: Sources) -> None:
+    """Refuses a mix whose sources do not exist or are no data sets, and one that is not asked for.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if kind_name != MIX:
+        if prompts.mix:
+            raise refuse("prompts.mix", f"set, but prompts are from {prompts.source!r}: set config.prompts.source=mix")
+        return
+    with located("prompts.mix"):
+        parts = parse_mix(tuple(prompts.mix))
+    allowed = {name: kind for name, kind in sources.items() if kind.listed and name != MIX}
+    for part in parts:
+        name, address = split_name(part.source)
+        if name not in allowed or not address:
+            raise refuse(
+                "prompts.mix", f"of {part.source!r} among others; allowed: {', '.join(map(_written, allowed.items()))}"
+            )
+        if (part.layout or part.columns) and not allowed[name].columns:
+            raise refuse(
+                "prompts.mix", f"of {part.source!r}, which has columns of its own: leave out layout and columns"
+            )
 
 
 def _written(item: tuple[str, SourceKind]) -> str:

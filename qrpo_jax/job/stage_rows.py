@@ -21,12 +21,14 @@ class StageRows(NamedTuple):
       total: number of rows, before any is left out.
       read: from a unit's number to its rows, and counts of rows that were left out.
       identity: from a unit's number to text that differs between other contents; "" where the settings of a run tell.
+      counts: what the data set dropped before any unit was read, if this stage is the first to read it.
     """
 
     units: int
     total: int
     read: Callable[[int], tuple[list[Row], Counts]]
     identity: Callable[[int], str] = lambda unit: ""
+    counts: Counts = {}
 
 
 def rows_of(job: Job, stage: str) -> StageRows:
@@ -58,7 +60,7 @@ def rows_in_blocks(job: Job, stage: str) -> StageRows:
 def whole_source(source: Source) -> StageRows:
     """All rows of a source, in blocks."""
     prompts = Prompts(source, BLOCK)
-    return StageRows(prompts.units, source.count, lambda unit: (prompts.rows(unit), {}))
+    return StageRows(prompts.units, source.count, lambda unit: (prompts.rows(unit), {}), counts=prompts.counts)
 
 
 def every_row(job: Job, stage: str) -> Iterator[Row]:
@@ -86,4 +88,4 @@ def _of_prompts(job: Job, prompts: Prompts) -> StageRows:
         kept, counts = fitting(rows, tokens, job.config.prompts.max_tokens)
         return [rows[i] for i in kept], counts
 
-    return StageRows(prompts.units, prompts.source.count, read)
+    return StageRows(prompts.units, prompts.source.count, read, counts=prompts.counts)

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 from jax import Array
 
 from qrpo_jax import losses, quantiles, transform_checks, transforms
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.ranking import own_references
 from qrpo_jax.data.sources import kind_of
-from qrpo_jax.data.sources.listed import ListedRows, all_scored
-from qrpo_jax.data.sources.source import all_rows
-from qrpo_jax.data.views import View, ordered_only
+from qrpo_jax.data.sources.listed import ListedRows
+from qrpo_jax.data.views import View
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.brought_log_probs import brings_log_probs, note_brought
 from qrpo_jax.job.job import Job
@@ -183,21 +182,15 @@ def check_reference_count(job: Job) -> None:
             check_count(job, sampled, excluded=select.exclude_own)
         return
     source = open_listed(job, "train")
-    rows = all_rows(source)
-    if not scored and not sampled and not all_scored(rows) and order_suffices(job, source):
+    unscored = source.where("unscored")
+    if not scored and not sampled and unscored and order_suffices(job, source):
         return
-    if not scored and (sampled or not all_scored(rows)):
-        unscored = source.where(lambda row: not all_scored([row]))
+    if not scored and (sampled or unscored):
         which = unscored.line("rows") if unscored else "those that are sampled"
         raise UserError(f"some completions have no reward, {which}: put 'score' before 'train' in config.stages")
-    for row in rows if ranked else ():
-        where = f"{source.place(row)}: row {row.id!r}: "
-        brought = sum(completion.source == "reference" for completion in row.completions)
-        if not sampled and own_references(row):  # all will have rewards
-            brought = len(row.completions)
-        excluded = select.exclude_own and sampled + brought > 0
-        check_count(job, sampled + brought + len(row.reference_rewards), excluded=excluded, where=where)
-    own_rows = source.where(own_references) if ranked and not sampled else None
+    if ranked:
+        check_counts(job, source, sampled)
+    own_rows = source.where("own references") if ranked and not sampled else None
     if own_rows:
         what = "rows bring no references, so that each completion is ranked among the others of its row"
         job.note(f"train: {own_rows.line(what)}; quantiles are those of the reference policy only if it wrote them")
@@ -210,23 +203,44 @@ def order_suffices(job: Job, source: ListedRows) -> bool:
       UserError: the objective needs rewards, and rows have only an order.
     """
     objective = job.config.train.objective
-    ordered = source.where(ordered_only)
+    ordered = source.where("ordered only")
     if ordered and OBJECTIVES[objective].needs_rewards:
         without = ", ".join(name for name in OBJECTIVES if name not in having("needs_rewards"))
         raise UserError(
             f"objective {objective!r} needs rewards, and {ordered.line('rows say only which completion is better')}: "
             f"put 'score' before 'train' in config.stages, or train with {without} (config.train.objective)"
         )
-    return not source.where(lambda row: not all_scored([row]) and not ordered_only(row))
+    return not (source.listing.has("unscored") & ~source.listing.has("ordered only")).any()
 
 
-def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -> None:
+def check_counts(job: Job, source: ListedRows, sampled: int) -> None:
+    """Refuses listed rows with too few references, naming the first.
+
+    Args:
+      sampled: completions of each prompt that will be sampled.
+    """
+    listing = source.listing
+    brought_R = listing.sampled_R
+    if not sampled:  # all will have rewards
+        brought_R = np.where(listing.has("own references"), listing.completions_R, brought_R)
+    among_R = sampled + brought_R + listing.references_R
+    excluded_R = job.config.select.exclude_own & (sampled + brought_R > 0)
+    _, firsts = np.unique(2 * among_R + excluded_R, return_index=True)
+    for first in np.sort(firsts).tolist():
+        try:
+            check_count(job, int(among_R[first]), excluded=bool(excluded_R[first]))
+        except UserError as error:
+            (row,) = source.rows([first])
+            error.message = f"{source.place(row)}: row {row.id!r}: {error.message}"
+            raise
+
+
+def check_count(job: Job, references: int, *, excluded: bool) -> None:
     """Refuses too few references of a prompt.
 
     Args:
       references: number of rewards to rank among, with that of the completion itself if it is a reference.
       excluded: a completion is not ranked against itself, which leaves one reference fewer.
-      where: beginning of the message, such as "row 'ID': ".
     """
     config, most = job.config, job.config.select.reference_count
     count = (min(references, most) if most else references) - excluded
@@ -237,7 +251,4 @@ def check_count(job: Job, references: int, *, excluded: bool, where: str = "") -
         "select.estimator",
         "train.transform",
     ):
-        try:
-            quantiles.check_references(count, transforms.parse(config.train.transform), config.select.estimator)
-        except UserError as error:
-            raise UserError(f"{where}{error}") from None
+        quantiles.check_references(count, transforms.parse(config.train.transform), config.select.estimator)

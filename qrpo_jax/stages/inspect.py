@@ -10,6 +10,7 @@ from typing import Any
 from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows
+from qrpo_jax.data.sources.listing import REVERSED
 from qrpo_jax.data.sources.source import Source
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError
@@ -71,7 +72,7 @@ def figures(job: Job, sources: Any, sampled: Sampled) -> dict[str, Any]:
         "completions": inspection.completion_figures(rows),
         "rewards": inspection.reward_figures(rows),
         "references": inspection.reference_figures(rows),
-        "pairs": inspection.pair_figures(rows, getattr(train, "reversed_pairs", frozenset())),
+        "pairs": inspection.pair_figures(rows, train.where(REVERSED).number if isinstance(train, ListedRows) else 0),
         "losses": [one._asdict() for one in lost],
         "refused": sampled.refused[:SHOWN_REFUSALS],
     }

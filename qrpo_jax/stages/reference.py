@@ -23,7 +23,7 @@ def run(job: Job) -> dict[str, Any] | None:
         return [with_reference(row, of_row) for row, of_row in zip(rows, values, strict=True)], left_out | counts
 
     counts = run_units(job, job.folder("reference"), source.units, work, title="reference", together=job.together)
-    return None if counts is None else {"units": source.units, "counts": counts}
+    return None if counts is None else {"units": source.units, "counts": source.counts | counts}
 
 
 def with_reference(row: Row, log_probs: np.ndarray) -> Row:

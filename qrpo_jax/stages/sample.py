@@ -18,7 +18,7 @@ def run(job: Job) -> dict[str, Any] | None:
         return complete(parameters, prompts.rows(unit), list(prompts.indices(unit)))
 
     counts = run_units(job, job.folder("sample"), prompts.units, work, title="sample", together=job.together)
-    return None if counts is None else {"units": prompts.units, "counts": counts}
+    return None if counts is None else {"units": prompts.units, "counts": prompts.counts | counts}
 
 
 def check(job: Job) -> None:

@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any] | None:
         if counts is None:
             return None
         report_dropped(job, "score", counts)
-        return {"units": source.units, "counts": counts, "protections": reward.protections}
+        return {"units": source.units, "counts": source.counts | counts, "protections": reward.protections}
 
 
 def check(job: Job) -> None:

@@ -3,8 +3,11 @@
 import gzip
 import json
 import math
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from qrpo_jax.data.layouts import LAYOUTS
@@ -282,6 +285,114 @@ def test_nulls_and_empty_lists_are_what_is_not_there(tmp_path, monkeypatch, kind
     rows = rows_of(stored(kind, tmp_path, records, monkeypatch))
     assert [len(row.reference_rewards) for row in rows] == [2, 0, 0, 0]
     assert [len(row.completions) for row in rows] == [1, 1, 1, 0]
+
+
+# Records as hostile data sets have them: what their rows are, in short, and how many are dropped for which reason.
+ODD = {
+    "a null in a column that is needed": (
+        [{"prompt": "q", "responses": ["a"]}, {"prompt": None, "responses": ["a"]}, {"prompt": "r", "responses": None}],
+        ["q | a"],
+        {"'prompt' is missing": 1, "'responses' is missing": 1},
+    ),
+    "no messages": (
+        [{"messages": [user("q"), assistant("a")], "x": 1}, {"messages": None, "x": 1}, {"messages": [], "x": 1}],
+        ["q | a"],
+        {"'messages' is missing": 1, "the prompt is empty": 1},
+    ),
+    "no label": (
+        [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "a", "label": None}],
+        ["q | a 1"],
+        {"'label' is missing": 1},
+    ),
+    "a completion of several that is none": (
+        [
+            {"prompt": "q", "responses": ["a", "b"], "scores": [1.0, 2.0]},
+            {"prompt": "q", "responses": ["a", None], "scores": [1.0, 2.0]},
+            {"prompt": "q", "responses": ["a", ""], "scores": [1.0, 2.0]},
+            {"prompt": "q", "responses": [], "scores": []},
+        ],
+        ["q | a 1 | b 2", "q"],
+        {"'responses' has one that is missing": 1, "'responses' is empty": 1},
+    ),
+    "messages as JSON in text": (
+        [{"chosen": json.dumps([user("q"), assistant("a")]), "rejected": json.dumps([user("q"), assistant("b")])}],
+        ["q | a | b"],
+        {},
+    ),
+    "JSON that is no message": ([{"chosen": 'is [{"a": 1}] or', "rejected": 'is [{"a": 2}] or'}], None, {}),
+    "completions as objects": (
+        [{"instruction": "q", "completions": [{"model": "m", "response": "a", "overall_score": 7.5, "notes": None}]}],
+        ["q | a 7.5"],
+        {},
+    ),
+    "the same id twice": (
+        [{"task_id": "t", "prompt": p, "entry_point": "f", "test": "assert candidate(1) == 2"} for p in "qr"],
+        ["q", "r"],
+        {},
+    ),
+    "payloads of several kinds": (
+        [{"prompt": "q", "payload": {"b": 1, "a": "x"}}, {"prompt": "r", "payload": {"a": "y"}}],
+        ["q", "r"],
+        {},
+    ),
+    "messages with further keys": (
+        [{"messages": [user("q") | {"name": "n"}, assistant("a") | {"weight": 1}], "x": 1}],
+        ["q | a"],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_records_are_read_or_dropped_alike_whatever_stores_them(tmp_path, monkeypatch, name):
+    records, expected, reasons = ODD[name]
+    rows = {}
+    for kind in ("jsonl", "parquet", "disk"):
+        source = opened(stored(kind, tmp_path, records, monkeypatch))
+        rows[kind] = source.rows(range(source.count))
+        short = [
+            " | ".join(
+                [row.messages[-1].content]
+                + [c.text if math.isnan(c.reward) else f"{c.text} {c.reward:g}" for c in row.completions]
+            )
+            for row in rows[kind]
+        ]
+        assert expected is None or short == expected, (kind, short)
+        assert {dropped.reason: dropped.number for dropped in source.dropped} == reasons, (kind, source.dropped)
+    assert all(list(map(encode, other)) == list(map(encode, rows["jsonl"])) for other in rows.values())
+    assert len({row.id for row in rows["jsonl"]}) == len(rows["jsonl"])
+
+
+def test_a_column_that_comes_late_is_not_left_out_silently(tmp_path):
+    records = [GOOD_PAIR] * 1000 + [GOOD_PAIR | {"note": "n"}, GOOD_PAIR | {"chosen_score": 1, "rejected_score": 0}]
+    path = write_json_lines(tmp_path / "a.jsonl", records[:-1])
+    assert opened(f"jsonl:{path}").count == 1001, "a column that no layout reads may come at any time"
+    write_json_lines(path, records)
+    with pytest.raises(UserError, match="line 1002: column 'chosen_score' comes only after the first records"):
+        opened(f"jsonl:{path}")
+    write_json_lines(path, records[::-1])
+    assert opened(f"jsonl:{path}").where("unscored").number == 1001
+
+
+def test_types_of_other_programs_are_texts_numbers_and_objects(tmp_path):
+    columns = {
+        "bytes": {"prompt": pa.array([b"q"]), "responses": pa.array([[b"a"]]), "scores": [[1.0]]},
+        "decimals": {"prompt": ["q"], "responses": [["a"]], "scores": pa.array([[Decimal("1.00")]])},
+        "large and short": {
+            "prompt": pa.array(["q"], pa.large_string()),
+            "responses": pa.array([["a"]], pa.large_list(pa.string())),
+            "scores": pa.array([[1.0]], pa.list_(pa.float16(), 1)),
+        },
+        "codes": {"prompt": pa.array(["q"]).dictionary_encode(), "responses": [["a"]], "scores": [[1]]},
+    }
+    for name, table in columns.items():
+        pq.write_table(pa.table(table), tmp_path / "a.parquet")
+        (row,) = rows_of(f"parquet:{tmp_path}/a.parquet")
+        assert (row.messages[0].content, row.completions[0].text, row.completions[0].reward) == ("q", "a", 1.0), name
+        (tmp_path / "a.parquet").unlink()
+    maps = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"prompt": ["q"], "payload": maps}), tmp_path / "a.parquet")
+    assert rows_of(f"parquet:{tmp_path}/a.parquet")[0].payload == '{"k": "v"}'
 
 
 def test_columns_that_the_first_record_leaves_empty_are_read(tmp_path):

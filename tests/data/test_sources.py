@@ -11,9 +11,9 @@ import pytest
 
 from qrpo_jax.data import programs, row_files
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row, encode
-from qrpo_jax.data.sources import SOURCES, listed
+from qrpo_jax.data.sources import SOURCES, listed, listing
 from qrpo_jax.data.sources.held_out import divide
-from qrpo_jax.data.sources.listed import ListedRows
+from qrpo_jax.data.sources.listed import in_memory
 from qrpo_jax.data.sources.programs import demonstration_row, program_row
 from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.text import make_text
@@ -57,9 +57,16 @@ def sources(name, tmp_path, monkeypatch):
             f"rows:{stored(tmp_path / 'rows', read_jsonl(write_json_lines(tmp_path / 'a.jsonl', RECORDS)))}"
         ),
         "hf": lambda: f"hf:{hub_folder(tmp_path, monkeypatch)}",
+        "mix": lambda: "mix",
     }
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     how = {"count": 5, "held_out": 2, "demonstrations": 11, "draw_beginnings": beginnings}
+    if name == "mix":
+        files = (
+            write_json_lines(tmp_path / "a.jsonl", RECORDS[:5]),
+            write_parquet(tmp_path / "b.parquet", RECORDS[5:]),
+        )
+        how["mix"] = tuple(f"{kind}:{path}" for kind, path in zip(("jsonl", "parquet"), files, strict=True))
     return SOURCES[name].open(options(address[name](), **how))
 
 
@@ -295,14 +302,14 @@ def test_listed_rows_without_completions_or_of_which_none_fits_are_refused():
     text = make_text(tokenizer, "plain", (tokenizer.eos_token_id,))
     short, long = (Row(f"row-{n}", (Message("user", "a" * n),)) for n in (5, 7))
     answered = dataclasses.replace(short, completions=(Completion("b", NO_TOKENS, True, "dataset", 0.5),))
-    listed.check_completions(ListedRows([answered]))
+    listed.check_completions(in_memory([answered]))
     with pytest.raises(UserError, match=r"row 'row-7' has no completion \(2 have none\)") as caught:
-        listed.check_completions(ListedRows([answered, long, short]))
+        listed.check_completions(in_memory([answered, long, short]))
     assert caught.value.about == ("completions",)
-    source = ListedRows([long, short], {"row-7": "a.jsonl, line 3", "row-5": "a.jsonl, line 4"})
+    source = in_memory([long, short], ["a.jsonl, line 3", "a.jsonl, line 4"])
     measured = listed.check_lengths(source, text, 6, "to train on")  # BOS and five letters
     assert measured.lengths_P.tolist() == [8, 6] and not measured.unknown_P.any()
-    assert not len(listed.check_lengths(ListedRows([]), text, 6, "held out").lengths_P)
+    assert not len(listed.check_lengths(in_memory([]), text, 6, "held out").lengths_P)
     with pytest.raises(
         UserError, match="all 2 prompts held out are longer than 5 tokens, the shortest has 6"
     ) as caught:
@@ -310,11 +317,12 @@ def test_listed_rows_without_completions_or_of_which_none_fits_are_refused():
     assert caught.value.about == ("max_tokens",)
     found = source.where_true(measured.lengths_P > 6)
     assert found and found.line("are long") == "1 of 2 are long (the first: a.jsonl, line 3)"
-    assert not source.where(lambda row: False)
+    assert not source.where("unscored")
 
 
 def test_rows_are_scored_when_every_completion_has_a_finite_reward():
     scored, unscored = (
         Row("r", (), completions=(Completion("b", NO_TOKENS, True, "dataset", reward),)) for reward in (0.5, math.nan)
     )
-    assert listed.all_scored([scored, scored]) and not listed.all_scored([scored, unscored])
+    assert [listing.all_scored(row) for row in (scored, unscored)] == [True, False]
+    assert in_memory([scored, unscored]).where("unscored").number == 1

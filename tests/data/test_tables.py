@@ -150,7 +150,7 @@ def test_only_the_columns_and_rows_that_are_needed_are_read(tmp_path, monkeypatc
     seen = []
     monkeypatch.setattr(parquet, "_records", lambda *call, real=parquet._records: seen.append(call) or real(*call))
     assert texts(f"parquet:{path}", count=3, held_out=2) == ["q0", "q1", "q2"]
-    assert [(start, stop) for _, start, stop, _ in seen] == [(0, 3), (21, 23)]
+    assert [(start, stop) for _, _, start, stop, _ in seen] == [(0, 3), (21, 23), (0, 3)]
     assert {tuple(columns) for *_, columns in seen} == {("prompt", "completions", "rewards")}
 
 

@@ -13,6 +13,7 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job import units
+from qrpo_jax.job.manifest import read_manifest
 from tests.helpers.exports import CHARACTERS, TIED, fresh
 from tests.helpers.jobs import job
 
@@ -201,6 +202,39 @@ def test_what_will_be_dropped_or_is_suspicious_is_counted_and_said_before_the_ru
     assert all("\n" not in line and len(line) < 300 for line in lines)
 
 
+def test_of_many_prompts_a_sample_is_tokenized_and_all_are_counted(checked):
+    """The rest is looked at only where the sample alone would refuse rows that can be used."""
+    records = [PAIR | {"prompt": "l" * (25 if i % 3 == 0 else 1), "chosen_reward": 0} for i in range(2100)]
+    lines = checked([*records[:1100], PAIR, *records[1100:]], **PAIRS)
+    assert (
+        "prompts: 2000 of 2101 prompts to train on were tokenized to check them; the stages count all that" in lines[1]
+    )
+    assert any("66" in line and "of a sample of 2000 prompts to train on exceed" in line for line in lines), lines
+    assert any("2097 of 2101 prompts to train on repeat" in line or "2098 of 2101 prompts" in line for line in lines), (
+        lines
+    )
+    with pytest.raises(UserError, match="all pairs of .* have equal rewards"):
+        checked(records, **PAIRS)
+    with pytest.raises(UserError, match="all 2000 prompts to train on of a sample of 2100 are longer than 20 tokens"):
+        checked([PAIR | {"prompt": "l" * 25}] * 2100, **PAIRS)
+
+
+def test_a_mix_says_what_it_repeats_leaves_out_and_drops(checked, tmp_path):
+    for name, records in {"a": [PAIR] * 7, "b": [ORDER | {"question": "q"}, ORDER | {"chosen": ""}]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    mix = (f"jsonl:{tmp_path}/a.jsonl weight=1", f"jsonl:{tmp_path}/b.jsonl weight=1 columns=prompt=prompt")
+    settings = PAIRS | {"prompts__source": "mix", "prompts__mix": mix, "prompts__count": 6}
+    lines = checked([PAIR], **settings)
+    assert lines[0] == "prompts: 6 to train on, 0 held out (mix)", lines
+    assert "prompts: 3 from a, of 7: 4 are not used" in lines and "prompts: 3 from b, of 1: 2 are repeated" in lines
+    assert any(
+        line.startswith("prompts: WARNING: 1 of 2 rows are dropped: b: 'chosen' is empty (the") for line in lines
+    )
+    assert any(line.startswith("prompts: b: layout 'preference', recognised from its columns") for line in lines), lines
+    with pytest.raises(UserError, match=r"no file .*/c.jsonl; name a JSON-lines file .config.prompts.mix."):
+        checked([PAIR], **settings | {"prompts__mix": (f"jsonl:{tmp_path}/c.jsonl",)})
+
+
 REFUSED = {
     "no pair": ([{"prompt": "b", "completions": ["c"], "rewards": [1]}], PAIRS, "has two completions.*prompts.source"),
     "only ties": ([PAIR | {"chosen_reward": 0}], PAIRS, "all pairs of .* have equal rewards.*config.prompts.source"),
@@ -285,8 +319,11 @@ PUBLISHED = {
 }
 TRAINED = {
     "dpo on an order": ([ORDER, ORDER | {"chosen": "d"}], PAIRS),
-    "simpo on an order": ([ORDER, ORDER | {"chosen": "d"}], PAIRS | {"train__objective": "simpo"}),
-    "qrpo on published rows": ([PUBLISHED] * 2, {"select__units": "best_worst"}),
+    "simpo on an order": (
+        [ORDER | {"x": 1}, ORDER | {"chosen": "d"}, ORDER | {"chosen": ""}],
+        PAIRS | {"train__objective": "simpo"},
+    ),
+    "qrpo on published rows": ([*[PUBLISHED] * 2, PUBLISHED | {"chosen": []}], {"select__units": "best_worst"}),
     "qrpo off-policy": ([PUBLISHED] * 2, {"prompts__layout": "qrpo_offpolicy"}),
     "qrpo on own references": ([OWN, OWN], {}),
     "qrpo after scores": (
@@ -319,6 +356,11 @@ def test_rows_as_they_are_published_train_at_once(tmp_path: Path, model: Path, n
     if name == "dpo on an order":
         np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-5)
     assert ("reward" in metrics) == ("order" not in name), metrics
+    if "simpo" in name:
+        assert read_manifest(tmp_path / "run" / "train")["counts"]["rows dropped: 'chosen' is empty"] == 1
+    if "published" in name:
+        counts = read_manifest(tmp_path / "run" / "reference")["counts"]
+        assert counts["rows dropped: 'chosen' does not end with an answer"] == 1 and counts["prompts"] == 2, counts
 
 
 @pytest.mark.slow

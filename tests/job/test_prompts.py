@@ -73,12 +73,21 @@ def test_a_source_is_checked_by_its_record_and_not_by_its_name(tmp_path, overrid
         ({"layout": "qrpo"}, "prompts.layout is 'qrpo'; prompts from 'programs' have no layout"),
         ({"columns": ("prompt=a",)}, "prompts.columns is .*; prompts from 'programs' have no columns"),
         ({"source": "rows:a", "layout": "qrpo"}, "prompts.layout is 'qrpo'; prompts from 'rows:a' have no layout"),
+        ({"mix": ("jsonl:a",)}, "prompts.mix is set, but prompts are from 'programs': set config.prompts.source=mix"),
+        ({"source": "mix"}, r"mix is empty; name its sources, such as .*\(config.prompts.mix\)"),
+        ({"source": "mix:a"}, "prompts.source is 'mix:a'; write mix"),
+        ({"source": "mix", "mix": ("programs name=a",)}, "prompts.mix is of 'programs' among others; allowed: jsonl:"),
+        ({"source": "mix", "mix": ("mix:a",)}, "prompts.mix is of 'mix:a' among others; allowed: jsonl:FILES, parquet"),
+        ({"source": "mix", "mix": ("rows:a layout=qrpo",)}, "prompts.mix is of 'rows:a', which has columns of its own"),
+        ({"source": "mix", "mix": ("jsonl:a",), "layout": "qrpo"}, "prompts.layout is 'qrpo'; prompts from 'mix' have"),
         ({"held_out": "test"}, "prompts.held_out is 'test'; prompts from 'programs' have no splits: give a number"),
     ],
 )
 def test_the_name_of_a_source_and_its_parts_are_checked_before_it_is_opened(tmp_path, prompts, message) -> None:
     keys = {f"prompts__{key}": value for key, value in prompts.items()}
-    config = job(tmp_path, model__path="a" if "rows" in prompts.get("source", "") else "", **keys).config
+    config = job(
+        tmp_path, model__path="a" if prompts.get("source", "").startswith(("rows", "mix")) else "", **keys
+    ).config
     with pytest.raises(UserError, match=message):
         check_source(config)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qrpo_jax.data.layouts import code, graded, instructions, offpolicy
+from qrpo_jax.data.layouts import answers, code, graded, instructions, offpolicy
 from qrpo_jax.data.layouts.layout import KEYS, PAIR_LOG_PROBS, PAIR_REWARDS, PAIR_SIDES, Layout
 from qrpo_jax.errors import UserError
 
@@ -81,6 +81,7 @@ LAYOUTS: dict[str, Layout] = {
             "payload": ("payload",),
         },
         needs=("prompt", "completions"),
+        derive=answers.derive,
     ),
     "tulu": Layout({"conversation": ("messages",)}, needs=("conversation",)),
     "magpie": Layout({"conversation": ("conversations",), "system": ("system",)}, needs=("conversation",)),

@@ -1,5 +1,6 @@
 """Messages of chats as data sets have them: with role and content, or with from and value."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ NO_TEXT = "a message has no text"
 
 def read_prompt(value: Any, at: At, key: str = "prompt") -> tuple[Message, ...]:
     """A prompt: text, which is one message of the user, or messages."""
+    value = decoded(value, at)
     turns = (Message("user", value),) if isinstance(value, str) else read_messages(value, at, key)
     if not any(message.content.strip() for message in turns):
         raise at.unusable("the prompt is empty", "the prompt is empty; give it content or remove the line")
@@ -29,7 +31,7 @@ def read_messages(value: Any, at: At, key: str) -> tuple[Message, ...]:
       UserError: it is something else.
       DroppedError: a message has no text, or calls a tool.
     """
-    turns = value if at.strict else _listed(value)
+    turns = value if at.strict else _listed(decoded(value, at))
     if not isinstance(turns, list):
         rule = "must be text or a list of messages with role and content"
         raise at.fault(f"{at.column(key)} {rule}, and it is {shown(value)}")
@@ -37,8 +39,25 @@ def read_messages(value: Any, at: At, key: str) -> tuple[Message, ...]:
     return tuple(read(turn, number, at, key) for number, turn in enumerate(turns, 1))
 
 
+def decoded(value: Any, at: At) -> Any:
+    """Messages that are stored as JSON in text, as where all columns are text; another value as it is."""
+    if at.strict or not isinstance(value, str) or not value.startswith("[{"):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    named = [
+        isinstance(turn, dict) and (turn.keys() >= {*MESSAGE_KEYS} or turn.keys() >= {*SHARED_KEYS}) for turn in turns
+    ]
+    return turns if all(named) else value
+
+
 def read_answer(value: Any, at: At, key: str) -> str | tuple[Message, ...]:
     """An answer: text that is not empty, or messages of which the last one is an assistant's."""
+    value = decoded(value, at)
+    if value is None and not at.strict:
+        raise at.unusable(f"{at.column(key)} has one that is missing")
     if isinstance(value, str):
         if not value:
             raise at.unusable(

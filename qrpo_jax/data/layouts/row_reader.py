@@ -2,6 +2,7 @@
 
 import json
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ def _id(value: Any, at: At) -> str:
 
 def _payload(value: Any, at: At) -> str:
     try:
-        return json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False, sort_keys=True)  # files with types have an order of their own
     except ValueError:
         raise at.fault("'payload' holds NaN or an infinity, which is not JSON; correct the line") from None
     except TypeError:
@@ -190,7 +191,7 @@ def _label(value: Any, at: At) -> float:
 def _reward(value: Any, at: At) -> float:
     if not at.strict and (value is None or (isinstance(value, float) and math.isnan(value))):
         raise at.unusable("a reward is missing")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if not is_number or not abs(value) <= LARGEST_REWARD:
         raise at.fault(
             f"a reward is {shown(value)}; it must be a finite number of at most {LARGEST_REWARD:.2g} in size"

@@ -35,6 +35,7 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+MIX = "mix"  # the kind whose rows are those of others
 SOURCES: dict[str, SourceKind] = {
     "programs": source("programs", demonstrations=True, tests=True, vocabulary=True),
     "jsonl": tabular("json_lines", "FILES"),
@@ -46,6 +47,14 @@ SOURCES: dict[str, SourceKind] = {
         open=lambda options: _module("stored_rows").open_rows(options),
         identity=lambda options: _module("stored_rows").identity(options),
         address="FOLDER",
+        completions=True,
+        demonstrations=True,
+        tests=True,
+        listed=True,
+    ),
+    MIX: SourceKind(
+        open=lambda options: _module("mix").open_mix(options, kind_of),
+        identity=lambda options: _module("mix").identity(options, kind_of),
         completions=True,
         demonstrations=True,
         tests=True,

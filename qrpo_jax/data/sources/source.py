@@ -36,6 +36,7 @@ class SourceOptions:
       split: of the data set, to train on; "" for the usual one.
       layout: a key of `layouts.LAYOUTS`; "" for the one that its columns fit.
       columns: other names of columns, NEW=OWN.
+      mix: of a source of several, one text each, see `mix_parts.parse_mix`.
       draw_beginnings: samples texts from the reference policy; None before its parameters are loaded.
     """
 
@@ -48,6 +49,7 @@ class SourceOptions:
     split: str = ""
     layout: str = ""
     columns: tuple[str, ...] = ()
+    mix: tuple[str, ...] = ()
     draw_beginnings: DrawBeginnings | None = None
 
 

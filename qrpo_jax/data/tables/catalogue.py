@@ -36,6 +36,9 @@ class Catalogue:
     def count(self) -> int:
         return len(_split(self.address, self.folder, self.split))
 
+    def place(self, index: int) -> str:
+        return f"{self.address}, split {self.split}, row {index + 1}"
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
         data, features = (
             _split(self.address, self.folder, self.split),
@@ -44,7 +47,7 @@ class Catalogue:
         for index in range(start, min(stop, len(data))):
             values = data[index]
             named = {name: plain(values[name], features[name]) for name in features if name in columns}
-            yield Record(f"{self.address}, split {self.split}, row {index + 1}", without_nulls(named))
+            yield Record(self.place(index), without_nulls(named))
 
     def identity(self) -> str:
         info = _builder(self.address, self.folder).info

@@ -1,34 +1,35 @@
 """Files that an address names: a path or a pattern, on disk or in an object store, plain or compressed."""
 
 import bz2
+import errno
 import functools
 import gzip
 import hashlib
 import lzma
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from qrpo_jax.data.tables.table import named_in
 from qrpo_jax.errors import UserError
 from qrpo_jax.files import sha256
+from qrpo_jax.stores.copies import local, scratch
 from qrpo_jax.stores.path import as_path
 
 WILD = re.compile(r"[*?\[]")
 
 
-def _zstd(content: bytes) -> bytes:
-    return pa.input_stream(pa.BufferReader(content), compression="zstd").read()
-
-
-COMPRESSIONS: Mapping[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".zst": _zstd,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+PART = 1 << 20  # bytes that are decompressed at a time
+COMPRESSIONS: Mapping[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
 }
 BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
@@ -94,25 +95,48 @@ def version(path: Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read(path: Path) -> bytes:
-    """The content of a file, decompressed as the end of its name says.
+@functools.lru_cache(maxsize=4096)
+def plain(path: Path, _: tuple[int, ...]) -> Path:
+    """A local file with the content of `path`, decompressed as the end of its name says.
+
+    A decompressed copy lies in the folder of this process, which goes with it.
+
+    Args:
+      _: the file's `version`: changed files are read again.
 
     Raises:
       UserError: about `path`: it cannot be read.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})", about="path") from None
-    decompress = COMPRESSIONS.get(path.suffix)
-    if decompress is None:
-        return content
-    try:
-        return decompress(content)
-    except BROKEN:
+        whole = local(path)
+        unpack = COMPRESSIONS.get(path.suffix)
+        if unpack is None:
+            return whole
+        with unpack(whole) as packed:
+            return _unpacked(packed, path)
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path} cannot be read ({error.strerror})", about="path") from None
         raise UserError(
             f"{path} is not whole, or not compressed as its name says; copy it again", about="path"
         ) from None
+
+
+def _unpacked(packed: BinaryIO, path: Path) -> Path:
+    copy = scratch(path.stem)
+    try:
+        with copy.open("wb") as file:
+            shutil.copyfileobj(packed, file, PART)
+    except BROKEN as error:
+        copy.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(
+                f"{path} does not fit decompressed into {copy.parent.parent}; set TMPDIR to a folder with more space, "
+                "or decompress the file",
+                about="path",
+            ) from None
+        raise
+    return copy
 
 
 def identity(paths: tuple[Path, ...]) -> str:

@@ -10,7 +10,7 @@ from qrpo_jax.data.tables import arrow
 from qrpo_jax.data.tables.table import Record, choose_split
 from qrpo_jax.errors import UserError, reason
 
-BATCH = 1024  # records
+BATCH = 256  # records
 # ORG/NAME, then a config and a revision if they are not the default ones.
 ADDRESS = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^:@]+))?(@(?P<revision>[^:@]+))?")
 
@@ -34,13 +34,16 @@ class Hub:
     def count(self) -> int:
         return len(_split(self.address, self.split))
 
+    def place(self, index: int) -> str:
+        return f"{self.address}, split {self.split}, row {index + 1}"
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
         data = _split(self.address, self.split).with_format("arrow")
         needed = arrow.kept(data.column_names, columns)
         for first in range(start, min(stop, len(data)), BATCH):
             table = data[first : min(first + BATCH, stop)].select(needed)
-            for index, values in arrow.records_of(table.to_batches(), 0, table.num_rows):
-                yield Record(f"{self.address}, split {self.split}, row {first + index + 1}", values)
+            for index, values in arrow.records_of(table.to_batches()):
+                yield Record(self.place(first + index), values)
 
     def identity(self) -> str:
         return f"{_builder(self.address).hash} {self.split}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qrpo_jax.data.tables import files
+from qrpo_jax.data.tables.spans import Spans, of_items, of_lines
 from qrpo_jax.data.tables.table import Record, without_nulls
 from qrpo_jax.errors import UserError, shown
 
@@ -32,6 +33,17 @@ class _TwiceError(ValueError):
     """An object has a key twice."""
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(f"key {shown(next(key for key in keys if keys.count(key) > 1))} is twice in an object")
+    return record
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # to make one takes longer than to read a short line
+
+
 @dataclass(frozen=True)
 class JsonLines:
     """The records of some files, one after the other; `versions` makes tables of changed files differ."""
@@ -49,21 +61,37 @@ class JsonLines:
 
     @property
     def count(self) -> int:
-        return sum(map(_count, self.paths, self.versions))
+        return sum(len(_spans(path, version).starts_N) for path, version in self._files)
+
+    @property
+    def _files(self) -> Iterator[tuple[Path, tuple[int, ...]]]:
+        return zip(self.paths, self.versions, strict=True)
+
+    def place(self, index: int) -> str:
+        for path, version in self._files:
+            spans = _spans(path, version)
+            if index < len(spans.starts_N):
+                return _place(path, spans, index)
+            index -= len(spans.starts_N)
+        raise IndexError(index)
 
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
         return (Record(place, without_nulls(values)) for place, values in self.objects(start, stop))
 
     def objects(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Places and objects as they are written, from number `start` to before `stop`."""
+        """Places and objects as they are written, from number `start` to before `stop`.
+
+        Raises:
+          UserError: with file and line: not UTF-8, not JSON, no object, a key twice, or text that is not Unicode.
+        """
         first = 0
-        for path, version in zip(self.paths, self.versions, strict=True):
+        for path, version in self._files:
             if first >= stop:
                 return
-            after = first + (_count(path, version) if len(self.paths) > 1 else stop)
-            if after > start:
-                yield from objects(path, max(start - first, 0), stop - first)
-            first = after
+            spans = _spans(path, version)
+            count = len(spans.starts_N)
+            yield from _objects(path, version, spans, max(start - first, 0), min(stop - first, count))
+            first += count
 
     def identity(self) -> str:
         return files.identity(self.paths)
@@ -82,22 +110,23 @@ def open_table(address: str, split: str = "", without: str = "") -> JsonLines:
     return JsonLines(paths, tuple(map(files.version, paths)))
 
 
-def objects(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file, from number `start` to before `stop`, each with its place: "FILE, line N".
-
-    Raises:
-      UserError: it is not UTF-8; or, with file and line: not JSON, no object, a key twice, or text that is not Unicode.
-    """
-    text = _text(path)
-    if _is_list(path):
-        for number, item in enumerate(_items(text, path)[start:stop], start + 1):
-            yield f"{path}, item {number}", item
+def _objects(
+    path: Path, version: tuple[int, ...], spans: Spans, start: int, stop: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if start >= stop:
         return
-    for index, (number, line) in enumerate(_lines(text)):
-        if stop is not None and index >= stop:
-            return
-        if index >= start:
-            place = f"{path}, line {number}"
+    with files.plain(path, version).open("rb") as file:
+        for index in range(start, stop):
+            begin, place = int(spans.starts_N[index]), _place(path, spans, index)
+            file.seek(begin)
+            content = file.read(int(spans.sizes_N[index]))
+            try:
+                line = content.decode()
+            except UnicodeDecodeError as error:
+                at = begin + error.start
+                raise UserError(
+                    f"{place}: the file is not UTF-8 ({error.reason} at byte {at}); convert the file", about="path"
+                ) from None
             yield place, _object(line, place)
 
 
@@ -108,54 +137,41 @@ def _columns(table: JsonLines, records: int) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _count(path: Path, _: tuple[int, ...]) -> int:
-    text = _text(path)
-    return len(_items(text, path)) if _is_list(path) else sum(1 for _ in _lines(text))
+def _spans(path: Path, version: tuple[int, ...]) -> Spans:
+    """Where the records of a file stand.
+
+    Raises:
+      UserError: it cannot be read, or is of another format.
+    """
+    content = files.plain(path, version)
+    try:
+        with content.open("rb") as file:
+            head = file.read(max(map(len, FORMATS)))
+        for beginning, advice in FORMATS.items():
+            if head.startswith(beginning):
+                raise UserError(f"{path} {advice}", about="path")
+        return of_items(content, path) if _is_list(path) else of_lines(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})", about="path") from None
 
 
+def _place(path: Path, spans: Spans, index: int) -> str:
+    return f"{path}, {'item' if _is_list(path) else 'line'} {spans.numbers_N[index]}"
+
+
+@functools.lru_cache(maxsize=4096)
 def _is_list(path: Path) -> bool:
     name = path.with_suffix("") if path.suffix in files.COMPRESSIONS else path
     return name.suffix == ".json"
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    # Not splitlines: it would also cut at separators that may occur inside JSON strings.
-    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _items(text: str, path: Path) -> list[dict[str, Any]]:
-    advice = "let the name of JSON lines end with .jsonl"
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); {advice}", about="path") from None
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UserError(f"{path} holds no list of objects; {advice}", about="path")
-    return items
-
-
-def _text(path: Path) -> str:
-    content = files.read(path)
-    for beginning, advice in FORMATS.items():
-        if content.startswith(beginning):
-            raise UserError(f"{path} {advice}", about="path")
-    try:
-        # Line breaks of other systems, and the mark with which some of them begin a file, are no content.
-        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert the file", about="path"
-        ) from None
-
-
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line, object_pairs_hook=_unique)
-        if "\\ud" in line.lower():
+        record = DECODER.decode(line)
+        if "\\ud" in line or "\\uD" in line:
             json.dumps(record, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        whole = "; each line must hold a whole object" if line.strip()[0] in "[{" else ""
+        whole = "; each line must hold a whole object" if line.strip()[:1] in ("[", "{") else ""
         fault = f"not JSON ({error.msg}){whole}; correct the line"
     except RecursionError:
         fault = "lists or objects are nested too deeply; correct the line"
@@ -170,11 +186,3 @@ def _object(line: str, where: str) -> dict[str, Any]:
             return record
         fault = "needs an object with a 'prompt'; correct the line"
     raise UserError(f"{where}: {fault}", about="path")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(f"key {shown(next(key for key in keys if keys.count(key) > 1))} is twice in an object")
-    return record

@@ -1,4 +1,4 @@
-"""Tables of Parquet files, read in batches of the columns that are needed."""
+"""Tables of Parquet files, of which only the columns that are needed are read, a batch of records at a time."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qrpo_jax.data.tables import arrow, files
+from qrpo_jax.data.tables.cursor import Cursors
 from qrpo_jax.data.tables.table import Record
 from qrpo_jax.errors import UserError, reason
 from qrpo_jax.stores.copies import local
 
 WHAT = "a Parquet file"
-BATCH = 1024  # records
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,21 @@ class Parquet:
     def count(self) -> int:
         return sum(_described(path, version)[0] for path, version in zip(self.paths, self.versions, strict=True))
 
+    def place(self, index: int) -> str:
+        for path, version in zip(self.paths, self.versions, strict=True):
+            count, _ = _described(path, version)
+            if index < count:
+                return f"{path}, row {index + 1}"
+            index -= count
+        raise IndexError(index)
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
         first = 0
         for path, version in zip(self.paths, self.versions, strict=True):
             count, names = _described(path, version)
-            if first < stop and first + count > start:
-                yield from _records(path, start - first, stop - first, arrow.kept(names, columns))
+            low, high = max(start - first, 0), min(stop - first, count)
+            if low < high:
+                yield from _records(path, version, low, high, tuple(arrow.kept(names, columns)))
             first += count
 
     def identity(self) -> str:
@@ -75,13 +84,21 @@ def _described(path: Path, _: tuple[int, ...]) -> tuple[int, tuple[str, ...]]:
         return file.metadata.num_rows, tuple(file.schema_arrow.names)
 
 
-def _records(path: Path, start: int, stop: int, columns: list[str]) -> Iterator[Record]:
-    with _opened(path) as file:
-        try:
-            for index, values in arrow.records_of(file.iter_batches(BATCH, columns=columns), start, stop):
-                yield Record(f"{path}, row {index + 1}", values)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} cannot be read ({reason(error)}); copy it again", about="path") from None
+def _records(path: Path, version: tuple[int, ...], start: int, stop: int, columns: tuple[str, ...]) -> Iterator[Record]:
+    try:
+        cursors = _cursors(path, version, columns)
+        while start < stop:
+            batch = cursors.batch(start, stop)
+            for index, values in arrow.records_of([batch]):
+                yield Record(f"{path}, row {start + index + 1}", values)
+            start += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); copy it again", about="path") from None
+
+
+@lru_cache(maxsize=16)
+def _cursors(path: Path, _: tuple[int, ...], columns: tuple[str, ...]) -> Cursors:
+    return Cursors(_opened(path), columns)
 
 
 def _opened(path: Path) -> pq.ParquetFile:

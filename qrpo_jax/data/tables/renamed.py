@@ -35,6 +35,9 @@ class Renamed:
     def count(self) -> int:
         return self.table.count
 
+    def place(self, index: int) -> str:
+        return self.table.place(index)
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
         own = dict(self.names)
         for record in self.table.records(start, stop, tuple(own.get(column, column) for column in columns)):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from qrpo_jax.errors import UserError, reason
 SPLITS = "dataset_dict.json"  # of a folder with several splits
 STATE = "state.json"  # of a folder with one
 WHAT = "a folder that datasets.save_to_disk wrote"
-BATCH = 1024  # records
+BATCH = 256  # records
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Saved:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(_mapped(self.paths[0]).column_names)
+        return tuple(_mapped(self.paths[0], self.versions[0]).column_names)
 
     @property
     def leading(self) -> tuple[str, ...]:
@@ -36,17 +37,21 @@ class Saved:
 
     @property
     def count(self) -> int:
-        return sum(_mapped(path).num_rows for path in self.paths)
+        return sum(_mapped(path, version).num_rows for path, version in zip(self.paths, self.versions, strict=True))
+
+    def place(self, index: int) -> str:
+        return f"{self.folder}, row {index + 1}"
 
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
-        tables = [_mapped(path) for path in self.paths]
-        batches = (
-            batch
-            for table in tables
-            for batch in table.select(arrow.kept(table.column_names, columns)).to_batches(max_chunksize=BATCH)
-        )
-        for index, values in arrow.records_of(batches, start, stop):
-            yield Record(f"{self.folder}, row {index + 1}", values)
+        first = 0
+        for path, version in zip(self.paths, self.versions, strict=True):
+            table = _mapped(path, version)
+            low, high = max(start - first, 0), min(stop - first, table.num_rows)
+            if low < high:
+                part = table.select(arrow.kept(table.column_names, columns)).slice(low, high - low)
+                for index, values in arrow.records_of(part.to_batches(max_chunksize=BATCH)):
+                    yield Record(self.place(first + low + index), values)
+            first += table.num_rows
 
     def identity(self) -> str:
         return files.identity(self.paths)
@@ -85,7 +90,8 @@ def _described(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({reason(error)}); save the data set again", about="path") from None
 
 
-def _mapped(path: Path) -> pa.Table:
+@lru_cache(maxsize=4096)
+def _mapped(path: Path, _: tuple[int, ...]) -> pa.Table:
     """The file's table, in memory only as far as it is read."""
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()

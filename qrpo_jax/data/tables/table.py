@@ -24,6 +24,8 @@ class Record(NamedTuple):
 class Table(Protocol):
     """One split of a data set. Tables are equal, and have equal hashes, if they read the same content."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns; of JSON lines, those of the first thousand records."""
@@ -36,8 +38,13 @@ class Table(Protocol):
     def count(self) -> int:
         """Number of records."""
 
+    def place(self, index: int) -> str:
+        """Where a record stands; see `Record`."""
+
     def records(self, start: int, stop: int, columns: Collection[str]) -> Iterator[Record]:
-        """The records from `start` to before `stop`.
+        """The records from `start` to before `stop`, of which few are in memory at a time.
+
+        Reading on from where another call stopped costs no more than the records themselves.
 
         Args:
           columns: those that are needed. What is stored by column reads no others.
