@@ -44,7 +44,8 @@ def run(job: Job) -> dict[str, Any] | None:
     for folder in (job.folder("evaluate"), job.workdir):
         write_json(folder / RESULTS, results)
     say_results(job, results)
-    return {"units": prompts.units, "counts": counts, "results": results}
+    dropped = {"held out": prompts.counts} if prompts.counts else {}
+    return {"units": prompts.units, "counts": counts | dropped, "results": results}
 
 
 def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> dict[str, Counts] | None:

@@ -17,6 +17,7 @@ def run(job: Job) -> dict[str, Any]:
     view = make_view(job)
     tokenized = open_corpus(job, "sft", whole_source(open_sources(job)["sft"]), first=view.first)
     examples = select(tokenized.corpus, view, transform=None)
+    examples = examples._replace(counts=examples.counts | tokenized.left_out)
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731

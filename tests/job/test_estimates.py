@@ -173,7 +173,7 @@ def test_a_program_that_does_not_fit_is_named_with_its_largest_arrays_and_the_ot
             r"compile.programs has 'trian'; allowed: train, reference, sample",
         ),
         ({"mesh__tensor": 3}, r"config.mesh"),
-        ({"model__path": "no/such"}, r"no/such does not exist \(config.model.path\)"),
+        ({"model__path": "./no/such"}, r"no/such does not exist \(config.model.path\)"),
         ({"model__remat": "some"}, r"remat is 'some'"),
     ],
 )
