@@ -146,7 +146,7 @@ def held(
         specials_K=np.zeros(count, np.int32),
         reference_rewards=Ragged(np.zeros(0, np.float32), empty_R1),
         preferences=Ragged(np.zeros((0, 2), np.int32), empty_R1),
-        ids=ragged.ragged([np.frombuffer(str(row).encode(), np.uint8) for row in range(rows)], np.uint8),
+        ids=ragged.ragged([np.frombuffer(f"row-{row}".encode(), np.uint8) for row in range(rows)], np.uint8),
     )
 
 

@@ -54,16 +54,21 @@ def examples(
     """
     siblings = siblings or (2 if pairs else 1)
     rng = np.random.default_rng(seed)
-    rows = -(-count // siblings)
     row_C = np.arange(count) // siblings
-    prompt_lengths, lengths = rng.integers(1, 6, rows), rng.integers(1, 9, count)
+    prompt_lengths, lengths = rng.integers(1, 6, count)[row_C * siblings], rng.integers(1, 9, count)
     reward = rng.normal(size=count).astype(np.float32)
     if pairs:
         reward = np.sort(reward.reshape(-1, 2))[:, ::-1].reshape(-1)
     quantile = rng.integers(0, 8, count).astype(np.float32) / 7
-    tokens = rng.integers(1, vocab, prompt_lengths.sum() + lengths.sum()).astype(np.int32)
+    texts = np.split(
+        rng.integers(1, vocab, (prompt_lengths + lengths).sum()).astype(np.int32),
+        np.cumsum(prompt_lengths + lengths)[:-1],
+    )
+    # Siblings have the prompt of the first one.
+    tokens = np.concatenate([text[prompt_lengths[c] * (c % siblings > 0) :] for c, text in enumerate(texts)])
+    ties, reward_scale = rng.integers(0, 4, count).astype(np.float32) / 7, rng.uniform(0.5, 2, count)
     reference = -rng.uniform(2, 20, count).astype(np.float32)
-    table = corpus.held(tokens, prompt_lengths, lengths, np.bincount(row_C), reward, reference)
+    table = corpus.held(tokens, prompt_lengths[::siblings], lengths, np.bincount(row_C), reward, reference)
     return Examples(
         table,
         entries_C=np.arange(count, dtype=np.int32),
@@ -72,10 +77,10 @@ def examples(
         completions_C=PerCompletion(
             reward=reward,
             quantile=quantile,
-            ties=rng.integers(0, 4, count).astype(np.float32) / 7,
+            ties=ties,
             references=np.full(count, 7, np.int32),
             log_z=np.full(count, transforms.identity.log_z(BETA), np.float32),
-            reward_scale=rng.uniform(0.5, 2, count).astype(np.float32),
+            reward_scale=reward_scale.astype(np.float32),
             reference_log_prob=reference,
             length=lengths.astype(np.int32),
             weight=np.ones(count, np.float32),
@@ -107,12 +112,12 @@ def batches_of(plan: Plan) -> list[tuple[Row, ...]]:
     return [plan.batch(index) for index in range(plan.steps)]
 
 
-def only(table: Examples, kept_C: np.ndarray) -> Examples:
-    """`table`, all units of which are single completions, with some of them."""
-    assert (table.sizes_U == 1).all()
-    columns = ("entries_C", "prompts_C", "cuts_C", "sizes_U")
+def only(table: Examples, kept_U: np.ndarray) -> Examples:
+    """`table` with some of its units."""
+    kept_C = np.repeat(kept_U, table.sizes_U)
     numbers = jax.tree.map(lambda values_C: values_C[kept_C], table.completions_C)
-    return table._replace(**{name: getattr(table, name)[kept_C] for name in columns}, completions_C=numbers)
+    columns = {name: getattr(table, name)[kept_C] for name in ("entries_C", "prompts_C", "cuts_C")}
+    return table._replace(**columns, sizes_U=table.sizes_U[kept_U], completions_C=numbers)
 
 
 def with_numbers(table: Examples, **changes: Any) -> Examples:

@@ -92,7 +92,7 @@ def test_memory_for_activations_is_what_parameters_and_moments_leave(tmp_path):
     ],
 )
 def test_what_no_row_can_hold_is_refused_by_key(tmp_path, options, message, key):
-    table = TABLE if options else tiny.only(TABLE, np.zeros(len(TABLE.entries_C), bool))
+    table = TABLE if options else tiny.only(TABLE, np.zeros(len(TABLE.sizes_U), bool))
     with pytest.raises(UserError, match=message) as error:
         packing.make_plan(jobs.job(tmp_path, **options), "train", table)
     assert error.value.keys == (key,)
