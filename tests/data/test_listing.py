@@ -50,6 +50,16 @@ def test_every_fact_is_noted_of_the_rows_that_have_it():
     assert listing.sampled_R.tolist() == [1, 1, 1, 0, 1, 1, 1, 1, 1]
 
 
+def test_completions_without_text_are_alike_if_their_tokens_are():
+    """Rows of a run may have tokens alone."""
+    tokens = [np.asarray(ids, np.int32) for ids in ([3, 4], [3, 5], [3, 4])]
+    apart, alike = (
+        dataclasses.replace(PLAIN, completions=tuple(dataclasses.replace(completion(""), tokens=t) for t in some))
+        for some in (tokens[:2], tokens)
+    )
+    assert list_rows([apart, alike]).has("texts alike").tolist() == [False, True]
+
+
 def test_repeats_and_reasons_are_counted():
     lister = Lister()
     for number, prompt in enumerate(["a", "b", "a", "c", "a"]):

@@ -154,8 +154,9 @@ def same_in_float32(row: Row) -> bool:
 
 
 def same_texts(row: Row) -> bool:
-    """Whether two completions have the same text."""
-    return len(row.completions) > 1 and len({completion.text for completion in row.completions}) < len(row.completions)
+    """Whether two completions have the same text, and the same tokens if they have any."""
+    contents = {(completion.text, completion.tokens.tobytes()) for completion in row.completions}
+    return len(contents) < len(row.completions)
 
 
 def odd_role(row: Row) -> bool:
