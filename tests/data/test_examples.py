@@ -90,6 +90,30 @@ def test_quantiles_and_ties_equal_counting_by_hand(transform, options, tied):
     np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("partition", ["population", "empirical"])
+def test_many_references_of_one_row_make_parts_small_and_change_no_number(monkeypatch, partition):
+    """Sets are padded to the longest, so one row decides how many fit the memory."""
+    data = [*rows(), row("long", [0.25, 0.5], extra=np.linspace(0, 1, 41))]
+    options = {"beta": lambda length_C: np.float32(0.5)}
+    view, transform = VIEW._replace(partition=partition), transforms.TRANSFORMS["scaled-normal-icdf"]
+    whole = build_examples(data, TEXT, view, transform, **options).completions_C
+    sizes, sets = [], ranking.References.sets
+
+    def measured(references, row_B):
+        found = sets(references, row_B)
+        sizes.append(found[0].size)
+        return found
+
+    monkeypatch.setattr(ranking, "PART_REWARDS", 150)
+    monkeypatch.setattr(ranking.References, "sets", measured)
+    parts = build_examples(data, TEXT, view, transform, **options).completions_C
+    assert len(sizes) > 10 and max(sizes) <= 150, sizes
+    for name in ("quantile", "ties", "log_z", "reward_scale"):
+        one, other = getattr(whole, name), getattr(parts, name)
+        assert one.dtype == other.dtype == np.float32, (name, one.dtype, other.dtype)
+        np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
+
+
 def test_a_reward_is_excluded_only_where_the_completion_is_a_reference():
     """A completion of the data set is not among the references, not even where its reward equals a reference's."""
     data = [row("r", [1.0, 2.0, 2.0, 3.0], sources=["reference", "dataset", "reference", "reference"])]

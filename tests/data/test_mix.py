@@ -92,6 +92,16 @@ def test_rows_are_those_of_their_sources_with_their_places_and_listing(mix, tmp_
     assert source.listing.repeats().sum() == 25, "prompts that the mix repeats"
 
 
+def test_rows_of_the_same_id_are_told_apart_once(tmp_path):
+    record = {"id": "a", "title": "x", "chosen": "y", "rejected": "z"}
+    file = write_json_lines(tmp_path / "code.jsonl", [record | {"title": f"x{i}"} for i in range(2)])
+    names = "columns=prompt=title layout=preference"
+    alone = opened(f"jsonl:{file}", columns=("prompt=title",), layout="preference")
+    source = opened("mix", mix=(f"jsonl:{file} {names}",))
+    ids = {row.id for row in source.rows(range(2))}
+    assert ids == {f"code:{row.id}" for row in alone.rows(range(2))} and len(ids) == 2, ids
+
+
 def test_held_out_rows_are_shared_and_never_trained_on(mix):
     train, held_out = mix(1, 3, held_out=8), mix(1, 3, held_out=8, part="eval")
     kept = names(held_out)
