@@ -110,7 +110,7 @@ def select(
         units.sizes_U,
         counts,
     )
-    if transform is None:
+    if transform is None or not len(examples.entries_C):  # nothing to rank, or nothing left to be ranked
         return examples
     references = ranking.find_references(
         corpus.rewards, corpus.sources_K, corpus.reference_rewards, view.reference_count

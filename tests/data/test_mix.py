@@ -93,13 +93,12 @@ def test_rows_are_those_of_their_sources_with_their_places_and_listing(mix, tmp_
 
 
 def test_rows_of_the_same_id_are_told_apart_once(tmp_path):
-    record = {"id": "a", "title": "x", "chosen": "y", "rejected": "z"}
-    file = write_json_lines(tmp_path / "code.jsonl", [record | {"title": f"x{i}"} for i in range(2)])
-    names = "columns=prompt=title layout=preference"
-    alone = opened(f"jsonl:{file}", columns=("prompt=title",), layout="preference")
-    source = opened("mix", mix=(f"jsonl:{file} {names}",))
-    ids = {row.id for row in source.rows(range(2))}
-    assert ids == {f"code:{row.id}" for row in alone.rows(range(2))} and len(ids) == 2, ids
+    problem = {"task_id": "t", "entry_point": "f", "test": "assert candidate(1) == 2"}
+    file = write_json_lines(tmp_path / "code.jsonl", [problem | {"prompt": word} for word in "qrs"])
+    alone, source = opened(f"jsonl:{file}"), opened("mix", mix=(f"jsonl:{file}",))
+    assert alone.rows([1])[0].id == "t (row-2)"
+    ids = sorted(row.id for row in source.rows(range(3)))
+    assert ids == [f"code:{row.id}" for row in alone.rows(range(3))], ids
 
 
 def test_held_out_rows_are_shared_and_never_trained_on(mix):
