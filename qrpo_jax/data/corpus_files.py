@@ -76,8 +76,8 @@ def part_whole(folder: Path, part: int, parts: int, key: str) -> bool:
     )
 
 
-def read_parts(folder: Path, parts: int, bos_token: int | None) -> Corpus:
-    """The corpus of parts that are all complete.
+def read_parts(folder: Path, parts: int, bos_token: int | None) -> tuple[Corpus, list[dict[str, int]]]:
+    """The corpus of parts that are all complete, and what was left out of each, by reason.
 
     Args:
       bos_token: see `Corpus`.
@@ -85,16 +85,17 @@ def read_parts(folder: Path, parts: int, bos_token: int | None) -> Corpus:
     Raises:
       DamagedError: a part is not complete.
     """
-    counts, columns, files = [], [], []
+    tokens, left_out, columns, files = [], [], [], []
     for part in range(parts):
         path, facts = part_path(folder, part, parts), part_facts(folder, part, parts)
         if facts is None:
             raise DamagedError(path, "a part of the tokens is not complete", "remove it and run again")
-        counts.append(facts["tokens"])
+        tokens.append(facts["tokens"])
+        left_out.append(facts["counts"])
         files.append(path.with_name(path.name + SUFFIXES["tokens"]))
         with np.load(local(path.with_name(path.name + SUFFIXES["columns"])), allow_pickle=False) as arrays:
             columns.append(dict(arrays))
-    return join(columns, TokenFiles(files, counts), bos_token)
+    return join(columns, TokenFiles(files, tokens), bos_token), left_out
 
 
 class TokenFiles:
@@ -117,6 +118,8 @@ class TokenFiles:
         Raises:
           DamagedError: the file is shorter than it was.
         """
+        if not count:  # behind the last token there is no file
+            return np.zeros(0, TOKEN)
         part = int(np.searchsorted(self._first, start, side="right")) - 1
         at = (start - int(self._first[part])) * TOKEN.itemsize
         content = os.pread(self._descriptor(part), count * TOKEN.itemsize, at)

@@ -22,7 +22,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.first_R1) - 1
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         return self.values[self.first_R1[index] : self.first_R1[index + 1]]
 
     @property

@@ -19,6 +19,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.transforms import Transform
 
 PART = 1 << 16  # completions ranked at a time, at most
+PART_REWARDS = 1 << 26  # of references at a time; a single row with many widens the table of all
 PART_COMPARISONS = 1 << 24  # of rewards at a time, where all references are compared with each other
 
 
@@ -140,11 +141,11 @@ def _in_parts(
     references: References, row_C: np.ndarray, columns_C: tuple[Any, ...], seed: int, settings: dict[str, Any]
 ) -> list[np.ndarray]:
     """Results of `_rank_part` for all completions, float32 [C] each, computed in parts that fit the memory."""
-    size = PART
+    size = _rows_at_once(references)
     if settings["partition_name"] is not None:
         most = int(references.rewards.counts_R.max(initial=0))
-        size = min(PART, max(256, PART_COMPARISONS // (most + 1) ** 2))
-    parts: list[tuple] = [([], [], [])]
+        size = min(size, max(256, PART_COMPARISONS // (most + 1) ** 2))
+    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.float32),) * 3]
     for part in _slices(len(row_C), size):
         key = jax.random.fold_in(jax.random.key(seed), part.start)
         results = _rank_part(*references.sets(row_C[part]), key, *(column[part] for column in columns_C), **settings)
@@ -193,7 +194,7 @@ def reward_scale(references: References, transform: Transform) -> np.ndarray:
     """
     counts_R = references.rewards.counts_R
     rows_R = np.arange(len(counts_R))
-    parts = [_spread(*references.sets(rows_R[part])) for part in _slices(len(rows_R), PART)]
+    parts = [_spread(*references.sets(rows_R[part])) for part in _slices(len(rows_R), _rows_at_once(references))]
     std_R = np.concatenate([np.zeros(0, np.float32), *(np.asarray(part) for part in parts)])
     # A single reference has no spread; as NaN it stays out of the mean.
     std_R = np.where(counts_R > 1, std_R, np.nan)
@@ -221,6 +222,11 @@ def population_log_z(transform: Transform, beta_C: np.ndarray, scale_C: np.ndarr
     beta_U, scale_U = distinct_U.view(np.float32).reshape(-1, 2).T
     log_z_U = np.asarray(transforms.scale_by(transform, scale_U).log_z(beta_U), np.float32)
     return np.concatenate([log_z_U[np.searchsorted(distinct_U, bits(part))] for part in parts])
+
+
+def _rows_at_once(references: References) -> int:
+    """How many sets of `References.sets` fit the memory, padded to the longest: at most `PART`, and at least one."""
+    return max(1, min(PART, PART_REWARDS // max(int(references.rewards.counts_R.max(initial=0)), 1)))
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

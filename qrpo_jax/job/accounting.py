@@ -74,23 +74,17 @@ def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
       compared (number of comparisons), tied (share of them), prompts (number of those with several references), flat
       (share of those whose references all have the same reward).
     """
-    tied, compared, flat = [np.zeros(0, int)], [np.zeros(0, int)], []
+    tied = compared = prompts = flat = 0
     for row in rows:
         reward_S = np.asarray([c.reward for c in row.completions], np.float32)
         is_reference_S = ranking.are_references(row, 0)
         reward_N = np.concatenate([reward_S[is_reference_S], np.asarray(row.reference_rewards, np.float32)])
         comparisons = ties.compare_with_references(reward_S, is_reference_S, reward_N)
-        tied.append(comparisons.tied_C)
-        compared.append(comparisons.compared_C)
-        if len(reward_N) > 1:
-            flat.append(ties.is_flat(reward_N))
-    total = ties.Comparisons(np.concatenate(tied), np.concatenate(compared))
-    return {
-        "compared": int(total.compared_C.sum()),
-        "tied": ties.tied_share(total),
-        "prompts": len(flat),
-        "flat": sum(flat) / max(len(flat), 1),
-    }
+        tied += int(comparisons.tied_C.sum())
+        compared += int(comparisons.compared_C.sum())
+        prompts += len(reward_N) > 1
+        flat += ties.is_flat(reward_N)
+    return {"compared": compared, "tied": tied / max(compared, 1), "prompts": prompts, "flat": flat / max(prompts, 1)}
 
 
 def protections(job: Job) -> dict[str, list[str]] | None:

@@ -42,7 +42,8 @@ def open_corpus(job: Job, stage: str, rows: StageRows, first: int = 0) -> Tokeni
     """
     folder, text = job.folder(stage) / FOLDER, job.text
     ranges = part_ranges(rows.units, rows.total)
-    keys = [part_key(text, first, [rows.identity(unit) for unit in units]) for units in ranges]
+    layout = text_key(text)
+    keys = [part_key(layout, first, [rows.identity(unit) for unit in units]) for units in ranges]
     parts = len(ranges)
     owned = [part for part in range(parts) if job.shard.owns(part)]
     with tqdm(owned, desc=f"{stage} tokens", unit="part", disable=not is_first() or parts < 2, mininterval=0.5) as bar:
@@ -54,9 +55,8 @@ def open_corpus(job: Job, stage: str, rows: StageRows, first: int = 0) -> Tokeni
             corpus = tokenize(read_units(rows, ranges[part], left_out), text, first)
             corpus_files.write_part(folder, part, parts, corpus, keys[part], add_counts(left_out))
     wait(f"{stage} tokens")
-    corpus = corpus_files.read_parts(folder, parts, text.tokenizer.bos_token_id)
-    facts = [corpus_files.part_facts(folder, part, parts) for part in range(parts)]
-    return Tokenized(corpus, rows.counts | add_counts([fact["counts"] for fact in facts if fact]))
+    corpus, left_out_of_parts = corpus_files.read_parts(folder, parts, text.tokenizer.bos_token_id)
+    return Tokenized(corpus, rows.counts | add_counts(left_out_of_parts))
 
 
 def discard_corpus(job: Job, stage: str) -> None:
@@ -81,8 +81,19 @@ def part_ranges(units: int, count: int) -> list[range]:
     return [range(start, min(start + size, units)) for start in range(0, units, size)] or [range(0)]
 
 
-def part_key(text: Text, first: int, identities: list[str]) -> str:
-    """Text that differs between parts made from other rows, by another tokenizer or template, or in another layout."""
-    tokenizer = text.tokenizer.backend_tokenizer.to_str()
-    facts = [LAYOUT, first, text.chat_template, list(text.end_tokens), identities]
-    return hashlib.sha256(json.dumps([*facts, hashlib.sha256(tokenizer.encode()).hexdigest()]).encode()).hexdigest()
+def text_key(text: Text) -> str:
+    """Text that differs between tokenizers and templates; made once, because a tokenizer may take 10 MB as text."""
+    tokenizer = text.tokenizer
+    facts = [text.chat_template, list(text.end_tokens), tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def part_key(layout: str, first: int, identities: list[str]) -> str:
+    """Text that differs between parts made from other rows, by another tokenizer or template, or in another layout.
+
+    Args:
+      layout: from `text_key`.
+      first: see `open_corpus`.
+      identities: of the part's units, see `StageRows`.
+    """
+    return hashlib.sha256(json.dumps([LAYOUT, first, layout, identities]).encode()).hexdigest()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data import corpus_files, ragged
-from qrpo_jax.data.corpus import HeldTokens, columns_of, join, tokenize
+from qrpo_jax.data.corpus import HeldTokens, columns_of, held, join, tokenize
 from qrpo_jax.data.rows import COMPLETION_SOURCES, Completion, Message, Row
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
@@ -96,14 +96,13 @@ def test_parts_together_are_the_whole_in_memory_and_on_disk(tmp_path: Path, seed
     whole = tokenize(data, TEXT)
     cuts = np.sort(rng.integers(0, 30, 3))  # a part may be empty
     parts = [tokenize(data[low:high], TEXT) for low, high in zip([0, *cuts], [*cuts, 29], strict=True)]
-    held = HeldTokens(np.concatenate([part.tokens.read(0, part.token_count) for part in parts]))
-    assert_same(whole, join([columns_of(part) for part in parts], held, TOKENIZER.bos_token_id))
+    tokens = HeldTokens(np.concatenate([part.tokens.read(0, part.token_count) for part in parts]))
+    assert_same(whole, join([columns_of(part) for part in parts], tokens, TOKENIZER.bos_token_id))
     for number, part in enumerate(parts):
         corpus_files.write_part(tmp_path, number, 4, part, "key", {"left": number})
-    assert_same(whole, corpus_files.read_parts(tmp_path, 4, TOKENIZER.bos_token_id))
-    assert [corpus_files.part_facts(tmp_path, number, 4)["counts"] for number in range(4)] == [
-        {"left": number} for number in range(4)
-    ]
+    corpus, left_out = corpus_files.read_parts(tmp_path, 4, TOKENIZER.bos_token_id)
+    assert_same(whole, corpus)
+    assert left_out == [{"left": number} for number in range(4)]
 
 
 @pytest.mark.parametrize("suffix", corpus_files.SUFFIXES.values())
@@ -124,11 +123,23 @@ def test_a_flipped_byte_a_cut_file_and_another_key_are_noticed(tmp_path: Path, s
 def test_tokens_that_vanish_while_they_are_read_are_damage(tmp_path: Path):
     corpus = tokenize(rows(7), TEXT)
     corpus_files.write_part(tmp_path, 0, 1, corpus, "key", {})
-    opened = corpus_files.read_parts(tmp_path, 1, None)
+    opened, _ = corpus_files.read_parts(tmp_path, 1, None)
     file = corpus_files.part_path(tmp_path, 0, 1).with_name("part-00000-of-00001.tokens")
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DamagedError, match="shorter than it was"):
         opened.tokens.read(0, corpus.token_count)
+
+
+def test_a_completion_without_tokens_is_read_as_none_wherever_it_is(tmp_path: Path):
+    """A chat template may strip all of a completion, and behind that of the last row there is no file."""
+    counts = [[2, 0], [0, 0]]  # tokens of the completions of the only row of each part
+    for number, lengths in enumerate(counts):
+        tokens = np.arange(1, 2 + sum(lengths), dtype=np.int32)
+        part = held(tokens, [1], lengths, [2], np.zeros(2), np.zeros(2))
+        corpus_files.write_part(tmp_path, number, 2, part, "key", {})
+    corpus, _ = corpus_files.read_parts(tmp_path, 2, None)
+    places = zip(corpus.starts_K.tolist(), corpus.lengths_K.tolist(), strict=True)
+    assert [corpus.tokens.read(start, length).tolist() for start, length in places] == [[2, 3], [], [], []]
 
 
 def test_a_row_without_prompt_or_completion_is_refused():

@@ -9,10 +9,12 @@ import pytest
 from qrpo_jax import partition, transforms
 from qrpo_jax.data import ranking
 from qrpo_jax.data.examples import build_examples
+from qrpo_jax.data.packing import plan_batches
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.views import View, pick_units, unit_weights
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
+from qrpo_jax.errors import UserError
 from tests.helpers.samples import sampled
 from tests.helpers.tiny import names, text_of, units
 
@@ -88,6 +90,30 @@ def test_quantiles_and_ties_equal_counting_by_hand(transform, options, tied):
     assert list(names(table)) == list(expected)
     got = np.stack([table.completions_C.quantile, table.completions_C.ties], 1)
     np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("partition", ["population", "empirical"])
+def test_many_references_of_one_row_make_parts_small_and_change_no_number(monkeypatch, partition):
+    """Sets are padded to the longest, so one row decides how many fit the memory."""
+    data = [*rows(), row("long", [0.25, 0.5], extra=np.linspace(0, 1, 41))]
+    options = {"beta": lambda length_C: np.float32(0.5)}
+    view, transform = VIEW._replace(partition=partition), transforms.TRANSFORMS["scaled-normal-icdf"]
+    whole = build_examples(data, TEXT, view, transform, **options).completions_C
+    sizes, sets = [], ranking.References.sets
+
+    def measured(references, row_B):
+        found = sets(references, row_B)
+        sizes.append(found[0].size)
+        return found
+
+    monkeypatch.setattr(ranking, "PART_REWARDS", 150)
+    monkeypatch.setattr(ranking.References, "sets", measured)
+    parts = build_examples(data, TEXT, view, transform, **options).completions_C
+    assert len(sizes) > 10 and max(sizes) <= 150, sizes
+    for name in ("quantile", "ties", "log_z", "reward_scale"):
+        one, other = getattr(whole, name), getattr(parts, name)
+        assert one.dtype == other.dtype == np.float32, (name, one.dtype, other.dtype)
+        np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
 
 
 def test_a_reward_is_excluded_only_where_the_completion_is_a_reference():
@@ -345,6 +371,18 @@ def test_tokens_of_units_add_up_over_pairs_with_and_without_a_shared_prompt():
         assert packed.tokens_U(share=True)[u] == prompt[w] - 1 + length[w] + length[l]
         assert packed.tokens_U(share=False)[u] == 2 * (prompt[w] - 1) + length[w] + length[l]
     assert (packed.sizes_U == 2).all()
+
+
+@pytest.mark.parametrize("transform", ["identity", "scaled-normal-icdf"])
+@pytest.mark.parametrize("data, max_tokens", [([], 64), (rows(3), 2)])
+def test_where_no_completion_is_left_examples_are_empty(transform, data, max_tokens):
+    """The packing plan then says so, in one line for every transform."""
+    view, beta = VIEW._replace(max_tokens=max_tokens), lambda length_C: np.float32(0.5)
+    table = build_examples(data, TEXT, view, transforms.TRANSFORMS[transform], beta=beta)
+    assert len(table.packing_units()) == 0 and table.counts["completions"] == 0
+    assert {len(values) for values in table.completions_C} == {0}
+    with pytest.raises(UserError, match="nothing to pack"):
+        plan_batches(table.packing_units(), batch_units=3, row_tokens=64, slots=4)
 
 
 def test_without_a_transform_nothing_is_ranked_and_rewards_may_be_nan():

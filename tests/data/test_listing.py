@@ -10,10 +10,10 @@ import pytest
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.data.sources import listed
-from qrpo_jax.data.sources.listed import in_memory
 from qrpo_jax.data.sources.listing import BITS, FACTS, REVERSED, Lister, join, list_rows
 from qrpo_jax.data.sources.tabular import TableRows
 from qrpo_jax.errors import UserError
+from tests.helpers.sources import in_memory
 from tests.helpers.tables import opened, write_json_lines, write_parquet
 from tests.helpers.together import run_together
 

@@ -92,6 +92,15 @@ def test_rows_are_those_of_their_sources_with_their_places_and_listing(mix, tmp_
     assert source.listing.repeats().sum() == 25, "prompts that the mix repeats"
 
 
+def test_rows_of_the_same_id_are_told_apart_once(tmp_path):
+    problem = {"task_id": "t", "entry_point": "f", "test": "assert candidate(1) == 2"}
+    file = write_json_lines(tmp_path / "code.jsonl", [problem | {"prompt": word} for word in "qrs"])
+    alone, source = opened(f"jsonl:{file}"), opened("mix", mix=(f"jsonl:{file}",))
+    assert alone.rows([1])[0].id == "t (row-2)"
+    ids = sorted(row.id for row in source.rows(range(3)))
+    assert ids == [f"code:{row.id}" for row in alone.rows(range(3))], ids
+
+
 def test_held_out_rows_are_shared_and_never_trained_on(mix):
     train, held_out = mix(1, 3, held_out=8), mix(1, 3, held_out=8, part="eval")
     kept = names(held_out)

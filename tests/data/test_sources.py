@@ -13,12 +13,11 @@ from qrpo_jax.data import programs, row_files
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row, encode
 from qrpo_jax.data.sources import SOURCES, listed, listing
 from qrpo_jax.data.sources.held_out import divide
-from qrpo_jax.data.sources.listed import in_memory
 from qrpo_jax.data.sources.programs import demonstration_row, program_row
-from qrpo_jax.data.sources.source import all_rows
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
+from tests.helpers.sources import all_rows, in_memory
 from tests.helpers.tables import (
     options,
     rows_of,

@@ -88,6 +88,11 @@ def test_other_rows_another_tokenizer_or_fewer_completions_make_it_again(tmp_pat
     plain = Source(names)
     plain.opened(jobs.job(tmp_path, model__template="plain"), first=1)
     assert plain.read_units == [*range(UNITS)]
+    job = jobs.job(tmp_path, model__template="plain")
+    job.text.tokenizer.bos_token = job.text.tokenizer.eos_token
+    begins = Source(names)
+    begins.opened(job, first=1)
+    assert begins.read_units == [*range(UNITS)], "another token begins each prompt"
 
 
 def test_processes_share_the_parts_whatever_their_number(tmp_path):

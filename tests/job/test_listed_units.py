@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
-from qrpo_jax.data.sources.listed import in_memory
 from qrpo_jax.data.views import VIEWS, View, pick_units
 from qrpo_jax.job.listed_units import unit_counts
+from tests.helpers.sources import in_memory
 
 DRAW = np.random.default_rng(7)
 ROWS = [

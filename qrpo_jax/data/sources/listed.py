@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.data.sources.listing import AGAIN, BITS, Dropped, Listing, list_rows
+from qrpo_jax.data.sources.listing import AGAIN, BITS, Dropped, Listing
 from qrpo_jax.data.text import Text
 from qrpo_jax.errors import UserError
 
@@ -186,22 +186,6 @@ class Mixed(NamedTuple):
     def counts(self) -> dict[str, int]:
         rest = {"not used": max(self.there - self.rows, 0), "repeated": max(self.rows - self.there, 0)}
         return {f"rows from {self.name}": self.rows} | {f"rows from {self.name}: {k}": n for k, n in rest.items() if n}
-
-
-def in_memory(rows: Sequence[Row], places: Sequence[str] = ()) -> ListedRows:
-    """A source of rows that are there already."""
-    return ListedRows(_InMemory(rows, places), list_rows(rows))
-
-
-class _InMemory(NamedTuple):
-    all: Sequence[Row]
-    places: Sequence[str]
-
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
-        return [self.all[number] for number in numbers]
-
-    def place(self, number: int) -> str:
-        return self.places[number] if self.places else f"row {self.all[number].id!r}"
 
 
 def check_completions(source: ListedRows) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources.listed import ListedRows, Mixed
-from qrpo_jax.data.sources.listing import Listing, join
+from qrpo_jax.data.sources.listing import AGAIN, BITS, Listing, join
 from qrpo_jax.data.sources.mix_parts import Part, parse_mix
 from qrpo_jax.data.sources.source import Source, SourceKind, SourceOptions
 from qrpo_jax.errors import UserError
@@ -139,7 +139,9 @@ def mixed(parts: Sequence[Part], sources: Sequence[ListedRows], counts: Sequence
         first += source.count
     names = [part.name for part in parts]
     listing = join([_named(source.listing, name) for source, name in zip(sources, names, strict=True)]).take(from_R)
-    listing = listing._replace(numbers_R=np.arange(len(source_R)))
+    # Each source tells its own rows of the same id apart.
+    alike_R = listing.flags_R & ~np.uint16(BITS[AGAIN])
+    listing = listing._replace(numbers_R=np.arange(len(source_R)), flags_R=alike_R)
     said = [f"{name}: {source.layout}" for name, source in zip(names, sources, strict=True) if source.layout]
     told = [Mixed(name, count, source.count) for name, count, source in zip(names, counts, sources, strict=True)]
     return ListedRows(MixedRows(names, sources, source_R, turn_R), listing, layout=" | ".join(said), mixed=told)

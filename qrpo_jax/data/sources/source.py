@@ -81,8 +81,3 @@ class SourceKind:
     identity: Callable[[SourceOptions], str] | None = None
     sampled: bool = False
     vocabulary: Callable[[], tuple[str, ...]] | None = None
-
-
-def all_rows(source: Source) -> "list[Row]":
-    """Every row of a source, in order."""
-    return source.rows(range(source.count))
