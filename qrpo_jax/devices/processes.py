@@ -120,9 +120,10 @@ def made_by_first(make: Callable[[], Made]) -> Made:
         except UserError as raised:
             error = raised
     sent_B = np.frombuffer(pickle.dumps((made, error and (error.message, error.about))), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(sent_B.size)))
+    # The size in two numbers, because jax has none of 64 bits here.
+    high, low = multihost_utils.broadcast_one_to_all(np.asarray(divmod(sent_B.size, 1 << 30), np.int32)).tolist()
     if not is_first():
-        sent_B = np.zeros(size, np.uint8)
+        sent_B = np.zeros(high << 30 | low, np.uint8)
     made, fault = pickle.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent_B))))
     if fault is not None:
         raise error or UserError(fault[0], about=fault[1])

@@ -1,18 +1,16 @@
 """Figures of a finished run for its report: rows dropped and cut, padding, ties, protections, speed."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from qrpo_jax.data import ranking, row_files
+from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
-from qrpo_jax.evaluation import ties
 from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.job.stage_rows import every_row
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
@@ -61,30 +59,9 @@ def paddings(job: Job) -> dict[str, float]:
 
 
 def comparisons(job: Job) -> dict[str, float]:
-    """`tied_shares` of the rows that stage `train` reads; empty for a job without this stage."""
-    if "train" not in job.config.stages:
-        return {}
-    return tied_shares(every_row(job, "train"))
-
-
-def tied_shares(rows: Iterable[Row]) -> dict[str, float]:
-    """Ties between completions and the other references of their prompt.
-
-    Returns:
-      compared (number of comparisons), tied (share of them), prompts (number of those with several references), flat
-      (share of those whose references all have the same reward).
-    """
-    tied = compared = prompts = flat = 0
-    for row in rows:
-        reward_S = np.asarray([c.reward for c in row.completions], np.float32)
-        is_reference_S = ranking.are_references(row, 0)
-        reward_N = np.concatenate([reward_S[is_reference_S], np.asarray(row.reference_rewards, np.float32)])
-        comparisons = ties.compare_with_references(reward_S, is_reference_S, reward_N)
-        tied += int(comparisons.tied_C.sum())
-        compared += int(comparisons.compared_C.sum())
-        prompts += len(reward_N) > 1
-        flat += ties.is_flat(reward_N)
-    return {"compared": compared, "tied": tied / max(compared, 1), "prompts": prompts, "flat": flat / max(prompts, 1)}
+    """The `tied_shares` that stage `train` found in its rows; empty if there are none."""
+    manifest = read_manifest(job.folder("train")) if "train" in job.config.stages else None
+    return manifest.get("comparisons", {}) if manifest is not None else {}
 
 
 def protections(job: Job) -> dict[str, list[str]] | None:

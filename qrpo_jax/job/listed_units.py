@@ -128,4 +128,5 @@ def sizes(job: Job, source: ListedRows, row: Row, units: list[tuple[int, ...]]) 
     text = job.text
     prompt = len(text.prompt(row.messages, source.place(row))) if units else 0
     for unit in units:
-        yield prompt, max(len(text.completion(row.completions[i].text)) for i in unit)
+        completions = [row.completions[i] for i in unit]
+        yield prompt, max(len(c.tokens) or len(text.completion(c.text, c.finished)) for c in completions)

@@ -12,6 +12,7 @@ from qrpo_jax import losses, transforms
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, select
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.evaluation.ties import tied_shares
 from qrpo_jax.job.brought_log_probs import gap_warning
 from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.job import Job
@@ -38,7 +39,8 @@ def run(job: Job) -> dict[str, Any]:
     examples = read_examples(job, transform)
     figures = print_forecast(job, examples, transform) if len(examples.sizes_U) else None
     warn_of_temperature(job)
-    result = train(job, "train", make_training(job, examples)) | {"forecast": figures}
+    facts = {"forecast": figures, "comparisons": tied_shares(examples.corpus)}
+    result = train(job, "train", make_training(job, examples)) | facts
     discard_corpus(job, "train")
     return result
 

@@ -80,7 +80,7 @@ class StoredRows:
         return f"{self._key[0]}, row {number + 1}"
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _listing(records: StoredRows, _: str, start: int, stop: int) -> Listing:
     """The listing of rows from `start` to before `stop`; of several processes the first one reads them."""
 

@@ -155,7 +155,7 @@ def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = i
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def list_part(table: Table, layout: str, name: str, start: int, stop: int) -> Listing:
     """The listing of the records from `start` to before `stop`; of several processes the first one reads them.
 
