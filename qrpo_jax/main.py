@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
 
     storage.hush(request.workdir)
     if isinstance(request, RowsRequest):
-        with errors_in_one_line(request.workdir):
+        with errors_in_one_line(request.to or request.workdir):
             command_line.show(request.answer())
         return
 

@@ -254,11 +254,15 @@ def _stages_for_rows(figures: dict[str, Any]) -> tuple[str, str]:
         return "sample,score,reference,train", f"{some} completions"
     if completions["with reward"] < total:
         if figures["pairs"]["of which only the order is known"]:
-            why = "pairs are in an order without rewards: for DPO; SimPO needs train alone, QRPO and REBEL score first"
-            return "reference,train", why
+            order = "pairs are in an order without rewards"
+            if completions["with log π_ref"] == total:
+                return "train", f"{order}, with log π_ref: for DPO and SimPO; QRPO and REBEL score first"
+            return "reference,train", f"{order}: for DPO; SimPO needs train alone, QRPO and REBEL score first"
         return "score,reference,train", "not all completions have rewards"
     if figures["references"]["rows without"]:
-        why = "QRPO needs references; DPO and REBEL need reference,train alone, and SimPO train"
+        why = "QRPO needs references"
+        if figures["pairs"]["rows with two completions or more"]:
+            why += "; DPO and REBEL need reference,train alone, and SimPO train"
         return "sample,score,reference,train", why
     if completions["with log π_ref"] < total:
         return "reference,train", "completions have rewards and references, and no log π_ref"

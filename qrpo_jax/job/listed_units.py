@@ -7,7 +7,7 @@ import numpy as np
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import Found, ListedRows
-from qrpo_jax.data.views import View, pick_units, unit_count
+from qrpo_jax.data.views import VIEWS, View, pick_units, unit_count
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
@@ -32,17 +32,29 @@ def check_units(job: Job, stage: str, view: View) -> None:
     source = open_listed(job, stage)
     counts_R = unit_counts(source, sampled, view)
     if not counts_R.any():
-        raise UserError(
-            f"no row of {job.config.prompts.source} has two completions; add completions, sample them, or set "
-            "config.select.units='singles' (config.prompts.source, config.sample.completions)"
-        )
+        raise UserError(no_units(job, view))
     without = source.where_true(counts_R == 0)
     if without:
-        job.note(f"{stage}: WARNING: {without.line('rows have no two completions and will be dropped')}")
+        those = " of the reference policy" if VIEWS[view.units].references else ""
+        job.note(f"{stage}: WARNING: {without.line(f'rows have no two completions{those} and will be dropped')}")
     note_batch(job, stage, int(counts_R.sum()))
     if not sampled:
         check_ties(job, stage, source, view)
         check_fit(job, stage, source, view)
+
+
+def no_units(job: Job, view: View) -> str:
+    """Why no row has a unit, and what to do."""
+    source = job.config.prompts.source
+    if VIEWS[view.units].references:
+        return (
+            f"no row of {source} has two completions of the reference policy, which view {view.units!r} takes; stage "
+            "sample writes them and layout 'qrpo_offpolicy' reads them (config.select.units, config.prompts.source)"
+        )
+    return (
+        f"no row of {source} has two completions; add completions, sample them, or set config.select.units='singles' "
+        "(config.prompts.source, config.sample.completions)"
+    )
 
 
 def chosen(source: ListedRows) -> Iterator[tuple[int, Row]]:

@@ -166,8 +166,9 @@ def token_lines(results: dict[str, Any], width: int) -> Iterator[str]:
         return
     rows += [("reward", cells(results["rewards"]))] if results["rewards"]["number"] else []
     label = max(len(name) for name, _ in rows)
-    yield f"{'tokens':<{label}}" + "".join(f"{name:>8}" for name in names)
-    yield from (f"{name:<{label}}" + "".join(f"{cell:>8}" for cell in row) for name, row in rows)
+    rooms = [max(7, *map(len, column)) for column in zip(*(row for _, row in rows), strict=True)]
+    for name, row in (("tokens", names), *rows):
+        yield f"{name:<{label}}" + "".join(f" {cell:>{room}}" for cell, room in zip(row, rooms, strict=True))
     for name, found in results["histograms"].items():
         if len(found["counts"]) > 1:
             yield from ("", name)

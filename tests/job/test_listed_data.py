@@ -21,6 +21,7 @@ GOOD = {"prompt": "a", "completions": ["b", "c"], "rewards": [0.5, 0.2], "refere
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_reward": 1, "rejected_reward": 0}
 ORDER = {"prompt": "a", "chosen": "b", "rejected": "c"}
 OWN = {"prompt": "a", "completions": ["b", "c", "d"], "rewards": [0.5, 0.2, 0.9]}
+SIDES = ("chosen", "rejected")
 PAIRS = {"select__units": "best_worst", "train__objective": "dpo", "pack__row_tokens": 0}
 EVALUATED = ("sample", "score", "reference", "train", "evaluate")
 
@@ -236,6 +237,11 @@ def test_a_mix_says_what_it_repeats_leaves_out_and_drops(checked, tmp_path):
 
 
 REFUSED = {
+    "all dropped": (
+        [{side: [{"role": "user", "content": side}, {"role": "assistant", "content": "a"}] for side in SIDES}] * 2,
+        PAIRS,
+        "holds no row that can be used: 2 of 2 rows are dropped: .*prompts.* .the first: .*line 1",
+    ),
     "no pair": ([{"prompt": "b", "completions": ["c"], "rewards": [1]}], PAIRS, "has two completions.*prompts.source"),
     "only ties": ([PAIR | {"chosen_reward": 0}], PAIRS, "all pairs of .* have equal rewards.*config.prompts.source"),
     "no completion fits": (
@@ -304,7 +310,7 @@ def test_the_units_of_every_view_are_counted_before_the_run(checked, units):
     )
     assert any(f"a batch has 999 units, and there are {count} in all" in line for line in lines), lines
     if "offpolicy" in units:
-        with pytest.raises(UserError, match="no row of .* has two completions"):
+        with pytest.raises(UserError, match="no row of .* has two completions of the reference policy, .*'qrpo_off"):
             checked([OWN], select__units=units, pack__row_tokens=0)
 
 

@@ -128,6 +128,16 @@ def test_the_command_exports_and_says_how_to_read(tmp_path: Path, capsys: pytest
     assert f"--config.prompts.source=parquet:{tmp_path}/parquet/score/*.parquet" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_stage(tmp_path / "score", [make_row(i) for i in range(3)])
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "rows"
+    with pytest.raises(SystemExit) as error:
+        main.run(["qrpo-jax", f"--workdir={tmp_path / 'score' / '..'}", "--export-rows=score", f"--to={target}"])
+    said = capsys.readouterr().err
+    assert error.value.code == 1 and said.splitlines()[-1].startswith(f"error: {target}: Not a directory"), said
+
+
 @pytest.mark.parametrize("flag", ["--export-rows=score", "--show-row=score:0"])
 def test_damaged_rows_are_one_line_and_status_1(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_stage(tmp_path / "score", [make_row(i) for i in range(3)])

@@ -190,6 +190,13 @@ def test_hostile_rows_harm_neither_the_terminal_nor_the_page(
     assert "\x1b" not in page and "\u202e" not in page and "a&#39;&lt;b&gt;.parquet" in page
 
 
+def test_long_numbers_of_the_table_do_not_touch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"prompt": f"q{i}", "completions": ["a"], "rewards": [-123456.75]} for i in range(3)]
+    assert pipeline.run(inspecting(tmp_path, records))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reward ")]
+    assert line.split() == ["reward", "3", *["-1.235e+05"] * 6], line
+
+
 def test_a_large_source_is_read_in_a_few_places_only() -> None:
     class Large:
         count, read = 10**9, 0
@@ -227,7 +234,13 @@ def test_rows_that_the_template_refuses_are_counted_and_shown(tmp_path: Path) ->
         ({"prompt": "q"}, "sample,score,reference,train", "rows bring no completions"),
         ({"prompt": "q", "completions": ["a", "b"]}, "score,reference,train", "not all completions have rewards"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "reference,train", "for DPO"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0},
+            "train",
+            "without rewards, with log π_ref: for DPO",
+        ),
         ({"prompt": "q", "completions": ["a"], "rewards": [1.0]}, "sample,score,reference,train", "needs references"),
+        ({"prompt": "q", "completion": "a", "label": True}, "sample,score,reference,train", "QRPO needs references"),
         ({"prompt": "q", "completions": ["a", "b"], "rewards": [1.0, 0.0]}, "reference,train", "no log π_ref"),
         (
             {"prompt": "q", "completions": ["a", "b"], "rewards": [1.0, 0.0], "reference_log_probs": [-1.0, -2.0]},
@@ -239,7 +252,8 @@ def test_rows_that_the_template_refuses_are_counted_and_shown(tmp_path: Path) ->
 def test_it_says_what_a_run_on_these_rows_begins_with(record, stages, why, tmp_path: Path) -> None:
     made = inspecting(tmp_path, [record] * 3)
     assert pipeline.run(made)
-    known = found(made)["next"]
+    known, pairs = found(made)["next"], found(made)["pairs"]["rows with two completions or more"]
+    assert pairs or "DPO" not in known["why"], known
     assert known["stages"] == stages and why in known["why"], known
     names = stages.split(",")
     check_order(names, STAGES, brings_rows(made.config))

@@ -37,7 +37,8 @@ def open_tabular(kind: str, options: SourceOptions) -> Mapping[str, Source]:
     how = describe(layout, train.columns, options)
     trained = _listed(train, layout, options.name, parts.train, parts.left_out, how)
     if not trained.count:
-        raise UserError(f"{options.name} holds no row that can be used; at least one prompt is needed", about="path")
+        why = "; ".join(dropped.line() for dropped in trained.dropped[:3])
+        raise UserError(f"{options.name} holds no row that can be used: {why}", about="path")
     return {
         "train": trained,
         "eval": _listed(held_out or train, layout, options.name, parts.held_out),
