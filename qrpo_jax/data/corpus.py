@@ -11,6 +11,9 @@ from qrpo_jax.data import ragged
 from qrpo_jax.data.ragged import Ragged
 from qrpo_jax.data.rows import COMPLETION_SOURCES, Row, check_row
 from qrpo_jax.data.text import Text
+from qrpo_jax.errors import UserError
+
+LARGEST_VOCABULARY = 2**31 - 1
 
 
 class Tokens(Protocol):
@@ -103,16 +106,17 @@ class Corpus:
         return f"{self.id(row)}/{completion - int(self.first_R1[row])}"
 
 
-def tokenize(rows: Iterable[Row], text: Text, first: int = 0) -> Corpus:
+def tokenize(rows: Iterable[Row], text: Text, first: int = 0, vocab_size: int = LARGEST_VOCABULARY) -> Corpus:
     """The corpus of rows, with its tokens in memory.
 
     Args:
       first: only the first so many completions of each row; 0 for all.
+      vocab_size: of the model, to which tokens that rows bring must belong.
 
     Raises:
-      UserError: an empty prompt, a row without a completion, or from `Text.prompt`.
+      UserError: an empty prompt, a row without a completion, a token that the model has not, or from `Text.prompt`.
     """
-    table = _Columns(text, first)
+    table = _Columns(text, first, vocab_size)
     for row in rows:
         table.add(row)
     return table.corpus()
@@ -153,8 +157,8 @@ def held(
 class _Columns:
     """The columns of a corpus, row by row."""
 
-    def __init__(self, text: Text, first: int) -> None:
-        self._text, self._first = text, first
+    def __init__(self, text: Text, first: int, vocab_size: int) -> None:
+        self._text, self._first, self._vocab_size = text, first, vocab_size
         self._tokens: list[np.ndarray] = []
         self._prompts: list[tuple[int, int]] = []  # length, special strings
         self._numbers: list[tuple[int, float, int, bool, int]] = []
@@ -169,9 +173,11 @@ class _Columns:
         self._tokens.append(prompt)
         self._prompts.append((len(prompt), sum(self._text.special_strings(m.content, m.role) for m in row.messages)))
         completions = row.completions[: self._first or None]
-        for completion in completions:
+        for i, completion in enumerate(completions):
             tokens, specials = completion.tokens, 0
-            if not len(tokens):
+            if len(tokens):
+                self._check(row, i, tokens)
+            else:
                 specials = self._text.special_strings(completion.text, "assistant")
                 tokens = self._text.completion(completion.text, completion.finished)
             self._tokens.append(tokens)
@@ -183,6 +189,16 @@ class _Columns:
         pairs = np.asarray(row.preferences, np.int32).reshape(-1, 2)
         self._preferences.append(pairs[(pairs < len(completions)).all(1)])
         self._ids.append(row.id.encode())
+
+    def _check(self, row: Row, index: int, tokens: np.ndarray) -> None:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self._vocab_size:
+            token = low if low < 0 else high
+            raise UserError(
+                f"row {row.id!r}, completion {index}: token {token} is not in the model's vocabulary of "
+                f"{self._vocab_size}: these are tokens of another tokenizer; leave them out, and the text counts",
+                about="row",
+            )
 
     def corpus(self) -> Corpus:
         tokens = np.concatenate([np.zeros(0, np.int32), *self._tokens], dtype=np.int32)

@@ -1,16 +1,15 @@
 """Examples: the completions that a view selects from a corpus, as flat arrays."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qrpo_jax.data import ragged, ranking
-from qrpo_jax.data.corpus import Corpus, tokenize
+from qrpo_jax.data.corpus import Corpus
 from qrpo_jax.data.packing_units import Units
 from qrpo_jax.data.per_completion import PerCompletion
-from qrpo_jax.data.rows import Row, unscored
-from qrpo_jax.data.text import Text
+from qrpo_jax.data.rows import unscored
 from qrpo_jax.data.views import View, ordered_rows, pick, unit_weights
 from qrpo_jax.transforms import Transform
 
@@ -70,13 +69,6 @@ class Examples(NamedTuple):
     def packing_units(self) -> Units:
         """The units as a packing plan takes them."""
         return Units(self.sizes_U, self.prompts_C, self.prompt_lengths_C - 1, self.completions_C.length)
-
-
-def build_examples(
-    rows: Iterable[Row], text: Text, view: View, transform: Transform | None, **options: Any
-) -> Examples:
-    """The completions that a view selects from rows that fit into memory; see `select` for the other arguments."""
-    return select(tokenize(rows, text), view, transform, **options)
 
 
 def select(

@@ -52,7 +52,7 @@ def open_corpus(job: Job, stage: str, rows: StageRows, first: int = 0) -> Tokeni
             if corpus_files.part_whole(folder, part, parts, keys[part]):
                 continue
             left_out: list[Counts] = []
-            corpus = tokenize(read_units(rows, ranges[part], left_out), text, first)
+            corpus = tokenize(read_units(rows, ranges[part], left_out), text, first, job.shape.settings.vocab_size)
             corpus_files.write_part(folder, part, parts, corpus, keys[part], add_counts(left_out))
     wait(f"{stage} tokens")
     corpus, left_out_of_parts = corpus_files.read_parts(folder, parts, text.tokenizer.bos_token_id)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qrpo_jax.data.examples import build_examples
+from qrpo_jax.data.corpus import tokenize
+from qrpo_jax.data.examples import select
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.rows import Row
 from qrpo_jax.data.views import View
@@ -60,7 +61,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
     jitted = jitted_log_probs(job, side, temperature)
 
     def log_probs(parameters: Parameters, data: list[Row]) -> tuple[list[np.ndarray], Counts]:
-        examples = build_examples(data, text, view, transform=None)
+        examples = select(tokenize(data, text, vocab_size=job.shape.settings.vocab_size), view, transform=None)
         values_K = np.full(len(examples.corpus.lengths_K), np.nan)
         if len(examples.sizes_U):
             plan = plan_log_probs(job, mesh, examples.packing_units())

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from qrpo_jax import transforms
-from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import plan_batches
 from qrpo_jax.data.rows import Completion, Message, Row
@@ -22,6 +21,7 @@ from qrpo_jax.data.views import View
 from qrpo_jax.errors import UserError
 from qrpo_jax.hugging_face.tokenizer import open_text
 from tests.helpers import chats, tiny
+from tests.helpers.tiny import build_examples
 
 PINNED = "26 Jul 2024"
 VIEW = View(max_tokens=2048, over_long="drop")

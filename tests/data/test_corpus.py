@@ -142,6 +142,16 @@ def test_a_completion_without_tokens_is_read_as_none_wherever_it_is(tmp_path: Pa
     assert [corpus.tokens.read(start, length).tolist() for start, length in places] == [[2, 3], [], [], []]
 
 
+@pytest.mark.parametrize("token", [-1, 29])
+def test_tokens_of_another_tokenizer_are_refused(token):
+    data = rows(5)
+    completions = (dataclasses.replace(data[3].completions[0], tokens=np.asarray([1, token, 2], np.int32)),)
+    data[3] = dataclasses.replace(data[3], completions=completions)
+    with pytest.raises(UserError, match=f"'é3', completion 0: token {token} is not in the model's vocabulary of 29"):
+        tokenize(data, TEXT, vocab_size=29)
+    tokenize(data[:3], TEXT, vocab_size=29)
+
+
 def test_a_row_without_prompt_or_completion_is_refused():
     (row,) = rows(1)
     for bad, message in (

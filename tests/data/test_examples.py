@@ -8,7 +8,6 @@ import pytest
 
 from qrpo_jax import partition, transforms
 from qrpo_jax.data import ranking
-from qrpo_jax.data.examples import build_examples
 from qrpo_jax.data.packing import plan_batches
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.data.text import make_text
@@ -16,7 +15,7 @@ from qrpo_jax.data.views import View, pick_units, unit_weights
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.errors import UserError
 from tests.helpers.samples import sampled
-from tests.helpers.tiny import names, text_of, units
+from tests.helpers.tiny import build_examples, names, text_of, units
 
 TOKENIZER = vocabulary_tokenizer([chr(97 + i) for i in range(26)])
 TEXT = make_text(TOKENIZER, "plain", (TOKENIZER.eos_token_id,))

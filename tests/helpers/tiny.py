@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrpo_jax import transforms
-from qrpo_jax.data import corpus
+from qrpo_jax.data import corpus, packing
 from qrpo_jax.data.batch import Batch
-from qrpo_jax.data.examples import Examples
+from qrpo_jax.data.examples import Examples, select
 from qrpo_jax.data.loader import assemble
-from qrpo_jax.data.packing import Plan, Row, plan_batches
+from qrpo_jax.data.packing import Plan, plan_batches
 from qrpo_jax.data.per_completion import PerCompletion
+from qrpo_jax.data.rows import Row
+from qrpo_jax.data.text import Text
+from qrpo_jax.data.views import View
 from qrpo_jax.model import decoder
 
 # Twice a prime where a mesh splits by two, so that a transposed or wrongly split axis shows.
@@ -91,6 +95,11 @@ def examples(
     )
 
 
+def build_examples(rows: Iterable[Row], text: Text, view: View, transform: Any, **options: Any) -> Examples:
+    """The completions that a view selects from rows; see `select` for the other arguments."""
+    return select(corpus.tokenize(rows, text), view, transform, **options)
+
+
 def names(table: Examples) -> tuple[str, ...]:
     """The name of each completion."""
     return tuple(map(table.name, range(len(table.entries_C))))
@@ -107,7 +116,7 @@ def text_of(table: Examples, c: int) -> list[int]:
     return [*table.prompt(c).tolist(), *table.completion(c).tolist()]
 
 
-def batches_of(plan: Plan) -> list[tuple[Row, ...]]:
+def batches_of(plan: Plan) -> list[tuple[packing.Row, ...]]:
     """The rows of every batch of a plan."""
     return [plan.batch(index) for index in range(plan.steps)]
 
