@@ -11,6 +11,7 @@ import pytest
 from qrpo_jax import command_line, main
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row, encode
+from qrpo_jax.devices import peers
 from qrpo_jax.errors import UserError
 from qrpo_jax.job import row_export
 from qrpo_jax.job.row_export import export_rows
@@ -128,7 +129,10 @@ def test_the_command_exports_and_says_how_to_read(tmp_path: Path, capsys: pytest
     assert f"--config.prompts.source=parquet:{tmp_path}/parquet/score/*.parquet" in capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "leave_together", sys.exit)  # it would end the tests
     write_stage(tmp_path / "score", [make_row(i) for i in range(3)])
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "rows"
