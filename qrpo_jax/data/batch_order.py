@@ -37,7 +37,7 @@ def batch_order(
         rng = np.random.default_rng([seed, epoch])
         order, sizes_I = _shuffled(units, shuffle, rng)
         orders.append(_dealt(units, order, sizes_I, batch_units, epoch * count % batch_units, rng))
-    order = np.concatenate(orders)
+    order = np.concatenate(orders).astype(np.int32)
     return [order[i : i + batch_units] for i in range(0, len(order), batch_units)]
 
 

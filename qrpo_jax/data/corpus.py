@@ -74,16 +74,10 @@ class Corpus:
         """Row r has the completions first_R1[r] to first_R1[r + 1] - 1, int64 [R + 1]."""
         return self.rewards.first_R1
 
-    @functools.cached_property
+    @property
     def row_K(self) -> np.ndarray:
-        """The row of each completion, int32 [K]."""
+        """The row of each completion, int32 [K]; computed each time, since a loader asks for single ones."""
         return self.rewards.row_V
-
-    @functools.cached_property
-    def starts_K(self) -> np.ndarray:
-        """Where the tokens of each completion begin, int64 [K]."""
-        prompts_R1 = ragged.starts(self.prompt_lengths_R)
-        return ragged.starts(self.lengths_K)[:-1] + prompts_R1[1:][self.row_K]
 
     @functools.cached_property
     def prompt_starts_R(self) -> np.ndarray:
@@ -100,9 +94,23 @@ class Corpus:
         """The id of a row."""
         return self.ids[row].tobytes().decode()
 
+    def row_of(self, completion: int) -> int:
+        """The row of a completion."""
+        return int(np.searchsorted(self.first_R1, completion, side="right")) - 1
+
+    def prompt(self, row: int) -> np.ndarray:
+        """Tokens of the prompt of a row, int32."""
+        return self.tokens.read(int(self.prompt_starts_R[row]), int(self.prompt_lengths_R[row]))
+
+    def completion(self, completion: int) -> np.ndarray:
+        """Tokens of a completion, int32."""
+        row = self.row_of(completion)
+        before = self.prompt_lengths_R[row] + self.lengths_K[self.first_R1[row] : completion].sum()
+        return self.tokens.read(int(self.prompt_starts_R[row] + before), int(self.lengths_K[completion]))
+
     def name(self, completion: int) -> str:
         """ "ROW ID/completion INDEX"."""
-        row = int(np.searchsorted(self.first_R1, completion, side="right")) - 1
+        row = self.row_of(completion)
         return f"{self.id(row)}/{completion - int(self.first_R1[row])}"
 
 

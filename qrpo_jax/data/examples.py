@@ -54,8 +54,7 @@ class Examples(NamedTuple):
     def prompt(self, c: int) -> np.ndarray:
         """Tokens of a completion's prompt, without the oldest if it was cut; a BOS token at its beginning stays."""
         corpus, cut = self.corpus, int(self.cuts_C[c])
-        row = corpus.row_K[self.entries_C[c]]
-        tokens = corpus.tokens.read(int(corpus.prompt_starts_R[row]), int(corpus.prompt_lengths_R[row]))
+        tokens = corpus.prompt(corpus.row_of(int(self.entries_C[c])))
         if not cut:
             return tokens
         first = int(tokens[0] == corpus.bos_token)
@@ -63,8 +62,7 @@ class Examples(NamedTuple):
 
     def completion(self, c: int) -> np.ndarray:
         """Tokens of a completion."""
-        entry = self.entries_C[c]
-        return self.corpus.tokens.read(int(self.corpus.starts_K[entry]), int(self.corpus.lengths_K[entry]))
+        return self.corpus.completion(int(self.entries_C[c]))
 
     def packing_units(self) -> Units:
         """The units as a packing plan takes them."""
@@ -97,8 +95,8 @@ def select(
         corpus,
         units.entries_C,
         prompt_numbers(corpus.row_K[units.entries_C], units.cuts_C),
-        units.cuts_C,
-        _numbers(corpus, units.entries_C, unit_weights(units.sizes_U, view)),
+        compact(units.cuts_C),
+        _numbers(corpus, units.entries_C, compact(unit_weights(units.sizes_U, view))),
         units.sizes_U,
         counts,
     )
@@ -117,7 +115,21 @@ def select(
         beta=beta,
         need_references=need_references,
     )
-    return examples._replace(completions_C=ranked_C._replace(high=_high(units.sizes_U, ranked_C.quantile)))
+    columns = {name: compact(getattr(ranked_C, name)) for name in ("ties", "references", "log_z", "reward_scale")}
+    return examples._replace(completions_C=ranked_C._replace(**columns, high=_high(units.sizes_U, ranked_C.quantile)))
+
+
+def compact(values_C: np.ndarray) -> np.ndarray:
+    """The same values; where all are equal, an array that takes no memory for each."""
+    if not len(values_C) or (values_C != values_C[0]).any():
+        return values_C
+    return np.broadcast_to(values_C[0].copy(), len(values_C))
+
+
+def taken(values_K: np.ndarray, entries_C: np.ndarray) -> np.ndarray:
+    """Values of the selected completions; of all of them in order the same array."""
+    everything = len(entries_C) == len(values_K) and (np.diff(entries_C) == 1).all()
+    return values_K if everything else values_K[entries_C]
 
 
 def check_scored(corpus: Corpus, *, need_references: bool) -> None:
@@ -206,16 +218,16 @@ def prompt_numbers(row_C: np.ndarray, cuts_C: np.ndarray) -> np.ndarray:
 
 def _numbers(corpus: Corpus, entries_C: np.ndarray, weight_C: np.ndarray) -> PerCompletion:
     """Numbers of the completions, [C]; what only a ranking knows is NaN."""
-    unknown_C = np.full(len(entries_C), np.nan, np.float32)
+    unknown_C = np.broadcast_to(np.float32(np.nan), len(entries_C))
     return PerCompletion(
-        reward=corpus.rewards.values[entries_C],
+        reward=taken(corpus.rewards.values, entries_C),
         quantile=unknown_C,
         ties=unknown_C,
-        references=np.zeros(len(entries_C), np.int32),
+        references=np.broadcast_to(np.int32(0), len(entries_C)),
         log_z=unknown_C,
         reward_scale=unknown_C,
-        reference_log_prob=corpus.reference_log_probs_K[entries_C],
-        length=corpus.lengths_K[entries_C],
+        reference_log_prob=taken(corpus.reference_log_probs_K, entries_C),
+        length=taken(corpus.lengths_K, entries_C),
         weight=weight_C,
         high=np.zeros(len(entries_C), bool),
     )

@@ -211,6 +211,7 @@ def plan_batches(
     share: bool = True,
     row_multiple: int = 1,
     microbatches: int = 0,
+    orders: Sequence[np.ndarray] | None = None,
 ) -> Plan:
     """Plans every batch of a run.
 
@@ -224,13 +225,15 @@ def plan_batches(
       epochs, seed, shuffle: see `batch_order`.
       share: siblings in a row share one copy of their prompt.
       row_multiple: rows of a microbatch are a multiple of it.
+      orders: what `batch_order` gave for these arguments, if it is known.
       microbatches: parts of B rows; 0 makes them as small as `row_multiple` allows.
 
     Raises:
       UserError: see `check_fit`.
     """
     check_fit(units, row_tokens, slots, share=share)
-    orders = batch_order(units, batch_units, epochs, seed, shuffle)
+    if orders is None:
+        orders = batch_order(units, batch_units, epochs, seed, shuffle)
     book = _Book()
     for order in orders:
         book.add(pack(units, order, row_tokens, slots, share=share))

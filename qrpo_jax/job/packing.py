@@ -47,8 +47,8 @@ def make_plan(job: Job, stage: str, examples: Examples, folder: str | None = Non
     with located(**KEYS):
         check_fit(units, pack.row_tokens or UNLIMITED, pack.slots or UNLIMITED, share=share)
         chosen = read_choice(job, folder)
+        orders = batch_order(units, section.batch_size, section.epochs, job.config.seed, shuffle)
         if chosen is None:
-            orders = batch_order(units, section.batch_size, section.epochs, job.config.seed, shuffle)
             planner = make_planner(job, job.mesh, units, orders, microbatches=section.microbatches, stage=stage)
             chosen = planner.evaluate(pack.row_tokens) if pack.row_tokens else planner.choose()
             keep_choice(job, folder, chosen)
@@ -63,6 +63,7 @@ def make_plan(job: Job, stage: str, examples: Examples, folder: str | None = Non
             share=share,
             row_multiple=axis_size(job.mesh, "rows") * (1 if section.microbatches else chosen.part_rows),
             microbatches=section.microbatches,
+            orders=orders,
         )
     job.say(f"{folder}: {line_about(job, plan, chosen)}")
     return plan

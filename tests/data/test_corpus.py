@@ -51,9 +51,9 @@ def assert_same(first, second):
     assert first.token_count == second.token_count and first.bos_token == second.bos_token
     for r in range(len(first)):
         for corpus in (first, second):
-            assert len(corpus.tokens.read(int(corpus.prompt_starts_R[r]), int(corpus.prompt_lengths_R[r])))
+            assert len(corpus.prompt(r))
     for k in range(len(first.lengths_K)):
-        texts = [c.tokens.read(int(c.starts_K[k]), int(c.lengths_K[k])).tolist() for c in (first, second)]
+        texts = [corpus.completion(k).tolist() for corpus in (first, second)]
         assert texts[0] == texts[1], k
 
 
@@ -62,13 +62,13 @@ def test_every_prompt_and_completion_is_what_the_text_gives_with_its_numbers():
     corpus = tokenize(data, TEXT)
     k = 0
     for r, row in enumerate(data):
-        prompt = corpus.tokens.read(int(corpus.prompt_starts_R[r]), int(corpus.prompt_lengths_R[r]))
+        prompt = corpus.prompt(r)
         np.testing.assert_array_equal(prompt, TEXT.prompt(row.messages))
         assert corpus.id(r) == row.id
         np.testing.assert_array_equal(corpus.reference_rewards[r], row.reference_rewards)
         assert corpus.preferences[r].tolist() == [list(pair) for pair in row.preferences]
         for i, completion in enumerate(row.completions):
-            tokens = corpus.tokens.read(int(corpus.starts_K[k]), int(corpus.lengths_K[k]))
+            tokens = corpus.completion(k)
             given = completion.tokens
             if not len(given):
                 given = TEXT.completion(completion.text, completion.finished)
@@ -138,8 +138,7 @@ def test_a_completion_without_tokens_is_read_as_none_wherever_it_is(tmp_path: Pa
         part = held(tokens, [1], lengths, [2], np.zeros(2), np.zeros(2))
         corpus_files.write_part(tmp_path, number, 2, part, "key", {})
     corpus, _ = corpus_files.read_parts(tmp_path, 2, None)
-    places = zip(corpus.starts_K.tolist(), corpus.lengths_K.tolist(), strict=True)
-    assert [corpus.tokens.read(start, length).tolist() for start, length in places] == [[2, 3], [], [], []]
+    assert [corpus.completion(k).tolist() for k in range(4)] == [[2, 3], [], [], []]
 
 
 @pytest.mark.parametrize("token", [-1, 29])

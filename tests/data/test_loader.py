@@ -138,10 +138,11 @@ def test_chosen_rows_are_those_of_the_whole_batch_and_tokens_of_others_are_not_r
             here = part.example_BxS[part.present_BxS]
             allowed = np.zeros(len(counted.reads), bool)
             for entry in table.entries_C[here]:
-                start, row = table.corpus.starts_K[entry], table.corpus.row_K[entry]
-                allowed[start : start + table.corpus.lengths_K[entry]] = True
-                start = table.corpus.prompt_starts_R[row]
+                row = table.corpus.row_of(entry)
+                first, start = table.corpus.first_R1[row], table.corpus.prompt_starts_R[row]
                 allowed[start : start + table.corpus.prompt_lengths_R[row]] = True
+                start += table.corpus.prompt_lengths_R[row] + table.corpus.lengths_K[first:entry].sum()
+                allowed[start : start + table.corpus.lengths_K[entry]] = True
             assert not counted.reads[~allowed].any(), f"rows {rows} read {np.flatnonzero(counted.reads * ~allowed)}"
             assert bool(counted.reads.any()) == bool(len(here))
 
