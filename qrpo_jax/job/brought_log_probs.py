@@ -39,7 +39,7 @@ def gap_warning(metrics: Mapping[str, float]) -> str:
 
     >>> gap_warning({"log_ratio_high": 0.02, "log_ratio_low": -0.01})
     ''
-    >>> gap_warning({"log_ratio_high": -41.7})[:60]
+    >>> gap_warning({"log_ratio_high": -41.7})[:61]
     'log π_ref of the data set is 41.7 nats a completion from that'
     """
     gaps = [abs(metrics[name]) for name in ("log_ratio_high", "log_ratio_low") if name in metrics]
