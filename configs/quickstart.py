@@ -15,9 +15,9 @@ the same machine took 3 min 40 s and 53 s, one run after the other.
 Held-out mean reward at temperature 1, 384 prompts x 8 completions, with 95 % intervals over prompts:
 
     seed   reference               policy                  gain
-    0      0.347 (0.329 to 0.366)  0.505 (0.484 to 0.527)  +0.158 (+0.138 to +0.179)
-    1      0.342 (0.322 to 0.363)  0.513 (0.491 to 0.535)  +0.171 (+0.149 to +0.192)
-    2      0.314 (0.296 to 0.332)  0.477 (0.454 to 0.500)  +0.163 (+0.141 to +0.185)
+    0      0.360 (0.342 to 0.378)  0.513 (0.492 to 0.535)  +0.153 (+0.133 to +0.174)
+    1      0.339 (0.319 to 0.359)  0.499 (0.478 to 0.520)  +0.160 (+0.139 to +0.181)
+    2      0.321 (0.303 to 0.339)  0.493 (0.470 to 0.515)  +0.172 (+0.150 to +0.194)
 
 Not measured: how much of the gain comes from complete answers, and how much from better ones. In a prototype of this
 size whose corpus had no incomplete demonstrations, QRPO gained nothing.
