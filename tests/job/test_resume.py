@@ -74,7 +74,7 @@ def test_killed_at_random_moments_a_job_ends_bit_identical(tmp_path: Path) -> No
     generator = random.Random(11)
     workdir, kills, runs, hit = tmp_path / "killed-0", 0, 0, []
     while kills < KILLS:
-        began, process = time.monotonic(), start(workdir, cache)
+        process = start(workdir, cache)
         try:
             process.wait(timeout=generator.uniform(0.25, 0.75) * seconds)
         except subprocess.TimeoutExpired:
@@ -83,10 +83,10 @@ def test_killed_at_random_moments_a_job_ends_bit_identical(tmp_path: Path) -> No
             kills += 1
             hit.append(stage_under_way(workdir))
             continue
-        # The run ended before the next kill: compare it, and continue with a new one. The machine may have become faster.
+        # The run ended before the next kill: compare it, and continue with a new one.
         assert process.returncode == 0
         compare(outputs(workdir), wanted, hit)
-        runs, seconds = runs + 1, min(seconds, time.monotonic() - began + 1)
+        runs += 1  # not the number of kills: a machine that has become faster ends several runs without any
         workdir = tmp_path / f"killed-{runs}"
     finish(workdir, cache)
     compare(outputs(workdir), wanted, hit)
