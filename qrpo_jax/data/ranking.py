@@ -77,13 +77,6 @@ def find_references(rewards: Ragged, sources_K: np.ndarray, further: Ragged, mos
     return References(Ragged(values, first_R1), own_K)
 
 
-def are_references(row: Row, most: int) -> np.ndarray:
-    """Whether each completion's own reward is among the references of its row, bool [completions]."""
-    rewards = ragged.ragged([[completion.reward for completion in row.completions]], np.float32)
-    sources_K = np.asarray([COMPLETION_SOURCES.index(c.source) for c in row.completions], np.int8)
-    return find_references(rewards, sources_K, ragged.ragged([row.reference_rewards], np.float32), most).own_K
-
-
 def own_references(row: Row) -> bool:
     """Whether a data set brings several completions and no references, so that they are each other's references."""
     brought = len(row.completions) > 1 and all(c.source == "dataset" for c in row.completions)

@@ -1,6 +1,6 @@
 """The rows that a stage reads: those of the last stage before it that wrote some, or else those of the data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from qrpo_jax.data import row_files
@@ -61,16 +61,6 @@ def whole_source(source: Source) -> StageRows:
     """All rows of a source, in blocks."""
     prompts = Prompts(source, BLOCK)
     return StageRows(prompts.units, source.count, lambda unit: (prompts.rows(unit), {}), counts=prompts.counts)
-
-
-def every_row(job: Job, stage: str) -> Iterator[Row]:
-    """All rows of a stage, one after the other; errors as in `rows_of`."""
-    if not reads_source(job, stage):
-        yield from row_files.read(job.folder(job.rows_before(stage)))
-        return
-    rows = rows_in_blocks(job, stage)
-    for unit in range(rows.units):
-        yield from rows.read(unit)[0]
 
 
 def reads_source(job: Job, stage: str) -> bool:
