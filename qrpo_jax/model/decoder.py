@@ -17,9 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention import sharded
-from qrpo_jax.model.attention.cached import attend_cached
+from qrpo_jax.model.attention.cached import attend_cached, block_counts, split_batch
 from qrpo_jax.model.attention.rules import soft_cap
-from qrpo_jax.model.cache import Cache, slots_last
+from qrpo_jax.model.cache import Cache, extended, slots_last
 from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
 from qrpo_jax.model.layers import Layer, RMSNorm, normal, scaled, split_by_token
 from qrpo_jax.model.layout import Layout
@@ -119,39 +119,35 @@ class Decoder(nnx.Module):
         """Hidden states [B, D] of one more token of every completion, and the cache with that token added."""
         graph, stacked = nnx.split(self.layers)
         shared, varied = layer_constants(self.settings)
-        completions = tokens_B.shape[0] // cache.prompt_lengths_P.shape[0]
-        positions_Bx1 = (jnp.repeat(cache.prompt_lengths_P, completions) + cache.step)[:, None]
+        group = tokens_B.shape[0] // cache.prompt_lengths_Q.shape[0]
+        positions_Bx1 = (jnp.repeat(cache.prompt_lengths_Q, group) + cache.ages_B)[:, None]
+        split = split_batch(len(tokens_B), group, compute.row_parts, compute.decode_run)
+        blocks = block_counts(cache, split)
 
-        def step(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
-            x_Bx1xD, k_NxBxGxKxT, v_NxBxGxKxT = carry
-            index, parameters, constants, prompt_k_PxGxKxL, prompt_v_PxGxKxL = scanned
+        def step(x_Bx1xD: Array, scanned: Any) -> tuple[Array, tuple[Array, Array]]:
+            index, parameters, constants, prompt_k_QxGxKxL, prompt_v_QxGxKxL = scanned
             layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
             q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants, compute)
-            # Written in place into the carried cache; as an output of the scan, all of it would be copied.
-            at = (index, 0, 0, 0, cache.step)
-            k_NxBxGxKxT = jax.lax.dynamic_update_slice(k_NxBxGxKxT, slots_last(k)[None].astype(k_NxBxGxKxT.dtype), at)
-            v_NxBxGxKxT = jax.lax.dynamic_update_slice(v_NxBxGxKxT, slots_last(v)[None].astype(v_NxBxGxKxT.dtype), at)
             mixed_BxHxK = attend_cached(
                 q[:, 0],
-                prompt_k_PxGxKxL,
-                prompt_v_PxGxKxL,
-                cache.prompt_lengths_P,
-                k_NxBxGxKxT[index],
-                v_NxBxGxKxT[index],
-                cache.step + 1,
+                k[:, 0],
+                v[:, 0],
+                cache,
+                index,
+                prompt_k_QxGxKxL,
+                prompt_v_QxGxKxL,
+                blocks,
+                split,
                 scale=self.scale,
                 cap=self.settings.attention_cap,
                 window=constants.window,
             )
-            return (layer.residual(x_Bx1xD, mixed_BxHxK[:, None], compute), k_NxBxGxKxT, v_NxBxGxKxT), None
+            return layer.residual(x_Bx1xD, mixed_BxHxK[:, None], compute), (slots_last(k), slots_last(v))
 
-        x_Bx1xD = self.embed(tokens_B[:, None], compute)
         layers_N = jnp.arange(self.settings.layers)
-        scanned = (layers_N, stacked, varied, cache.prompt_k_NxPxGxKxL, cache.prompt_v_NxPxGxKxL)
-        carry = (x_Bx1xD, cache.k_NxBxGxKxT, cache.v_NxBxGxKxT)
-        (x_Bx1xD, k_NxBxGxKxT, v_NxBxGxKxT), _ = jax.lax.scan(step, carry, scanned)
-        cache = cache._replace(k_NxBxGxKxT=k_NxBxGxKxT, v_NxBxGxKxT=v_NxBxGxKxT, step=cache.step + 1)
-        return self._normed(x_Bx1xD, compute)[:, 0], cache
+        scanned = (layers_N, stacked, varied, cache.prompt_k_NxQxGxKxL, cache.prompt_v_NxQxGxKxL)
+        x_Bx1xD, kept = jax.lax.scan(step, self.embed(tokens_B[:, None], compute), scanned)
+        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept)
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] of hidden states [..., D], float32."""

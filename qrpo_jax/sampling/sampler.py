@@ -1,4 +1,8 @@
-"""Sampling: each prompt passes through the decoder once, then n completions of it are decoded with a cache."""
+"""Sampling: each prompt passes through the decoder once, then n completions of it are decoded with a cache.
+
+A batch has fewer slots than completions. A slot whose completion ends takes the next one in the same step (`queue`), so
+that short completions do not wait for long ones.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +16,8 @@ from qrpo_jax.model.cache import Cache, start_cache
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
 from qrpo_jax.model.layout import one_sequence
+from qrpo_jax.sampling.draw import pick, truncate
+from qrpo_jax.sampling.queue import Queue, advance_queue, start_queue
 
 
 class Samples(NamedTuple):
@@ -20,33 +26,36 @@ class Samples(NamedTuple):
     tokens_PxnxT: Array  # int32; the last counted token is the end token if the completion finished, then 0s follow
     lengths_Pxn: Array  # int32, tokens that count
     finished_Pxn: Array  # bool, False where the length limit cut the completion
-    log_probs_Pxn: Array  # float32, of the tempered distribution before top-k and top-p cut it
+    log_probs_Pxn: Array  # float32, of the tempered distribution before top-k, top-p and min-p cut it
+    slot_steps: Array  # [] int32, steps times slots: what was decoded, whether it counts or not
+
+
+class Slots(NamedTuple):
+    """Slots in a batch: `groups` prompts at a time, with `each` completions at a time."""
+
+    groups: int
+    each: int
+
+
+class Prompts(NamedTuple):
+    """P prompts on each of D devices, after their pass through the decoder."""
+
+    k_NxDxPxGxKxL: Array
+    v_NxDxPxGxKxL: Array
+    lengths_DxP: Array
+    logits_DxPxV: Array  # of the first token of a completion
 
 
 class Progress(NamedTuple):
-    """B = P·n completions while they are decoded; `cache.step` is the number of tokens so far."""
+    """B = D·Q·m slots while they are decoded, and the C = P·n completions of each device."""
 
     cache: Cache
+    queue: Queue
     logits_BxV: Array  # of the next token
-    finished_B: Array
-    tokens_BxT: Array
-    lengths_B: Array
-    log_probs_B: Array
-
-
-def truncate(logits_BxV: Array, top_k: int, top_p: float) -> Array:
-    """Sets logits outside the top k, or outside the smallest set of mass `top_p`, to -inf."""
-    if 0 < top_k < logits_BxV.shape[-1]:
-        floor_Bx1 = jax.lax.top_k(logits_BxV, top_k)[0][:, -1:]
-        logits_BxV = jnp.where(logits_BxV < floor_Bx1, -jnp.inf, logits_BxV)
-    if top_p < 1.0:
-        order_BxV = jnp.argsort(-logits_BxV, axis=-1)
-        probs_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV, axis=-1), order_BxV, axis=-1)
-        # A token stays if the mass before it is below top_p, so the most likely token always stays.
-        before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
-        rank_BxV = jnp.argsort(order_BxV, axis=-1)
-        logits_BxV = jnp.where(jnp.take_along_axis(before_BxV, rank_BxV, axis=-1) < top_p, logits_BxV, -jnp.inf)
-    return logits_BxV
+    tokens_DxCxT: Array
+    lengths_DxC: Array
+    finished_DxC: Array
+    log_probs_DxC: Array
 
 
 def make_sampler(
@@ -58,12 +67,14 @@ def make_sampler(
     end_tokens: tuple[int, ...],
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    slots: Slots | None = None,
     compute: Compute = DEFAULT,
 ) -> Callable[[Parameters, Array, Array, Array], Samples]:
     """A pure function `(parameters, tokens_PxL, lengths_P, keys_P) -> Samples`, to be jitted.
 
-    Prompts are padded on the right. A completion's randomness depends only on its prompt's key and its index among
-    the n, so neither batching nor sharding changes what is drawn.
+    Prompts are padded on the right. A completion's randomness depends only on its prompt's key, its index among the n
+    and the place of each token, so neither batching nor sharding nor the number of slots changes what is drawn.
 
     Args:
       graph: of the decoder, with adapters if the parameters have them.
@@ -71,69 +82,119 @@ def make_sampler(
       max_new_tokens: T, the length limit of a completion.
       temperature: divides the logits; 0 is greedy decoding.
       end_tokens: each of these ends a completion.
-      top_k, top_p: as in `truncate`; 0 and 1 cut nothing.
+      top_k, top_p, min_p: as in `truncate`; 0, 1 and 0 cut nothing.
+      slots: of each device on which rows are split; None: one for every completion.
       compute: how the decoder is computed.
     """
     ends = jnp.asarray(end_tokens, jnp.int32)
+    devices = compute.row_parts
 
-    def draw(logits_BxV: Array, keys_B: Array, step: Array) -> tuple[Array, Array]:
+    def draw(logits_BxV: Array, keys_B: Array, ages_B: Array) -> tuple[Array, Array]:
         """The next tokens and their log-probabilities."""
         if temperature == 0:
-            tokens_B = jnp.argmax(logits_BxV, axis=-1)
-            tempered_BxV = logits_BxV
+            tokens_B, tempered_BxV = jnp.argmax(logits_BxV, axis=-1), logits_BxV
         else:
             tempered_BxV = logits_BxV / temperature
-            step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-            tokens_B = jax.vmap(jax.random.categorical)(step_keys_B, truncate(tempered_BxV, top_k, top_p))
+            uniform_B = jax.vmap(lambda key, age: jax.random.uniform(jax.random.fold_in(key, age)))(keys_B, ages_B)
+            tokens_B = pick(truncate(tempered_BxV, top_k, top_p, min_p), uniform_B)
         picked_B = jnp.take_along_axis(tempered_BxV, tokens_B[:, None], axis=-1)[:, 0]
         return tokens_B.astype(jnp.int32), picked_B - jax.nn.logsumexp(tempered_BxV, axis=-1)
 
-    def begin(decoder: Decoder, tokens_PxL: Array, lengths_P: Array) -> Progress:
-        """Every completion before its first token."""
+    def read_prompts(decoder: Decoder, tokens_PxL: Array, lengths_P: Array) -> Prompts:
         positions_PxL = jnp.broadcast_to(jnp.arange(tokens_PxL.shape[1]), tokens_PxL.shape)
-        hidden_PxLxD, (prompt_k, prompt_v) = decoder(
+        hidden_PxLxD, kept = decoder(
             tokens_PxL, one_sequence(lengths_P, positions_PxL), compute=compute, keep_keys=True
         )
         last_PxD = jnp.take_along_axis(hidden_PxLxD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
-        batch = len(tokens_PxL) * completions
-        return Progress(
-            cache=start_cache(prompt_k, prompt_v, lengths_P, completions, max_new_tokens),
-            logits_BxV=jnp.repeat(decoder.logits(last_PxD), completions, axis=0),
-            finished_B=jnp.zeros(batch, bool),
-            tokens_BxT=jnp.zeros((batch, max_new_tokens), jnp.int32),
-            lengths_B=jnp.zeros(batch, jnp.int32),
-            log_probs_B=jnp.zeros(batch, jnp.float32),
-        )
+        k, v = (x.reshape(x.shape[0], devices, -1, *x.shape[2:]) for x in kept)
+        logits_PxV = decoder.logits(last_PxD)
+        return Prompts(k, v, lengths_P.reshape(devices, -1), logits_PxV.reshape(devices, -1, logits_PxV.shape[-1]))
 
-    def advance(decoder: Decoder, keys_B: Array, now: Progress) -> Progress:
-        """Every unfinished completion with one more token."""
-        tokens_B, log_probs_B = draw(now.logits_BxV, keys_B, now.cache.step)
-        tokens_B = jnp.where(now.finished_B, 0, tokens_B)
+    def taken(prompts: Prompts, prompt_DxQ: Array) -> tuple[Array, Array, Array]:
+        """Keys, values and lengths of the prompts of all groups."""
+        pick_NxDxQ = jax.vmap(lambda x, index: jnp.take(x, index, axis=1, mode="clip"), (1, 0), 1)
+        k, v = (pick_NxDxQ(x, prompt_DxQ) for x in (prompts.k_NxDxPxGxKxL, prompts.v_NxDxPxGxKxL))
+        lengths_DxQ = jnp.take_along_axis(prompts.lengths_DxP, prompt_DxQ, axis=1, mode="clip")
+        return (*(x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v)), lengths_DxQ.reshape(-1))
+
+    def first_logits(prompts: Prompts, prompt_DxQ: Array, each: int) -> Array:
+        found = jnp.take_along_axis(prompts.logits_DxPxV, prompt_DxQ[..., None], axis=1, mode="clip")
+        return jnp.repeat(found.reshape(-1, found.shape[-1]), each, axis=0)
+
+    def advance(decoder: Decoder, prompts: Prompts, keys_DxC: Array, now: Progress) -> Progress:
+        """Every slot with one more token, and the next completion where that was the last."""
+        count, (_, groups, each) = prompts.lengths_DxP.shape[1], now.queue.completion_DxQxm.shape
+        prompt_B = jnp.repeat(now.queue.prompt_DxQ, each, axis=-1).reshape(devices, -1)
+        completion_B = now.queue.completion_DxQxm.reshape(devices, -1)
+        active_B = completion_B < completions
+        # Idle slots point behind the last completion; what they write is dropped.
+        at_DxB = jnp.where(active_B, prompt_B * completions + completion_B, count * completions)
+        keys_DxB = jax.vmap(lambda keys, at: jnp.take(keys, at, mode="clip"))(keys_DxC, at_DxB)
+        tokens_B, log_probs_B = draw(now.logits_BxV, keys_DxB.reshape(-1), now.cache.ages_B)
+        ages_DxB, tokens_DxB = now.cache.ages_B.reshape(devices, -1), tokens_B.reshape(devices, -1)
+        last_DxB = jnp.isin(tokens_DxB, ends)
+
+        def write(x: Array, *at: Array, value: Array) -> Array:
+            return jax.vmap(lambda x, at, value: x.at[at].set(value, mode="drop"))(x, at, value)
+
+        tokens_DxCxT = write(now.tokens_DxCxT, at_DxB, ages_DxB, value=tokens_DxB)
+        log_probs_DxC = jax.vmap(lambda x, at, value: x.at[at].add(value, mode="drop"))(
+            now.log_probs_DxC, at_DxB, log_probs_B.reshape(devices, -1)
+        )
+        lengths_DxC = write(now.lengths_DxC, at_DxB, value=ages_DxB + 1)
+        finished_DxC = write(now.finished_DxC, at_DxB, value=last_DxB)
+
         hidden_BxD, cache = decoder.decode(tokens_B, now.cache, compute=compute)
-        return Progress(
-            cache=cache,
-            logits_BxV=decoder.logits(hidden_BxD),
-            finished_B=now.finished_B | jnp.isin(tokens_B, ends),
-            tokens_BxT=jax.lax.dynamic_update_slice_in_dim(now.tokens_BxT, tokens_B[:, None], now.cache.step, 1),
-            lengths_B=now.lengths_B + ~now.finished_B,
-            log_probs_B=now.log_probs_B + jnp.where(now.finished_B, 0.0, log_probs_B),
-        )
-
-    def unfinished(now: Progress) -> Array:
-        return (now.cache.step < max_new_tokens) & ~jnp.all(now.finished_B)
+        logits_BxV = decoder.logits(hidden_BxD)
+        ended = (active_B & (last_DxB | (ages_DxB + 1 >= max_new_tokens))).reshape(devices, groups, each)
+        queue, begun = advance_queue(now.queue, ended, count, completions)
+        begun_B = begun.reshape(-1)
+        if each < completions or groups < count:
+            logits_BxV = jnp.where(begun_B[:, None], first_logits(prompts, queue.prompt_DxQ, each), logits_BxV)
+        cache = cache._replace(ages_B=jnp.where(begun_B, 0, cache.ages_B))
+        if groups < count:
+            k, v, lengths_Q = jax.lax.cond(
+                jnp.any(queue.prompt_DxQ != now.queue.prompt_DxQ),
+                lambda: taken(prompts, queue.prompt_DxQ),
+                lambda: (cache.prompt_k_NxQxGxKxL, cache.prompt_v_NxQxGxKxL, cache.prompt_lengths_Q),
+            )
+            cache = cache._replace(prompt_k_NxQxGxKxL=k, prompt_v_NxQxGxKxL=v, prompt_lengths_Q=lengths_Q)
+        # Idle slots do not grow older, or attention would read more and more for them.
+        idle_B = (queue.completion_DxQxm == completions).reshape(-1)
+        cache = cache._replace(ages_B=jnp.where(idle_B, 0, cache.ages_B))
+        return Progress(cache, queue, logits_BxV, tokens_DxCxT, lengths_DxC, finished_DxC, log_probs_DxC)
 
     def sampler(parameters: Parameters, tokens_PxL: Array, lengths_P: Array, keys_P: Array) -> Samples:
         decoder = nnx.merge(graph, parameters)
+        count = len(tokens_PxL) // devices
+        groups, each = (count, completions) if slots is None else (min(slots.groups, count), slots.each)
         indices_n = jnp.arange(completions)
         keys_Pxn = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, indices_n))(keys_P)
-        keys_B, start = keys_Pxn.reshape(-1), begin(decoder, tokens_PxL, lengths_P)
-        end = jax.lax.while_loop(unfinished, lambda now: advance(decoder, keys_B, now), start)
+        prompts = read_prompts(decoder, tokens_PxL, lengths_P)
+        queue = start_queue(devices, groups, each)
+        shape = (devices, count * completions)
+        start = Progress(
+            cache=start_cache(*taken(prompts, queue.prompt_DxQ), each, max_new_tokens),
+            queue=queue,
+            logits_BxV=first_logits(prompts, queue.prompt_DxQ, each),
+            tokens_DxCxT=jnp.zeros((*shape, max_new_tokens), jnp.int32),
+            lengths_DxC=jnp.zeros(shape, jnp.int32),
+            finished_DxC=jnp.zeros(shape, bool),
+            log_probs_DxC=jnp.zeros(shape, jnp.float32),
+        )
+        keys_DxC = keys_Pxn.reshape(shape)
+        end = jax.lax.while_loop(
+            lambda now: jnp.any(now.queue.completion_DxQxm < completions),
+            lambda now: advance(decoder, prompts, keys_DxC, now),
+            start,
+        )
         shape = (len(tokens_PxL), completions)
         return Samples(
-            end.tokens_BxT.reshape(*shape, max_new_tokens),
-            end.lengths_B.reshape(shape),
-            end.finished_B.reshape(shape),
-            end.log_probs_B.reshape(shape),
+            end.tokens_DxCxT.reshape(*shape, max_new_tokens),
+            end.lengths_DxC.reshape(shape),
+            end.finished_DxC.reshape(shape),
+            end.log_probs_DxC.reshape(shape),
+            end.cache.step * queue.completion_DxQxm.size,
         )
 
     return sampler

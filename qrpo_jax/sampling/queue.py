@@ -1,0 +1,53 @@
+"""Which completion each slot of the sampler decodes: slots that have ended take the next completion that waits."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Queue(NamedTuple):
+    """Q groups of m slots on each of D devices. A group decodes completions of one prompt; idle slots have index n.
+
+    Attributes:
+      prompt_DxQ: the prompt of each group, among the P of its device; P if it has none.
+      started_DxQ: completions of that prompt that have been started.
+      completion_DxQxm: what each slot decodes, 0 to n - 1; n: nothing.
+      waiting_D: the first prompt that no group has taken.
+    """
+
+    prompt_DxQ: Array
+    started_DxQ: Array
+    completion_DxQxm: Array
+    waiting_D: Array
+
+
+def start_queue(devices: int, groups: int, slots: int) -> Queue:
+    """The first `groups` prompts of each device, with `slots` completions each."""
+    return Queue(
+        jnp.broadcast_to(jnp.arange(groups), (devices, groups)),
+        jnp.full((devices, groups), slots),
+        jnp.broadcast_to(jnp.arange(slots), (devices, groups, slots)),
+        jnp.full((devices,), groups),
+    )
+
+
+def advance_queue(queue: Queue, ended_DxQxm: Array, prompts: int, completions: int) -> tuple[Queue, Array]:
+    """The queue after some slots have ended, and which slots have begun a completion, [D, Q, m].
+
+    Args:
+      ended_DxQxm: slots whose completion has ended with this step.
+      prompts, completions: P of each device, and n of each prompt.
+    """
+    idle = ended_DxQxm | (queue.completion_DxQxm == completions)
+    # A group whose prompt has no completion left takes another prompt, once all its slots are idle.
+    free_DxQ = idle.all(-1) & (queue.started_DxQ >= completions)
+    offered_DxQ = queue.waiting_D[:, None] + jnp.cumsum(free_DxQ, -1) - 1
+    taken_DxQ = free_DxQ & (offered_DxQ < prompts)
+    prompt_DxQ = jnp.where(taken_DxQ, offered_DxQ, jnp.where(free_DxQ, prompts, queue.prompt_DxQ))
+    started_DxQ = jnp.where(taken_DxQ, 0, queue.started_DxQ)
+    offered = started_DxQ[..., None] + jnp.cumsum(idle, -1) - 1
+    begun = idle & (offered < completions) & (prompt_DxQ < prompts)[..., None]
+    completion = jnp.where(begun, offered, jnp.where(idle, completions, queue.completion_DxQxm))
+    started_DxQ = started_DxQ + begun.sum(-1)
+    return Queue(prompt_DxQ, started_DxQ, completion, queue.waiting_D + taken_DxQ.sum(-1)), begun
