@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax.devices.constraints import constrain, gathered, spreads
-from qrpo_jax.devices.mesh import axis_size, platform_of
+from qrpo_jax.devices.mesh import axis_size
 from qrpo_jax.errors import UserError
 from qrpo_jax.model.attention import Backend, plain
 
@@ -43,9 +43,6 @@ REMAT: dict[str, Any] = {
 UNROLL = {"gpu": 32, "cpu": 8}
 
 
-DECODE_RUN = 8  # completions that attention of decoding takes together on a CPU
-
-
 class Compute(NamedTuple):
     """How a forward pass is computed.
 
@@ -73,12 +70,6 @@ class Compute(NamedTuple):
     def row_parts(self) -> int:
         """Into how many parts the mesh splits rows."""
         return 1 if self.mesh is None else axis_size(self.mesh, "rows")
-
-    @property
-    def decode_run(self) -> int:
-        """`size` of `attention.cached.split_batch`: short runs where one core computes; all at once elsewhere."""
-        platform = jax.default_backend() if self.mesh is None else platform_of(self.mesh)
-        return DECODE_RUN if platform == "cpu" else 0
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """x, split over the mesh along logical axes, names from `devices.mesh.LOGICAL`."""

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention import sharded
-from qrpo_jax.model.attention.cached import attend_cached, block_counts, split_batch
+from qrpo_jax.model.attention.cached import attend_cached, block_count
 from qrpo_jax.model.attention.rules import soft_cap
 from qrpo_jax.model.cache import Cache, extended, slots_last
 from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
@@ -121,8 +121,7 @@ class Decoder(nnx.Module):
         shared, varied = layer_constants(self.settings)
         group = tokens_B.shape[0] // cache.prompt_lengths_Q.shape[0]
         positions_Bx1 = (jnp.repeat(cache.prompt_lengths_Q, group) + cache.ages_B)[:, None]
-        split = split_batch(len(tokens_B), group, compute.row_parts, compute.decode_run)
-        blocks = block_counts(cache, split)
+        blocks = block_count(cache)
 
         def step(x_Bx1xD: Array, scanned: Any) -> tuple[Array, tuple[Array, Array]]:
             index, parameters, constants, prompt_k_QxGxKxL, prompt_v_QxGxKxL = scanned
@@ -137,7 +136,6 @@ class Decoder(nnx.Module):
                 prompt_k_QxGxKxL,
                 prompt_v_QxGxKxL,
                 blocks,
-                split,
                 scale=self.scale,
                 cap=self.settings.attention_cap,
                 window=constants.window,
