@@ -102,8 +102,8 @@ def open_reward(job: Job) -> Reward | ModelReward:
             job.reward_model, job.unit_mesh, batch_rows=config.batch_rows, compute=job.compute(job.unit_mesh)
         )
         return ModelReward(scorer)
-    limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
-    return Reward(config.name, limits=limits, workers=config.workers)
+    limits = Limits(config.cpu_seconds, config.memory_mb, config.output_kb << 10, config.failed_runs)
+    return Reward(config.name, limits=limits, workers=config.workers, block=config.block, max_tests=config.max_tests)
 
 
 def describe(reward: Reward | ModelReward) -> str:

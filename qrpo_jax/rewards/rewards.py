@@ -3,20 +3,19 @@
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
 from qrpo_jax.faults import user_code
+from qrpo_jax.rewards.code_reward import CodeReward
 from qrpo_jax.rewards.models import ModelScorer
-from qrpo_jax.rewards.problems import NO_CODE, read_problem
-from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
-from qrpo_jax.rewards.sandbox.tasks import Outcome
+from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
+from qrpo_jax.rewards.scores import Scores
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
 
@@ -40,34 +39,25 @@ MODEL = "model"
 TOO_LONG = "dropped: too long for the reward model"
 
 
-class Scores(NamedTuple):
-    """Rewards of the completions of rows, with counts.
-
-    Attributes:
-      rewards: for each row those of its completions; None for a completion that cannot be scored.
-      outcomes: number of completions by outcome: "ok", "timeout", ...
-      counts: further counts by name.
-    """
-
-    rewards: Sequence[Sequence[float | None]]
-    outcomes: dict[str, int]
-    counts: Mapping[str, int] = MappingProxyType({})
-
-
 class Reward:
     """A reward by name: "tests", a key of TEXT_REWARDS, or "package.module:function".
 
     A context manager, because running code needs worker processes. `protections` says which of the sandbox's limits
     this machine enforces.
 
+    Args:
+      limits, workers: of the sandbox; 0 workers: one a core.
+      block, max_tests: of "tests", see `CodeReward`.
+
     Raises:
       UserError: no such reward.
     """
 
-    def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
+    def __init__(self, name: str, *, limits: Limits, workers: int, block: str = "first", max_tests: int = 0) -> None:
         self._name = name
         self._function = None if name == TESTS else find_function(name)
         self._sandbox = Sandbox(limits, workers or os.cpu_count() or 1) if name == TESTS else None
+        self._tests = CodeReward(self._sandbox, block=block, max_tests=max_tests) if self._sandbox else None
 
     @property
     def protections(self) -> dict[str, bool]:
@@ -75,8 +65,8 @@ class Reward:
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, including those that already have one."""
-        if self._sandbox is not None:
-            return run_tests(self._sandbox, rows)
+        if self._tests is not None:
+            return self._tests.score(rows)
         with user_code.Watch() as watch:
             rewards = [[self._call(row, i, watch) for i in range(len(row.completions))] for row in rows]
         return Scores(rewards, {"ok": sum(map(len, rewards))})
@@ -169,30 +159,3 @@ def find_function(name: str) -> TextReward:
     except ValueError:
         pass  # some functions of C extensions have no signature to look at
     return reward
-
-
-def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
-    """For each completion the share of its prompt's tests that it passes; see `problems` for what a completion is.
-
-    Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
-    sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.
-    """
-    problems = [read_problem(row) for row in rows]
-    tasks: dict[tuple[int, str], Task] = {}
-    for index, row in enumerate(rows):
-        for completion in row.completions:
-            if task := problems[index].task(completion.text):
-                tasks[index, completion.text] = task
-    outcomes = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
-    counts: dict[str, int] = {}
-    rewards = []
-    for index, row in enumerate(rows):
-        expected = problems[index].expected
-        shares = []
-        for completion in row.completions:
-            outcome = outcomes.get((index, completion.text), Outcome(NO_CODE, ()))
-            counts[outcome.status] = counts.get(outcome.status, 0) + 1
-            passed = [same_value(a, b) for a, b in zip(outcome.outputs, expected, strict=False)]
-            shares.append(sum(passed) / len(expected))
-        rewards.append(shares)
-    return Scores(rewards, counts)
