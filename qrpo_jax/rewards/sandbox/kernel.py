@@ -35,8 +35,8 @@ madvise 28 233, dup 32 23, dup2 33 -, dup3 292 24, getpid 39 172, gettid 186 178
 exit_group 231 94, uname 63 160, ftruncate 77 46, getcwd 79 17, getdents64 217 61, gettimeofday 96 169, time 201 -
 clock_gettime 228 113, clock_getres 229 114, getrlimit 97 163, getrusage 98 165, sysinfo 99 179, times 100 153
 getuid 102 174, getgid 104 176, geteuid 107 175, getegid 108 177, sigaltstack 131 132, sched_yield 24 124
-sched_getaffinity 204 123, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, stat 4 -, lstat 6 -, access 21 -
-readlink 89 -, newfstatat 262 79, statx 332 291, readlinkat 267 78, faccessat 269 48, faccessat2 439 439
+sched_getaffinity 204 123, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, stat 4 -, lstat 6 -
+access 21 -, readlink 89 -, newfstatat 262 79, statx 332 291, readlinkat 267 78, faccessat 269 48, faccessat2 439 439
 """
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 

@@ -1,4 +1,4 @@
-"""How an interpreter of the sandbox is started: by itself, or inside bubblewrap, which gives it a file system of its own.
+"""How an interpreter of the sandbox is started: by itself, or inside bubblewrap, with a file system of its own.
 
 Its modules travel on its command line, so that it needs no file of this package, also in a container.
 """
@@ -25,10 +25,12 @@ def boot(text):
     for name in ("qrpo_jax", "qrpo_jax.rewards", "qrpo_jax.rewards.sandbox"):
         package = sys.modules[name] = types.ModuleType(name)
         package.__path__ = []
-    for name, source in json.loads(zlib.decompress(base64.b64decode(text))).items():
+    package.sources = json.loads(zlib.decompress(base64.b64decode(text)))
+    for short, source in package.sources.items():
+        name = package.__name__ + "." + short
         module = sys.modules[name] = types.ModuleType(name)
+        setattr(package, short, module)
         exec(compile(source, name, "exec"), module.__dict__)
-        setattr(package, name.rpartition(".")[2], module)
 boot(sys.argv[1])
 """
 START = (
@@ -70,8 +72,12 @@ class NotStartedError(RuntimeError):
 
 def bundle(names: Sequence[str]) -> str:
     """Modules of this folder, packed for `BOOT`."""
-    folder = Path(__file__).parent
-    sources = {f"{PACKAGE}.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in names}
+    carried = getattr(sys.modules[PACKAGE], "sources", None)  # where these modules came in such a bundle themselves
+
+    def source(name: str) -> str:
+        return carried[name] if carried else (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+
+    sources = {name: source(name) for name in names}
     return base64.b64encode(zlib.compress(json.dumps(sources).encode())).decode()
 
 

@@ -39,8 +39,9 @@ ENTRY_BYTES = 512  # of a report's line beyond its value
 
 # Imported once here, because a child's fork is cheap and its import is not (and may be forbidden).
 PRELOADED = (
-    "array base64 binascii bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap time typing"
+    "array base64 binascii bisect calendar cmath collections copy dataclasses datetime decimal enum fractions "
+    "functools hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap "
+    "time typing"
 )
 
 # What a child tries at the start; see `pool.Sandbox`.
@@ -205,7 +206,7 @@ def run_program(code: Any, text: str, streams: list[int], output_bytes: int) -> 
     os.dup2(inward, 0)  # again for each test, because open(0) closes it
     os.dup2(outward, 1)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = printed = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stdout = printed = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.argv = ["completion"]
     try:
         exec(code, {"__name__": "__main__", "__builtins__": builtins})
@@ -447,7 +448,7 @@ def main(settings: Settings) -> None:
         if len(header) < HEADER.size:
             return
         program, tests = HEADER.unpack(header)
-        run_children(Child(*files, program, tests), control.fileno(), settings, page, namespace)
+        run_children(Child(files[0], files[1], program, tests), control.fileno(), settings, page, namespace)
         for file in files:
             os.close(file)
         control.sendall(DONE)
