@@ -1,8 +1,8 @@
 """The sandbox in a container, or on another machine: a command that starts Python there, such as one of podman or srun.
 
 For clusters whose nodes forbid what the sandbox needs. What is sent and what comes back is the same: code and
-arguments go, untrusted values return. The command brings nothing but Python 3.11 or newer; this package's modules travel
-on its command line.
+arguments go, untrusted values return. The command brings nothing but Python 3.11 or newer; this package's modules
+travel on its command line.
 """
 
 import json
