@@ -7,7 +7,7 @@ that is for tests that are Python, and when it cannot be.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from qrpo_jax.data.rows import Row
@@ -90,25 +90,22 @@ class CodeReward:
 
     def _run_scripts(self, problems: Sequence[Problem], codes: dict[Key, str]) -> tuple[dict[Key, Results], set[Key]]:
         """Results of the scripts of problems, and the completions that ran in one process with theirs."""
-        keys = [key for key in codes if problems[key[0]].script]
-        read = {index: scripts.read_script(problems[index]) for index in {index for index, _ in keys}}
-        self._record(list(read.values()))
-        apart = [key for key in keys if self._calls[read[key[0]]] is not None]
-        calls = {key: self._calls[read[key[0]]] or "" for key in apart}
-        answers = self._sandbox.run([scripts.calls_task(problems[k[0]], codes[k], calls[k]) for k in apart])
-        judging = [read[k[0]].judging(calls[k], one) for k, one in zip(apart, answers, strict=True)]
+        of = {key: script for key in codes if (script := problems[key[0]].script)}
+        self._record(of.values())
+        calls = {key: found for key, script in of.items() if (found := self._calls[script]) is not None}
+        answers = self._sandbox.run([scripts.calls_task(of[key], codes[key], found) for key, found in calls.items()])
+        judging = [of[key].judging(calls[key], one) for key, one in zip(calls, answers, strict=True)]
         results: dict[Key, Results] = {}
-        for key, outputs in zip(apart, self._sandbox.run(judging), strict=True):
-            found = scripts.read_results(outputs, read[key[0]])
-            if found is not None:
-                results[key] = found
-        rest = [key for key in keys if key not in results]
-        tasks = [scripts.together_task(problems[k[0]], read[k[0]], codes[k]) for k in rest]
-        for key, outputs in zip(rest, self._sandbox.run(tasks), strict=True):
-            results[key] = scripts.read_results(outputs, read[key[0]]) or []
+        for key, outputs in zip(calls, self._sandbox.run(judging), strict=True):
+            if (read := scripts.read_results(outputs, of[key])) is not None:
+                results[key] = read
+        rest = [key for key in of if key not in results]
+        together = [scripts.together_task(of[key], codes[key]) for key in rest]
+        for key, outputs in zip(rest, self._sandbox.run(together), strict=True):
+            results[key] = scripts.read_results(outputs, of[key]) or []
         return results, set(rest)
 
-    def _record(self, wanted: Sequence[Script]) -> None:
+    def _record(self, wanted: Iterable[Script]) -> None:
         """Records the calls of scripts whose calls are not known yet."""
         if len(self._calls) > scripts.MOST_SCRIPTS:
             self._calls.clear()

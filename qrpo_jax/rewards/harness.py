@@ -170,7 +170,7 @@ def judge(prelude: str, source: str, names: list[str], count: int, calls: str, a
         if "value" not in answer:
             raise raised(answer["reason"], answer["message"])
         # An answer is untrusted: of the script's names it may use these two, which make nodes.
-        makers = {name: namespace[name] for name in ("list_node", "tree_node") if name in namespace}
+        makers: dict[str, Any] = {name: namespace[name] for name in ("list_node", "tree_node") if name in namespace}
         value, after, after_named = decode(answer["value"], makers)
         for mine, theirs in (*zip(positional, after, strict=False), *((named[n], after_named[n]) for n in after_named)):
             change(mine, theirs)

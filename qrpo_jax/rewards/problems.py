@@ -12,6 +12,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.printed import same_text
 from qrpo_jax.rewards.sandbox.tasks import Call, Failed, Task
 from qrpo_jax.rewards.sandbox.values import ROOMS, decode, equal
+from qrpo_jax.rewards.scripts import Script, read_script
 
 # A block ends at a line that begins with the fence, or with the text.
 BLOCK = re.compile(r"```[ \t]*([\w+.-]*)[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -60,14 +61,14 @@ class Problem(NamedTuple):
       tests: those with an expected value.
       entry_point: expression for the function to call; None if a completion is a program, or an expression.
       prelude: code before the completion's.
-      script: tests that are Python, "" if there are none; see `scripts`.
+      script: tests that are Python; None: there are none.
       expression: a completion is an expression in a and b.
     """
 
     tests: tuple[Test, ...]
     entry_point: str | None = None
     prelude: str = ""
-    script: str = ""
+    script: Script | None = None
     expression: bool = False
 
     def code(self, completion: str, block: str) -> str | None:
@@ -84,13 +85,13 @@ class Problem(NamedTuple):
     def task(self, code: str) -> Task:
         """What the sandbox runs for the tests with an expected value."""
         call = EXPRESSION_CALL if self.expression else self.entry_point
-        return Task(code, call, tuple(test.input for test in self.tests))  # type: ignore[arg-type]
+        return Task(code, call, tuple(test.input for test in self.tests))
 
     def first(self, count: int) -> "Problem":
         """The problem with at most `count` of its tests. A script counts as one and comes last; 0: all."""
         if not count or count > len(self.tests):
             return self
-        return self._replace(tests=self.tests[:count], script="")
+        return self._replace(tests=self.tests[:count], script=None)
 
 
 def code_block(completion: str, block: str = "first") -> str | None:
@@ -119,11 +120,15 @@ def read_problem(row: Row, where: str = "") -> Problem:
     with suppress(ValueError, RecursionError):
         payload = json.loads(row.payload)
     given = payload if isinstance(payload, dict) else {}
-    tests, entry_point = given.get("tests"), given.get("entry_point")
-    prelude, script = given.get("prelude", ""), given.get("script", "")
-    if not all(isinstance(text, str) for text in (prelude, script, entry_point or "")):
+    tests, entry_point = given.get("tests", []), given.get("entry_point")
+    prelude, text = given.get("prelude", ""), given.get("script", "")
+    if not all(isinstance(one, str) for one in (prelude, text, entry_point or "")):
         raise UserError(f"{place}: 'entry_point', 'prelude' and 'script' of its payload must be text")
-    if script and not entry_point:
+    try:
+        script = read_script(prelude, entry_point, text) if text and entry_point else None
+    except ValueError:
+        raise UserError(f"{place}: 'script' of its payload is no Python; correct the prompts") from None
+    if text and not entry_point:
         raise UserError(f"{place}: its payload has a 'script' without the 'entry_point' that it tests")
     read: Sequence[Test | None] = [None]
     if isinstance(tests, list):

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qrpo_jax.rewards import harness
-from qrpo_jax.rewards.problems import Problem
 from qrpo_jax.rewards.sandbox.tasks import Call, Failed, Outputs, Task
 
 CANDIDATE = "candidate"  # the name of the function in scripts
@@ -42,19 +41,24 @@ class Script(NamedTuple):
 
     Attributes:
       prelude: code of the problem before it.
+      entry_point: expression for the completion's function.
       source: the script; its assertions call `harness.REPORT`.
-      names: what it calls the function.
       assertions: number of its assertions.
     """
 
     prelude: str
+    entry_point: str
     source: str
-    names: tuple[str, ...]
     assertions: int
+
+    @property
+    def names(self) -> list[str]:
+        """What the script may call the function."""
+        return [CANDIDATE, *[self.entry_point] * self.entry_point.isidentifier()]
 
     def recording(self) -> Task:
         """The task of step 1; its output is that of `harness.record`."""
-        return Task(_harness(), "record", (Call([self.prelude, self.source, list(self.names)]),))
+        return Task(_harness(), "record", (Call([self.prelude, self.source, self.names]),))
 
     def judging(self, calls: str, outputs: Outputs) -> Task:
         """The task of step 3; its output is that of `harness.judge`.
@@ -67,40 +71,38 @@ class Script(NamedTuple):
             {"reason": output.reason, "message": output.message} if isinstance(output, Failed) else {"value": output}
             for output in outputs
         ]
-        given = [self.prelude, self.source, list(self.names), self.assertions, calls, json.dumps(answers)]
+        given = [self.prelude, self.source, self.names, self.assertions, calls, json.dumps(answers)]
         return Task(_harness(), "judge", (Call(given),))
 
 
 @functools.lru_cache(MOST_SCRIPTS)
-def read_script(problem: Problem) -> Script:
-    """The script of a problem.
+def read_script(prelude: str, entry_point: str, text: str) -> Script:
+    """A script from its source.
 
     Raises:
       ValueError: it is no Python.
     """
+    reporting = _Reporting()
     try:
-        module = ast.parse(problem.script)
-        reporting = _Reporting()
-        source = ast.unparse(ast.fix_missing_locations(reporting.visit(module)))
+        source = ast.unparse(reporting.visit(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError("the script of its payload is not Python") from None
-    names = (CANDIDATE, *[problem.entry_point or ""] * (problem.entry_point or "").isidentifier())
-    return Script(problem.prelude, source, names, reporting.count)
+        raise ValueError("no Python") from None
+    return Script(prelude, entry_point, source, reporting.count)
 
 
-def calls_task(problem: Problem, code: str, calls: str) -> Task:
+def calls_task(script: Script, code: str, calls: str) -> Task:
     """The task of step 2: a completion's code and the recorded calls."""
-    call = AFTER.format(entry_point=problem.entry_point)
+    call = AFTER.format(entry_point=script.entry_point)
     return Task(code, call, tuple(Call(positional, named) for positional, named in json.loads(calls)))
 
 
-def together_task(problem: Problem, script: Script, code: str) -> Task:
+def together_task(script: Script, code: str) -> Task:
     """Script and completion in one process; its output is that of `harness.results`."""
     call = TOGETHER.format(
         harness=_harness(),
         source=script.source,
-        names=list(script.names),
-        entry_point=problem.entry_point,
+        names=script.names,
+        entry_point=script.entry_point,
         count=script.assertions,
     )
     return Task(code, call, (Call([{}]),))

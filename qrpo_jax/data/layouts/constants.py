@@ -87,6 +87,11 @@ def _applied(function: Callable[..., Any], given: Sequence[Any]) -> Any:
         raise ValueError(str(error)) from None
 
 
+def _sorted(value: dict[str, Any]) -> bool:
+    """Whether a dictionary keeps its order in a payload, whose keys are sorted."""
+    return list(value) == sorted(value)
+
+
 def tagged(value: Any) -> Any:
     """The value of a constant as JSON, with tags for what JSON lacks.
 
@@ -107,7 +112,7 @@ def tagged(value: Any) -> Any:
             return [tagged(one) for one in value]
         case tuple() | set() | frozenset():
             return {f"${type(value).__name__}": [tagged(one) for one in value]}
-        case dict() if all(isinstance(key, str) and not key.startswith("$") for key in value):
+        case dict() if all(isinstance(key, str) and not key.startswith("$") for key in value) and _sorted(value):
             return {key: tagged(one) for key, one in value.items()}
         case dict():
             return {"$dict": [[tagged(key), tagged(one)] for key, one in value.items()]}
