@@ -222,7 +222,7 @@ def test_printed_texts_are_compared_by_tokens(printed, expected, same):
     assert same_text(printed, expected) is same
 
 
-SAMPLES = {"humaneval": 3, "mbpp": 17, "leetcode": 41}
+SAMPLES = {"humaneval": 3, "mbpp": 17, "leetcode": 73}
 # The published solution fails the data set's own check, which these tests verify; and what needs more than the limits.
 WRONG = {f"MBPP/{i}" for i in (64, 160, 367, 596, 601, 607, 631, 642, 927, 966)}
 SLOW = {"MBPP/123", "maximum-number-of-moves-to-kill-all-pawns", "find-the-number-of-subsequences-with-equal-gcd"}
@@ -252,7 +252,7 @@ def check_solutions(fixtures, reward, name, rows):
     failed = {row.id for row, (share,) in zip(rows, got.rewards, strict=True) if share < 1}
     needs = {row.id for row in rows if LIBRARY in row.completions[0].text + json.loads(row.payload)["prelude"]}
     explained = WRONG | SLOW | needs
-    assert len(rows) > 5 and failed - BORDERLINE <= explained and explained & {row.id for row in rows} <= failed, failed
+    assert len(rows) > 3 and failed - BORDERLINE <= explained and explained & {row.id for row in rows} <= failed, failed
     with Sandbox(Limits(cpu_seconds=9.0), 2) as patient:
         for id in sorted(failed & (WRONG | SLOW) & set(records) if name == "mbpp" else ()):
             record = records[id]
@@ -260,7 +260,7 @@ def check_solutions(fixtures, reward, name, rows):
             assert passes == (id in SLOW), id
 
 
-@pytest.mark.parametrize("name, step, most", [("humaneval", 23, 20), ("mbpp", 97, 20)])
+@pytest.mark.parametrize("name, step, most", [("humaneval", 23, 20), ("mbpp", 97, 9)])
 def test_changed_solutions_pass_exactly_where_the_own_harness_lets_them(fixtures, sandbox, reward, name, step, most):
     compare_mutants(fixtures, sandbox, reward, name, step, most)
 
