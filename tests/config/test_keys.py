@@ -18,6 +18,7 @@ from qrpo_jax.job.programs import PROGRAMS
 from qrpo_jax.job.unit_mesh import UNITS
 from qrpo_jax.model.attention import BACKENDS
 from qrpo_jax.model.compute import REMAT
+from qrpo_jax.rewards.problems import BLOCKS
 from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import SCHEDULES
 
