@@ -120,6 +120,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "model.attention": ("auto", *BACKENDS),
         "model.remat": REMAT,
         "mesh.units": UNITS,
+        "reward.block": BLOCKS,
         "sft.schedule": SCHEDULES,
         "sft.moment_dtype": COMPUTE,
         "train.schedule": SCHEDULES,

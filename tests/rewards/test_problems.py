@@ -20,6 +20,7 @@ from tests.helpers.problem_sets import (
     rows_of_set,
     with_completions,
 )
+from tests.helpers.tables import rows_of, write_json_lines
 
 TESTS = [[[3], {"b": 4}, 7], [[1, 2], {}, 3], [[0, 0], {}, 1]]
 PAYLOAD = {"tests": TESTS, "entry_point": "Solution().add", "prelude": "from math import *"}
@@ -183,6 +184,41 @@ def test_arguments_are_values_of_python_and_calls_of_the_code(reward):
     assert reward.score([problem_row(of_function(pair), fenced(added), fenced("def f(pair): return 7"))]).rewards == [
         [1.0, 0.0]
     ]
+
+
+REVERSE = """class Solution:
+    def f(self, head):
+        last = None
+        while head:
+            head.next, last, head = last, head, head.next
+        return last
+"""
+MIRROR = """class Solution:
+    def f(self, root):
+        if root:
+            root.left, root.right = self.f(root.right), self.f(root.left)
+        return root
+"""
+
+
+@pytest.mark.parametrize("kind, code", [("list", REVERSE), ("tree", MIRROR)])
+def test_linked_lists_and_trees_of_leetcode_go_in_and_come_out(fixtures, tmp_path, reward, kind, code):
+    prelude = next(iter(records_of_set(fixtures, "leetcode").values()))["prompt"]
+    calls = {
+        "list": [("[1, 2, 3]", "[3, 2, 1]"), ("[]", "[]"), ("[5]", "[5]")],
+        "tree": [("[1, 2, 3, None, 4]", "[1, 3, 2, None, None, 4]"), ("[]", "[]"), ("[1, 2]", "[1, None, 2]")],
+    }[kind]
+    lines = [
+        f"    assert is_same_{kind}(candidate({kind}_node({given})), {kind}_node({wanted}))" for given, wanted in calls
+    ]
+    test = "\n".join(["def check(candidate):", *lines])
+    record = {"task_id": "t", "query": "q", "prompt": prelude, "entry_point": "Solution().f", "test": test}
+    (row,) = rows_of(f"jsonl:{write_json_lines(tmp_path / 'a.jsonl', [record])}")
+    assert "script" not in json.loads(row.payload) and len(json.loads(row.payload)["tests"]) == 3
+    same_node = "class Solution:\n    def f(self, node): return node"
+    got = reward.score([with_completions(row, [code, same_node, "class Solution:\n    def f(self, node): return []"])])
+    alone = 2 / 3 if kind == "list" else 1 / 3
+    assert got.rewards == [[1.0, alone, 0.0]], got
 
 
 def test_programs_read_and_print(reward):
