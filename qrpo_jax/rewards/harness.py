@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
 from qrpo_jax.rewards.sandbox.values import decode, encode
@@ -101,17 +102,22 @@ def why(error: BaseException) -> list[str]:
 
 
 def run(source: str, names: list[str], function: Callable[..., Any], namespace: dict[str, Any], report: Report) -> None:
-    """Runs a script, and its function `check`, if there is one.
+    """Runs a script, then its function `check` and those of no arguments whose names begin with `test`.
 
     Args:
       names: what the script may call the function.
     """
     random.seed(0)
+    before = dict(namespace)
     namespace |= dict.fromkeys(names, function) | {REPORT: report}
     exec(compile(source, "script", "exec"), namespace)
-    check = namespace.get("check")
-    if callable(check) and check is not function:
-        check(function)
+    for name, one in list(namespace.items()):
+        if name in names or before.get(name) is one or not isinstance(one, FunctionType):
+            continue
+        if name == "check":
+            one(function)
+        elif name.startswith("test") and not one.__code__.co_argcount:
+            one()
 
 
 def results(source: str, names: list[str], function: Any, namespace: dict[str, Any], count: int) -> list[list[str]]:
@@ -126,6 +132,8 @@ def results(source: str, names: list[str], function: Any, namespace: dict[str, A
         for number in range(max(1, count)):
             if number not in report.results:
                 report.fail(number, error)
+    if count and not report.results:
+        return [["error", "no assertion of the script ran"]]
     return [report.results[number] for number in sorted(report.results)] or [[PASSED, ""]]
 
 

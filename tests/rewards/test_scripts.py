@@ -194,6 +194,16 @@ def test_a_script_may_name_the_function_and_need_no_check(sandbox):
     assert without.rewards == [[1.0, 0.0]]
 
 
+def test_functions_named_test_run_and_assertions_that_never_run_pass_nothing(sandbox):
+    right, wrong = "def f(x): return x + 1", "def f(x): return x"
+    script = "def test_one():\n    x = 1\n    assert f(x) == 2\ndef helper(x):\n    assert x\n"
+    script += "def test_two():\n    helper(f(-1) == 0)"
+    assert scored(sandbox, of(script), right, wrong).rewards == [[1.0, 0.0]]
+    never = "def unknown():\n    assert f(1) == 2"
+    got = scored(sandbox, of(never), right, wrong)
+    assert got.rewards == [[0.0, 0.0]] and got.messages == {"error": {"no assertion of the script ran": 2}}
+
+
 def test_random_numbers_of_script_and_completion_are_the_same_in_every_run(sandbox):
     script = "import random\ndef check(candidate):\n    x = random.random()\n    assert candidate(x, 1) == x + 1"
     code = "import random\nrandom.seed(5)\ndef f(a, b): return a + b + 0 * random.random()"
