@@ -70,7 +70,7 @@ class RaisedError(Exception):
 
 
 class DifferentCallsError(BaseException):
-    """The script does not call the function as it did when its calls were recorded."""
+    """The script calls the function as it did not when its calls were recorded, or too often."""
 
 
 class Report:
@@ -170,8 +170,10 @@ def arguments(positional: Any, named: Any) -> list[Any]:
     return [[encode(one) for one in positional], {name: encode(one) for name, one in named.items()}]
 
 
-def judge(prelude: str, source: str, names: list[str], count: int, calls: str, answers: str) -> list[list[str]] | None:
-    """What became of the assertions, see `results`, if the completion answers so; None if the script calls differ.
+def judge(prelude: str, source: str, names: list[str], count: int, calls: str, answers: str) -> list[list[str]] | str:
+    """What became of the assertions, see `results`, if the completion answers so.
+
+    Where the script makes another call than those that are answered: its calls up to this one, as JSON.
 
     Args:
       calls: of `record`.
@@ -184,7 +186,9 @@ def judge(prelude: str, source: str, names: list[str], count: int, calls: str, a
 
     def function(*positional: Any, **named: Any) -> Any:
         nonlocal made
-        if made >= len(expected) or arguments(positional, named) != expected[made]:
+        call = arguments(positional, named)
+        if made >= len(expected) or call != expected[made]:
+            expected[made:] = [call]
             raise DifferentCallsError
         made += 1
         answer = given[made - 1]
@@ -201,7 +205,7 @@ def judge(prelude: str, source: str, names: list[str], count: int, calls: str, a
     try:
         return results(source, names, function, namespace, count)
     except DifferentCallsError:
-        return None
+        return json.dumps(expected)
 
 
 def change(mine: Any, theirs: Any) -> None:
