@@ -9,8 +9,11 @@ import numpy as np
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.compare import SIDES
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.verdicts import FirstLines
+from qrpo_jax.report.run_page import Verdicts
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
@@ -36,16 +39,26 @@ def held_out(job: Job) -> dict[str, Iterator[Row]]:
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
     """The counts of each finished stage, sorted by name; a stage with two sides has one entry for each."""
-    entries = []
+    return [(title, sorted(counts.items())) for title, counts, _ in _parts(job)]
+
+
+def completion_verdicts(job: Job) -> list[Verdicts]:
+    """The verdicts of each stage that scored completions, by side; none of a reward that is a number."""
+    found = [Verdicts(title, verdicts.by_verdict(counts), lines) for title, counts, lines in _parts(job)]
+    return [one for one in found if one.completions]
+
+
+def _parts(job: Job) -> Iterator[tuple[str, dict[str, int], FirstLines]]:
+    """Of each finished stage, or of each of its two sides: a title, its counts, and first lines by verdict."""
     for stage in job.config.stages:
         manifest = read_manifest(job.folder(stage))
         if manifest is None or "counts" not in manifest:
             continue
-        counts = manifest["counts"]
-        has_sides = any(isinstance(value, dict) for value in counts.values())
-        parts = {f"{stage}, {side}": counts[side] for side in counts} if has_sides else {stage: counts}
-        entries += [(title, sorted(part.items())) for title, part in parts.items()]
-    return entries
+        counts, lines = manifest["counts"], manifest.get("first_lines", {})
+        if any(isinstance(value, dict) for value in counts.values()):
+            yield from ((f"{stage}, {side}", of_side, lines.get(side, {})) for side, of_side in counts.items())
+        else:
+            yield stage, counts, lines
 
 
 def paddings(job: Job) -> dict[str, float]:

@@ -8,6 +8,7 @@ from qrpo_jax.data.rows import Completion, Row, check_scored
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.stage_rows import reads_source
@@ -124,7 +125,7 @@ def report_dropped(job: Job, title: str, counts: Counts) -> int:
     Args:
       counts: of `score_rows`.
     """
-    dropped = sum(count for name, count in counts.items() if name == f"completions: {TOO_LONG}")
+    dropped = counts.get(f"{verdicts.COMPLETIONS}{TOO_LONG}", 0)
     if dropped:
         job.say(
             f"{title}: {dropped} completions were too long for the reward model and were dropped, and with them "
@@ -170,7 +171,7 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row], replace: bool = Fa
         with located("reward.name"):
             check_scored(filled)
         scored.append(filled)
-    counts = {f"completions: {status}": count for status, count in scores.outcomes.items()} | dict(scores.counts)
+    counts = verdicts.counts_of(scores)
     if isinstance(reward, ModelReward):
         counts[ROWS_DROPPED] = len(rows) - len(scored) - pairs_dropped
         counts[PAIRS_DROPPED] = pairs_dropped

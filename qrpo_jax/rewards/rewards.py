@@ -37,6 +37,8 @@ def dialogue_share(prompt: str, completion: str, payload: str) -> float:
 TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
 MODEL = "model"
+OK = "ok"  # verdict on a completion whose reward is a number
+PASSED = "passed"
 TOO_LONG = "dropped: too long for the reward model"
 
 
@@ -45,13 +47,15 @@ class Scores(NamedTuple):
 
     Attributes:
       rewards: for each row those of its completions; None for a completion that cannot be scored.
-      outcomes: number of completions by outcome: "ok", "timeout", ...
+      outcomes: number of completions by verdict: "passed", "wrong", "error", ..., or "ok" where a reward is a number.
       counts: further counts by name.
+      messages: for each failing verdict the most frequent first lines of what completions raised. Untrusted text.
     """
 
     rewards: Sequence[Sequence[float | None]]
     outcomes: dict[str, int]
     counts: Mapping[str, int] = MappingProxyType({})
+    messages: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
 
 class Reward:
@@ -79,7 +83,7 @@ class Reward:
             return run_tests(self._sandbox, rows)
         with user_code.Watch() as watch:
             rewards = [[self._call(row, i, watch) for i in range(len(row.completions))] for row in rows]
-        return Scores(rewards, {"ok": sum(map(len, rewards))})
+        return Scores(rewards, {OK: sum(map(len, rewards))})
 
     def _call(self, row: Row, index: int, watch: user_code.Watch) -> float:
         assert self._function is not None
@@ -136,7 +140,7 @@ class ModelReward(AbstractContextManager):
         scores = iter(scored.scores)
         rewards = [[next(scores) for _ in row.completions] for row in rows]
         long = sum(score is None for score in scored.scores)
-        outcomes = {"ok": len(scored.scores) - long, TOO_LONG: long}
+        outcomes = {OK: len(scored.scores) - long, TOO_LONG: long}
         return Scores(rewards, outcomes, {"special strings taken as text": scored.special_strings})
 
     def __exit__(self, *error: Any) -> None:
