@@ -121,7 +121,8 @@ def get_config() -> ConfigDict:
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
 
     config.reward = Config()
-    config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
+    # tests | answer | math_verify | model | dialogue_share | package.module:function
+    config.reward.name = Text("tests", empty=False)
     config.reward.path = Text("")  # model: the reward model, as in model.path; it has its own chat template
     # Score completions that have a reward already, too: those of the data set are replaced.
     config.reward.replace = Switch(False)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qrpo_jax.data.rows import Completion, Row, check_scored
 from qrpo_jax.data.sources import kind_of
@@ -13,12 +13,20 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.job.units import Counts
-from qrpo_jax.rewards import models
+from qrpo_jax.rewards import expressions, models
+from qrpo_jax.rewards.answers import read_answer
 from qrpo_jax.rewards.problems import read_problem
-from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
+from qrpo_jax.rewards.rewards import ANSWER, MATH_VERIFY, MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
 from qrpo_jax.rewards.sandbox.pool import Limits
 
-PROBLEMS = 100_000  # rows whose tests are read before a run
+PROBLEMS = 100_000  # rows whose payloads are read before a run
+# What a reward needs of a source of prompts (`SourceKind`), and how it reads the payload of a row.
+NEEDS = {TESTS: "tests", ANSWER: "answers", MATH_VERIFY: "answers"}
+READERS: dict[str, Callable[[Row, str], object]] = {
+    TESTS: read_problem,
+    ANSWER: read_answer,
+    MATH_VERIFY: expressions.read_expression,
+}
 ROWS_DROPPED = "rows dropped: no completion left"
 PAIRS_DROPPED = "rows dropped: one of a pair is too long for the reward model"
 
@@ -40,20 +48,25 @@ def check_reward(job: Job) -> None:
             f"reward.path is set, but reward {config.name!r} reads no folder: "
             "set config.reward.name='model', or unset config.reward.path"
         )
-    elif config.name != TESTS:
+    elif config.name in NEEDS:
+        what, source = NEEDS[config.name], job.config.prompts.source
+        if not getattr(kind_of(source), what):
+            raise UserError(
+                f"reward {config.name!r} needs prompts with {what}, which prompts from {source!r} lack "
+                "(config.reward.name)"
+            )
+        if config.name == MATH_VERIFY:
+            with located("reward.name"):
+                expressions.check_package()
+    else:
         with located("reward.name"):
             find_function(config.name)
-    elif not kind_of(job.config.prompts.source).tests:
-        raise UserError(
-            f"reward 'tests' needs prompts with tests, which prompts from {job.config.prompts.source!r} lack "
-            "(config.reward.name)"
-        )
     if kind_of(job.config.prompts.source).listed:
         check_listed(job)
 
 
 def check_listed(job: Job) -> None:
-    """Refuses listed rows without tests, or with messages that the reward model's chat template refuses.
+    """Refuses listed rows without tests or answers, or with messages that the reward model's chat template refuses.
 
     Raises:
       UserError: naming the row and the key.
@@ -62,10 +75,10 @@ def check_listed(job: Job) -> None:
     for split in ("train", "eval"):
         source = open_listed(job, split)
         sample = source.looked_at()
-        if config.name == TESTS:
+        if config.name in READERS:
             with located("reward.name", "prompts.source"):
                 for _, row in source.read(source.looked_at(PROBLEMS)):
-                    read_problem(row, source.place(row))
+                    READERS[config.name](row, source.place(row))
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
                 too_long_P = models.check_conversations(job.reward_model, source.rows(sample), source.place)

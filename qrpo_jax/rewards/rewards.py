@@ -3,6 +3,8 @@
 import inspect
 import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
@@ -13,6 +15,7 @@ import numpy as np
 from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
 from qrpo_jax.faults import user_code
+from qrpo_jax.rewards import answers, expressions
 from qrpo_jax.rewards.models import ModelScorer
 from qrpo_jax.rewards.problems import NO_CODE, read_problem
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
@@ -36,7 +39,10 @@ def dialogue_share(prompt: str, completion: str, payload: str) -> float:
 
 TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
+ANSWER = "answer"
+MATH_VERIFY = "math_verify"
 MODEL = "model"
+BUILT_IN = (TESTS, ANSWER, MATH_VERIFY, MODEL)
 OK = "ok"  # verdict on a completion whose reward is a number
 PASSED = "passed"
 TOO_LONG = "dropped: too long for the reward model"
@@ -59,7 +65,7 @@ class Scores(NamedTuple):
 
 
 class Reward:
-    """A reward by name: "tests", a key of TEXT_REWARDS, or "package.module:function".
+    """A reward by name: "tests", "answer", "math_verify", a key of TEXT_REWARDS, or "package.module:function".
 
     A context manager, because running code needs worker processes. `protections` says which of the sandbox's limits
     this machine enforces.
@@ -70,8 +76,13 @@ class Reward:
 
     def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
         self._name = name
-        self._function = None if name == TESTS else find_function(name)
-        self._sandbox = Sandbox(limits, workers or os.cpu_count() or 1) if name == TESTS else None
+        self._function = None if name in BUILT_IN else find_function(name)
+        workers, self._sandbox = workers or os.cpu_count() or 1, None
+        if name == TESTS:
+            self._sandbox = Sandbox(limits, workers)
+        elif name == MATH_VERIFY:
+            expressions.check_package()
+            self._sandbox = Sandbox(limits, workers, python=sys.executable, preload=(expressions.PACKAGE,))
 
     @property
     def protections(self) -> dict[str, bool]:
@@ -79,6 +90,10 @@ class Reward:
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, including those that already have one."""
+        if self._name == ANSWER:
+            return graded([answers.failures(row) for row in rows])
+        if self._sandbox is not None and self._name == MATH_VERIFY:
+            return graded(expressions.failures(self._sandbox, rows))
         if self._sandbox is not None:
             return run_tests(self._sandbox, rows)
         with user_code.Watch() as watch:
@@ -155,7 +170,7 @@ def find_function(name: str) -> TextReward:
     """
     if name in TEXT_REWARDS:
         return TEXT_REWARDS[name]
-    allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function"
+    allowed = f"{', '.join([*BUILT_IN, *TEXT_REWARDS])}, or package.module:function"
     if ":" not in name:
         raise UserError(f"reward is {name!r}; allowed: {allowed}", about="name")
     try:
@@ -173,6 +188,18 @@ def find_function(name: str) -> TextReward:
     except ValueError:
         pass  # some functions of C extensions have no signature to look at
     return reward
+
+
+def graded(failures: Sequence[Sequence[answers.Failure | None]]) -> Scores:
+    """Scores of completions that pass or fail as a whole: 1, or 0 for those with a `Failure`."""
+    verdicts: Counter[str] = Counter()
+    messages: dict[str, Counter[str]] = {}
+    for failure in (one for row in failures for one in row):
+        verdicts[PASSED if failure is None else failure.verdict] += 1
+        if failure is not None and failure.message:
+            messages.setdefault(failure.verdict, Counter())[failure.message] += 1
+    rewards = [[float(failure is None) for failure in row] for row in failures]
+    return Scores(rewards, dict(verdicts), messages=messages)
 
 
 def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
