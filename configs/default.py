@@ -132,6 +132,16 @@ def get_config() -> ConfigDict:
     config.reward.cpu_seconds = Number(1.0, least=0.01)  # for one completion on all its tests
     config.reward.memory_mb = Whole(256, least=64)  # tests: of each run of code
     config.reward.workers = Whole(0, least=0, most=4096)  # processes; 0: one a core
+    # How model-written code is kept apart (docs/sandbox.md); auto: the strongest that this machine holds.
+    config.reward.isolation = Choice("auto", "bubblewrap", "kernel", "limits")
+    config.reward.require_isolation = Choice("kernel", "bubblewrap", "limits")  # the weakest that a run accepts
+    # Runs code elsewhere: a command that starts Python 3.11 or newer there with this program's pipes, such as
+    # "podman run --rm -i --network=none IMAGE python3".
+    config.reward.command = Text("")
+    # Interpreter whose installed packages code may import, the python of a virtual environment; "": none, the standard
+    # library alone.
+    config.reward.python = Text("")
+    config.reward.preload = Several((), of=Text(empty=False), distinct=True)  # modules to import once, not in each run
 
     config.pack = Config()
     config.pack.max_tokens = Whole(512, least=2)  # longest prompt and completion together

@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
     code: str
     call: str | None
-    inputs: tuple[Call, ...] | tuple[str, ...]
+    inputs: Sequence[Call | str]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ Outputs = tuple[Any, ...]  # of a task, one for each input: a value as `values.e
 def read_report(report: bytes, count: int) -> Outputs:
     """The outputs of a task of `count` inputs, from its untrusted report.
 
-    The report has a line for each input, `[index, "value", value]` or `[index, reason, message]`; index -1 stands for all
-    that have no line. The first line of an input counts.
+    The report has a line for each input, `[index, "value", value]` or `[index, reason, message]`; index -1 stands for
+    all that have no line. The first line of an input counts.
     """
     outputs: dict[int, Any] = {}
     # A flood of short lines costs no more than an honest report of that many bytes.
@@ -78,13 +78,14 @@ def read_report(report: bytes, count: int) -> Outputs:
         try:
             index, label, value = json.loads(line)
             if type(index) is int and -1 <= index < count and index not in outputs:
-                outputs[index] = value if label == "value" else Failed(*_words(label, value))
+                outputs[index] = value if label == "value" else failed(label, value)
         except (ValueError, TypeError, RecursionError):
             continue
     rest = outputs.pop(-1, Failed("error", "its report is unreadable"))
     return tuple(outputs.get(index, rest) for index in range(count))
 
 
-def _words(label: Any, message: Any) -> tuple[str, str]:
+def failed(label: Any, message: Any) -> Failed:
+    """What an untrusted report says of a test that failed."""
     reason = label if label in ("error", "time", "memory", "output", "forbidden") else "error"
-    return reason, message[:MESSAGE] if isinstance(message, str) else ""
+    return Failed(reason, message[:MESSAGE] if isinstance(message, str) else "")

@@ -5,9 +5,9 @@ JSON's own values stand for themselves. Every other one is an object with one ke
     {"$tuple": [...]}, {"$set": [...]}, {"$frozenset": [...]}, {"$dict": [[key, value], ...]}, {"$complex": [re, im]},
     {"$bytes": "hex"}, {"$number": "0.1", "of": "Decimal"}, {"$list_node": [...]}, {"$tree_node": [...]}
 
-`$dict` is for keys that are no text. The nodes are LeetCode's linked list, as its values, and binary tree, as its values
-by level with null for a child that is not there. An argument may also be `{"$call": [name, argument, ...]}`, a call in
-the code's own namespace, such as `list_node([1, 2])` of LeetCodeDataset.
+`$dict` is for keys that are no text. The nodes are LeetCode's linked list, as its values, and binary tree, as its
+values by level with null for a child that is not there. An argument may also be `{"$call": [name, argument, ...]}`, a
+call in the code's own namespace, such as `list_node([1, 2])` of LeetCodeDataset.
 
 This module runs inside the sandbox, too, and imports the standard library alone.
 """
@@ -21,7 +21,7 @@ from typing import Any
 LARGEST = 100_000  # nodes of a linked list or of a tree: a list may be a ring
 NUMBERS: dict[str, Any] = {"Decimal": decimal.Decimal, "Fraction": fractions.Fraction}
 # What a tag stands for, where its values are a list.
-ROOMS: dict[str, type] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
+ROOMS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
 
 
 class Nodes(tuple[Any, ...]):
