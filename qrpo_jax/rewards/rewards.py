@@ -18,8 +18,9 @@ from qrpo_jax.faults import user_code
 from qrpo_jax.rewards import answers, expressions
 from qrpo_jax.rewards.models import ModelScorer
 from qrpo_jax.rewards.problems import NO_CODE, read_problem
-from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
-from qrpo_jax.rewards.sandbox.tasks import Outcome
+from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task
+from qrpo_jax.rewards.sandbox.tasks import Failed
+from qrpo_jax.rewards.sandbox.values import equal
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
 
@@ -88,6 +89,11 @@ class Reward:
     def protections(self) -> dict[str, bool]:
         return {} if self._sandbox is None else self._sandbox.protections
 
+    @property
+    def isolation(self) -> str:
+        """The level at which code is isolated; "" if none runs."""
+        return "" if self._sandbox is None else self._sandbox.level
+
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, including those that already have one."""
         if self._name == ANSWER:
@@ -143,7 +149,7 @@ class ModelReward(AbstractContextManager):
     """The reward "model": a reward model with the interface of a `Reward`."""
 
     def __init__(self, scorer: ModelScorer) -> None:
-        self.model, self._scorer = scorer.model, scorer
+        self.model, self._scorer, self.isolation = scorer.model, scorer, ""
 
     @property
     def protections(self) -> dict[str, bool]:
@@ -214,16 +220,22 @@ def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
         for completion in row.completions:
             if task := problems[index].task(completion.text):
                 tasks[index, completion.text] = task
-    outcomes = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
-    counts: dict[str, int] = {}
+    outputs = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
+    verdicts: Counter[str] = Counter()
+    messages: dict[str, Counter[str]] = {}
     rewards = []
     for index, row in enumerate(rows):
         expected = problems[index].expected
         shares = []
         for completion in row.completions:
-            outcome = outcomes.get((index, completion.text), Outcome(NO_CODE, ()))
-            counts[outcome.status] = counts.get(outcome.status, 0) + 1
-            passed = [same_value(a, b) for a, b in zip(outcome.outputs, expected, strict=False)]
+            got = outputs.get((index, completion.text), ())
+            failed = [one for one in got if isinstance(one, Failed)]
+            passed = [equal(a, b) for a, b in zip(got, expected, strict=False)]
+            whole = len(passed) == len(expected) and all(passed)
+            verdict = NO_CODE if not got else PASSED if whole else failed[0].reason if failed else "wrong"
+            verdicts[verdict] += 1
+            if failed and failed[0].message:
+                messages.setdefault(verdict, Counter())[failed[0].message] += 1
             shares.append(sum(passed) / len(expected))
         rewards.append(shares)
-    return Scores(rewards, counts)
+    return Scores(rewards, dict(verdicts), messages=messages)

@@ -31,7 +31,8 @@ def run(job: Job) -> dict[str, Any] | None:
         report_dropped(job, "score", counts)
         verdicts.say(job, "score", counts, lines)
         found = {"counts": source.counts | counts, "first_lines": lines}
-        return {"units": source.units, **found, "protections": reward.protections}
+        held = {"isolation": reward.isolation, "protections": reward.protections}
+        return {"units": source.units} | found | held
 
 
 def check(job: Job) -> None:
