@@ -13,7 +13,7 @@ from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.verdicts import FirstLines
-from qrpo_jax.report.run_page import Verdicts
+from qrpo_jax.report.run_page import Protections, Verdicts
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
@@ -23,7 +23,9 @@ PREVENTS = {
     "network": "connect to the network",
     "filesystem": "write files",
     "reading": "read files outside the interpreter's library",
+    "paths": "see which other paths exist",
     "processes": "start or signal other processes",
+    "waiting": "sleep or wait",
     "memory": "use more memory than its limit",
     "cpu": "use more CPU time than its limit",
     "repeatable": "see addresses in memory that differ from run to run",
@@ -77,19 +79,14 @@ def comparisons(job: Job) -> dict[str, float]:
     return manifest.get("comparisons", {}) if manifest is not None else {}
 
 
-def protections(job: Job) -> dict[str, list[str]] | None:
-    """The actions that the sandbox prevented on this machine and those that it did not; None if no code was run.
-
-    Returns:
-      prevented and not_prevented: lists of actions.
-    """
+def protections(job: Job) -> Protections | None:
+    """What the sandbox prevented where stage `score` ran and what it did not; None if no code was run."""
     manifest = read_manifest(job.folder("score")) if "score" in job.config.stages else None
     if manifest is None or not manifest["protections"]:
         return None
-    return {
-        name: [PREVENTS.get(key, key) for key, works in manifest["protections"].items() if works == prevented]
-        for name, prevented in (("prevented", True), ("not_prevented", False))
-    }
+    held = {PREVENTS.get(name, name): holds for name, holds in manifest["protections"].items()}
+    prevented = [action for action in held if held[action]]
+    return Protections(manifest.get("isolation", ""), prevented, [action for action in held if not held[action]])
 
 
 def benchmark(job: Job) -> dict[str, Any] | None:

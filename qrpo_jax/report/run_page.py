@@ -51,6 +51,19 @@ class Verdicts(NamedTuple):
     first_lines: dict[str, dict[str, int]]
 
 
+class Protections(NamedTuple):
+    """How model-written code was kept apart.
+
+    Attributes:
+      level: of isolation.
+      prevented, not_prevented: actions.
+    """
+
+    level: str
+    prevented: list[str]
+    not_prevented: list[str]
+
+
 class RunRecord(NamedTuple):
     """What the stages of a run put on record besides results.json.
 
@@ -72,7 +85,7 @@ class RunRecord(NamedTuple):
     verdicts: list[Verdicts]
     padding: dict[str, float]
     comparisons: dict[str, float]
-    protections: dict[str, list[str]] | None
+    protections: Protections | None
     settings: dict[str, Any]
     speeds: dict[str, float]
     times: dict[str, Goodput]
