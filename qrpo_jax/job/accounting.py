@@ -80,9 +80,10 @@ def comparisons(job: Job) -> dict[str, float]:
 
 
 def protections(job: Job) -> Protections | None:
-    """What the sandbox prevented where stage `score` ran and what it did not; None if no code was run."""
-    manifest = read_manifest(job.folder("score")) if "score" in job.config.stages else None
-    if manifest is None or not manifest["protections"]:
+    """What the sandbox prevented where completions were scored first, and what it did not; None if no code was run."""
+    manifests = [read_manifest(job.folder(stage)) for stage in ("score", "evaluate") if stage in job.config.stages]
+    manifest = next((one for one in manifests if one is not None and one.get("protections")), None)
+    if manifest is None:
         return None
     held = {PREVENTS.get(name, name): holds for name, holds in manifest["protections"].items()}
     prevented = [action for action in held if held[action]]

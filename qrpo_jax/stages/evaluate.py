@@ -1,7 +1,7 @@
 """Stage `evaluate`: compares reference and policy on held-out prompts, sampled at the same temperature."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +33,14 @@ def run(job: Job) -> dict[str, Any] | None:
     found = sample_and_score(job, prompts, parameters)
     if found is None:
         return None
-    counts = {side: side_counts for side, (side_counts, _) in found.items()}
+    counts = {side: side_counts for side, (side_counts, _) in found.sides.items()}
 
     rows = {side: list(side_rows) for side, side_rows in held_out(job).items()}
     check_any_scored(rows)
     results = compare({side: [answers(row) for row in rows[side]] for side in SIDES})
     for side in SIDES:
         results[side]["not_scored"] = report_dropped(job, f"evaluate, {side}", counts[side])
-        verdicts.say(job, f"evaluate, {side}", *found[side])
+        verdicts.say(job, f"evaluate, {side}", *found.sides[side])
     for side, estimates in kl_estimates(job, rows, parameters).items():
         results[side] |= estimates
     results |= {"settings": shown_settings(job), "optimum": training_forecast(job)}
@@ -49,15 +49,26 @@ def run(job: Job) -> dict[str, Any] | None:
         write_json(folder / RESULTS, results)
     say_results(job, results)
     dropped = {"held out": prompts.counts} if prompts.counts else {}
-    lines = {side: side_lines for side, (_, side_lines) in found.items()}
-    return {"units": prompts.units, "counts": counts | dropped, "first_lines": lines, "results": results}
+    lines = {side: side_lines for side, (_, side_lines) in found.sides.items()}
+    completions = {"counts": counts | dropped, "first_lines": lines}
+    return {"units": prompts.units, "results": results} | completions | found.held
 
 
-def sample_and_score(
-    job: Job, prompts: Prompts, parameters: dict[str, Parameters]
-) -> dict[str, tuple[Counts, FirstLines]] | None:
-    """Writes the scored rows of each side, and returns counts and first lines; None while other shards have units."""
-    found: dict[str, tuple[Counts, FirstLines]] = {}
+class Scored(NamedTuple):
+    """What scoring found.
+
+    Attributes:
+      sides: of each side the counts, and first lines by verdict.
+      held: how model-written code was kept apart: isolation, protections.
+    """
+
+    sides: dict[str, tuple[Counts, FirstLines]]
+    held: dict[str, Any]
+
+
+def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> Scored | None:
+    """Writes the scored rows of each side; None while other shards have units to write."""
+    sides: dict[str, tuple[Counts, FirstLines]] = {}
     with open_reward(job) as reward:
         job.say(f"evaluate: {describe(reward)}")
         for side in SIDES:
@@ -72,8 +83,8 @@ def sample_and_score(
             )
             if side_counts is None:
                 return None
-            found[side] = verdicts.parted(side_counts)
-    return found
+            sides[side] = verdicts.parted(side_counts)
+        return Scored(sides, {"isolation": reward.isolation, "protections": reward.protections})
 
 
 def make_work(
