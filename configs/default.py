@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
         "preference",
         "kto",
         "code",
+        "apps",
+        "code_contests",
         "gsm8k",
         "scored",
         "tulu",
@@ -129,8 +131,13 @@ def get_config() -> ConfigDict:
     # model: longer conversations are dropped and counted; 0: all that the model can read.
     config.reward.max_tokens = Whole(0, least=0)
     config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype
-    config.reward.cpu_seconds = Number(1.0, least=0.01)  # for one completion on all its tests
-    config.reward.memory_mb = Whole(256, least=64)  # tests: of each run of code
+    config.reward.block = Choice("first", "last")  # tests: the fenced block of a completion that is its code
+    config.reward.max_tests = Whole(100, least=0)  # tests: those of a prompt that count, the first ones; 0: all
+    config.reward.cpu_seconds = Number(1.0, least=0.01)  # tests: for each test, and for the code before the first
+    config.reward.memory_mb = Whole(1024, least=64)  # tests: of each run of code
+    config.reward.output_kb = Whole(64, least=1)  # tests: of the value that a test returns, or the text that it prints
+    # tests: how many may end the process (a limit, an exit) before the rest of a completion's tests fail, too; 0: any
+    config.reward.failed_runs = Whole(3, least=0)
     config.reward.workers = Whole(0, least=0, most=4096)  # processes; 0: one a core
     # How model-written code is kept apart (docs/sandbox.md); auto: the strongest that this machine holds.
     config.reward.isolation = Choice("auto", "bubblewrap", "kernel", "limits")

@@ -9,6 +9,7 @@ from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job import verdicts
+from qrpo_jax.job.code_sandbox import check_sandbox, make_sandbox
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.stage_rows import reads_source
@@ -16,8 +17,17 @@ from qrpo_jax.job.units import Counts
 from qrpo_jax.rewards import expressions, models
 from qrpo_jax.rewards.answers import read_answer
 from qrpo_jax.rewards.problems import read_problem
-from qrpo_jax.rewards.rewards import ANSWER, MATH_VERIFY, MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
-from qrpo_jax.rewards.sandbox.pool import Limits
+from qrpo_jax.rewards.rewards import (
+    ANSWER,
+    MATH_VERIFY,
+    MODEL,
+    RUN_CODE,
+    TESTS,
+    TOO_LONG,
+    ModelReward,
+    Reward,
+    find_function,
+)
 
 PROBLEMS = 100_000  # rows whose payloads are read before a run
 # What a reward needs of a source of prompts (`SourceKind`), and how it reads the payload of a row.
@@ -55,9 +65,11 @@ def check_reward(job: Job) -> None:
                 f"reward {config.name!r} needs prompts with {what}, which prompts from {source!r} lack "
                 "(config.reward.name)"
             )
-        if config.name == MATH_VERIFY:
+        if config.name == MATH_VERIFY and not (config.python or config.command):
             with located("reward.name"):
                 expressions.check_package()
+        if config.name in RUN_CODE:
+            check_sandbox(config)
     else:
         with located("reward.name"):
             find_function(config.name)
@@ -116,8 +128,8 @@ def open_reward(job: Job) -> Reward | ModelReward:
             job.reward_model, job.unit_mesh, batch_rows=config.batch_rows, compute=job.compute(job.unit_mesh)
         )
         return ModelReward(scorer)
-    limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
-    return Reward(config.name, limits=limits, workers=config.workers)
+    sandbox = make_sandbox(config) if config.name in RUN_CODE else None
+    return Reward(config.name, block=config.block, max_tests=config.max_tests, sandbox=sandbox)
 
 
 def describe(reward: Reward | ModelReward) -> str:
@@ -129,7 +141,8 @@ def describe(reward: Reward | ModelReward) -> str:
         return "the reward runs no model-written code"
     limited = ", ".join(name for name, holds in reward.protections.items() if holds)
     unlimited = ", ".join(name for name, holds in reward.protections.items() if not holds)
-    return f"code runs in separate processes, limited: {limited}" + (f"; NOT limited: {unlimited}" if unlimited else "")
+    level = f"code runs in separate processes, at level {reward.isolation!r} of isolation"
+    return f"{level}, limited: {limited}" + (f"; NOT limited: {unlimited}" if unlimited else "")
 
 
 def report_dropped(job: Job, title: str, counts: Counts) -> int:

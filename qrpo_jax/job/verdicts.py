@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from qrpo_jax.job.job import Job
 from qrpo_jax.report.terminal import one_line
-from qrpo_jax.rewards.rewards import OK, PASSED, Scores
+from qrpo_jax.rewards.code_reward import PASSED, WITHIN_REACH
+from qrpo_jax.rewards.rewards import OK
+from qrpo_jax.rewards.scores import Scores
 
 COMPLETIONS = "completions: "
 FIRST_LINE = "first line, "
@@ -27,7 +29,8 @@ def counts_of(scores: Scores) -> Counts:
     for verdict, messages in scores.messages.items():
         lines: Counter[str] = Counter()
         for message, number in messages.items():
-            lines[first_line(message)] += number
+            if line := first_line(message):
+                lines[line] += number
         counts |= {f"{FIRST_LINE}{verdict}: {line}": number for line, number in _most(lines, UNIT_LINES).items()}
     return counts | dict(scores.counts)
 
@@ -60,7 +63,8 @@ def parted(counts: Mapping[str, int]) -> tuple[Counts, FirstLines]:
 
 def by_verdict(counts: Mapping[str, int]) -> Counts:
     """Completions by verdict, in a fixed order; empty where there are no verdicts, as of a reward that is a number."""
-    found = {name.removeprefix(COMPLETIONS): n for name, n in counts.items() if name.startswith(COMPLETIONS) and n}
+    names = [name for name, number in counts.items() if name.startswith(COMPLETIONS) and number]
+    found = {name.removeprefix(COMPLETIONS): counts[name] for name in names if name != WITHIN_REACH}
     return {} if set(found) <= {OK} else {verdict: found[verdict] for verdict in sorted(found, key=_place)}
 
 
@@ -92,6 +96,8 @@ def say(job: Job, title: str, counts: Mapping[str, int], lines: FirstLines) -> N
     if not verdicts:
         return
     job.say(f"{title}: {sum(verdicts.values()):,} completions: {shares(counts)}")
+    if counts.get(WITHIN_REACH):
+        job.say(f"{title}:   {counts[WITHIN_REACH]:,} ran with expected values within their reach (docs/data.md)")
     for verdict, numbers in lines.items():
         job.say(f"{title}:   {verdict}: " + "; ".join(f"{number:,} x {line}" for line, number in numbers.items()))
 

@@ -19,10 +19,11 @@ import json
 import re
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.errors import UserError
+from qrpo_jax.rewards.code_reward import PASSED, Judged
 
 WRONG, NO_ANSWER = "wrong", "no answer"  # verdicts
 MOST_DIGITS = 400  # of a number; a longer one is none
@@ -44,18 +45,6 @@ MARKS = (
 # Around a number, they make it part of an expression; `*` before it is a sign of bold text.
 BEFORE = re.compile(r"\\(?:sqrt|pi|cdot|times|div|pm|log)|[√×·^]|\d")
 AFTER = re.compile(r"\s*(?:\\(?:sqrt|pi|cdot|times|div|pm)|[√×·^/+]|\*(?!\*)|[-−]\s*\d|\d|[xyz]\b)")
-
-
-class Failure(NamedTuple):
-    """Why a completion earns nothing.
-
-    Attributes:
-      verdict: such as "wrong".
-      message: what it raised, if it did. Untrusted text.
-    """
-
-    verdict: str
-    message: str = ""
 
 
 def read_answer(row: Row, where: str = "") -> Fraction:
@@ -81,26 +70,27 @@ def read_answer(row: Row, where: str = "") -> Fraction:
     return number
 
 
-def failures(row: Row) -> list[Failure | None]:
-    """For each completion of a row why it earns nothing.
+def judge(row: Row) -> list[Judged]:
+    """What became of each completion of a row: reward 1 for the right answer, else 0.
 
     Raises:
       UserError: a payload without an answer.
     """
     answer = read_answer(row)
-    return [failure(completion.text, answer) for completion in row.completions]
+    verdicts = [verdict(completion.text, answer) for completion in row.completions]
+    return [Judged(float(one == PASSED), one) for one in verdicts]
 
 
-def failure(completion: str, answer: Fraction) -> Failure | None:
-    """Why a completion does not end with `answer`; None for one that does.
+def verdict(completion: str, answer: Fraction) -> str:
+    """Whether a completion ends with `answer`.
 
-    >>> [failure(text, Fraction(18)) for text in ("That is 2 * 9 = $18.00 a day.", "A: 81", "eighteen")]
-    [None, Failure(verdict='wrong', message=''), Failure(verdict='no answer', message='')]
+    >>> [verdict(text, Fraction(18)) for text in ("That is 2 * 9 = $18.00 a day.", "A: 81", "eighteen")]
+    ['passed', 'wrong', 'no answer']
     """
     found = final_answer(completion)
     if found is None:
-        return Failure(NO_ANSWER)
-    return None if found == answer else Failure(WRONG)
+        return NO_ANSWER
+    return PASSED if found == answer else WRONG
 
 
 def final_answer(text: str) -> Fraction | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.errors import UserError
-from qrpo_jax.rewards.answers import NO_ANSWER, WRONG, Failure
-from qrpo_jax.rewards.sandbox.pool import Sandbox
+from qrpo_jax.rewards.answers import NO_ANSWER, WRONG
+from qrpo_jax.rewards.code_reward import PASSED, Judged, Runner
 from qrpo_jax.rewards.sandbox.tasks import Call, Failed, Task
 
 PACKAGE = "math_verify"
@@ -36,7 +36,7 @@ def verdict(answer, completion):
     found = parse(completion, parsing_timeout=None)
     if not found:
         return {NO_ANSWER!r}
-    return None if verify(expected, found, timeout_seconds=None) else {WRONG!r}
+    return {PASSED!r} if verify(expected, found, timeout_seconds=None) else {WRONG!r}
 """
 
 
@@ -74,22 +74,21 @@ def read_expression(row: Row, where: str = "") -> str:
     return str(answer)
 
 
-def failures(sandbox: Sandbox, rows: Sequence[Row]) -> list[list[Failure | None]]:
-    """For each completion of each row why it earns nothing; None if its answer is the expected one.
+def judge(sandbox: Runner, rows: Sequence[Row]) -> list[list[Judged]]:
+    """What became of each completion of each row: reward 1 for the expected answer, else 0.
 
     Raises:
       UserError: a payload without an answer.
     """
     pairs = [(read_expression(row), completion.text) for row in rows for completion in row.completions]
-    tasks = [Task(CODE, "verdict", (Call(pair),)) for pair in pairs]
-    outputs = iter(sandbox.run(tasks))
-    return [[_failure(next(outputs)[0]) for _ in row.completions] for row in rows]
+    outputs = iter(sandbox.run([Task(CODE, "verdict", (Call(pair),)) for pair in pairs]))
+    return [[_judged(next(outputs)[0]) for _ in row.completions] for row in rows]
 
 
-def _failure(output: Any) -> Failure | None:
+def _judged(output: Any) -> Judged:
     """The verdict in an output of the sandbox, which is untrusted: what is not one of `CODE`'s is an error."""
     if isinstance(output, Failed):
-        return Failure(output.reason, output.message)
-    if output is None:
-        return None
-    return Failure(output) if output in (WRONG, NO_ANSWER, UNREADABLE) else Failure("error", "another output")
+        return Judged(0.0, output.reason, output.message)
+    if output == PASSED:
+        return Judged(1.0, PASSED)
+    return Judged(0.0, output) if output in (WRONG, NO_ANSWER, UNREADABLE) else Judged(0.0, "error", "another output")

@@ -4,11 +4,9 @@ import inspect
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +14,12 @@ from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
 from qrpo_jax.faults import user_code
 from qrpo_jax.rewards import answers, expressions
+from qrpo_jax.rewards.code_reward import CodeReward, summary
 from qrpo_jax.rewards.models import ModelScorer
-from qrpo_jax.rewards.problems import NO_CODE, read_problem
-from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task
-from qrpo_jax.rewards.sandbox.tasks import Failed
-from qrpo_jax.rewards.sandbox.values import equal
+from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
+from qrpo_jax.rewards.sandbox.remote import RemoteSandbox
+from qrpo_jax.rewards.sandbox.tasks import DEFAULT_LIMITS
+from qrpo_jax.rewards.scores import Scores
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
 
@@ -44,25 +43,9 @@ ANSWER = "answer"
 MATH_VERIFY = "math_verify"
 MODEL = "model"
 BUILT_IN = (TESTS, ANSWER, MATH_VERIFY, MODEL)
+RUN_CODE = (TESTS, MATH_VERIFY)  # in a sandbox
 OK = "ok"  # verdict on a completion whose reward is a number
-PASSED = "passed"
 TOO_LONG = "dropped: too long for the reward model"
-
-
-class Scores(NamedTuple):
-    """Rewards of the completions of rows, with counts.
-
-    Attributes:
-      rewards: for each row those of its completions; None for a completion that cannot be scored.
-      outcomes: number of completions by verdict: "passed", "wrong", "error", ..., or "ok" where a reward is a number.
-      counts: further counts by name.
-      messages: for each failing verdict the most frequent first lines of what completions raised. Untrusted text.
-    """
-
-    rewards: Sequence[Sequence[float | None]]
-    outcomes: dict[str, int]
-    counts: Mapping[str, int] = MappingProxyType({})
-    messages: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
 
 class Reward:
@@ -71,19 +54,36 @@ class Reward:
     A context manager, because running code needs worker processes. `protections` says which of the sandbox's limits
     this machine enforces.
 
+    Args:
+      limits, workers: of the sandbox; 0 workers: one a core.
+      block, max_tests: of "tests", see `CodeReward`.
+      sandbox: in place of one with these limits; of "tests" and "math_verify".
+
     Raises:
       UserError: no such reward.
     """
 
-    def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        workers: int = 0,
+        block: str = "first",
+        max_tests: int = 0,
+        sandbox: Sandbox | RemoteSandbox | None = None,
+    ) -> None:
+        self._name, self._sandbox = name, sandbox
         self._function = None if name in BUILT_IN else find_function(name)
-        workers, self._sandbox = workers or os.cpu_count() or 1, None
-        if name == TESTS:
+        workers = workers or os.cpu_count() or 1
+        if sandbox is None and name == TESTS:
             self._sandbox = Sandbox(limits, workers)
-        elif name == MATH_VERIFY:
+        elif sandbox is None and name == MATH_VERIFY:
             expressions.check_package()
             self._sandbox = Sandbox(limits, workers, python=sys.executable, preload=(expressions.PACKAGE,))
+        self._tests: CodeReward | None = None
+        if self._sandbox is not None and name == TESTS:
+            self._tests = CodeReward(self._sandbox, block=block, max_tests=max_tests)
 
     @property
     def protections(self) -> dict[str, bool]:
@@ -96,12 +96,12 @@ class Reward:
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, including those that already have one."""
+        if self._tests is not None:
+            return self._tests.score(rows)
         if self._name == ANSWER:
-            return graded([answers.failures(row) for row in rows])
-        if self._sandbox is not None and self._name == MATH_VERIFY:
-            return graded(expressions.failures(self._sandbox, rows))
+            return summary([answers.judge(row) for row in rows])
         if self._sandbox is not None:
-            return run_tests(self._sandbox, rows)
+            return summary(expressions.judge(self._sandbox, rows))
         with user_code.Watch() as watch:
             rewards = [[self._call(row, i, watch) for i in range(len(row.completions))] for row in rows]
         return Scores(rewards, {OK: sum(map(len, rewards))})
@@ -194,48 +194,3 @@ def find_function(name: str) -> TextReward:
     except ValueError:
         pass  # some functions of C extensions have no signature to look at
     return reward
-
-
-def graded(failures: Sequence[Sequence[answers.Failure | None]]) -> Scores:
-    """Scores of completions that pass or fail as a whole: 1, or 0 for those with a `Failure`."""
-    verdicts: Counter[str] = Counter()
-    messages: dict[str, Counter[str]] = {}
-    for failure in (one for row in failures for one in row):
-        verdicts[PASSED if failure is None else failure.verdict] += 1
-        if failure is not None and failure.message:
-            messages.setdefault(failure.verdict, Counter())[failure.message] += 1
-    rewards = [[float(failure is None) for failure in row] for row in failures]
-    return Scores(rewards, dict(verdicts), messages=messages)
-
-
-def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
-    """For each completion the share of its prompt's tests that it passes; see `problems` for what a completion is.
-
-    Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
-    sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.
-    """
-    problems = [read_problem(row) for row in rows]
-    tasks: dict[tuple[int, str], Task] = {}
-    for index, row in enumerate(rows):
-        for completion in row.completions:
-            if task := problems[index].task(completion.text):
-                tasks[index, completion.text] = task
-    outputs = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
-    verdicts: Counter[str] = Counter()
-    messages: dict[str, Counter[str]] = {}
-    rewards = []
-    for index, row in enumerate(rows):
-        expected = problems[index].expected
-        shares = []
-        for completion in row.completions:
-            got = outputs.get((index, completion.text), ())
-            failed = [one for one in got if isinstance(one, Failed)]
-            passed = [equal(a, b) for a, b in zip(got, expected, strict=False)]
-            whole = len(passed) == len(expected) and all(passed)
-            verdict = NO_CODE if not got else PASSED if whole else failed[0].reason if failed else "wrong"
-            verdicts[verdict] += 1
-            if failed and failed[0].message:
-                messages.setdefault(verdict, Counter())[failed[0].message] += 1
-            shares.append(sum(passed) / len(expected))
-        rewards.append(shares)
-    return Scores(rewards, dict(verdicts), messages=messages)

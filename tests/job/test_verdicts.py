@@ -13,7 +13,8 @@ from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.units import add_counts
-from qrpo_jax.rewards.rewards import Scores
+from qrpo_jax.rewards.code_reward import WITHIN_REACH
+from qrpo_jax.rewards.scores import Scores
 from qrpo_jax.stages import STAGES
 from tests.helpers import reward_folders as folders
 from tests.helpers.jobs import override, refused
@@ -23,7 +24,7 @@ ERRORS = [f"NameError: name 'x{i}' is not defined" for i in range(7)]
 
 def test_shares_are_of_completions_in_a_fixed_order_and_a_plain_number_has_none():
     counts = {"completions: time": 7, "completions: error": 20, "completions: wrong": 61, "completions: passed": 12}
-    assert verdicts.shares(counts | {"rows": 9}) == "passed 12 %, wrong 61 %, error 20 %, time 7 %"
+    assert verdicts.shares(counts | {"rows": 9, WITHIN_REACH: 3}) == "passed 12 %, wrong 61 %, error 20 %, time 7 %"
     assert verdicts.shares({"completions: passed": 999, "completions: error": 1}) == "passed >99 %, error <1 %"
     assert verdicts.shares({"completions: ok": 7, "rows": 3}) == "" and verdicts.shares({}) == ""
 

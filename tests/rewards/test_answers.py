@@ -98,7 +98,7 @@ def test_reading_hostile_text_takes_time_in_proportion_to_its_length(unit):
 def test_verdicts_say_which_completions_were_wrong_and_which_had_no_answer():
     scores = scored([row('{"answer": "18"}', "A: 18", "18.0", "17", "none"), row('{"answer": 0.5}', "1/2", "0.3")])
     assert scores.rewards == [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0]]
-    assert scores.outcomes == {"passed": 3, "wrong": 2, "no answer": 1} and not scores.messages
+    assert scores.outcomes == {"passed": 3, "wrong": 2, "no answer": 1}
 
 
 @pytest.mark.parametrize("answer", ["18", "1,018", "$18", "-3", "1/2", "0.25", "50%", "18 eggs"])

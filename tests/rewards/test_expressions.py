@@ -9,7 +9,7 @@ import pytest
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.errors import UserError
 from qrpo_jax.rewards import expressions
-from qrpo_jax.rewards.answers import Failure
+from qrpo_jax.rewards.code_reward import Judged
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
 
 needs_library = pytest.mark.skipif(
@@ -44,11 +44,11 @@ OTHER = {"wrong": r"$\frac13$", "no answer": "nothing", "time": r"\boxed{9^{9^{9
 
 @needs_library
 def test_equal_expressions_pass_and_others_say_why_not(sandbox):
-    got = expressions.failures(sandbox, [row(answer, text) for answer, text in EQUAL])
-    assert got == [[None]] * len(EQUAL), list(zip(EQUAL, got, strict=True))
-    got = expressions.failures(sandbox, [row(r"\frac{1}{2}", *OTHER.values(), "$0.5$")])
-    assert [one and one.verdict for one in got[0]] == [*OTHER, None], got
-    assert expressions.failures(sandbox, [row("{", "18")])[0] != [None]
+    got = expressions.judge(sandbox, [row(answer, text) for answer, text in EQUAL])
+    assert got == [[Judged(1.0, "passed")]] * len(EQUAL), list(zip(EQUAL, got, strict=True))
+    (got,) = expressions.judge(sandbox, [row(r"\frac{1}{2}", *OTHER.values(), "$0.5$")])
+    assert [(one.verdict, one.reward) for one in got] == [*((name, 0.0) for name in OTHER), ("passed", 1.0)], got
+    assert expressions.judge(sandbox, [row("{", "18")])[0][0].reward == 0
 
 
 HOSTILE = [
@@ -63,18 +63,18 @@ HOSTILE = [
 
 @needs_library
 def test_hostile_text_passes_nothing_and_the_next_completion_is_right(sandbox):
-    (got,) = expressions.failures(sandbox, [row("17", *HOSTILE, r"\boxed{17}")])
-    assert all(got[:-1]) and got[-1] is None, got
+    (got,) = expressions.judge(sandbox, [row("17", *HOSTILE, r"\boxed{17}")])
+    assert [one.reward for one in got] == [0.0] * len(HOSTILE) + [1.0], got
 
 
 def test_an_output_of_another_kind_is_an_error():
     class Forging:
         def run(self, tasks):
-            return [("passed",), (True,), ([],), (None,), ("wrong",)][: len(tasks)]
+            return [(1,), (True,), ([],), (None,), ("wrong",), ("passed",)][: len(tasks)]
 
-    (got,) = expressions.failures(Forging(), [row("1", *"abcde")])
-    error = Failure("error", "another output")
-    assert got == [error, error, error, None, Failure("wrong")], got
+    (got,) = expressions.judge(Forging(), [row("1", *"abcdef")])
+    error = Judged(0.0, "error", "another output")
+    assert got == [error] * 4 + [Judged(0.0, "wrong"), Judged(1.0, "passed")], got
 
 
 def test_without_the_library_the_line_names_the_extra(monkeypatch):

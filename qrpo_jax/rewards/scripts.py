@@ -1,0 +1,156 @@
+"""Scripts: tests that are Python code, which run in a process of their own, so that what they expect stays there.
+
+A script calls the function many times, in loops and through helpers. It runs
+
+1. once for a problem, without a completion: the function records its arguments, and its answer is an object on which
+   every operation works. Assertions hold whatever they claim.
+2. The completion's process gets these calls as any other, and returns the values, and the arguments as they are after
+   the call: a script may test what a function does to a list.
+3. The script runs again for this completion, and the function answers so. What the completion raised is raised again.
+
+If step 1 fails, or the calls of step 3 are others (they depend on answers), script and completion run in one process,
+where the completion can read what is expected. Such completions are counted.
+
+Each assertion of a script that ran is a test, and so is each one that an exception kept from running. A loop repeats an
+assertion, which is one test and must hold every time.
+"""
+
+import ast
+import functools
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from qrpo_jax.rewards import harness
+from qrpo_jax.rewards.sandbox.tasks import Call, Failed, Outputs, Task
+
+CANDIDATE = "candidate"  # the name of the function in scripts
+AFTER = "lambda *positional, **named: [({entry_point})(*positional, **named), positional, named]"
+TOGETHER = """lambda space: (
+    exec({harness!r}, space),
+    space["results"]({source!r}, {names!r}, {entry_point}, dict(globals()), {count}),
+)[1]"""
+
+MOST_SCRIPTS = 4096  # that are kept
+Results = list[tuple[str, str]]  # of each test: "passed", or why not; and a message
+
+
+class Script(NamedTuple):
+    """A script that reports its assertions.
+
+    Attributes:
+      prelude: code of the problem before it.
+      entry_point: expression for the completion's function.
+      source: the script; its assertions call `harness.REPORT`.
+      assertions: number of its assertions.
+    """
+
+    prelude: str
+    entry_point: str
+    source: str
+    assertions: int
+
+    @property
+    def names(self) -> list[str]:
+        """What the script may call the function."""
+        return [CANDIDATE, *[self.entry_point] * self.entry_point.isidentifier()]
+
+    def recording(self) -> Task:
+        """The task of step 1; its output is that of `harness.record`."""
+        return Task(_harness(), "record", (Call([self.prelude, self.source, self.names]),))
+
+    def judging(self, calls: str, outputs: Outputs) -> Task:
+        """The task of step 3; its output is that of `harness.judge`.
+
+        Args:
+          calls: of step 1.
+          outputs: of step 2.
+        """
+        answers = [
+            {"reason": output.reason, "message": output.message} if isinstance(output, Failed) else {"value": output}
+            for output in outputs
+        ]
+        given = [self.prelude, self.source, self.names, self.assertions, calls, json.dumps(answers)]
+        return Task(_harness(), "judge", (Call(given),))
+
+
+@functools.lru_cache(MOST_SCRIPTS)
+def read_script(prelude: str, entry_point: str, text: str) -> Script:
+    """A script from its source.
+
+    Raises:
+      ValueError: it is no Python.
+    """
+    reporting = _Reporting()
+    try:
+        source = ast.unparse(reporting.visit(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError("no Python") from None
+    return Script(prelude, entry_point, source, reporting.count)
+
+
+def calls_task(script: Script, code: str, calls: str) -> Task:
+    """The task of step 2: a completion's code and the recorded calls."""
+    call = AFTER.format(entry_point=script.entry_point)
+    return Task(code, call, tuple(Call(positional, named) for positional, named in json.loads(calls)))
+
+
+def together_task(script: Script, code: str) -> Task:
+    """Script and completion in one process; its output is that of `harness.results`."""
+    call = TOGETHER.format(
+        harness=_harness(),
+        source=script.source,
+        names=script.names,
+        entry_point=script.entry_point,
+        count=script.assertions,
+    )
+    return Task(code, call, (Call([{}]),))
+
+
+def recorded(outputs: Outputs) -> str | None:
+    """The calls of step 1; None if it failed."""
+    (output,) = outputs
+    return output if isinstance(output, str) else None
+
+
+def read_results(outputs: Outputs, script: Script) -> Results | None:
+    """The results of step 3, or of the script together with a completion, which are untrusted; None if calls differ."""
+    (output,) = outputs
+    if output is None:
+        return None
+    if isinstance(output, Failed):
+        return [(output.reason, output.message)] * max(1, script.assertions)
+    if (
+        not isinstance(output, list)
+        or not all(map(_is_result, output))
+        or not 0 < len(output) <= max(1, script.assertions)
+    ):
+        return [("error", "its report is unreadable")] * max(1, script.assertions)
+    return [(reason, message) for reason, message in output]
+
+
+def _is_result(one: Any) -> bool:
+    return isinstance(one, list) and len(one) == 2 and one[0] in REASONS and isinstance(one[1], str)
+
+
+REASONS: Sequence[str] = (harness.PASSED, harness.WRONG, "error", "time", "memory", "output", "forbidden")
+
+
+class _Reporting(ast.NodeTransformer):
+    """Assertions become calls of the report, with their number and what they claim."""
+
+    REPORTED = "try:\n    {report}({number}, {claim})\nexcept Exception as error_:\n    {report}.fail({number}, error_)"
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
+        text = self.REPORTED.format(report=harness.REPORT, number=self.count, claim=ast.unparse(node.test))
+        self.count += 1
+        return ast.parse(text).body[0]
+
+
+@functools.cache
+def _harness() -> str:
+    return inspect.getsource(harness)
