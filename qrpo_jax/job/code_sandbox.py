@@ -1,6 +1,8 @@
 """The sandbox that a job's reward runs model-written code in, from its config."""
 
+import os
 import sys
+from typing import Any
 
 from qrpo_jax.config.config import Config
 from qrpo_jax.errors import UserError, located
@@ -30,7 +32,7 @@ def make_sandbox(
     """
     mathematics = config.name == MATH_VERIFY
     limits = Limits(config.cpu_seconds, config.memory_mb, config.output_kb << 10, config.failed_runs)
-    options = {
+    options: dict[str, Any] = {
         "isolation": isolation or config.isolation,
         "require": require or config.require_isolation,
         "python": config.python or (sys.executable if mathematics and not config.command else ""),
@@ -39,7 +41,7 @@ def make_sandbox(
     workers = workers or config.workers
     if config.command:
         return RemoteSandbox(config.command, limits, workers, **options)
-    return Sandbox(limits, workers, **options)
+    return Sandbox(limits, workers or os.cpu_count() or 1, **options)
 
 
 def check_sandbox(config: Config) -> None:
