@@ -148,7 +148,7 @@ def get_config() -> ConfigDict:
     # Interpreter whose installed packages code may import, the python of a virtual environment; "": none, the standard
     # library alone.
     config.reward.python = Text("")
-    config.reward.preload = Several((), of=Text(empty=False), distinct=True)  # modules to import once, not in each run
+    config.reward.preload = Several((), of=Text(empty=False))  # modules to import once, not in each run
 
     config.pack = Config()
     config.pack.max_tokens = Whole(512, least=2)  # longest prompt and completion together
