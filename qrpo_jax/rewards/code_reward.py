@@ -148,13 +148,13 @@ def summary(judged: Sequence[Sequence[Judged]]) -> Scores:
 
 
 def first_line(message: str) -> str:
-    """The first line of an untrusted message, without what a terminal would not print.
+    """The first line of an untrusted message that has any text, without what a terminal would not print.
 
     >>> first_line("ValueError: \\x1b[31mred\\nmore")
     'ValueError: [31mred'
     """
-    line = next((line for line in message.splitlines() if line.strip()), "")
-    return "".join(letter for letter in line if letter.isprintable())[:MESSAGE]
+    lines = ("".join(filter(str.isprintable, line)) for line in message.splitlines())
+    return next((line for line in lines if line.strip()), "")[:MESSAGE]
 
 
 def _shown(value: Any) -> str:

@@ -129,6 +129,19 @@ def results(source: str, names: list[str], function: Any, namespace: dict[str, A
     return [report.results[number] for number in sorted(report.results)] or [[PASSED, ""]]
 
 
+def together(source: str, names: list[str], function: Any, namespace: dict[str, Any], count: int) -> list[list[str]]:
+    """Runs a script in the process of the completion, whose names it may use; see `results`."""
+
+    def called(*positional: Any, **named: Any) -> Any:
+        try:
+            return function(*positional, **named)
+        except Exception as error:
+            reasons = {MemoryError: "memory", PermissionError: "forbidden"}
+            raise marked(error, reasons.get(type(error), "error"), f"{type(error).__name__}: {error}") from None
+
+    return results(source, names, called, namespace, count)
+
+
 def record(prelude: str, source: str, names: list[str]) -> str:
     """The calls that a script makes, as JSON: [positional arguments, arguments by name] of each."""
     calls: list[Any] = []
@@ -201,5 +214,10 @@ def raised(reason: str, message: str) -> Exception:
     if reason == "error" and isinstance(kind, type) and issubclass(kind, Exception):
         with suppress(TypeError):
             error = kind(message.partition(": ")[2])
-    error.reason_of_the_completion, error.message_of_the_completion = reason, message  # type: ignore[attr-defined]
+    return marked(error, reason, message)
+
+
+def marked(error: Any, reason: str, message: str) -> Exception:
+    """The exception, for `why` to know that the completion raised it."""
+    error.reason_of_the_completion, error.message_of_the_completion = reason, message
     return error

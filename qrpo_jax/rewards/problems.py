@@ -18,7 +18,9 @@ from qrpo_jax.rewards.scripts import Script, read_script
 BLOCK = re.compile(r"```[ \t]*([\w+.-]*)[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("", "py", "python", "python3")
 EXPRESSION_CALL = "f"
-NODES = ("$list_node", "$tree_node")
+KEYS = {"args", "kwargs", "value", "or", "as", "within", "relative"}
+KINDS = ("value", "strict", "truth", "lists", "set")
+MOST_ELEMENTS = 100_000  # of an output that is compared as a set
 
 
 class Test(NamedTuple):
@@ -47,7 +49,8 @@ class Test(NamedTuple):
         if self.how == "text":
             return isinstance(output, str) and same_text(output, self.expected[0])
         if self.how == "strict":
-            return type(output) is type(self.expected[0]) and equal(output, self.expected[0])
+            (wanted,) = self.expected
+            return type(output) is type(wanted) and equal(output, wanted, self.within, self.relative)
         if self.how == "set":
             return _equal_sets(output, self.expected[0])
         given = _as_lists(output) if self.how == "lists" else output
@@ -148,9 +151,9 @@ def read_problem(row: Row, where: str = "") -> Problem:
 
 
 def _expression_test(test: Any) -> Test | None:
-    """Arguments a and b, and the value, which an output must match in type, too."""
+    """Arguments a and b, and the value; an output must have its type, and floats may round differently."""
     if isinstance(test, list) and len(test) == 2 and isinstance(test[0], list) and len(test[0]) == 2:
-        return Test(Call(test[0]), (test[1],), "strict")
+        return Test(Call(test[0]), (test[1],), "strict", relative=1e-9 if isinstance(test[1], float) else 0.0)
     return None
 
 
@@ -177,10 +180,6 @@ def _call_test(test: Any) -> Test | None:
         return None
     expected = tuple(decode(test[key]) for key in ("value", "or") if key in test)
     return Test(Call(positional, named), expected, how, *slack)
-
-
-KEYS = {"args", "kwargs", "value", "or", "as", "within", "relative"}
-KINDS = ("value", "strict", "truth", "lists", "set")
 
 
 def _is_true(output: Any) -> bool:
@@ -213,6 +212,3 @@ def _equal_sets(output: Any, expected: Any) -> bool:
         return len(given) <= MOST_ELEMENTS and {decode(one) for one in given} == wanted
     except (TypeError, ValueError, RecursionError):
         return False
-
-
-MOST_ELEMENTS = 100_000

@@ -29,7 +29,7 @@ CANDIDATE = "candidate"  # the name of the function in scripts
 AFTER = "lambda *positional, **named: [({entry_point})(*positional, **named), positional, named]"
 TOGETHER = """lambda space: (
     exec({harness!r}, space),
-    space["results"]({source!r}, {names!r}, {entry_point}, dict(globals()), {count}),
+    space["together"]({source!r}, {names!r}, {entry_point}, dict(globals()), {count}),
 )[1]"""
 
 MOST_SCRIPTS = 4096  # that are kept
@@ -97,7 +97,7 @@ def calls_task(script: Script, code: str, calls: str) -> Task:
 
 
 def together_task(script: Script, code: str) -> Task:
-    """Script and completion in one process; its output is that of `harness.results`."""
+    """Script and completion in one process; its output is that of `harness.together`."""
     call = TOGETHER.format(
         harness=_harness(),
         source=script.source,
