@@ -87,11 +87,12 @@ def test_the_final_answer_is_the_number_behind_the_last_mark_or_the_last_number(
     "unit", ["1", "1,", "$-", "answer is ", "\\boxed{", "1/", "\nA: ", " ", "\\frac{1", "1e9", "-"]
 )
 def test_reading_hostile_text_takes_time_in_proportion_to_its_length(unit):
-    took = []
-    for repeats in (5_000, 50_000):
+    def seconds(repeats):
         start = time.process_time()
         final_answer(unit * repeats)
-        took.append(time.process_time() - start)
+        return time.process_time() - start
+
+    took = [min(seconds(repeats) for _ in range(3)) for repeats in (5_000, 50_000)]
     assert took[1] < 40 * max(took[0], 0.005), took
 
 
