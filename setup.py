@@ -74,6 +74,7 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "s3": ["s3fs>=2025.3"],
         "hf": ["huggingface_hub>=1.0,<3", "datasets>=4.4,<6"],
+        "math": ["math-verify>=0.9,<0.10"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,
         "parity": [*TEST, "torch==2.13.0", "peft>=0.21,<0.22"],

@@ -123,7 +123,8 @@ def get_config() -> ConfigDict:
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
 
     config.reward = Config()
-    config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
+    # tests | answer | math_verify | model | dialogue_share | package.module:function
+    config.reward.name = Text("tests", empty=False)
     config.reward.path = Text("")  # model: the reward model, as in model.path; it has its own chat template
     # Score completions that have a reward already, too: those of the data set are replaced.
     config.reward.replace = Switch(False)
@@ -147,7 +148,7 @@ def get_config() -> ConfigDict:
     # Interpreter whose installed packages code may import, the python of a virtual environment; "": none, the standard
     # library alone.
     config.reward.python = Text("")
-    config.reward.preload = Several((), of=Text(empty=False), distinct=True)  # modules to import once, not in each run
+    config.reward.preload = Several((), of=Text(empty=False))  # modules to import once, not in each run
 
     config.pack = Config()
     config.pack.max_tokens = Whole(512, least=2)  # longest prompt and completion together

@@ -1,7 +1,13 @@
 """The sandbox that a job's reward runs model-written code in, from its config."""
 
+import os
+import sys
+from typing import Any
+
 from qrpo_jax.config.config import Config
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.rewards.expressions import PACKAGE
+from qrpo_jax.rewards.rewards import MATH_VERIFY
 from qrpo_jax.rewards.sandbox.launch import NotStartedError
 from qrpo_jax.rewards.sandbox.pool import IsolationError, Sandbox
 from qrpo_jax.rewards.sandbox.remote import RemoteSandbox
@@ -14,29 +20,31 @@ REMEDY = (
 
 
 def make_sandbox(
-    config: Config, *, isolation: str = "", require: str = "", workers: int = 0, preload: tuple[str, ...] = ()
+    config: Config, *, isolation: str = "", require: str = "", workers: int = 0
 ) -> Sandbox | RemoteSandbox:
     """The sandbox of section `reward`, not started yet.
+
+    For the reward "math_verify" it has its library, by default of the interpreter of this process.
 
     Args:
       config: section `reward`.
       isolation, require, workers: in place of those of the config.
-      preload: modules to import first, besides those of the config.
     """
+    mathematics = config.name == MATH_VERIFY
     limits = Limits(config.cpu_seconds, config.memory_mb, config.output_kb << 10, config.failed_runs)
-    options = {
+    options: dict[str, Any] = {
         "isolation": isolation or config.isolation,
         "require": require or config.require_isolation,
-        "python": config.python,
-        "preload": (*config.preload, *preload),
+        "python": config.python or (sys.executable if mathematics and not config.command else ""),
+        "preload": (*config.preload, *([PACKAGE] if mathematics else [])),
     }
     workers = workers or config.workers
     if config.command:
         return RemoteSandbox(config.command, limits, workers, **options)
-    return Sandbox(limits, workers, **options)
+    return Sandbox(limits, workers or os.cpu_count() or 1, **options)
 
 
-def check_sandbox(config: Config, preload: tuple[str, ...] = ()) -> None:
+def check_sandbox(config: Config) -> None:
     """Starts the sandbox with one worker and ends it.
 
     Raises:
@@ -46,7 +54,7 @@ def check_sandbox(config: Config, preload: tuple[str, ...] = ()) -> None:
     keys = {name: f"reward.{name}" for name in ("command", "isolation", "require_isolation", "python", "preload")}
     with located("reward.command", **keys):
         try:
-            with make_sandbox(config, workers=1, preload=preload):
+            with make_sandbox(config, workers=1):
                 pass
         except IsolationError as error:
             raise UserError(f"{error}; {REMEDY}", about=about) from None

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
 from qrpo_jax.faults import user_code
-from qrpo_jax.rewards.code_reward import CodeReward
+from qrpo_jax.rewards import answers, expressions
+from qrpo_jax.rewards.code_reward import CodeReward, summary
 from qrpo_jax.rewards.models import ModelScorer
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
+from qrpo_jax.rewards.sandbox.remote import RemoteSandbox
+from qrpo_jax.rewards.sandbox.tasks import DEFAULT_LIMITS
 from qrpo_jax.rewards.scores import Scores
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
@@ -35,12 +39,17 @@ def dialogue_share(prompt: str, completion: str, payload: str) -> float:
 
 TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
+ANSWER = "answer"
+MATH_VERIFY = "math_verify"
 MODEL = "model"
+BUILT_IN = (TESTS, ANSWER, MATH_VERIFY, MODEL)
+RUN_CODE = (TESTS, MATH_VERIFY)  # in a sandbox
+OK = "ok"  # verdict on a completion whose reward is a number
 TOO_LONG = "dropped: too long for the reward model"
 
 
 class Reward:
-    """A reward by name: "tests", a key of TEXT_REWARDS, or "package.module:function".
+    """A reward by name: "tests", "answer", "math_verify", a key of TEXT_REWARDS, or "package.module:function".
 
     A context manager, because running code needs worker processes. `protections` says which of the sandbox's limits
     this machine enforces.
@@ -48,28 +57,54 @@ class Reward:
     Args:
       limits, workers: of the sandbox; 0 workers: one a core.
       block, max_tests: of "tests", see `CodeReward`.
+      sandbox: in place of one with these limits; of "tests" and "math_verify".
 
     Raises:
       UserError: no such reward.
     """
 
-    def __init__(self, name: str, *, limits: Limits, workers: int, block: str = "first", max_tests: int = 0) -> None:
-        self._name = name
-        self._function = None if name == TESTS else find_function(name)
-        self._sandbox = Sandbox(limits, workers or os.cpu_count() or 1) if name == TESTS else None
-        self._tests = CodeReward(self._sandbox, block=block, max_tests=max_tests) if self._sandbox else None
+    def __init__(
+        self,
+        name: str,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        workers: int = 0,
+        block: str = "first",
+        max_tests: int = 0,
+        sandbox: Sandbox | RemoteSandbox | None = None,
+    ) -> None:
+        self._name, self._sandbox = name, sandbox
+        self._function = None if name in BUILT_IN else find_function(name)
+        workers = workers or os.cpu_count() or 1
+        if sandbox is None and name == TESTS:
+            self._sandbox = Sandbox(limits, workers)
+        elif sandbox is None and name == MATH_VERIFY:
+            expressions.check_package()
+            self._sandbox = Sandbox(limits, workers, python=sys.executable, preload=(expressions.PACKAGE,))
+        self._tests: CodeReward | None = None
+        if self._sandbox is not None and name == TESTS:
+            self._tests = CodeReward(self._sandbox, block=block, max_tests=max_tests)
 
     @property
     def protections(self) -> dict[str, bool]:
         return {} if self._sandbox is None else self._sandbox.protections
 
+    @property
+    def isolation(self) -> str:
+        """The level at which code is isolated; "" if none runs."""
+        return "" if self._sandbox is None else self._sandbox.level
+
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, including those that already have one."""
         if self._tests is not None:
             return self._tests.score(rows)
+        if self._name == ANSWER:
+            return summary([answers.judge(row) for row in rows])
+        if self._sandbox is not None:
+            return summary(expressions.judge(self._sandbox, rows))
         with user_code.Watch() as watch:
             rewards = [[self._call(row, i, watch) for i in range(len(row.completions))] for row in rows]
-        return Scores(rewards, {"ok": sum(map(len, rewards))})
+        return Scores(rewards, {OK: sum(map(len, rewards))})
 
     def _call(self, row: Row, index: int, watch: user_code.Watch) -> float:
         assert self._function is not None
@@ -114,7 +149,7 @@ class ModelReward(AbstractContextManager):
     """The reward "model": a reward model with the interface of a `Reward`."""
 
     def __init__(self, scorer: ModelScorer) -> None:
-        self.model, self._scorer = scorer.model, scorer
+        self.model, self._scorer, self.isolation = scorer.model, scorer, ""
 
     @property
     def protections(self) -> dict[str, bool]:
@@ -126,7 +161,7 @@ class ModelReward(AbstractContextManager):
         scores = iter(scored.scores)
         rewards = [[next(scores) for _ in row.completions] for row in rows]
         long = sum(score is None for score in scored.scores)
-        outcomes = {"ok": len(scored.scores) - long, TOO_LONG: long}
+        outcomes = {OK: len(scored.scores) - long, TOO_LONG: long}
         return Scores(rewards, outcomes, {"special strings taken as text": scored.special_strings})
 
     def __exit__(self, *error: Any) -> None:
@@ -141,7 +176,7 @@ def find_function(name: str) -> TextReward:
     """
     if name in TEXT_REWARDS:
         return TEXT_REWARDS[name]
-    allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function"
+    allowed = f"{', '.join([*BUILT_IN, *TEXT_REWARDS])}, or package.module:function"
     if ":" not in name:
         raise UserError(f"reward is {name!r}; allowed: {allowed}", about="name")
     try:

@@ -10,7 +10,7 @@ class Scores(NamedTuple):
 
     Attributes:
       rewards: for each row those of its completions; None for a completion that cannot be scored.
-      outcomes: number of completions by outcome: a verdict of `code_reward`, "ok", ...
+      outcomes: number of completions by verdict: "passed", "wrong", "error", ..., or "ok" where a reward is a number.
       counts: further counts by name.
       messages: for each verdict that is a failure its most frequent messages, with the number of completions. Their
         text comes from completions, and is printable.

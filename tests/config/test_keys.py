@@ -19,6 +19,7 @@ from qrpo_jax.job.unit_mesh import UNITS
 from qrpo_jax.model.attention import BACKENDS
 from qrpo_jax.model.compute import REMAT
 from qrpo_jax.rewards.problems import BLOCKS
+from qrpo_jax.rewards.sandbox.pool import LEVELS
 from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import SCHEDULES
 
@@ -131,6 +132,8 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "train.shuffle": batch_order.SHUFFLES,
         "pack.over_long": views.OVER_LONG,
         "prompts.layout": ("", *LAYOUTS),
+        "reward.isolation": ("auto", *LEVELS),
+        "reward.require_isolation": LEVELS,
         "select.units": views.VIEWS,
         "select.estimator": quantiles.ESTIMATORS,
         "select.ties": quantiles.TIES,
@@ -140,7 +143,8 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "compile.programs": PROGRAMS,
         "compare_transforms.estimators": quantiles.ESTIMATORS,
     }
-    # These two are compared with names in the code.
+    # These are compared with names in the code.
+    tables |= {"reward.block": ("first", "last")}
     tables |= {"train.reference_log_probs": ("stored", "on_the_fly"), "export.adapter": ("merged", "peft")}
     choices = {
         name: (key.of if isinstance(key, Several) else key).names

@@ -129,7 +129,7 @@ def test_a_user_function_is_called_with_prompt_completion_and_payload():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("test", "reward is 'test'; allowed: tests, model, dialogue_share"),
+        ("test", "reward is 'test'; allowed: tests, answer, math_verify, model, dialogue_share"),
         ("no_such_module:f", "cannot be imported"),
         ("json:no_such_function", "cannot be imported"),
         ("json:__name__", "is not a function"),
