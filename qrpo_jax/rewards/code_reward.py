@@ -97,12 +97,12 @@ class CodeReward:
         judging = [of[key].judging(calls[key], one) for key, one in zip(calls, answers, strict=True)]
         results: dict[Key, Results] = {}
         for key, outputs in zip(calls, self._sandbox.run(judging), strict=True):
-            if (read := scripts.read_results(outputs, of[key])) is not None:
-                results[key] = read
+            if not scripts.differ(outputs):
+                results[key] = scripts.read_results(outputs, of[key])
         rest = [key for key in of if key not in results]
         together = [scripts.together_task(of[key], codes[key]) for key in rest]
         for key, outputs in zip(rest, self._sandbox.run(together), strict=True):
-            results[key] = scripts.read_results(outputs, of[key]) or []
+            results[key] = scripts.read_results(outputs, of[key])
         return results, set(rest)
 
     def _record(self, wanted: Iterable[Script]) -> None:

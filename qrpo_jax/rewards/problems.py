@@ -17,6 +17,7 @@ from qrpo_jax.rewards.scripts import Script, read_script
 # A block ends at a line that begins with the fence, or with the text.
 BLOCK = re.compile(r"```[ \t]*([\w+.-]*)[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("", "py", "python", "python3")
+BLOCKS = ("first", "last")  # which block of a completion is its code
 EXPRESSION_CALL = "f"
 KEYS = {"args", "kwargs", "value", "or", "as", "within", "relative"}
 KINDS = ("value", "strict", "truth", "lists", "set")
@@ -78,7 +79,7 @@ class Problem(NamedTuple):
         """The source of a completion; None for one without a block of code.
 
         Args:
-          block: "first" or "last": the block between ``` and ``` that is taken.
+          block: one of BLOCKS: the block between ``` and ``` that is taken.
         """
         if self.expression:
             return programs.program(completion)

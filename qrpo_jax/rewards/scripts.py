@@ -19,7 +19,6 @@ import ast
 import functools
 import inspect
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qrpo_jax.rewards import harness
@@ -32,6 +31,7 @@ TOGETHER = """lambda space: (
     space["together"]({source!r}, {names!r}, {entry_point}, dict(globals()), {count}),
 )[1]"""
 
+REASONS = (harness.PASSED, harness.WRONG, "error", "time", "memory", "output", "forbidden")
 MOST_SCRIPTS = 4096  # that are kept
 Results = list[tuple[str, str]]  # of each test: "passed", or why not; and a message
 
@@ -114,27 +114,24 @@ def recorded(outputs: Outputs) -> str | None:
     return output if isinstance(output, str) else None
 
 
-def read_results(outputs: Outputs, script: Script) -> Results | None:
-    """The results of step 3, or of the script together with a completion, which are untrusted; None if calls differ."""
+def differ(outputs: Outputs) -> bool:
+    """Whether the calls of step 3 were others than those of step 1. The judge says so, and no completion can."""
+    return outputs == (None,)
+
+
+def read_results(outputs: Outputs, script: Script) -> Results:
+    """The results of step 3, or of the script together with a completion, which are untrusted."""
     (output,) = outputs
-    if output is None:
-        return None
+    most = max(1, script.assertions)
     if isinstance(output, Failed):
-        return [(output.reason, output.message)] * max(1, script.assertions)
-    if (
-        not isinstance(output, list)
-        or not all(map(_is_result, output))
-        or not 0 < len(output) <= max(1, script.assertions)
-    ):
-        return [("error", "its report is unreadable")] * max(1, script.assertions)
+        return [(output.reason, output.message)] * most
+    if not isinstance(output, list) or not all(map(_is_result, output)) or not 0 < len(output) <= most:
+        return [("error", "its report is unreadable")] * most
     return [(reason, message) for reason, message in output]
 
 
 def _is_result(one: Any) -> bool:
     return isinstance(one, list) and len(one) == 2 and one[0] in REASONS and isinstance(one[1], str)
-
-
-REASONS: Sequence[str] = (harness.PASSED, harness.WRONG, "error", "time", "memory", "output", "forbidden")
 
 
 class _Reporting(ast.NodeTransformer):

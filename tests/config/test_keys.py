@@ -18,6 +18,7 @@ from qrpo_jax.job.programs import PROGRAMS
 from qrpo_jax.job.unit_mesh import UNITS
 from qrpo_jax.model.attention import BACKENDS
 from qrpo_jax.model.compute import REMAT
+from qrpo_jax.rewards.problems import BLOCKS
 from qrpo_jax.rewards.sandbox.pool import LEVELS
 from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import SCHEDULES
@@ -120,6 +121,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "model.attention": ("auto", *BACKENDS),
         "model.remat": REMAT,
         "mesh.units": UNITS,
+        "reward.block": BLOCKS,
         "sft.schedule": SCHEDULES,
         "sft.moment_dtype": COMPUTE,
         "train.schedule": SCHEDULES,
@@ -141,8 +143,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "compile.programs": PROGRAMS,
         "compare_transforms.estimators": quantiles.ESTIMATORS,
     }
-    # These are compared with names in the code.
-    tables |= {"reward.block": ("first", "last")}
+    # These two are compared with names in the code.
     tables |= {"train.reference_log_probs": ("stored", "on_the_fly"), "export.adapter": ("merged", "peft")}
     choices = {
         name: (key.of if isinstance(key, Several) else key).names

@@ -20,6 +20,7 @@ from tests.helpers.problem_sets import (
     rows_of_set,
     with_completions,
 )
+from tests.helpers.tables import rows_of, write_json_lines
 
 TESTS = [[[3], {"b": 4}, 7], [[1, 2], {}, 3], [[0, 0], {}, 1]]
 PAYLOAD = {"tests": TESTS, "entry_point": "Solution().add", "prelude": "from math import *"}
@@ -185,6 +186,41 @@ def test_arguments_are_values_of_python_and_calls_of_the_code(reward):
     ]
 
 
+REVERSE = """class Solution:
+    def f(self, head):
+        last = None
+        while head:
+            head.next, last, head = last, head, head.next
+        return last
+"""
+MIRROR = """class Solution:
+    def f(self, root):
+        if root:
+            root.left, root.right = self.f(root.right), self.f(root.left)
+        return root
+"""
+
+
+@pytest.mark.parametrize("kind, code", [("list", REVERSE), ("tree", MIRROR)])
+def test_linked_lists_and_trees_of_leetcode_go_in_and_come_out(fixtures, tmp_path, reward, kind, code):
+    prelude = next(iter(records_of_set(fixtures, "leetcode").values()))["prompt"]
+    calls = {
+        "list": [("[1, 2, 3]", "[3, 2, 1]"), ("[]", "[]"), ("[5]", "[5]")],
+        "tree": [("[1, 2, 3, None, 4]", "[1, 3, 2, None, None, 4]"), ("[]", "[]"), ("[1, 2]", "[1, None, 2]")],
+    }[kind]
+    lines = [
+        f"    assert is_same_{kind}(candidate({kind}_node({given})), {kind}_node({wanted}))" for given, wanted in calls
+    ]
+    test = "\n".join(["def check(candidate):", *lines])
+    record = {"task_id": "t", "query": "q", "prompt": prelude, "entry_point": "Solution().f", "test": test}
+    (row,) = rows_of(f"jsonl:{write_json_lines(tmp_path / 'a.jsonl', [record])}")
+    assert "script" not in json.loads(row.payload) and len(json.loads(row.payload)["tests"]) == 3
+    same_node = "class Solution:\n    def f(self, node): return node"
+    got = reward.score([with_completions(row, [code, same_node, "class Solution:\n    def f(self, node): return []"])])
+    alone = 2 / 3 if kind == "list" else 1 / 3
+    assert got.rewards == [[1.0, alone, 0.0]], got
+
+
 def test_programs_read_and_print(reward):
     codes = {
         "print(sum(map(int, input().split())))": 1.0,
@@ -222,7 +258,7 @@ def test_printed_texts_are_compared_by_tokens(printed, expected, same):
     assert same_text(printed, expected) is same
 
 
-SAMPLES = {"humaneval": 3, "mbpp": 17, "leetcode": 41}
+SAMPLES = {"humaneval": 3, "mbpp": 17, "leetcode": 73}
 # The published solution fails the data set's own check, which these tests verify; and what needs more than the limits.
 WRONG = {f"MBPP/{i}" for i in (64, 160, 367, 596, 601, 607, 631, 642, 927, 966)}
 SLOW = {"MBPP/123", "maximum-number-of-moves-to-kill-all-pawns", "find-the-number-of-subsequences-with-equal-gcd"}
@@ -252,7 +288,7 @@ def check_solutions(fixtures, reward, name, rows):
     failed = {row.id for row, (share,) in zip(rows, got.rewards, strict=True) if share < 1}
     needs = {row.id for row in rows if LIBRARY in row.completions[0].text + json.loads(row.payload)["prelude"]}
     explained = WRONG | SLOW | needs
-    assert len(rows) > 5 and failed - BORDERLINE <= explained and explained & {row.id for row in rows} <= failed, failed
+    assert len(rows) > 3 and failed - BORDERLINE <= explained and explained & {row.id for row in rows} <= failed, failed
     with Sandbox(Limits(cpu_seconds=9.0), 2) as patient:
         for id in sorted(failed & (WRONG | SLOW) & set(records) if name == "mbpp" else ()):
             record = records[id]
@@ -260,7 +296,7 @@ def check_solutions(fixtures, reward, name, rows):
             assert passes == (id in SLOW), id
 
 
-@pytest.mark.parametrize("name, step, most", [("humaneval", 23, 20), ("mbpp", 97, 20)])
+@pytest.mark.parametrize("name, step, most", [("humaneval", 23, 20), ("mbpp", 97, 9)])
 def test_changed_solutions_pass_exactly_where_the_own_harness_lets_them(fixtures, sandbox, reward, name, step, most):
     compare_mutants(fixtures, sandbox, reward, name, step, most)
 

@@ -74,7 +74,7 @@ def test_solutions_of_the_programs_pass_all_their_tests(tests_reward):
         solution = Completion(programs.problem(0, split, index).solution, NONE, True, "policy")
         rows.append(dataclasses.replace(program_row(0, split, index), completions=(solution,)))
     scores = tests_reward.score(rows)
-    assert scores.rewards == [[1.0]] * len(rows) and scores.outcomes == {"ok": len(rows)}
+    assert scores.rewards == [[1.0]] * len(rows) and scores.outcomes == {"passed": len(rows)}
 
 
 def test_equal_completions_of_other_prompts_are_scored_by_their_own_tests(tests_reward):

@@ -107,16 +107,13 @@ def _called(module: ast.Module) -> str | None:
 
 
 def _divide(module: ast.Module, tests: list[Any], names: Collection[str]) -> str:
-    """Moves the assertions that are tests of a value from the module to `tests`; the rest, if it tests anything."""
+    """Moves the assertions that are tests of a value from the module to `tests`; the rest, if it calls the function."""
     module.body = _rest(module.body, tests, names)
     for statement in module.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == CHECK:
             statement.body = _rest(statement.body, tests, names) or [ast.Pass()]
-    checks = (
-        isinstance(node, ast.Assert) or (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in names)
-        for node in ast.walk(module)
-    )
-    return ast.unparse(module) if any(checks) else ""
+    names_of = (node for node in ast.walk(module) if isinstance(node, ast.Name | ast.Attribute))
+    return ast.unparse(module) if any(name_of(node) in names for node in names_of) else ""
 
 
 def _rest(statements: list[ast.stmt], tests: list[Any], names: Collection[str]) -> list[ast.stmt]:
