@@ -93,17 +93,20 @@ class CodeReward:
         of = {key: script for key in codes if (script := problems[key[0]].script)}
         self._record(of.values())
         calls = {key: found for key, script in of.items() if (found := self._calls[script]) is not None}
-        answers = self._sandbox.run([scripts.calls_task(of[key], codes[key], found) for key, found in calls.items()])
-        judging = [of[key].judging(calls[key], one) for key, one in zip(calls, answers, strict=True)]
+        together = [key for key in of if key not in calls]
         results: dict[Key, Results] = {}
-        for key, outputs in zip(calls, self._sandbox.run(judging), strict=True):
-            if not scripts.differ(outputs):
-                results[key] = scripts.read_results(outputs, of[key])
-        rest = [key for key in of if key not in results]
-        together = [scripts.together_task(of[key], codes[key]) for key in rest]
-        for key, outputs in zip(rest, self._sandbox.run(together), strict=True):
+        for _ in range(scripts.ROUNDS):
+            answering = [scripts.calls_task(of[key], codes[key], found) for key, found in calls.items()]
+            answers = self._sandbox.run(answering)
+            judging = [of[key].judging(calls[key], one) for key, one in zip(calls, answers, strict=True)]
+            judged = dict(zip(calls, self._sandbox.run(judging), strict=True))
+            calls = {key: found for key, one in judged.items() if (found := scripts.other_calls(one)) is not None}
+            results |= {key: scripts.read_results(one, of[key]) for key, one in judged.items() if key not in calls}
+        results |= dict.fromkeys(calls, scripts.MANY_ROUNDS)
+        tasks = [scripts.together_task(of[key], codes[key]) for key in together]
+        for key, outputs in zip(together, self._sandbox.run(tasks), strict=True):
             results[key] = scripts.read_results(outputs, of[key])
-        return results, set(rest)
+        return results, set(together)
 
     def _record(self, wanted: Iterable[Script]) -> None:
         """Records the calls of scripts whose calls are not known yet."""

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
 from qrpo_jax.rewards.sandbox.values import decode, encode
@@ -69,7 +70,7 @@ class RaisedError(Exception):
 
 
 class DifferentCallsError(BaseException):
-    """The script does not call the function as it did when its calls were recorded."""
+    """The script calls the function as it did not when its calls were recorded, or too often."""
 
 
 class Report:
@@ -101,17 +102,22 @@ def why(error: BaseException) -> list[str]:
 
 
 def run(source: str, names: list[str], function: Callable[..., Any], namespace: dict[str, Any], report: Report) -> None:
-    """Runs a script, and its function `check`, if there is one.
+    """Runs a script, then its function `check` and those of no arguments whose names begin with `test`.
 
     Args:
       names: what the script may call the function.
     """
     random.seed(0)
+    before = dict(namespace)
     namespace |= dict.fromkeys(names, function) | {REPORT: report}
     exec(compile(source, "script", "exec"), namespace)
-    check = namespace.get("check")
-    if callable(check) and check is not function:
-        check(function)
+    for name, one in list(namespace.items()):
+        if name in names or before.get(name) is one or not isinstance(one, FunctionType):
+            continue
+        if name == "check":
+            one(function)
+        elif name.startswith("test") and not one.__code__.co_argcount:
+            one()
 
 
 def results(source: str, names: list[str], function: Any, namespace: dict[str, Any], count: int) -> list[list[str]]:
@@ -126,6 +132,8 @@ def results(source: str, names: list[str], function: Any, namespace: dict[str, A
         for number in range(max(1, count)):
             if number not in report.results:
                 report.fail(number, error)
+    if count and not report.results:
+        return [["error", "no assertion of the script ran"]]
     return [report.results[number] for number in sorted(report.results)] or [[PASSED, ""]]
 
 
@@ -162,8 +170,10 @@ def arguments(positional: Any, named: Any) -> list[Any]:
     return [[encode(one) for one in positional], {name: encode(one) for name, one in named.items()}]
 
 
-def judge(prelude: str, source: str, names: list[str], count: int, calls: str, answers: str) -> list[list[str]] | None:
-    """What became of the assertions, see `results`, if the completion answers so; None if the script calls differ.
+def judge(prelude: str, source: str, names: list[str], count: int, calls: str, answers: str) -> list[list[str]] | str:
+    """What became of the assertions, see `results`, if the completion answers so.
+
+    Where the script makes another call than those that are answered: its calls up to this one, as JSON.
 
     Args:
       calls: of `record`.
@@ -176,7 +186,9 @@ def judge(prelude: str, source: str, names: list[str], count: int, calls: str, a
 
     def function(*positional: Any, **named: Any) -> Any:
         nonlocal made
-        if made >= len(expected) or arguments(positional, named) != expected[made]:
+        call = arguments(positional, named)
+        if made >= len(expected) or call != expected[made]:
+            expected[made:] = [call]
             raise DifferentCallsError
         made += 1
         answer = given[made - 1]
@@ -193,7 +205,7 @@ def judge(prelude: str, source: str, names: list[str], count: int, calls: str, a
     try:
         return results(source, names, function, namespace, count)
     except DifferentCallsError:
-        return None
+        return json.dumps(expected)
 
 
 def change(mine: Any, theirs: Any) -> None:

@@ -7,9 +7,11 @@ A script calls the function many times, in loops and through helpers. It runs
 2. The completion's process gets these calls as any other, and returns the values, and the arguments as they are after
    the call: a script may test what a function does to a list.
 3. The script runs again for this completion, and the function answers so. What the completion raised is raised again.
+   Where a call depends on earlier answers, steps 2 and 3 follow again with this call, up to ROUNDS times.
 
-If step 1 fails, or the calls of step 3 are others (they depend on answers), script and completion run in one process,
-where the completion can read what is expected. Such completions are counted.
+If step 1 fails, as it does where the script passes an answer on to the function, or needs a class of the completion,
+script and completion run in one process, where the completion can read what is expected. Such completions are counted.
+No completion has a say in it.
 
 Each assertion of a script that ran is a test, and so is each one that an exception kept from running. A loop repeats an
 assertion, which is one test and must hold every time.
@@ -33,6 +35,8 @@ TOGETHER = """lambda space: (
 
 REASONS = (harness.PASSED, harness.WRONG, "error", "time", "memory", "output", "forbidden")
 MOST_SCRIPTS = 4096  # that are kept
+ROUNDS = 8
+MANY_ROUNDS = [("error", f"calls of the script depend on answers more than {ROUNDS} times")]
 Results = list[tuple[str, str]]  # of each test: "passed", or why not; and a message
 
 
@@ -114,9 +118,9 @@ def recorded(outputs: Outputs) -> str | None:
     return output if isinstance(output, str) else None
 
 
-def differ(outputs: Outputs) -> bool:
-    """Whether the calls of step 3 were others than those of step 1. The judge says so, and no completion can."""
-    return outputs == (None,)
+def other_calls(outputs: Outputs) -> str | None:
+    """The calls that the script makes instead of those that were answered; None if they are these, or it failed."""
+    return recorded(outputs)
 
 
 def read_results(outputs: Outputs, script: Script) -> Results:

@@ -263,6 +263,8 @@ SAMPLES = {"humaneval": 3, "mbpp": 17, "leetcode": 73}
 WRONG = {f"MBPP/{i}" for i in (64, 160, 367, 596, 601, 607, 631, 642, 927, 966)}
 SLOW = {"MBPP/123", "maximum-number-of-moves-to-kill-all-pawns", "find-the-number-of-subsequences-with-equal-gcd"}
 LIBRARY = "sortedcontainers"  # what 18 solutions of LeetCodeDataset import
+# Their own harness encodes with the completion's copy of a function that the prompt gives; here it is the prompt's.
+HELPED = {"HumanEval/38", "HumanEval/50"}
 BORDERLINE = {"sorted-gcd-pair-queries"}  # one of its tests takes 0.9 s
 
 
@@ -310,7 +312,7 @@ def test_many_changed_solutions_pass_exactly_where_the_own_harness_lets_them(fix
 def compare_mutants(fixtures, sandbox, reward, name, step, most):
     records, rejected, differ = records_of_set(fixtures, name), 0, []
     for row in rows_of_set(fixtures, name, step):
-        if row.id in WRONG | SLOW:
+        if row.id in WRONG | SLOW | HELPED:
             continue
         every = list(mutants(code_block(row.completions[0].text)))
         codes = random.Random(0).sample(every, min(most, len(every)))

@@ -8,7 +8,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.code_reward import WITHIN_REACH, CodeReward
 from qrpo_jax.rewards.problems import read_problem
 from qrpo_jax.rewards.sandbox.pool import Failed, Limits, Sandbox
-from qrpo_jax.rewards.scripts import read_results, read_script
+from qrpo_jax.rewards.scripts import MANY_ROUNDS, read_results, read_script
 from tests.helpers.problem_sets import fenced, problem_row, rows_of_set
 
 LOOP = """
@@ -170,7 +170,7 @@ def check(candidate):
     assert got.rewards == [[1.0, 0.5]] and not got.counts
 
 
-def test_a_script_whose_calls_depend_on_answers_runs_beside_the_completion_and_says_so(sandbox):
+def test_a_script_that_cannot_be_recorded_runs_beside_the_completion_and_says_so(sandbox):
     chained = "def check(candidate):\n    x = 1\n    for _ in range(3):\n        x = candidate(x)\n    assert x == 4"
     branching = (
         "def check(candidate):\n    if candidate(1) != 2:\n        raise AssertionError\n    assert candidate(5) == 6"
@@ -180,6 +180,28 @@ def test_a_script_whose_calls_depend_on_answers_runs_beside_the_completion_and_s
     for script in (chained, branching, classes):
         got = scored(sandbox, of(script), right, right.replace("+ 1", "+ 2"), "def f(x): return x.y")
         assert got.rewards == [[1.0, 0.0, 0.0]] and got.counts == {WITHIN_REACH: 3}, (script, got)
+
+
+def test_calls_that_depend_on_answers_are_answered_in_turn(sandbox):
+    script = """
+def check(candidate):
+    for i in range(len(candidate(3))):
+        if len(candidate(i)):
+            assert sum(candidate(i + 10)) == sum(range(i + 10))
+    assert candidate(2) == [0, 1]
+"""
+    watched = Watched(sandbox)
+    codes = {
+        "def f(n): return list(range(n))": 1.0,
+        "def f(n): return list(range(n + (n == 12)))": 0.5,
+        "def f(n): return []": 0.0,
+        "import time\ndef f(n): return [0] * (time.perf_counter_ns() % 1009)": 0.0,
+        "def f(n): return [0] * 1000 if n == 3 else [0] * n": 0.0,
+    }
+    got = scored(watched, of(script), *codes)
+    assert dict(zip(codes, got.rewards[0], strict=True)) == codes and not got.counts, got
+    assert got.messages["error"] == {MANY_ROUNDS[0][1]: 2}, got.messages
+    assert all("sum(" not in task.code + str(task.call) for task in watched.tasks if "def f" in task.code)
 
 
 def test_a_script_may_name_the_function_and_need_no_check(sandbox):
@@ -192,6 +214,16 @@ def test_a_script_may_name_the_function_and_need_no_check(sandbox):
         "def f(x): return 3",
     )
     assert without.rewards == [[1.0, 0.0]]
+
+
+def test_functions_named_test_run_and_assertions_that_never_run_pass_nothing(sandbox):
+    right, wrong = "def f(x): return x + 1", "def f(x): return x"
+    script = "def test_one():\n    x = 1\n    assert f(x) == 2\ndef helper(x):\n    assert x\n"
+    script += "def test_two():\n    helper(f(-1) == 0)"
+    assert scored(sandbox, of(script), right, wrong).rewards == [[1.0, 0.0]]
+    never = "def unknown():\n    assert f(1) == 2"
+    got = scored(sandbox, of(never), right, wrong)
+    assert got.rewards == [[0.0, 0.0]] and got.messages == {"error": {"no assertion of the script ran": 2}}
 
 
 def test_random_numbers_of_script_and_completion_are_the_same_in_every_run(sandbox):

@@ -17,6 +17,7 @@ from qrpo_jax.errors import shown
 
 CANDIDATE = "candidate"  # what the tests of HumanEval and LeetCodeDataset call the function
 CHECK = "check"  # the function that has them
+CHECKS = (CHECK, "test")  # and what names of such functions begin with elsewhere
 SHOWN_TESTS = "Your code must pass these tests:"
 WITHOUT_TESTS = "no test calls the function"
 PYTHON = {*dir(builtins), "isclose"}
@@ -110,7 +111,7 @@ def _divide(module: ast.Module, tests: list[Any], names: Collection[str]) -> str
     """Moves the assertions that are tests of a value from the module to `tests`; the rest, if it calls the function."""
     module.body = _rest(module.body, tests, names)
     for statement in module.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == CHECK:
+        if isinstance(statement, ast.FunctionDef) and statement.name.startswith(CHECKS):
             statement.body = _rest(statement.body, tests, names) or [ast.Pass()]
     names_of = (node for node in ast.walk(module) if isinstance(node, ast.Name | ast.Attribute))
     return ast.unparse(module) if any(name_of(node) in names for node in names_of) else ""
