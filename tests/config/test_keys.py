@@ -143,8 +143,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "compile.programs": PROGRAMS,
         "compare_transforms.estimators": quantiles.ESTIMATORS,
     }
-    # These are compared with names in the code.
-    tables |= {"reward.block": ("first", "last")}
+    # These two are compared with names in the code.
     tables |= {"train.reference_log_probs": ("stored", "on_the_fly"), "export.adapter": ("merged", "peft")}
     choices = {
         name: (key.of if isinstance(key, Several) else key).names
