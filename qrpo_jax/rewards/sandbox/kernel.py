@@ -22,7 +22,7 @@ CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWPID = (
     0x08000000,
     0x20000000,
 )
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 ADDR_NO_RANDOMIZE, AT_RANDOM = 0x0040000, 25
 
 # System calls that a completion may make: name, number on x86-64, number on aarch64 ("-": has none). Everything else is
@@ -35,8 +35,8 @@ madvise 28 233, dup 32 23, dup2 33 -, dup3 292 24, getpid 39 172, gettid 186 178
 exit_group 231 94, uname 63 160, ftruncate 77 46, getcwd 79 17, getdents64 217 61, gettimeofday 96 169, time 201 -
 clock_gettime 228 113, clock_getres 229 114, getrlimit 97 163, getrusage 98 165, sysinfo 99 179, times 100 153
 getuid 102 174, getgid 104 176, geteuid 107 175, getegid 108 177, sigaltstack 131 132, sched_yield 24 124
-sched_getaffinity 204 123, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, stat 4 -, lstat 6 -, access 21 -
-readlink 89 -, newfstatat 262 79, statx 332 291, readlinkat 267 78, faccessat 269 48, faccessat2 439 439
+sched_getaffinity 204 123, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, stat 4 -, lstat 6 -
+access 21 -, readlink 89 -, newfstatat 262 79, statx 332 291, readlinkat 267 78, faccessat 269 48, faccessat2 439 439
 """
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -110,7 +110,11 @@ def fix_addresses() -> bool:
 
 
 def filter_calls() -> None:
-    """Installs the filter that refuses, with EPERM, every call but those ALLOWED and those that keep a rule."""
+    """Installs the filter that refuses, with EPERM, every call but those ALLOWED and those that keep a rule.
+
+    Raises:
+      MemoryError: the kernel has no memory for it now. Where it has no filters at all, nothing happens.
+    """
     if MACHINE is None:
         return
     place, audit = MACHINE
@@ -142,7 +146,9 @@ def filter_calls() -> None:
         for at, (op, *jumps, operand) in enumerate(code)
     )
     kept = ctypes.create_string_buffer(text, len(text))
-    LIBC.prctl(PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(code), ctypes.addressof(kept)), 0, 0)
+    program = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(kept))
+    if LIBC.prctl(PR_SET_SECCOMP, 2, program, 0, 0) and ctypes.get_errno() in (errno.ENOMEM, errno.EAGAIN):
+        raise MemoryError("no memory for a filter of system calls")
 
 
 def restrict_files(readable: list[str]) -> None:
@@ -175,8 +181,8 @@ def isolate() -> None:
 
 
 def die_with_parent() -> None:
-    """Makes the kernel kill this process when its parent ends."""
-    if MACHINE is not None:
+    """Makes the kernel kill this process when its parent ends. That is no confinement: also after `give_up`."""
+    if LINUX:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -205,9 +211,15 @@ class Parent:
             os.close(self._file)
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of its children's children when these lose theirs, so that it can end them."""
+    if LINUX:
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def drop_capabilities() -> None:
-    """Gives up every capability, including those over the zygote's namespaces."""
-    if MACHINE is not None:
+    """Gives up every capability, including those over the zygote's namespaces and the one to raise limits."""
+    if LINUX:
         LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 
