@@ -39,8 +39,8 @@ ENTRY_BYTES = 512  # of a report's line beyond its value
 
 # Imported once here, because a child's fork is cheap and its import is not (and may be forbidden).
 PRELOADED = (
-    "array base64 binascii bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap time typing"
+    "array base64 binascii bisect calendar cmath collections copy dataclasses datetime decimal enum fractions "
+    "functools hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap time typing"
 )
 
 # What a child tries at the start; see `pool.Sandbox`.
@@ -130,10 +130,9 @@ def described(error: BaseException) -> tuple[str, str]:
         text = ""
     if isinstance(error, MemoryError):
         return "memory", name
-    # os.fork and new threads are refused with these.
-    refused = isinstance(error, PermissionError | BlockingIOError) or (
-        isinstance(error, RuntimeError) and "start new thread" in text
-    )
+    # New processes and threads are refused with these.
+    thread = isinstance(error, RuntimeError) and "start new thread" in text
+    refused = thread or isinstance(error, PermissionError | BlockingIOError)
     return ("forbidden" if refused else "error"), f"{name}: {text}" if text else name
 
 
@@ -222,7 +221,7 @@ def run_program(code: Any, text: str, streams: list[int], output_bytes: int) -> 
         # What an interpreter does at its end: also a class of the program's own may hold back what it prints.
         atexit._run_exitfuncs()
         for stream in (sys.stdout, printed):
-            if stream is not None and not stream.closed:
+            if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
     return os.pread(outward, output_bytes + 1, 0).decode(errors="replace")
 
@@ -383,8 +382,8 @@ def run_children(child: Child, control: int, settings: Settings, page: mmap.mmap
         if done and ended.reason != "time":
             break
         failures += 1
-        # While it loads, or where it cannot be stopped otherwise, the rest would end in the same way. One that says that
-        # it is done and goes on for too long has no rest, if it is honest.
+        # While it loads, or where it cannot be stopped otherwise, the rest would end in the same way. One that says
+        # that it is done and goes on for too long has no rest, if it is honest.
         last = done or ended.test < first or ended.waited or failures == settings.failed_runs
         entries = [[ended.test, ended.reason, ended.message]] if ended.test >= first else []
         if last:
@@ -468,7 +467,8 @@ def main(settings: Settings) -> None:
         if len(header) < HEADER.size:
             return
         program, tests = HEADER.unpack(header)
-        run_children(Child(*files, program, tests), control.fileno(), settings, page, namespace)
+        question, report = files
+        run_children(Child(question, report, program, tests), control.fileno(), settings, page, namespace)
         for file in files:
             os.close(file)
         control.sendall(DONE)
