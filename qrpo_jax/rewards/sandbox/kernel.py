@@ -137,8 +137,8 @@ def filter_calls() -> None:
             test += [(answer, 0, 0, refuse)]
             code += [(equal, 0, len(test), number), *test]
     for entry in ALLOWED.replace("\n", ",").split(","):
-        if entry and (number := entry.split()[1 + place]) != "-":
-            code.append((equal, "yes", 0, int(number)))
+        if entry and (listed := entry.split()[1 + place]) != "-":
+            code.append((equal, "yes", 0, int(listed)))
     code += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
     ends = {"no": len(code) - 2, "yes": len(code) - 1}
     text = b"".join(

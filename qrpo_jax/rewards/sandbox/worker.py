@@ -40,7 +40,8 @@ ENTRY_BYTES = 512  # of a report's line beyond its value
 # Imported once here, because a child's fork is cheap and its import is not (and may be forbidden).
 PRELOADED = (
     "array base64 binascii bisect calendar cmath collections copy dataclasses datetime decimal enum fractions "
-    "functools hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap time typing"
+    "functools hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap time "
+    "typing"
 )
 
 # What a child tries at the start; see `pool.Sandbox`.
@@ -210,7 +211,8 @@ def run_program(code: Any, text: str, streams: list[int], output_bytes: int) -> 
     os.dup2(inward, 0)  # again for each test, because open(0) closes it
     os.dup2(outward, 1)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = printed = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stdout = printed = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.__stdout__ = printed  # type: ignore[misc]
     sys.argv = ["completion"]
     try:
         exec(code, {"__name__": "__main__", "__builtins__": builtins})
