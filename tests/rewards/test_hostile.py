@@ -21,7 +21,9 @@ from tests.rewards.hostile import classes, files, loops, memory, processes, prog
 from tests.rewards.hostile.attack import EVERYWHERE, Attack, Value
 
 LIMITS = Limits(cpu_seconds=0.1, memory_mb=128, output_bytes=4096)
-KINDS = {kind.__name__.rpartition(".")[2]: kind for kind in (classes, files, loops, memory, processes, programs, reports)}
+KINDS = {
+    kind.__name__.rpartition(".")[2]: kind for kind in (classes, files, loops, memory, processes, programs, reports)
+}
 ATTACKS: list[Attack] = [attack for kind in KINDS.values() for attack in kind.ATTACKS]
 
 
@@ -41,7 +43,11 @@ class Outside:
         stack.callback(os.close, self.pipe)
         os.environ["SECRET_OF_THE_TRAINER"] = self.secret
         stack.callback(os.environ.pop, "SECRET_OF_THE_TRAINER")
-        self.sockets = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)]
+        self.sockets = [
+            socket.create_server(("127.0.0.1", 0)),
+            socket.socket(socket.AF_UNIX),
+            socket.socket(socket.AF_UNIX),
+        ]
         self.sockets[1].bind(str(folder / "socket"))
         self.sockets[2].bind("\0" + self.name if kernel.LINUX else str(folder / self.name))
         for one in self.sockets:
@@ -76,9 +82,23 @@ class Outside:
             written = os.read(self.pipe, 99)
         except BlockingIOError:
             pass
-        stopped = [subprocess.run(["ps", "-o", "stat=,nice=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()[:1] == "T"
-                   for pid in (self.process.pid, os.getpid())]
-        return [entries, kept, attributes, connected, written, stopped, self.process.poll(), os.getpriority(os.PRIO_PROCESS, self.process.pid)]
+        stopped = [
+            subprocess.run(["ps", "-o", "stat=,nice=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()[
+                :1
+            ]
+            == "T"
+            for pid in (self.process.pid, os.getpid())
+        ]
+        return [
+            entries,
+            kept,
+            attributes,
+            connected,
+            written,
+            stopped,
+            self.process.poll(),
+            os.getpriority(os.PRIO_PROCESS, self.process.pid),
+        ]
 
 
 class Ran:
@@ -139,7 +159,7 @@ def right(attack: Attack, outputs: Outputs) -> bool:
 
 
 def matches(output: Any, allowed: Any) -> bool:
-    if isinstance(allowed, frozenset):
+    if isinstance(allowed, frozenset | list):
         return any(matches(output, one) for one in allowed)
     if isinstance(allowed, Value):
         same = type(output) is type(allowed.value) and bool(output == allowed.value)
@@ -157,7 +177,7 @@ def test_there_are_many_attacks_and_no_two_have_one_name() -> None:
 def test_every_verdict_is_right(ran: dict[str, Ran], level: str, kind: str) -> None:
     one = need(ran, level)
     attacks = [attack for attack in KINDS[kind].ATTACKS if level in attack.levels]
-    wrong = {a.name: (one.outputs[a.name], a.right) for a in attacks if not right(a, one.outputs[a.name])}
+    wrong = [f"{a.name}: {one.outputs[a.name]!r:.300}" for a in attacks if not right(a, one.outputs[a.name])]
     assert not wrong, f"{len(wrong)} of {len(attacks)}: {wrong}"
 
 
@@ -170,7 +190,12 @@ def test_the_next_honest_completion_is_unharmed(ran: dict[str, Ran], level: str)
 def test_nothing_outside_is_reached_or_leaks(ran: dict[str, Ran], outside: Outside) -> None:
     assert ran
     assert outside.state() == outside.before
-    leaks = [(level, name) for level, one in ran.items() for name, outputs in one.outputs.items() if outside.secret in repr(outputs)]
+    leaks = [
+        (level, name)
+        for level, one in ran.items()
+        for name, outputs in one.outputs.items()
+        if outside.secret in repr(outputs)
+    ]
     assert leaks == []
 
 

@@ -48,14 +48,14 @@ class Rule(NamedTuple):
       numbers: of the call, on x86-64 and on aarch64; 0: has none.
       argument: which one, counted from 0.
       among: values that are allowed; of the bits in `mask` alone.
-      whole: the upper half of the argument must be 0, too.
+      zeros: arguments that must be 0.
     """
 
     numbers: tuple[int, int]
     argument: int
     among: tuple[int, ...]
     mask: int = 0xFFFFFFFF
-    whole: bool = False
+    zeros: tuple[int, ...] = ()
 
 
 RULES = (
@@ -67,7 +67,7 @@ RULES = (
     Rule((72, 25), 1, (0, 1, 2, 3, 1030)),
     # futex: waking others up. Waiting is not allowed: there is nobody to wait for.
     Rule((202, 98), 1, (1, 10), mask=0x7F),
-    Rule((302, 261), 2, (0,), whole=True),  # prlimit64: reading a limit
+    Rule((302, 261), 0, (0,), zeros=(2,)),  # prlimit64: reading a limit of its own
 )
 # machine: its place in the numbers above, and its audit number
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -130,8 +130,9 @@ def filter_calls() -> None:
     for rule in RULES:
         if number := rule.numbers[place]:
             test: list[tuple[int, int | str, int | str, int]] = []
-            if rule.whole:
-                test += [(load, 0, 0, 20 + 8 * rule.argument), (equal, 0, "no", 0)]
+            for zero in rule.zeros:
+                for half in (16, 20):
+                    test += [(load, 0, 0, half + 8 * zero), (equal, 0, "no", 0)]
             test += [(load, 0, 0, 16 + 8 * rule.argument), (mask, 0, 0, rule.mask)]
             test += [(equal, "yes", 0, value) for value in rule.among]
             test += [(answer, 0, 0, refuse)]

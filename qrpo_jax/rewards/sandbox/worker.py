@@ -10,8 +10,10 @@ test alone: a new child goes on with the next.
 
 import atexit
 import builtins
+import errno
 import gc
 import importlib
+import io
 import json
 import math
 import mmap
@@ -131,6 +133,8 @@ def described(error: BaseException) -> tuple[str, str]:
         text = ""
     if isinstance(error, MemoryError):
         return "memory", name
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "output", "it writes more than the limit"
     # New processes and threads are refused with these.
     thread = isinstance(error, RuntimeError) and "start new thread" in text
     refused = thread or isinstance(error, PermissionError | BlockingIOError)
@@ -211,20 +215,26 @@ def run_program(code: Any, text: str, streams: list[int], output_bytes: int) -> 
     os.dup2(inward, 0)  # again for each test, because open(0) closes it
     os.dup2(outward, 1)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stdout = printed = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    raw = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
+    sys.stdout = printed = io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace")
     sys.__stdout__ = printed  # type: ignore[misc]
     sys.argv = ["completion"]
+    namespace = {"__name__": "__main__", "__builtins__": builtins}
     try:
-        exec(code, {"__name__": "__main__", "__builtins__": builtins})
+        exec(code, namespace)
     except SystemExit as ended:
         if ended.code not in (None, 0, False):
             raise
     finally:
-        # What an interpreter does at its end: also a class of the program's own may hold back what it prints.
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, printed):
-            if stream is not None and not getattr(stream, "closed", False):
-                stream.flush()
+        try:
+            # What an interpreter does at its end: also a class of the program's own may hold back what it prints.
+            atexit._run_exitfuncs()
+            for stream in (sys.stdout, printed):
+                if stream is not None and not getattr(stream, "closed", False):
+                    stream.flush()
+        finally:
+            namespace.clear()
+            raw.close()  # or what could not be flushed would go to the next test's output
     return os.pread(outward, output_bytes + 1, 0).decode(errors="replace")
 
 

@@ -81,7 +81,9 @@ def loading(name: str, code: str, right: str, *, levels: tuple[str, ...] = EVERY
     return Attack(name, code, (reasons(right),) * 3, levels=levels)
 
 
-def program(name: str, code: str, *right: Any, inputs: tuple[str, ...] = ("1", "2", "3"), levels: Any = EVERYWHERE) -> Attack:
+def program(
+    name: str, code: str, *right: Any, inputs: tuple[str, ...] = ("1", "2", "3"), levels: Any = EVERYWHERE
+) -> Attack:
     """A program; texts in `right` that are reasons stand for these, others for what it prints."""
     found = [reasons(one) if set(one.split("|")) <= REASONS else Value(one) for one in right]
     return Attack(name, code, tuple(found), inputs, None, levels)

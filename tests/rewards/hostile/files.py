@@ -134,9 +134,19 @@ ATTACKS += [
     )
     for name, body, right, levels in [
         ("environment", "return dict(os.environ)", {}, ("limits", *CONFINED)),
-        ("environment of C", "libc.getenv.restype = ctypes.c_char_p; return libc.getenv(b'SECRET_OF_THE_TRAINER')", None, ("limits", *CONFINED)),
+        (
+            "environment of C",
+            "libc.getenv.restype = ctypes.c_char_p; return libc.getenv(b'SECRET_OF_THE_TRAINER')",
+            None,
+            ("limits", *CONFINED),
+        ),
         ("files", "return [n for n in range(99) if not os.system('') and 0 or is_open(n)]", [0, 1, 2, 4], ()),
-        ("random bytes of the process", "libc.getauxval.restype = ctypes.c_ulong; return ctypes.string_at(libc.getauxval(25), 16) == bytes(16)", True, CONFINED),
+        (
+            "random bytes of the process",
+            "libc.getauxval.restype = ctypes.c_ulong; return ctypes.string_at(libc.getauxval(25), 16) == bytes(16)",
+            True,
+            CONFINED,
+        ),
         ("names of the machine", "return os.uname().nodename", "sandbox", ("bubblewrap",)),
         ("other parents", "return os.getppid()", 0, CONFINED),
         ("process number", "return os.getpid()", 1, CONFINED),
@@ -151,4 +161,10 @@ ATTACKS.append(
         (Value([0, 1, 2, 4]),) * 3,
     )
 )
-ATTACKS.append(second("writes to every descriptor", "for n in range(99):\n    try: os.write(n, b'x')\n    except OSError: pass\nos._exit(0)", "error"))
+ATTACKS.append(
+    second(
+        "writes to every descriptor",
+        "for n in range(99):\n    try: os.write(n, b'x')\n    except OSError: pass\nos._exit(0)",
+        "error",
+    )
+)

@@ -1,6 +1,6 @@
 """Programs that use CPU time, or wait."""
 
-from tests.rewards.hostile.attack import CONFINED, KERNEL, Attack, loading, refused, second
+from tests.rewards.hostile.attack import CONFINED, KERNEL, Attack, harmless, loading, refused, second
 
 HOSTILE_EQUAL = "class H:\n    def __hash__(self): return 0\n    def __eq__(self, other): return False\n"
 
@@ -31,7 +31,11 @@ ATTACKS: list[Attack] = [
         ("collisions in a dict", "{H(): 1 for _ in range(10 ** 6)}", HOSTILE_EQUAL),
         ("colliding numbers", "set((2 ** 61 - 1) * k for k in range(10 ** 6))", ""),
         ("sort with a key that loops", "sorted([1, 2], key=lambda x: sum(iter(int, 1)))", ""),
-        ("sort with a hostile order", "sorted(O() for _ in range(9))", "class O:\n    def __lt__(s, o):\n        while 1: pass"),
+        (
+            "sort with a hostile order",
+            "sorted(O() for _ in range(9))",
+            "class O:\n    def __lt__(s, o):\n        while 1: pass",
+        ),
         ("sorting without end", "while True: sorted(range(10 ** 5), key=lambda x: -x)", ""),
         ("catches everything", "while True:\n    try:\n        while True: pass\n    except BaseException: pass", ""),
         ("finally", "while True:\n    try: continue\n    finally: continue", ""),
@@ -61,13 +65,29 @@ ATTACKS: list[Attack] = [
         ("trace", "def t(*_):\n    while True: pass\nsys.settrace(t)\nprint()\nint()\n(lambda: 0)()", ""),
         ("profile", "def t(*_):\n    while True: pass\nsys.setprofile(t)\nint()", ""),
         ("audit hook", "def h(*_):\n    while True: pass\nsys.addaudithook(h)\ncompile('1', '', 'eval')", ""),
-        ("descriptor", "class P:\n    @property\n    def x(self): return self.x\nwhile True:\n    try: P().x\n    except RecursionError: pass", ""),
+        (
+            "descriptor",
+            "class P:\n    @property\n    def x(self): return self.x\nwhile True:\n    try: P().x\n    except RecursionError: pass",
+            "",
+        ),
         ("attribute hook", "class G:\n    def __getattr__(self, n):\n        while True: pass\nG().x", ""),
         ("boolean", "class B:\n    def __bool__(self):\n        while True: pass\nassert B()", ""),
         ("message of an error", "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E", ""),
-        ("value that is a list without end", "class L(list):\n    def __iter__(self):\n        while True: pass\nreturn L()", ""),
-        ("value that is a dict without end", "class D(dict):\n    def items(self):\n        while True: pass\nreturn D({1: 1})", ""),
-        ("value's attributes", "class V:\n    @property\n    def __dict__(self):\n        while True: pass\nreturn V()", ""),
+        (
+            "value that is a list without end",
+            "class L(list):\n    def __iter__(self):\n        while True: pass\nreturn L()",
+            "",
+        ),
+        (
+            "value that is a dict without end",
+            "class D(dict):\n    def items(self):\n        while True: pass\nreturn D({1: 1})",
+            "",
+        ),
+        (
+            "value's attributes",
+            "class V:\n    @property\n    def __dict__(self):\n        while True: pass\nreturn V()",
+            "",
+        ),
         ("text of a number", "class N(int):\n    def __int__(self):\n        while True: pass\nreturn N()", ""),
         ("looking at files", "while True: os.stat('/')", ""),
         ("yielding", "while True: os.sched_yield()", ""),
@@ -85,7 +105,11 @@ ATTACKS: list[Attack] = [
 ATTACKS += [
     loading("loads for ever", "while True: pass", "time"),
     loading("loads for ever in a decorator", "def d(f):\n    while True: pass\n@d\ndef f(a): return a", "time"),
-    loading("loads for ever in a class", "class M(type):\n    def __new__(*a):\n        while 1: pass\nclass C(metaclass=M): pass", "time"),
+    loading(
+        "loads for ever in a class",
+        "class M(type):\n    def __new__(*a):\n        while 1: pass\nclass C(metaclass=M): pass",
+        "time",
+    ),
     loading("loads for ever in a default", "def f(a, b=sum(iter(int, 1))): return a", "time"),
     loading("loads a long sum", "x = " + "+".join("x" * 60_000), "error|memory|time"),
     loading("loads deep brackets", "(" * 3000 + ")" * 3000, "error|memory"),
@@ -113,14 +137,16 @@ ATTACKS += [
         ("pipe", "r, w = os.pipe()\nos.read(r, 1)", "forbidden"),
         ("lock of a file", "import fcntl\nfcntl.flock(4, fcntl.LOCK_EX)", "forbidden"),
         ("record lock", "import fcntl\nfcntl.lockf(4, fcntl.LOCK_EX)", "forbidden"),
-        ("signal", "import signal\nsignal.pause()", "error"),
         ("signal wait", "import signal\nsignal.sigwait({10})", "forbidden"),
         ("timed signal wait", "import signal\nsignal.sigtimedwait({10}, 99)", "forbidden"),
         ("child", "os.wait()", "forbidden"),
         ("futex", "word = ctypes.c_int(0)\ncall(202, 98, ctypes.byref(word), 0, 0, None, None, 0)", "forbidden"),
-        ("futex bitset", "word = ctypes.c_int(0)\ncall(202, 98, ctypes.byref(word), 9, 0, None, None, -1)", "forbidden"),
+        (
+            "futex bitset",
+            "word = ctypes.c_int(0)\ncall(202, 98, ctypes.byref(word), 9, 0, None, None, -1)",
+            "forbidden",
+        ),
         ("futex2", "call(455, 455, None, 0, 0, 0)", "forbidden"),
-        ("alarm", "import signal\nsignal.alarm(1)", "error"),
         ("interval timer", "import signal\nsignal.setitimer(signal.ITIMER_REAL, 1, 1)", "forbidden|error"),
         ("timer", "call(222, 107, 0, None, None)", "forbidden"),
         ("timer file", "call(283, 85, 0, 0)", "forbidden"),
@@ -132,5 +158,9 @@ ATTACKS += [
     ]
 ]
 ATTACKS += [
-    refused("signal handler by alarm of the library", "libc.alarm.restype = ctypes.c_uint\nlibc.alarm(1)\ncall(37, None, 1)"),
+    harmless("waits: signal", "import signal\nsignal.pause()", levels=CONFINED),
+    harmless("waits: alarm", "import signal\nsignal.alarm(1)\nsignal.pause()", levels=CONFINED),
+    refused(
+        "signal handler by alarm of the library", "libc.alarm.restype = ctypes.c_uint\nlibc.alarm(1)\ncall(37, None, 1)"
+    ),
 ]

@@ -3,7 +3,7 @@
 OUTSIDE_PID and TRAINER_PID are numbers of processes outside.
 """
 
-from tests.rewards.hostile.attack import CONFINED, KERNEL, Attack, Value, reasons, refused, second
+from tests.rewards.hostile.attack import CONFINED, KERNEL, Attack, Value, refused, second
 
 # By raw number on x86-64 and on aarch64; arguments that would work if they were allowed.
 CALLS = [
@@ -120,7 +120,6 @@ ATTACKS += [
         ("posix spawn", "os.posix_spawn('/bin/true', ['true'], {})"),
         ("thread", "import threading\nthreading.Thread(target=print).start()"),
         ("low thread", "import _thread\n_thread.start_new_thread(print, ())"),
-        ("pool", "import multiprocessing\nmultiprocessing.Process(target=print).start()"),
         ("thread pool", "from concurrent.futures import ThreadPoolExecutor as P\nP().submit(print)"),
         ("kill the parent", "os.kill(os.getppid(), 9)"),
         ("kill the first", "os.kill(1, 9)"),
@@ -128,12 +127,19 @@ ATTACKS += [
         ("stop the trainer", "os.kill(TRAINER_PID, 19)"),
         ("kill the trainer's group", "os.killpg(os.getpgid(TRAINER_PID), 9)"),
         ("nice", "os.nice(1)"),
-        ("limit of files", "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))"),
         ("user", "os.setuid(0)"),
         ("opens the trainer", "os.pidfd_open(TRAINER_PID)"),
         ("limits of the trainer", "import resource\nresource.prlimit(TRAINER_PID, 7)"),
     ]
 ]
+ATTACKS.append(
+    second(
+        "processes: limit of files",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))",
+        "error",  # Python makes a ValueError of it
+        levels=CONFINED,
+    )
+)
 ATTACKS += [
     refused(f"descriptor: {name}", f"import fcntl\nfcntl.fcntl(4, {number}, {value})")
     for name, number, value in [
@@ -166,7 +172,9 @@ ATTACKS += [
 EVERY = (
     KERNEL
     + """
-SKIPPED = (94, 93, 139) if arm else (60, 231, 15)  # end the process, or return from a signal
+# These end the process or return from a signal; 335 and 336 are traps of the kernel's own, which no filter sees, and end
+# a process that calls them.
+SKIPPED = (94, 93, 139) if arm else (60, 231, 15, 335, 336)
 def f(first, last, given):
     open_calls = []
     for number in range(first, last):
@@ -217,7 +225,7 @@ def _machine_code() -> Attack:
     return Attack(
         "calls of 32 bits by int 0x80",
         MACHINE_CODE,
-        (frozenset(reasons("error")) | {Value("[]")},),
+        (["error", Value([])],),  # a kernel without these calls ends it
         (Call(("5389f831db31c931d2cd805bc3",)),),
         levels=CONFINED,
     )

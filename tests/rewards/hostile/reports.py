@@ -40,7 +40,7 @@ ATTACKS: list[Attack] = [
     forged("a number", b"7\n"),
     forged("half a character", b"\xff\xfe[1]\n"),
     forged("zeros", bytes(99) + b"\n"),
-    forged("another encoding", '[1, "value", 7]\n'.encode("utf-16")[:-2] + b"\n", Value(1), Value(2), Value(3)),
+    forged("another encoding", '[1, "value", 7]\n'.encode("utf-16")[:-2] + b"\n", Value(1), Value(7), Value(3)),
     forged("deep lists", b"[" * 4000 + b"\n"),
     forged("deep objects", b'{"a":' * 800 + b"\n"),
     forged("deep value", b'[1, "value", ' + b"[" * 2000 + b"]" * 2000 + b"]\n"),
@@ -57,20 +57,66 @@ ATTACKS: list[Attack] = [
     swallowed("half a text", b'[0, "value", "'),
     swallowed("spaces", b"x" * 99),
     Attack("forges: floods lines", "import os\ndef f(a):\n    while True: os.write(4, b'\\n' * 4000)\n", (ERROR,) * 3),
-    Attack("forges: floods lines to the last byte", "import os\ndef f(a):\n    while True: os.write(4, b'\\n')\n", (reasons("error|time"),) * 3),
-    Attack("forges: floods its own line", "import os\ndef f(a):\n    while True: os.write(4, b'[0,\"value\",7]\\n' * 99)\n", (Value(7), ERROR, ERROR)),
+    Attack(
+        "forges: floods lines to the last byte",
+        "import os\ndef f(a):\n    while True: os.write(4, b'\\n')\n",
+        (reasons("error|time"),) * 3,
+    ),
+    Attack(
+        "forges: floods its own line",
+        "import os\ndef f(a):\n    while True: os.write(4, b'[0,\"value\",7]\\n' * 99)\n",
+        (Value(7), ERROR, ERROR),
+    ),
     Attack("forges: floods one line", "import os\ndef f(a):\n    while True: os.write(4, b'[' * 4000)\n", (ERROR,) * 3),
-    Attack("forges: all others, and ends", "import os\ndef f(a):\n    os.write(4, b'[-1, \"value\", 7]\\n')\n    os._exit(0)\n", (ERROR,) * 3),
-    Attack("forges: empties its report", "import os\ndef f(a):\n    if a == 3: os.ftruncate(4, 0)\n    return a\n", (ERROR, ERROR, reasons("error") | {Value(3)})),
-    Attack("forges: a long hole", "import os\ndef f(a):\n    if a == 2: os.ftruncate(4, 1 << 40)\n    return a\n", (Value(1), ERROR, Value(3))),
-    Attack("forges: a short hole", "import os\ndef f(a):\n    if a == 2: os.ftruncate(4, 8000); os.lseek(4, 0, 2)\n    return a\n", (Value(1), ERROR, Value(3))),
-    Attack("forges: writes over its report", "import os\ndef f(a):\n    if a == 2: os.lseek(4, 0, 0)\n    return a\n", (ERROR, Value(2), Value(3))),
-    Attack("forges: goes far beyond", "import os\ndef f(a):\n    if a == 2: os.lseek(4, 1 << 40, 0)\n    return a\n", (Value(1), ERROR, reasons("error") | {Value(3)})),
-    Attack("forges: sparse", "import os\ndef f(a):\n    if a == 2: os.lseek(4, 9000, 0)\n    return a\n", (Value(1), ERROR, Value(3))),
+    Attack(
+        "forges: all others, and ends",
+        "import os\ndef f(a):\n    os.write(4, b'[-1, \"value\", 7]\\n')\n    os._exit(0)\n",
+        (ERROR,) * 3,
+    ),
+    Attack(
+        "forges: empties its report",
+        "import os\ndef f(a):\n    if a == 3: os.ftruncate(4, 0)\n    return a\n",
+        (ERROR, ERROR, reasons("error") | {Value(3)}),
+    ),
+    Attack(
+        "forges: a long hole",
+        "import os\ndef f(a):\n    if a == 2: os.ftruncate(4, 1 << 40)\n    return a\n",
+        (Value(1), reasons("output"), Value(3)),
+    ),
+    Attack(
+        "forges: a short hole",
+        "import os\ndef f(a):\n    if a == 2: os.ftruncate(4, 8000); os.lseek(4, 0, 2)\n    return a\n",
+        (Value(1), ERROR, Value(3)),
+    ),
+    Attack(
+        "forges: writes over its report",
+        "import os\ndef f(a):\n    if a == 2: os.lseek(4, 0, 0)\n    return a\n",
+        (ERROR, Value(2), Value(3)),
+    ),
+    Attack(
+        "forges: goes far beyond",
+        "import os\ndef f(a):\n    if a == 2: os.lseek(4, 1 << 40, 0)\n    return a\n",
+        (Value(1), ERROR, reasons("error") | {Value(3)}),
+    ),
+    Attack(
+        "forges: sparse",
+        "import os\ndef f(a):\n    if a == 2: os.lseek(4, 9000, 0)\n    return a\n",
+        (Value(1), ERROR, Value(3)),
+    ),
     Attack("forges: closes its report", "import os\ndef f(a):\n    os.close(4)\n    return a\n", (ERROR,) * 3),
     Attack("forges: closes everything", "import os\ndef f(a):\n    os.closerange(0, 99)\n    return a\n", (ERROR,) * 3),
-    Attack("forges: another file as its report", "import os\ndef f(a):\n    os.dup2(1, 4)\n    return a\n", (ERROR,) * 3),
-    Attack("forges: reads its report", "import os\ndef f(a):\n    return os.pread(4, 999, 0).decode()\n", (Value(""), Value('[0, "value", ""]\n'), reasons("output|error") | {"text"})),
+    Attack(
+        "forges: another file as its report", "import os\ndef f(a):\n    os.dup2(1, 4)\n    return a\n", (ERROR,) * 3
+    ),
+    Attack(
+        "forges: reads its report",
+        "import os\ndef f(a):\n    return os.pread(4, 999, 0).decode()\n",
+        (
+            Value(""),
+            Value('[0, "value", ""]\n'),
+            Value('[0, "value", ""]\n[1, "value", "[0, \\"value\\", \\"\\"]\\n"]\n'),
+        ),
+    ),
 ]
 
 # What finds the worker's own objects from inside.
@@ -104,13 +150,13 @@ ATTACKS += [
     paged("no number", "page(1, float('nan')); spin()", TIME, TIME, TIME),
     paged("infinite", "page(1, float('inf')); spin()", TIME, TIME, TIME),
     paged("in the past", "page(1, -1e9); spin()", TIME, TIME, TIME),
-    paged("again and again", "while True: page(1, time.process_time())", reasons("error"), TIME, TIME),
+    paged("again and again", "while True: page(1, time.process_time())", TIME, TIME, TIME),
     paged("every test's share", "for i in range(4): page(i, time.process_time())\n    spin()", TIME, TIME, TIME),
     paged("done, and ends", "page(3, 0.0); os._exit(0)", ERROR, ERROR, ERROR),
     paged("a later test, and ends", "if a == 1: page(2, time.process_time()); os._exit(0)", ERROR, ERROR, ERROR),
     paged("all zeros", "for one in found('mmap'): one[:] = bytes(len(one))", Value(1), Value(2), Value(3)),
     paged("all ones", "for one in found('mmap'): one[:] = b'\\xff' * len(one)", Value(1), Value(2), Value(3)),
-    paged("closes it", "for one in found('mmap'): one.close()", Value(1), ERROR, ERROR),
+    paged("closes it", "for one in found('mmap'): one.close()", Value(1), Value(2), Value(3)),
 ]
 
 ATTACKS += [
@@ -126,9 +172,16 @@ ATTACKS += [
         ("generator's exit", "raise GeneratorExit"),
         ("error that is its own cause", "e = ValueError()\ne.__cause__ = e.__context__ = e\nraise e"),
         ("error with a hostile text", "raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})"),
-        ("error with another text", "raise type('E', (Exception,), {'__str__': lambda s: type('S', (str,), {'strip': 0})()})"),
+        (
+            "error with another text",
+            "raise type('E', (Exception,), {'__str__': lambda s: type('S', (str,), {'strip': 0})()})",
+        ),
         ("error whose class lies", "raise type('E', (Exception,), {'__class__': property(lambda s: 1 / 0)})"),
-        ("encoder of this value", "import json\nsys.modules['qrpo_jax.rewards.sandbox.worker'].encode = lambda v: 1 / 0\nreturn 2"),
+        ("builtins of the encoder", "import builtins\nbuiltins.isinstance = lambda *_: True"),
+        (
+            "encoder of this value",
+            "import json\nsys.modules['qrpo_jax.rewards.sandbox.worker'].encode = lambda v: 1 / 0\nreturn 2",
+        ),
     ]
 ]
 ATTACKS[-1] = ATTACKS[-1]._replace(right=(Value(1), ERROR, ERROR))
@@ -140,7 +193,7 @@ ATTACKS += [
         ("writes", "os.write = os.pread = os.lseek = lambda *_: 1 / 0"),
         ("clocks", "import time\ntime.process_time = time.monotonic = lambda: -1e9"),
         ("struct", "import struct\nstruct.pack_into = struct.Struct = None"),
-        ("builtins", "import builtins\nbuiltins.isinstance = lambda *_: True\nbuiltins.print = None"),
+        ("builtins", "import builtins\nbuiltins.print = builtins.open = builtins.compile = None"),
         ("names of errors", "import builtins\nbuiltins.BaseException = builtins.Exception = ValueError"),
         ("modules", "sys.modules.clear()"),
         ("path", "sys.path[:] = ['/tmp']\nsys.meta_path.clear()"),
@@ -162,8 +215,16 @@ ATTACKS += [
 ]
 ATTACKS += [
     # Its own verdicts suffer, and no others.
-    Attack("turns: its report's file", f"{FIND}\ndef f(a):\n    for r in found('Report'): r._file = 1\n    return a\n", (ERROR,) * 3),
-    Attack("turns: its report's writer", f"{FIND}\ndef f(a):\n    for r in found('Report'): r._write = lambda *_: 0\n    return a\n", (ERROR,) * 3),
+    Attack(
+        "turns: its report's file",
+        f"{FIND}\ndef f(a):\n    for r in found('Report'): r._file = 1\n    return a\n",
+        (ERROR,) * 3,
+    ),
+    Attack(
+        "turns: its report's writer",
+        f"{FIND}\ndef f(a):\n    for r in found('Report'): r._write = lambda *_: 0\n    return a\n",
+        (ERROR,) * 3,
+    ),
     Attack(
         "turns: its report's limit",
         f"{FIND}\ndef f(a):\n    for r in found('Report'): r._most = 10 ** 9\n    return 'x' * 6000 if a == 2 else a\n",
@@ -175,6 +236,15 @@ ATTACKS += [
         "    w.run_task.__code__ = (lambda: 7).__code__\n    w.supervise = w.run_children = w.main = None\n    return a\n",
         (Value(1), Value(2), Value(3)),
     ),
-    second("machine: overwrites the worker's modules", "for n, m in list(sys.modules.items()):\n    if 'sandbox' in n: vars(m).clear()\nos._exit(0)", "error"),
-    second("machine: writes into code", "ctypes.memset(ctypes.cast(libc.write, ctypes.c_void_p).value, 0xCC, 1)", "error", head=KERNEL),
+    second(
+        "machine: overwrites the worker's modules",
+        "for n, m in list(sys.modules.items()):\n    if 'sandbox' in n: vars(m).clear()\nos._exit(0)",
+        "error",
+    ),
+    second(
+        "machine: writes into code",
+        "ctypes.memset(ctypes.cast(libc.write, ctypes.c_void_p).value, 0xCC, 1)",
+        "error",
+        head=KERNEL,
+    ),
 ]
