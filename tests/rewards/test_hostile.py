@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +73,18 @@ class Outside:
         attributes = os.listxattr(self.folder) + os.listxattr(self.folder / "kept") if hasattr(os, "listxattr") else []
         connected, written = 0, b""
         for one in self.sockets:
-            try:
+            with suppress(BlockingIOError):
                 one.accept()
                 connected += 1
-            except BlockingIOError:
-                pass
-        try:
+        with suppress(BlockingIOError):
             written = os.read(self.pipe, 99)
-        except BlockingIOError:
-            pass
-        stopped = [
-            subprocess.run(["ps", "-o", "stat=,nice=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()[
-                :1
-            ]
-            == "T"
-            for pid in (self.process.pid, os.getpid())
-        ]
+        process = self.process.pid
+        stopped = (
+            subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout[:1] == "T"
+        )
         return [
-            entries,
-            kept,
-            attributes,
-            connected,
-            written,
-            stopped,
-            self.process.poll(),
-            os.getpriority(os.PRIO_PROCESS, self.process.pid),
+            *(entries, kept, attributes, connected, written, stopped),
+            *(self.process.poll(), os.getpriority(os.PRIO_PROCESS, process)),
         ]
 
 

@@ -152,7 +152,7 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ),
     (
         "abstract",
-        "import abc, collections.abc as c\nclass V(c.Mapping):\n    __getitem__ = __iter__ = __len__ = lambda *a: 1 / 0\n",
+        "import collections.abc as c\nclass V(c.Mapping):\n    __getitem__ = __iter__ = __len__ = lambda *a: 1 / 0\n",
         "V()",
         "error",
     ),

@@ -1,7 +1,7 @@
 """Programs that read, write or look outside, or reach a network.
 
-FOLDER is a folder outside with the files `secret` and `kept` and the named pipe `pipe`; PORT and NAME are of sockets that
-listen there.
+FOLDER is a folder outside with the files `secret` and `kept` and the named pipe `pipe`; PORT and NAME are of sockets
+that listen there.
 """
 
 from tests.rewards.hostile.attack import CONFINED, KERNEL, Attack, Value, refused, second

@@ -42,7 +42,7 @@ ATTACKS: list[Attack] = [
         ("returns from finally", "def g():\n    try: return 1\n    finally:\n        while True: pass\ng()", ""),
         (
             "ignores signals",
-            "for s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
+            "for s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): 0\n"
             "while True: pass",
             "import signal",
         ),
@@ -67,7 +67,8 @@ ATTACKS: list[Attack] = [
         ("audit hook", "def h(*_):\n    while True: pass\nsys.addaudithook(h)\ncompile('1', '', 'eval')", ""),
         (
             "descriptor",
-            "class P:\n    @property\n    def x(self): return self.x\nwhile True:\n    try: P().x\n    except RecursionError: pass",
+            "class P:\n    @property\n    def x(self): return self.x\n"
+            "while True:\n    try: P().x\n    except RecursionError: pass",
             "",
         ),
         ("attribute hook", "class G:\n    def __getattr__(self, n):\n        while True: pass\nG().x", ""),

@@ -29,7 +29,8 @@ ATTACKS += [
     second("memory: heap by the library", "assert libc.malloc(ctypes.c_size_t(400 << 20))", "error", head=KERNEL),
     second(
         "memory: raises its limit",
-        "import resource as r\ntry: r.setrlimit(r.RLIMIT_AS, (-1, -1))\nexcept (OSError, ValueError): pass\nbytearray(400 << 20)",
+        "import resource as r\ntry: r.setrlimit(r.RLIMIT_AS, (-1, -1))\n"
+        "except (OSError, ValueError): pass\nbytearray(400 << 20)",
         "memory",
     ),
     second(

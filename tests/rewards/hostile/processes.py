@@ -172,8 +172,8 @@ ATTACKS += [
 EVERY = (
     KERNEL
     + """
-# These end the process or return from a signal; 335 and 336 are traps of the kernel's own, which no filter sees, and end
-# a process that calls them.
+# These end the process or return from a signal; 335 and 336 are traps of the kernel's own, which no filter sees, and
+# end a process that calls them.
 SKIPPED = (94, 93, 139) if arm else (60, 231, 15, 335, 336)
 def f(first, last, given):
     open_calls = []

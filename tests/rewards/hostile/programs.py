@@ -23,7 +23,7 @@ AT_TWO: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("spins in a destructor", "class D:\n    def __del__(s):\n        while True: pass\nd = D()", "time", EVERYWHERE),
     (
         "spins when flushed",
-        "import sys\nclass S:\n    closed = False\n    def write(s, t): pass\n    def flush(s):\n        while True: pass\nsys.stdout = S()",
+        "import sys\nclass S:\n    closed = False\n    def flush(s):\n        while True: pass\nsys.stdout = S()",
         "time",
         EVERYWHERE,
     ),
@@ -71,7 +71,8 @@ ATTACKS += [
         ),
         (
             "prints with a class of its own",
-            "import sys, os\nclass S:\n    b = ''\n    def write(s, t): s.b += t\n    def flush(s): os.write(1, s.b.encode()); s.b = ''\nsys.stdout = S()\nprint(input())",
+            "import sys, os\nclass S:\n    b = ''\n    def write(s, t): s.b += t\n"
+            "    def flush(s): os.write(1, s.b.encode()); s.b = ''\nsys.stdout = S()\nprint(input())",
         ),
         (
             "prints to another file",
@@ -84,7 +85,7 @@ ATTACKS += [
         ("prints at exit", "import atexit\natexit.register(print, input())"),
         (
             "removes print",
-            "import builtins\np, i = print, input\ndel builtins.print, builtins.input\np(i())\nbuiltins.print, builtins.input = p, i",
+            "import builtins as b\np, i = print, input\ndel b.print, b.input\np(i())\nb.print, b.input = p, i",
         ),
         ("changes its arguments", "import sys\nsys.argv.clear()\nprint(input())"),
         ("writes errors", "import sys\nprint('x' * 10 ** 5, file=sys.stderr)\nprint(input())"),

@@ -233,7 +233,7 @@ ATTACKS += [
     Attack(
         "turns: the code of the worker",
         f"{FIND}\ndef f(a):\n    w = sys.modules['qrpo_jax.rewards.sandbox.worker']\n"
-        "    w.run_task.__code__ = (lambda: 7).__code__\n    w.supervise = w.run_children = w.main = None\n    return a\n",
+        "    w.run_task.__code__ = (lambda: 7).__code__\n    w.supervise = w.main = None\n    return a\n",
         (Value(1), Value(2), Value(3)),
     ),
     second(
