@@ -14,7 +14,7 @@ READING = [
     ("walk", "os.scandir(FOLDER)"),
     ("up from the library", "open(os.path.dirname(os.__file__) + '/../../../../../../..' + FOLDER + '/secret').read()"),
     ("relative", "os.open('secret', 0, dir_fd=os.open(FOLDER, os.O_PATH))"),
-    ("root", "os.open('/root', os.O_RDONLY)"),
+    ("root's files", "open('/root/.profile').read()"),
     ("passwords", "open('/etc/passwd').read()"),
     ("environment", "open('/proc/self/environ').read()"),
     ("environment of the trainer", "open(f'/proc/{TRAINER_PID}/environ').read()"),

@@ -3,6 +3,7 @@
 OUTSIDE_PID and TRAINER_PID are numbers of processes outside.
 """
 
+from qrpo_jax.rewards.sandbox.pool import Call
 from tests.rewards.hostile.attack import CONFINED, KERNEL, Attack, Value, refused, second
 
 # By raw number on x86-64 and on aarch64; arguments that would work if they were allowed.
@@ -207,20 +208,15 @@ def f(code):
 
 def all_calls(name: str, first: int, last: int, given: int) -> Attack:
     """Tries every number; what the test then compares with those allowed is what comes out."""
-    from qrpo_jax.rewards.sandbox.pool import Call
-
-    return Attack(name, EVERY, (Value(ANY),), (Call((first, last, given)),), levels=CONFINED)
+    return Attack(name, EVERY, (Value("any value"),), (Call((first, last, given)),), levels=CONFINED)
 
 
-ANY = "any value"
 SWEEPS = [all_calls("every call, -1", 0, 600, -1), all_calls("every call, 0", 0, 600, 0)]
 SWEEPS += [all_calls("every call of x32", 2**30, 2**30 + 600, 0)]
 ATTACKS += SWEEPS
 
 
 def _machine_code() -> Attack:
-    from qrpo_jax.rewards.sandbox.pool import Call
-
     # mov eax, edi; xor ebx, ebx; xor ecx, ecx; xor edx, edx; int 0x80; ret, with rbx kept
     return Attack(
         "calls of 32 bits by int 0x80",
