@@ -316,6 +316,29 @@ def f(mark):
         assert single.run([task(code, ("second",))]) == [(".",)]
 
 
+def test_a_forged_page_gives_no_more_cpu_time_than_all_tests_have(sandbox: Sandbox) -> None:
+    """It says again and again that the next test begins now, and notes in its report how long it has lived."""
+    code = """
+import json, os, struct, sys, time
+def f(count):
+    frame, pages = sys._getframe(), []
+    while frame:
+        pages += [one for one in frame.f_locals.values() if type(one).__name__ == "mmap"]
+        frame = frame.f_back
+    while True:
+        used = time.process_time()
+        for at in (int(used / 0.15), count):
+            for page in pages: struct.pack_into("=qd", page, 0, at, used)
+        os.lseek(4, 0, 0)
+        os.write(4, json.dumps([0, "value", round(used, 3)]).ljust(60).encode() + b"\\n")
+"""
+    count = 5
+    (outputs,) = sandbox.run([task(code, *((count,) for _ in range(count)))])
+    most = (count + 1) * LIMITS.cpu_seconds
+    assert isinstance(outputs[0], float) and LIMITS.cpu_seconds * 0.9 < outputs[0] < most + 0.1, outputs
+    assert reasons(outputs[1:]) == ["time"] * (count - 1), outputs
+
+
 def test_outcomes_repeat_between_sandboxes(sandbox: Sandbox) -> None:
     code = """
 import random
