@@ -22,7 +22,7 @@ CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWPID = (
     0x08000000,
     0x20000000,
 )
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 ADDR_NO_RANDOMIZE, AT_RANDOM = 0x0040000, 25
 
 # System calls that a completion may make: name, number on x86-64, number on aarch64 ("-": has none). Everything else is
@@ -48,14 +48,14 @@ class Rule(NamedTuple):
       numbers: of the call, on x86-64 and on aarch64; 0: has none.
       argument: which one, counted from 0.
       among: values that are allowed; of the bits in `mask` alone.
-      whole: the upper half of the argument must be 0, too.
+      zeros: arguments that must be 0.
     """
 
     numbers: tuple[int, int]
     argument: int
     among: tuple[int, ...]
     mask: int = 0xFFFFFFFF
-    whole: bool = False
+    zeros: tuple[int, ...] = ()
 
 
 RULES = (
@@ -67,7 +67,7 @@ RULES = (
     Rule((72, 25), 1, (0, 1, 2, 3, 1030)),
     # futex: waking others up. Waiting is not allowed: there is nobody to wait for.
     Rule((202, 98), 1, (1, 10), mask=0x7F),
-    Rule((302, 261), 2, (0,), whole=True),  # prlimit64: reading a limit
+    Rule((302, 261), 0, (0,), zeros=(2,)),  # prlimit64: reading a limit of its own
 )
 # machine: its place in the numbers above, and its audit number
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -110,7 +110,11 @@ def fix_addresses() -> bool:
 
 
 def filter_calls() -> None:
-    """Installs the filter that refuses, with EPERM, every call but those ALLOWED and those that keep a rule."""
+    """Installs the filter that refuses, with EPERM, every call but those ALLOWED and those that keep a rule.
+
+    Raises:
+      MemoryError: the kernel has no memory for it now. Where it has no filters at all, nothing happens.
+    """
     if MACHINE is None:
         return
     place, audit = MACHINE
@@ -126,15 +130,16 @@ def filter_calls() -> None:
     for rule in RULES:
         if number := rule.numbers[place]:
             test: list[tuple[int, int | str, int | str, int]] = []
-            if rule.whole:
-                test += [(load, 0, 0, 20 + 8 * rule.argument), (equal, 0, "no", 0)]
+            for zero in rule.zeros:
+                for half in (16, 20):
+                    test += [(load, 0, 0, half + 8 * zero), (equal, 0, "no", 0)]
             test += [(load, 0, 0, 16 + 8 * rule.argument), (mask, 0, 0, rule.mask)]
             test += [(equal, "yes", 0, value) for value in rule.among]
             test += [(answer, 0, 0, refuse)]
             code += [(equal, 0, len(test), number), *test]
     for entry in ALLOWED.replace("\n", ",").split(","):
-        if entry and (of_name := entry.split()[1 + place]) != "-":
-            code.append((equal, "yes", 0, int(of_name)))
+        if entry and (listed := entry.split()[1 + place]) != "-":
+            code.append((equal, "yes", 0, int(listed)))
     code += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
     ends = {"no": len(code) - 2, "yes": len(code) - 1}
     text = b"".join(
@@ -142,7 +147,9 @@ def filter_calls() -> None:
         for at, (op, *jumps, operand) in enumerate(code)
     )
     kept = ctypes.create_string_buffer(text, len(text))
-    LIBC.prctl(PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(code), ctypes.addressof(kept)), 0, 0)
+    program = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(kept))
+    if LIBC.prctl(PR_SET_SECCOMP, 2, program, 0, 0) and ctypes.get_errno() in (errno.ENOMEM, errno.EAGAIN):
+        raise MemoryError("no memory for a filter of system calls")
 
 
 def restrict_files(readable: list[str]) -> None:
@@ -175,8 +182,8 @@ def isolate() -> None:
 
 
 def die_with_parent() -> None:
-    """Makes the kernel kill this process when its parent ends."""
-    if MACHINE is not None:
+    """Makes the kernel kill this process when its parent ends. That is no confinement: also after `give_up`."""
+    if LINUX:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -205,9 +212,15 @@ class Parent:
             os.close(self._file)
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of its children's children when these lose theirs, so that it can end them."""
+    if LINUX:
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def drop_capabilities() -> None:
-    """Gives up every capability, including those over the zygote's namespaces."""
-    if MACHINE is not None:
+    """Gives up every capability, including those over the zygote's namespaces and the one to raise limits."""
+    if LINUX:
         LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 

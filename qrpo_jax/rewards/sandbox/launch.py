@@ -1,4 +1,4 @@
-"""How an interpreter of the sandbox is started: by itself, or inside bubblewrap, with a file system of its own.
+"""How an interpreter of the sandbox starts: by itself, or inside bubblewrap, which gives it a file system of its own.
 
 Its modules travel on its command line, so that it needs no file of this package, also in a container.
 """
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = "qrpo_jax.rewards.sandbox"
@@ -148,42 +147,36 @@ def wrapped(command: Sequence[str], paths: Sequence[str], hidden: Sequence[str],
     Args:
       info: an open file, to which bubblewrap writes the number of its child.
     """
-    places: list[str] = []
+    places = ["--tmpfs", "/tmp"]  # first: an environment may be below it
     for path in paths:
         places += ["--ro-bind", path, path]
     for path in hidden:
         places += ["--tmpfs", path]
     spaces = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
-    spaces += ["--unshare-cgroup-try", "--new-session", "--cap-drop", "ALL", "--info-fd", str(info)]
-    files = ["--tmpfs", "/tmp", "--dev-bind", "/dev/null", "/dev/null", "--chdir", "/"]
+    spaces += ["--unshare-cgroup-try", "--hostname", "sandbox", "--new-session", "--cap-drop", "ALL"]
+    files = ["--dev-bind", "/dev/null", "/dev/null", "--chdir", "/"]
     # The root is made unwritable last, when all places are there.
-    return [bubblewrap(), *spaces, *places, *files, "--remount-ro", "/", "--", *command]
+    return [bubblewrap(), *spaces, "--info-fd", str(info), *places, *files, "--remount-ro", "/", "--", *command]
 
 
 def start(
-    settings: Sequence[object], python: str, preload: tuple[str, ...], control: int, *, wrap: bool
-) -> tuple[subprocess.Popen[bytes], int]:
+    settings: Sequence[object], python: str, preload: tuple[str, ...], control: int, info: int
+) -> "subprocess.Popen[bytes]":
     """Starts an interpreter of the sandbox.
 
     Args:
       settings: `worker.Settings`.
       control: its end of the socket over which it gets tasks.
-      wrap: inside bubblewrap.
-
-    Returns:
-      The process, and the number of the process inside bubblewrap, which its end does not end; 0 without.
+      info: inside bubblewrap, which writes the number of its child to this file; -1: not inside.
 
     Raises:
       NotStartedError: bubblewrap does not start it.
     """
     command = [*interpreter(python), "-c", START, bundle(WORKER), json.dumps(settings)]
-    kept: tuple[int, ...] = ()
-    told = -1
-    if wrap:
-        told, info = os.pipe()
-        command, kept = wrapped(command, *needed_paths(python, preload), info), (info,)
+    if info >= 0:
+        command = wrapped(command, *needed_paths(python, preload), info)
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             env=environment(),
             cwd="/",
@@ -191,18 +184,7 @@ def start(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            pass_fds=kept,
+            pass_fds=(info,) if info >= 0 else (),
         )
     except OSError as error:
         raise NotStartedError(str(error)) from error
-    finally:
-        for file in kept:
-            os.close(file)
-    if not wrap:
-        return process, 0
-    with open(told, "rb") as lines:  # ends when bubblewrap has written it, or has ended
-        text = lines.read()
-    inner = 0
-    with suppress(ValueError, KeyError):
-        inner = json.loads(text)["child-pid"]
-    return process, inner

@@ -35,10 +35,10 @@ class Sandbox:
     Attributes:
       level: "bubblewrap": code has a file system of its own, with nothing but what Python needs; "kernel": system calls
         and files are restricted by the process itself; "limits": resource limits alone. Measured, not assumed.
-      protections: what a completion cannot do here; a child tries each at the start. "network": connect;
-        "filesystem": write; "reading": read outside the interpreter's library; "paths": see that other paths exist;
-        "processes": start or signal others; "waiting": sleep; "memory" and "cpu": exceed the limits. "repeatable":
-        addresses, on which some hashes depend, are the same in every run.
+      protections: what a completion cannot do here; a child tries each at the start. "network": connect; "filesystem":
+        write; "reading": read outside the interpreter's library; "paths": see that other paths exist; "processes":
+        start or signal others; "waiting": sleep; "memory" and "cpu": exceed the limits. "repeatable": addresses, on
+        which some hashes depend, are the same in every run.
       notes: why a stronger level is not held.
     """
 

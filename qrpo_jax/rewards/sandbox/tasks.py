@@ -66,15 +66,17 @@ class Failed:
 Outputs = tuple[Any, ...]  # of a task, one for each input: a value as `values.encode` leaves it, or `Failed`
 
 
-def read_report(report: bytes, count: int) -> Outputs:
+def read_report(report: bytes, count: int, longest: int) -> Outputs:
     """The outputs of a task of `count` inputs, from its untrusted report.
 
     The report has a line for each input, `[index, "value", value]` or `[index, reason, message]`; index -1 stands for
-    all that have no line. The first line of an input counts.
+    all that have no line. The first line of an input counts; a line of more than `longest` bytes does not.
     """
     outputs: dict[int, Any] = {}
     # A flood of short lines costs no more than an honest report of that many bytes.
     for line in report.split(b"\n", 4 * (count + 2))[: 4 * (count + 2)]:
+        if len(line) > longest:
+            continue
         try:
             index, label, value = json.loads(line)
             if type(index) is int and -1 <= index < count and index not in outputs:
@@ -88,4 +90,7 @@ def read_report(report: bytes, count: int) -> Outputs:
 def failed(label: Any, message: Any) -> Failed:
     """What an untrusted report says of a test that failed."""
     reason = label if label in ("error", "time", "memory", "output", "forbidden") else "error"
-    return Failed(reason, message[:MESSAGE] if isinstance(message, str) else "")
+    if not isinstance(message, str):
+        return Failed(reason)
+    # It reaches terminals and files: no control sequences, and no halves of a character.
+    return Failed(reason, "".join(one if one.isprintable() else "\ufffd" for one in message[:MESSAGE]))

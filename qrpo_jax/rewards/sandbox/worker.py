@@ -10,8 +10,10 @@ test alone: a new child goes on with the next.
 
 import atexit
 import builtins
+import errno
 import gc
 import importlib
+import io
 import json
 import math
 import mmap
@@ -40,8 +42,8 @@ ENTRY_BYTES = 512  # of a report's line beyond its value
 # Imported once here, because a child's fork is cheap and its import is not (and may be forbidden).
 PRELOADED = (
     "array base64 binascii bisect calendar cmath collections copy dataclasses datetime decimal enum fractions "
-    "functools hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap "
-    "time typing"
+    "functools hashlib heapq itertools json math numbers operator random re statistics string struct sys textwrap time "
+    "typing"
 )
 
 # What a child tries at the start; see `pool.Sandbox`.
@@ -80,7 +82,11 @@ def lock_down(settings: Settings) -> None:
     """Forbids what can be forbidden once, for this process and all its children."""
     for name in (*PRELOADED.split(), *settings.preload):
         importlib.import_module(name)
+    for name in ("exit", "quit"):  # of the module site, which this interpreter may lack
+        if not hasattr(builtins, name):
+            setattr(builtins, name, sys.exit)
     random.seed(0)
+    kernel.adopt_orphans()
     kernel.isolate()
     kernel.restrict_files(sys.path)
     limit("CORE", 0)
@@ -127,8 +133,11 @@ def described(error: BaseException) -> tuple[str, str]:
         text = ""
     if isinstance(error, MemoryError):
         return "memory", name
-    # os.fork and new threads are refused with these.
-    refused = isinstance(error, PermissionError) or (isinstance(error, RuntimeError) and "start new thread" in text)
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "output", "it writes more than the limit"
+    # New processes and threads are refused with these.
+    thread = isinstance(error, RuntimeError) and "start new thread" in text
+    refused = thread or isinstance(error, PermissionError | BlockingIOError)
     return ("forbidden" if refused else "error"), f"{name}: {text}" if text else name
 
 
@@ -206,16 +215,26 @@ def run_program(code: Any, text: str, streams: list[int], output_bytes: int) -> 
     os.dup2(inward, 0)  # again for each test, because open(0) closes it
     os.dup2(outward, 1)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stdout = printed = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    raw = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
+    sys.stdout = printed = io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace")
+    sys.__stdout__ = printed  # type: ignore[misc]
     sys.argv = ["completion"]
+    namespace = {"__name__": "__main__", "__builtins__": builtins}
     try:
-        exec(code, {"__name__": "__main__", "__builtins__": builtins})
+        exec(code, namespace)
     except SystemExit as ended:
         if ended.code not in (None, 0, False):
             raise
     finally:
-        atexit._run_exitfuncs()
-        printed.flush()
+        try:
+            # What an interpreter does at its end: also a class of the program's own may hold back what it prints.
+            atexit._run_exitfuncs()
+            for stream in (sys.stdout, printed):
+                if stream is not None and not getattr(stream, "closed", False):
+                    stream.flush()
+        finally:
+            namespace.clear()
+            raw.close()  # or what could not be flushed would go to the next test's output
     return os.pread(outward, output_bytes + 1, 0).decode(errors="replace")
 
 
@@ -241,7 +260,7 @@ def probe(files: list[int], settings: Settings) -> None:
     protections = {
         "network": refused(datagram) and refused(lambda: socket.socket(socket.AF_UNIX)),
         "filesystem": refused(lambda: os.open(os.devnull, os.O_WRONLY)),
-        "reading": refused(lambda: os.listdir("/")) and refused(lambda: os.open(settings.host_path, os.O_RDONLY)),
+        "reading": refused(lambda: os.open(settings.host_path, os.O_RDONLY)),
         "paths": refused(lambda: os.stat(settings.host_path)),
         "processes": refused(second_process) and refused(lambda: os.kill(os.getppid(), 0)),
         "waiting": refused(lambda: select.poll().poll(0)),
@@ -299,10 +318,10 @@ def supervise(pid: int, control: int, settings: Settings, page: mmap.mmap, first
             os.kill(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
             if orphaned:
-                kill_group(pid)
+                kill_rest(pid)
                 os._exit(0)
             break
-    kill_group(pid)
+    kill_rest(pid)
     if child >= 0:
         os.close(child)
     if reason:
@@ -314,10 +333,19 @@ def supervise(pid: int, control: int, settings: Settings, page: mmap.mmap, first
     return Ended(at, "error", f"it ended the process, with status {os.WEXITSTATUS(status)}")
 
 
-def kill_group(pid: int) -> None:
-    """Kills the processes that a child started, if it had no process namespace."""
+def kill_rest(pid: int) -> None:
+    """Kills the processes that a child started, if it had no process namespace; also those in another group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+    own = f"/proc/self/task/{os.getpid()}/children"
+    # Those of a killed process appear here in turn, see `kernel.adopt_orphans`.
+    with suppress(OSError):  # there are none any more, or the system has no such file
+        while True:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            with open(own) as children:
+                for child in children.read().split():
+                    os.kill(int(child), signal.SIGKILL)
 
 
 def start(
@@ -353,6 +381,7 @@ def run_children(child: Child, control: int, settings: Settings, page: mmap.mmap
             run_task(own, begin, page, settings.output_bytes, low[2:])
 
         cpu_seconds = settings.cpu_seconds * (child.tests - first + 1)
+        page[:] = bytes(len(page))  # no completion leaves something for another in the rest of it
         PAGE.pack_into(page, 0, first - 1, 0.0)
         # Ended process namespaces are freed a little later, so a refusal may be temporary.
         for _ in range(500):
@@ -361,11 +390,13 @@ def run_children(child: Child, control: int, settings: Settings, page: mmap.mmap
                 break
             select.poll().poll(10)
         ended = supervise(pid, control, settings, page, first, child.tests)
-        if ended.test == child.tests:
+        done = ended.test == child.tests
+        if done and ended.reason != "time":
             break
         failures += 1
-        # While it loads, or where it cannot be stopped otherwise, the rest would end in the same way.
-        last = ended.test < first or ended.waited or failures == settings.failed_runs
+        # While it loads, or where it cannot be stopped otherwise, the rest would end in the same way. One that says
+        # that it is done and goes on for too long has no rest, if it is honest.
+        last = done or ended.test < first or ended.waited or failures == settings.failed_runs
         entries = [[ended.test, ended.reason, ended.message]] if ended.test >= first else []
         if last:
             entries.append([-1, ended.reason, ended.message])
@@ -448,7 +479,8 @@ def main(settings: Settings) -> None:
         if len(header) < HEADER.size:
             return
         program, tests = HEADER.unpack(header)
-        run_children(Child(files[0], files[1], program, tests), control.fileno(), settings, page, namespace)
+        question, report = files
+        run_children(Child(question, report, program, tests), control.fileno(), settings, page, namespace)
         for file in files:
             os.close(file)
         control.sendall(DONE)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from contextlib import suppress
 
 from qrpo_jax.rewards.sandbox import kernel, launch
 from qrpo_jax.rewards.sandbox.tasks import Limits, Outputs, Task, read_report
-from qrpo_jax.rewards.sandbox.worker import DONE, HEADER, Settings
+from qrpo_jax.rewards.sandbox.worker import DONE, ENTRY_BYTES, HEADER, Settings
 
 STARTING_SECONDS = 120  # a busy machine, and modules of a user's environment
 
@@ -64,12 +65,15 @@ class Zygote:
             self._host_file.name,
             level != "limits",
         )
+        self._confined = level != "limits"
+        # A file and no pipe: bubblewrap would end on a pipe without a reader, and leave its child waiting for ever.
+        self._info = anonymous_file() if level == "bubblewrap" else -1
         try:
-            wrap = level == "bubblewrap"
-            self.process, self._inner = launch.start(settings, python, preload, child_end.fileno(), wrap=wrap)
+            self.process = launch.start(settings, python, preload, child_end.fileno(), self._info)
         except BaseException:
             self.control.close()
             self._host_file.close()
+            self._close_info()
             raise
         finally:
             child_end.close()
@@ -122,7 +126,7 @@ class Zygote:
         report = os.pread(file, os.fstat(file).st_size, 0) + end
         os.close(file)
         self.since = time.monotonic()
-        return index, read_report(report, tests)
+        return index, read_report(report, tests, self.limits.output_bytes + ENTRY_BYTES)
 
     def overdue(self) -> bool:
         """Whether an answer is missing for longer than the zygote's supervision of a task can take."""
@@ -140,19 +144,32 @@ class Zygote:
         """Ends it and everything it runs."""
         self.control.close()
         self._host_file.close()
-        # On Linux its children are bound to die with it. Elsewhere it kills its child when it finds the socket closed.
-        if not kernel.LINUX:
-            with suppress(Exception):
-                self.process.wait(timeout=1)
+        # Confined children are bound to die with it. Otherwise it kills its child when it finds the socket closed; and
+        # inside a bubblewrap that is still starting, it ends itself.
+        if not (kernel.LINUX and self._confined) or (self._info >= 0 and not self._inner()):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5)
         self._kill()
+        self._close_info()
         if self.process.stderr is not None:
             self.process.stderr.close()
         while self.running:
             os.close(self.running.popleft()[2])
 
+    def _inner(self) -> int:
+        """The number of the process inside bubblewrap, which bubblewrap's end does not end; 0: none yet."""
+        with suppress(OSError, ValueError, KeyError):
+            return int(json.loads(os.pread(self._info, 4096, 0))["child-pid"])
+        return 0
+
+    def _close_info(self) -> None:
+        if self._info >= 0:
+            os.close(self._info)
+            self._info = -1
+
     def _kill(self) -> None:
-        if self.process.poll() is None and self._inner:
+        if self.process.poll() is None and (inner := self._inner()):
             with suppress(ProcessLookupError, PermissionError):
-                os.kill(self._inner, signal.SIGKILL)
+                os.kill(inner, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
