@@ -1,9 +1,7 @@
 """Rewards of completions: tests that the completion must pass, a reward model, or any Python function."""
 
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,9 +14,8 @@ from qrpo_jax.faults import user_code
 from qrpo_jax.rewards import answers, expressions
 from qrpo_jax.rewards.code_reward import CodeReward, summary
 from qrpo_jax.rewards.models import ModelScorer
-from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
+from qrpo_jax.rewards.sandbox.pool import Sandbox
 from qrpo_jax.rewards.sandbox.remote import RemoteSandbox
-from qrpo_jax.rewards.sandbox.tasks import DEFAULT_LIMITS
 from qrpo_jax.rewards.scores import Scores
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
@@ -55,9 +52,8 @@ class Reward:
     this machine enforces.
 
     Args:
-      limits, workers: of the sandbox; 0 workers: one a core.
       block, max_tests: of "tests", see `CodeReward`.
-      sandbox: in place of one with these limits; of "tests" and "math_verify".
+      sandbox: where "tests" and "math_verify" run code; they need one, not started yet.
 
     Raises:
       UserError: no such reward.
@@ -67,23 +63,16 @@ class Reward:
         self,
         name: str,
         *,
-        limits: Limits = DEFAULT_LIMITS,
-        workers: int = 0,
         block: str = "first",
         max_tests: int = 0,
         sandbox: Sandbox | RemoteSandbox | None = None,
     ) -> None:
+        assert (sandbox is not None) == (name in RUN_CODE), "code needs a sandbox, and nothing else does"
         self._name, self._sandbox = name, sandbox
         self._function = None if name in BUILT_IN else find_function(name)
-        workers = workers or os.cpu_count() or 1
-        if sandbox is None and name == TESTS:
-            self._sandbox = Sandbox(limits, workers)
-        elif sandbox is None and name == MATH_VERIFY:
-            expressions.check_package()
-            self._sandbox = Sandbox(limits, workers, python=sys.executable, preload=(expressions.PACKAGE,))
         self._tests: CodeReward | None = None
-        if self._sandbox is not None and name == TESTS:
-            self._tests = CodeReward(self._sandbox, block=block, max_tests=max_tests)
+        if sandbox is not None and name == TESTS:
+            self._tests = CodeReward(sandbox, block=block, max_tests=max_tests)
 
     @property
     def protections(self) -> dict[str, bool]:

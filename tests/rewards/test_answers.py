@@ -10,7 +10,6 @@ from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.answers import final_answer, read_answer
 from qrpo_jax.rewards.rewards import Reward
-from qrpo_jax.rewards.sandbox.pool import Limits
 from tests.helpers.tables import opened
 
 
@@ -20,7 +19,7 @@ def row(payload, *texts):
 
 
 def scored(rows):
-    with Reward("answer", limits=Limits(), workers=1) as reward:
+    with Reward("answer") as reward:
         return reward.score(rows)
 
 

@@ -350,5 +350,5 @@ def test_payloads_of_another_form_are_refused(payload, message):
 
 def test_a_reward_by_name_has_the_same_options():
     row = problem_row(PAYLOAD, f"```python\nx\n```\n```python\n{ADD}```")
-    with Reward("tests", limits=Limits(), workers=1, block="last", max_tests=2) as named:
+    with Reward("tests", sandbox=Sandbox(Limits(), 1), block="last", max_tests=2) as named:
         assert named.score([row]).rewards == [[1.0]]
