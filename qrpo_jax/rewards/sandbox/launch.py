@@ -121,7 +121,10 @@ def needed_paths(python: str, preload: tuple[str, ...]) -> tuple[tuple[str, ...]
       NotStartedError: it does not start, or cannot import a module of `preload`.
     """
     command = [*interpreter(python), "-c", LISTING, *preload]
-    answer = subprocess.run(command, env=environment(), cwd="/", capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(command, env=environment(), cwd="/", capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise NotStartedError(str(error)) from error
     if answer.returncode:
         raise NotStartedError((answer.stderr.strip().splitlines() or ["no message"])[-1])
     folders, libraries, prefix, base = json.loads(answer.stdout.splitlines()[-1])

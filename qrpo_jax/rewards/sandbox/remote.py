@@ -168,7 +168,7 @@ class RemoteSandbox:
             answer = self._line(SILENT_SECONDS)
             if "alive" in answer:
                 continue
-            if answer.get("index") not in left:
+            if type(answer.get("index")) is not int or answer["index"] not in left:
                 raise EndedError("it answered what was not asked")
             left.remove(answer["index"])
             yield answer["index"], answer.get("outputs")
