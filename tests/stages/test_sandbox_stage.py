@@ -15,7 +15,8 @@ from qrpo_jax.rewards.sandbox import launch, pool
 def test_the_table_says_what_each_level_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.stages=sandbox"]
     main.run(["qrpo-jax", *flags, "--config.reward.workers=1"])
-    printed = capsys.readouterr().out
+    output = capsys.readouterr()
+    printed = output.out + output.err
     found = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())
     assert list(found) == ["bubblewrap", "kernel", "limits"]
     for level, one in found.items():
