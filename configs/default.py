@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
         "preference",
         "kto",
         "code",
+        "apps",
+        "code_contests",
         "gsm8k",
         "scored",
         "tulu",
@@ -121,16 +123,32 @@ def get_config() -> ConfigDict:
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
 
     config.reward = Config()
-    config.reward.name = Text("tests", empty=False)  # tests | model | dialogue_share | package.module:function
+    # tests | answer | math_verify | model | dialogue_share | package.module:function
+    config.reward.name = Text("tests", empty=False)
     config.reward.path = Text("")  # model: the reward model, as in model.path; it has its own chat template
     # Score completions that have a reward already, too: those of the data set are replaced.
     config.reward.replace = Switch(False)
     # model: longer conversations are dropped and counted; 0: all that the model can read.
     config.reward.max_tokens = Whole(0, least=0)
     config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype
-    config.reward.cpu_seconds = Number(1.0, least=0.01)  # for one completion on all its tests
-    config.reward.memory_mb = Whole(256, least=64)  # tests: of each run of code
+    config.reward.block = Choice("first", "last")  # tests: the fenced block of a completion that is its code
+    config.reward.max_tests = Whole(100, least=0)  # tests: those of a prompt that count, the first ones; 0: all
+    config.reward.cpu_seconds = Number(1.0, least=0.01)  # tests: for each test, and for the code before the first
+    config.reward.memory_mb = Whole(1024, least=64)  # tests: of each run of code
+    config.reward.output_kb = Whole(64, least=1)  # tests: of the value that a test returns, or the text that it prints
+    # tests: how many may end the process (a limit, an exit) before the rest of a completion's tests fail, too; 0: any
+    config.reward.failed_runs = Whole(3, least=0)
     config.reward.workers = Whole(0, least=0, most=4096)  # processes; 0: one a core
+    # How model-written code is kept apart (docs/sandbox.md); auto: the strongest that this machine holds.
+    config.reward.isolation = Choice("auto", "bubblewrap", "kernel", "limits")
+    config.reward.require_isolation = Choice("kernel", "bubblewrap", "limits")  # the weakest that a run accepts
+    # Runs code elsewhere: a command that starts Python 3.11 or newer there with this program's pipes, such as
+    # "podman run --rm -i --network=none IMAGE python3".
+    config.reward.command = Text("")
+    # Interpreter whose installed packages code may import, the python of a virtual environment; "": none, the standard
+    # library alone.
+    config.reward.python = Text("")
+    config.reward.preload = Several((), of=Text(empty=False))  # modules to import once, not in each run
 
     config.pack = Config()
     config.pack.max_tokens = Whole(512, least=2)  # longest prompt and completion together

@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
     config.evaluate.max_new_tokens = 24
     config.reward.cpu_seconds = 0.25
     config.reward.memory_mb = 128
+    # The vocabulary of this model spells arithmetic alone, so that any machine may run what it writes.
+    config.reward.require_isolation = "limits"
 
     config.select.ties = "mid"
     config.train.beta = 0.3

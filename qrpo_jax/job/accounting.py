@@ -9,8 +9,11 @@ import numpy as np
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.compare import SIDES
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.verdicts import FirstLines
+from qrpo_jax.report.run_page import Protections, Verdicts
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
@@ -20,7 +23,9 @@ PREVENTS = {
     "network": "connect to the network",
     "filesystem": "write files",
     "reading": "read files outside the interpreter's library",
+    "paths": "see which other paths exist",
     "processes": "start or signal other processes",
+    "waiting": "sleep or wait",
     "memory": "use more memory than its limit",
     "cpu": "use more CPU time than its limit",
     "repeatable": "see addresses in memory that differ from run to run",
@@ -36,16 +41,26 @@ def held_out(job: Job) -> dict[str, Iterator[Row]]:
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
     """The counts of each finished stage, sorted by name; a stage with two sides has one entry for each."""
-    entries = []
+    return [(title, sorted(counts.items())) for title, counts, _ in _parts(job)]
+
+
+def completion_verdicts(job: Job) -> list[Verdicts]:
+    """The verdicts of each stage that scored completions, by side; none of a reward that is a number."""
+    found = [Verdicts(title, verdicts.by_verdict(counts), lines) for title, counts, lines in _parts(job)]
+    return [one for one in found if one.completions]
+
+
+def _parts(job: Job) -> Iterator[tuple[str, dict[str, int], FirstLines]]:
+    """Of each finished stage, or of each of its two sides: a title, its counts, and first lines by verdict."""
     for stage in job.config.stages:
         manifest = read_manifest(job.folder(stage))
         if manifest is None or "counts" not in manifest:
             continue
-        counts = manifest["counts"]
-        has_sides = any(isinstance(value, dict) for value in counts.values())
-        parts = {f"{stage}, {side}": counts[side] for side in counts} if has_sides else {stage: counts}
-        entries += [(title, sorted(part.items())) for title, part in parts.items()]
-    return entries
+        counts, lines = manifest["counts"], manifest.get("first_lines", {})
+        if any(isinstance(value, dict) for value in counts.values()):
+            yield from ((f"{stage}, {side}", of_side, lines.get(side, {})) for side, of_side in counts.items())
+        else:
+            yield stage, counts, lines
 
 
 def paddings(job: Job) -> dict[str, float]:
@@ -64,19 +79,15 @@ def comparisons(job: Job) -> dict[str, float]:
     return manifest.get("comparisons", {}) if manifest is not None else {}
 
 
-def protections(job: Job) -> dict[str, list[str]] | None:
-    """The actions that the sandbox prevented on this machine and those that it did not; None if no code was run.
-
-    Returns:
-      prevented and not_prevented: lists of actions.
-    """
-    manifest = read_manifest(job.folder("score")) if "score" in job.config.stages else None
-    if manifest is None or not manifest["protections"]:
+def protections(job: Job) -> Protections | None:
+    """What the sandbox prevented where completions were scored first, and what it did not; None if no code was run."""
+    manifests = [read_manifest(job.folder(stage)) for stage in ("score", "evaluate") if stage in job.config.stages]
+    manifest = next((one for one in manifests if one is not None and one.get("protections")), None)
+    if manifest is None:
         return None
-    return {
-        name: [PREVENTS.get(key, key) for key, works in manifest["protections"].items() if works == prevented]
-        for name, prevented in (("prevented", True), ("not_prevented", False))
-    }
+    held = {PREVENTS.get(name, name): holds for name, holds in manifest["protections"].items()}
+    prevented = [action for action in held if held[action]]
+    return Protections(manifest.get("isolation", ""), prevented, [action for action in held if not held[action]])
 
 
 def benchmark(job: Job) -> dict[str, Any] | None:

@@ -2,22 +2,41 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qrpo_jax.data.rows import Completion, Row, check_scored
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job import verdicts
+from qrpo_jax.job.code_sandbox import check_sandbox, make_sandbox
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.job.units import Counts
-from qrpo_jax.rewards import models
+from qrpo_jax.rewards import expressions, models
+from qrpo_jax.rewards.answers import read_answer
 from qrpo_jax.rewards.problems import read_problem
-from qrpo_jax.rewards.rewards import MODEL, TESTS, TOO_LONG, ModelReward, Reward, find_function
-from qrpo_jax.rewards.sandbox.pool import Limits
+from qrpo_jax.rewards.rewards import (
+    ANSWER,
+    MATH_VERIFY,
+    MODEL,
+    RUN_CODE,
+    TESTS,
+    TOO_LONG,
+    ModelReward,
+    Reward,
+    find_function,
+)
 
-PROBLEMS = 100_000  # rows whose tests are read before a run
+PROBLEMS = 100_000  # rows whose payloads are read before a run
+# What a reward needs of a source of prompts (`SourceKind`), and how it reads the payload of a row.
+NEEDS = {TESTS: "tests", ANSWER: "answers", MATH_VERIFY: "answers"}
+READERS: dict[str, Callable[[Row, str], object]] = {
+    TESTS: read_problem,
+    ANSWER: read_answer,
+    MATH_VERIFY: expressions.read_expression,
+}
 ROWS_DROPPED = "rows dropped: no completion left"
 PAIRS_DROPPED = "rows dropped: one of a pair is too long for the reward model"
 
@@ -39,20 +58,27 @@ def check_reward(job: Job) -> None:
             f"reward.path is set, but reward {config.name!r} reads no folder: "
             "set config.reward.name='model', or unset config.reward.path"
         )
-    elif config.name != TESTS:
+    elif config.name in NEEDS:
+        what, source = NEEDS[config.name], job.config.prompts.source
+        if not getattr(kind_of(source), what):
+            raise UserError(
+                f"reward {config.name!r} needs prompts with {what}, which prompts from {source!r} lack "
+                "(config.reward.name)"
+            )
+        if config.name == MATH_VERIFY and not (config.python or config.command):
+            with located("reward.name"):
+                expressions.check_package()
+        if config.name in RUN_CODE:
+            check_sandbox(config)
+    else:
         with located("reward.name"):
             find_function(config.name)
-    elif not kind_of(job.config.prompts.source).tests:
-        raise UserError(
-            f"reward 'tests' needs prompts with tests, which prompts from {job.config.prompts.source!r} lack "
-            "(config.reward.name)"
-        )
     if kind_of(job.config.prompts.source).listed:
         check_listed(job)
 
 
 def check_listed(job: Job) -> None:
-    """Refuses listed rows without tests, or with messages that the reward model's chat template refuses.
+    """Refuses listed rows without tests or answers, or with messages that the reward model's chat template refuses.
 
     Raises:
       UserError: naming the row and the key.
@@ -61,10 +87,10 @@ def check_listed(job: Job) -> None:
     for split in ("train", "eval"):
         source = open_listed(job, split)
         sample = source.looked_at()
-        if config.name == TESTS:
+        if config.name in READERS:
             with located("reward.name", "prompts.source"):
                 for _, row in source.read(source.looked_at(PROBLEMS)):
-                    read_problem(row, source.place(row))
+                    READERS[config.name](row, source.place(row))
         elif config.name == MODEL:
             with located("reward.path", max_tokens="reward.max_tokens"):
                 too_long_P = models.check_conversations(job.reward_model, source.rows(sample), source.place)
@@ -102,8 +128,8 @@ def open_reward(job: Job) -> Reward | ModelReward:
             job.reward_model, job.unit_mesh, batch_rows=config.batch_rows, compute=job.compute(job.unit_mesh)
         )
         return ModelReward(scorer)
-    limits = Limits(cpu_seconds=config.cpu_seconds, memory_mb=config.memory_mb)
-    return Reward(config.name, limits=limits, workers=config.workers)
+    sandbox = make_sandbox(config) if config.name in RUN_CODE else None
+    return Reward(config.name, block=config.block, max_tests=config.max_tests, sandbox=sandbox)
 
 
 def describe(reward: Reward | ModelReward) -> str:
@@ -115,7 +141,8 @@ def describe(reward: Reward | ModelReward) -> str:
         return "the reward runs no model-written code"
     limited = ", ".join(name for name, holds in reward.protections.items() if holds)
     unlimited = ", ".join(name for name, holds in reward.protections.items() if not holds)
-    return f"code runs in separate processes, limited: {limited}" + (f"; NOT limited: {unlimited}" if unlimited else "")
+    level = f"code runs in separate processes, at level {reward.isolation!r} of isolation"
+    return f"{level}, limited: {limited}" + (f"; NOT limited: {unlimited}" if unlimited else "")
 
 
 def report_dropped(job: Job, title: str, counts: Counts) -> int:
@@ -124,7 +151,7 @@ def report_dropped(job: Job, title: str, counts: Counts) -> int:
     Args:
       counts: of `score_rows`.
     """
-    dropped = sum(count for name, count in counts.items() if name == f"completions: {TOO_LONG}")
+    dropped = counts.get(f"{verdicts.COMPLETIONS}{TOO_LONG}", 0)
     if dropped:
         job.say(
             f"{title}: {dropped} completions were too long for the reward model and were dropped, and with them "
@@ -170,7 +197,7 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row], replace: bool = Fa
         with located("reward.name"):
             check_scored(filled)
         scored.append(filled)
-    counts = {f"completions: {status}": count for status, count in scores.outcomes.items()} | dict(scores.counts)
+    counts = verdicts.counts_of(scores)
     if isinstance(reward, ModelReward):
         counts[ROWS_DROPPED] = len(rows) - len(scored) - pairs_dropped
         counts[PAIRS_DROPPED] = pairs_dropped

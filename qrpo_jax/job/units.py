@@ -13,10 +13,11 @@ from qrpo_jax.devices.processes import anywhere, is_first, wait
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.faults.records import read_record, write_record
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.verdicts import Counts
 
-Counts = dict[str, int]
 Work = Callable[[int], tuple[list[Row], Counts]]
 
 
@@ -35,17 +36,20 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str, tog
     missing = np.asarray([not _is_whole(folder, u, units) for u in owned], bool)
     if together:  # all must compute the same units, whatever each sees of a shared disk
         missing = anywhere(missing)
+    running: Counter[str] = Counter()  # of the units that are there, for the bar
     # Closed on an error too, so that the error has a line of its own.
     with tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5) as bar:
         for done, unit in enumerate(bar):
             RUN.progress(done, len(owned), f"units of {folder.name}")
             if not missing[done]:
+                _show(bar, running, read_record(_counts_file(folder, unit)) if is_first() else {})
                 continue
             if row_files.unit_done(folder, unit, units):
                 job.say(f"WARNING: {row_files.unit_path(folder, unit, units)} or its counts are damaged; made again")
             rows, counts = work(unit)
             if together and not is_first():
                 continue
+            _show(bar, running, counts)
             write_record(_counts_file(folder, unit), counts)
             row_files.write_unit(folder, unit, units, rows)
     wait(f"{folder.name} units")
@@ -72,6 +76,12 @@ def add_counts(parts: list[Counts]) -> Counts:
     for counts in parts:
         total.update(counts)
     return dict(total)
+
+
+def _show(bar: tqdm, running: Counter[str], counts: Counts) -> None:
+    """Adds the counts of a unit to those of the units before it, and puts the verdicts among them on the bar."""
+    running.update(counts)
+    bar.set_postfix_str(verdicts.shares(running), refresh=False)
 
 
 def _is_whole(folder: Path, unit: int, units: int) -> bool:

@@ -37,11 +37,39 @@ class HeldOut(NamedTuple):
     examples: dict[str, list[Row]]
 
 
+class Verdicts(NamedTuple):
+    """What a stage, or one of its sides, found about completions.
+
+    Attributes:
+      title: the stage, and the side if it has two.
+      completions: their number by verdict.
+      first_lines: for some failing verdicts the most frequent first lines, and their numbers. Untrusted text.
+    """
+
+    title: str
+    completions: dict[str, int]
+    first_lines: dict[str, dict[str, int]]
+
+
+class Protections(NamedTuple):
+    """How model-written code was kept apart.
+
+    Attributes:
+      level: of isolation.
+      prevented, not_prevented: actions.
+    """
+
+    level: str
+    prevented: list[str]
+    not_prevented: list[str]
+
+
 class RunRecord(NamedTuple):
     """What the stages of a run put on record besides results.json.
 
     Attributes:
       counts: for each stage its counts by name.
+      verdicts: of the stages that scored completions with verdicts.
       padding: share of padding in each training stage's batches.
       comparisons: ties among the training rewards: compared, tied, prompts, flat; empty if unknown.
       protections: what model-written code was prevented from doing, and what not; None if no such code ran.
@@ -54,9 +82,10 @@ class RunRecord(NamedTuple):
     """
 
     counts: list[tuple[str, list[tuple[str, int]]]]
+    verdicts: list[Verdicts]
     padding: dict[str, float]
     comparisons: dict[str, float]
-    protections: dict[str, list[str]] | None
+    protections: Protections | None
     settings: dict[str, Any]
     speeds: dict[str, float]
     times: dict[str, Goodput]
@@ -85,6 +114,7 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
         optimum=optimum_table(results),
         plots=pictures,
         examples=examples(held_out),
+        verdict_names=list(dict.fromkeys(name for one in record.verdicts for name in one.completions)),
         benchmark_columns=speed.COLUMNS,
         benchmark_about=speed.about(record.benchmark) if record.benchmark else "",
         benchmark_rows=speed.rows(record.benchmark) if record.benchmark else [],

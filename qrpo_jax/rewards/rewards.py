@@ -1,22 +1,22 @@
 """Rewards of completions: tests that the completion must pass, a reward model, or any Python function."""
 
 import inspect
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from qrpo_jax.data.rows import LARGEST_REWARD, Row
 from qrpo_jax.errors import UserError, shown
 from qrpo_jax.faults import user_code
+from qrpo_jax.rewards import answers, expressions
+from qrpo_jax.rewards.code_reward import CodeReward, summary
 from qrpo_jax.rewards.models import ModelScorer
-from qrpo_jax.rewards.problems import NO_CODE, read_problem
-from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox, Task, same_value
-from qrpo_jax.rewards.sandbox.tasks import Outcome
+from qrpo_jax.rewards.sandbox.pool import Sandbox
+from qrpo_jax.rewards.sandbox.remote import RemoteSandbox
+from qrpo_jax.rewards.scores import Scores
 
 TextReward = Callable[[str, str, str], float]  # prompt, completion, payload -> reward
 
@@ -36,50 +36,64 @@ def dialogue_share(prompt: str, completion: str, payload: str) -> float:
 
 TEXT_REWARDS: dict[str, TextReward] = {"dialogue_share": dialogue_share}
 TESTS = "tests"
+ANSWER = "answer"
+MATH_VERIFY = "math_verify"
 MODEL = "model"
+BUILT_IN = (TESTS, ANSWER, MATH_VERIFY, MODEL)
+RUN_CODE = (TESTS, MATH_VERIFY)  # in a sandbox
+OK = "ok"  # verdict on a completion whose reward is a number
 TOO_LONG = "dropped: too long for the reward model"
 
 
-class Scores(NamedTuple):
-    """Rewards of the completions of rows, with counts.
-
-    Attributes:
-      rewards: for each row those of its completions; None for a completion that cannot be scored.
-      outcomes: number of completions by outcome: "ok", "timeout", ...
-      counts: further counts by name.
-    """
-
-    rewards: Sequence[Sequence[float | None]]
-    outcomes: dict[str, int]
-    counts: Mapping[str, int] = MappingProxyType({})
-
-
 class Reward:
-    """A reward by name: "tests", a key of TEXT_REWARDS, or "package.module:function".
+    """A reward by name: "tests", "answer", "math_verify", a key of TEXT_REWARDS, or "package.module:function".
 
     A context manager, because running code needs worker processes. `protections` says which of the sandbox's limits
     this machine enforces.
+
+    Args:
+      block, max_tests: of "tests", see `CodeReward`.
+      sandbox: where "tests" and "math_verify" run code; they need one, not started yet.
 
     Raises:
       UserError: no such reward.
     """
 
-    def __init__(self, name: str, *, limits: Limits, workers: int) -> None:
-        self._name = name
-        self._function = None if name == TESTS else find_function(name)
-        self._sandbox = Sandbox(limits, workers or os.cpu_count() or 1) if name == TESTS else None
+    def __init__(
+        self,
+        name: str,
+        *,
+        block: str = "first",
+        max_tests: int = 0,
+        sandbox: Sandbox | RemoteSandbox | None = None,
+    ) -> None:
+        assert (sandbox is not None) == (name in RUN_CODE), "code needs a sandbox, and nothing else does"
+        self._name, self._sandbox = name, sandbox
+        self._function = None if name in BUILT_IN else find_function(name)
+        self._tests: CodeReward | None = None
+        if sandbox is not None and name == TESTS:
+            self._tests = CodeReward(sandbox, block=block, max_tests=max_tests)
 
     @property
     def protections(self) -> dict[str, bool]:
         return {} if self._sandbox is None else self._sandbox.protections
 
+    @property
+    def isolation(self) -> str:
+        """The level at which code is isolated; "" if none runs."""
+        return "" if self._sandbox is None else self._sandbox.level
+
     def score(self, rows: Sequence[Row]) -> Scores:
         """Rewards of all completions of `rows`, including those that already have one."""
+        if self._tests is not None:
+            return self._tests.score(rows)
+        if self._name == ANSWER:
+            return summary([answers.judge(row) for row in rows])
         if self._sandbox is not None:
-            return run_tests(self._sandbox, rows)
+            return summary(expressions.judge(self._sandbox, rows))
         with user_code.Watch() as watch:
             rewards = [[self._call(row, i, watch) for i in range(len(row.completions))] for row in rows]
-        return Scores(rewards, {"ok": sum(map(len, rewards))})
+        return Scores(rewards, {OK: sum(map(len, rewards))})
 
     def _call(self, row: Row, index: int, watch: user_code.Watch) -> float:
         assert self._function is not None
@@ -124,7 +138,7 @@ class ModelReward(AbstractContextManager):
     """The reward "model": a reward model with the interface of a `Reward`."""
 
     def __init__(self, scorer: ModelScorer) -> None:
-        self.model, self._scorer = scorer.model, scorer
+        self.model, self._scorer, self.isolation = scorer.model, scorer, ""
 
     @property
     def protections(self) -> dict[str, bool]:
@@ -136,7 +150,7 @@ class ModelReward(AbstractContextManager):
         scores = iter(scored.scores)
         rewards = [[next(scores) for _ in row.completions] for row in rows]
         long = sum(score is None for score in scored.scores)
-        outcomes = {"ok": len(scored.scores) - long, TOO_LONG: long}
+        outcomes = {OK: len(scored.scores) - long, TOO_LONG: long}
         return Scores(rewards, outcomes, {"special strings taken as text": scored.special_strings})
 
     def __exit__(self, *error: Any) -> None:
@@ -151,7 +165,7 @@ def find_function(name: str) -> TextReward:
     """
     if name in TEXT_REWARDS:
         return TEXT_REWARDS[name]
-    allowed = f"{TESTS}, {MODEL}, {', '.join(TEXT_REWARDS)}, or package.module:function"
+    allowed = f"{', '.join([*BUILT_IN, *TEXT_REWARDS])}, or package.module:function"
     if ":" not in name:
         raise UserError(f"reward is {name!r}; allowed: {allowed}", about="name")
     try:
@@ -169,30 +183,3 @@ def find_function(name: str) -> TextReward:
     except ValueError:
         pass  # some functions of C extensions have no signature to look at
     return reward
-
-
-def run_tests(sandbox: Sandbox, rows: Sequence[Row]) -> Scores:
-    """For each completion the share of its prompt's tests that it passes; see `problems` for what a completion is.
-
-    Every distinct completion of a prompt runs once, in a separate process. Expected values stay in this process: the
-    sandbox returns the values that the code computed, so nothing that the code prints or returns can claim a pass.
-    """
-    problems = [read_problem(row) for row in rows]
-    tasks: dict[tuple[int, str], Task] = {}
-    for index, row in enumerate(rows):
-        for completion in row.completions:
-            if task := problems[index].task(completion.text):
-                tasks[index, completion.text] = task
-    outcomes = dict(zip(tasks, sandbox.run(list(tasks.values())), strict=True))
-    counts: dict[str, int] = {}
-    rewards = []
-    for index, row in enumerate(rows):
-        expected = problems[index].expected
-        shares = []
-        for completion in row.completions:
-            outcome = outcomes.get((index, completion.text), Outcome(NO_CODE, ()))
-            counts[outcome.status] = counts.get(outcome.status, 0) + 1
-            passed = [same_value(a, b) for a, b in zip(outcome.outputs, expected, strict=False)]
-            shares.append(sum(passed) / len(expected))
-        rewards.append(shares)
-    return Scores(rewards, counts)

@@ -12,7 +12,7 @@ from qrpo_jax.job.stage import Stage
 # Keys that change the use of the machine, or what is logged, and not what a stage writes for other stages.
 SFT_PACE = ("sft.log_every", "sft.checkpoint_every", "sft.microbatches")
 TRAIN_PACE = ("train.log_every", "train.checkpoint_every", "train.microbatches")
-REWARD_PACE = ("reward.workers", "reward.batch_rows")
+REWARD_PACE = ("reward.workers", "reward.batch_rows", "reward.isolation", "reward.require_isolation", "reward.command")
 RESULTS = "results.json"  # of stage `evaluate`, in its folder and in the work directory
 
 
@@ -66,6 +66,7 @@ STAGES: dict[str, Stage] = {
     "report": stage("report", needs=("evaluate",), sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),
     "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
+    "sandbox": stage("sandbox", sections=("reward",), needs_model=False, needs_data=False, repeats=True),
     "compile": stage(
         "compile",
         sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),

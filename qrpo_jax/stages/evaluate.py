@@ -1,7 +1,7 @@
 """Stage `evaluate`: compares reference and policy on held-out prompts, sampled at the same temperature."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation import kl
 from qrpo_jax.evaluation.compare import SIDES, Answers, compare
 from qrpo_jax.files import write_json
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.accounting import held_out
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
@@ -19,6 +20,7 @@ from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
 from qrpo_jax.job.units import Counts, Work, add_counts, run_units
+from qrpo_jax.job.verdicts import FirstLines
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.rewards.rewards import ModelReward, Reward
 from qrpo_jax.stages import RESULTS
@@ -28,15 +30,17 @@ def run(job: Job) -> dict[str, Any] | None:
     reference = job.reference_parameters(job.unit_mesh)
     parameters = {"reference": reference, "policy": job.policy_parameters(job.unit_mesh, reference)}
     prompts = open_prompts(job, "evaluate", reference)
-    counts = sample_and_score(job, prompts, parameters)
-    if counts is None:
+    found = sample_and_score(job, prompts, parameters)
+    if found is None:
         return None
+    counts = {side: side_counts for side, (side_counts, _) in found.sides.items()}
 
     rows = {side: list(side_rows) for side, side_rows in held_out(job).items()}
     check_any_scored(rows)
     results = compare({side: [answers(row) for row in rows[side]] for side in SIDES})
     for side in SIDES:
         results[side]["not_scored"] = report_dropped(job, f"evaluate, {side}", counts[side])
+        verdicts.say(job, f"evaluate, {side}", *found.sides[side])
     for side, estimates in kl_estimates(job, rows, parameters).items():
         results[side] |= estimates
     results |= {"settings": shown_settings(job), "optimum": training_forecast(job)}
@@ -45,12 +49,26 @@ def run(job: Job) -> dict[str, Any] | None:
         write_json(folder / RESULTS, results)
     say_results(job, results)
     dropped = {"held out": prompts.counts} if prompts.counts else {}
-    return {"units": prompts.units, "counts": counts | dropped, "results": results}
+    lines = {side: side_lines for side, (_, side_lines) in found.sides.items()}
+    completions = {"counts": counts | dropped, "first_lines": lines}
+    return {"units": prompts.units, "results": results} | completions | found.held
 
 
-def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> dict[str, Counts] | None:
-    """Writes the scored rows of each side and returns the counts; None while other shards have units to write."""
-    counts: dict[str, Counts] = {}
+class Scored(NamedTuple):
+    """What scoring found.
+
+    Attributes:
+      sides: of each side the counts, and first lines by verdict.
+      held: how model-written code was kept apart: isolation, protections.
+    """
+
+    sides: dict[str, tuple[Counts, FirstLines]]
+    held: dict[str, Any]
+
+
+def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> Scored | None:
+    """Writes the scored rows of each side; None while other shards have units to write."""
+    sides: dict[str, tuple[Counts, FirstLines]] = {}
     with open_reward(job) as reward:
         job.say(f"evaluate: {describe(reward)}")
         for side in SIDES:
@@ -65,8 +83,8 @@ def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameter
             )
             if side_counts is None:
                 return None
-            counts[side] = side_counts
-    return counts
+            sides[side] = verdicts.parted(side_counts)
+        return Scored(sides, {"isolation": reward.isolation, "protections": reward.protections})
 
 
 def make_work(

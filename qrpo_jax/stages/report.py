@@ -54,6 +54,7 @@ def read_record(job: Job) -> RunRecord:
     compiled = job.folder("compile") / compile.RESULTS
     return RunRecord(
         counts=accounting.stage_counts(job),
+        verdicts=accounting.completion_verdicts(job),
         padding=accounting.paddings(job),
         comparisons=accounting.comparisons(job),
         protections=accounting.protections(job),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from qrpo_jax.data.rows import Row, check_row
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
 from qrpo_jax.job.stage_rows import rows_of
@@ -26,8 +27,12 @@ def run(job: Job) -> dict[str, Any] | None:
         counts = run_units(job, job.folder("score"), source.units, work, title="score", together=together)
         if counts is None:
             return None
+        counts, lines = verdicts.parted(counts)
         report_dropped(job, "score", counts)
-        return {"units": source.units, "counts": source.counts | counts, "protections": reward.protections}
+        verdicts.say(job, "score", counts, lines)
+        found = {"counts": source.counts | counts, "first_lines": lines}
+        held = {"isolation": reward.isolation, "protections": reward.protections}
+        return {"units": source.units} | found | held
 
 
 def check(job: Job) -> None:

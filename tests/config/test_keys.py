@@ -18,6 +18,8 @@ from qrpo_jax.job.programs import PROGRAMS
 from qrpo_jax.job.unit_mesh import UNITS
 from qrpo_jax.model.attention import BACKENDS
 from qrpo_jax.model.compute import REMAT
+from qrpo_jax.rewards.problems import BLOCKS
+from qrpo_jax.rewards.sandbox.pool import LEVELS
 from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import SCHEDULES
 
@@ -119,6 +121,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "model.attention": ("auto", *BACKENDS),
         "model.remat": REMAT,
         "mesh.units": UNITS,
+        "reward.block": BLOCKS,
         "sft.schedule": SCHEDULES,
         "sft.moment_dtype": COMPUTE,
         "train.schedule": SCHEDULES,
@@ -129,6 +132,8 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "train.shuffle": batch_order.SHUFFLES,
         "pack.over_long": views.OVER_LONG,
         "prompts.layout": ("", *LAYOUTS),
+        "reward.isolation": ("auto", *LEVELS),
+        "reward.require_isolation": LEVELS,
         "select.units": views.VIEWS,
         "select.estimator": quantiles.ESTIMATORS,
         "select.ties": quantiles.TIES,

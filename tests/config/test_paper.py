@@ -99,7 +99,8 @@ def test_rows_of_code_problems_bring_their_tests(made):
 
     (row, *_) = open_listed(made("paper_leetcode_llama"), "eval").rows([0])
     problem = read_problem(row)
-    assert problem.expected == (4, 1) and problem.entry_point == "Solution().add" and problem.prelude == "import math"
+    assert [test.expected for test in problem.tests] == [(4,), (1,)], problem.tests
+    assert problem.entry_point == "Solution().add" and problem.prelude == "import math", problem
     assert [c.source for c in row.completions] == ["reference"] * 50
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qrpo_jax.data.layouts import LAYOUTS
+from qrpo_jax.data.layouts.contests import STANDARD_INPUT
 from qrpo_jax.data.rows import encode
 from qrpo_jax.errors import UserError
 from tests.helpers.tables import (
@@ -52,6 +53,7 @@ QRPO = {
     "chosen_reward_tokens_len": 3.0,
 }
 TESTS = "def check(candidate):\n    assert candidate(a = 3, b = 4) == 7\n    assert candidate([1], b = 2) == [1, 2]\n"
+APPS = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
 # For each layout a record, and the prompt, completions with rewards, and further facts that it holds.
 EXAMPLES = {
     "rows": (
@@ -81,6 +83,26 @@ EXAMPLES = {
     ),
     "kto": ({"prompt": "q", "completion": "a", "label": True}, ("q", [("a", 1.0)])),
     "code": ({"task_id": "t/1", "prompt": "q", "entry_point": "f", "test": TESTS, "extra": "x"}, ("q", [])),
+    "apps": (
+        {
+            "problem_id": "1",
+            "question": "q",
+            "input_output": APPS,
+            "solutions": '["x"]',
+            "starter_code": "",
+            "url": "u",
+        },
+        (f"q\n\n{STANDARD_INPUT}", [("```python\nx\n```", None)]),
+    ),
+    "code_contests": (
+        {
+            "name": "n",
+            "description": "q",
+            "public_tests": {"input": ["1\n"], "output": ["2\n"]},
+            "solutions": {"language": [2, 3], "solution": ["c", "x"]},
+        },
+        (f"q\n\n{STANDARD_INPUT}", [("```python\nx\n```", None)]),
+    ),
     "gsm8k": ({"question": "q", "answer": "It is 9 * 2.\n#### 18"}, ("q", [("It is 9 * 2.\n#### 18", None)])),
     "scored": (
         {"prompt": [user("q")], "responses": ["a", "b"], "scores": [0.5, 1.0], "model": "x"},
@@ -135,8 +157,8 @@ def test_the_same_records_give_the_same_rows_whatever_stores_them(tmp_path, monk
         "jsonl",
         "parquet",
         "disk",
-        *(["tfds"] if layout != "kto" else []),
-    ]  # TFDS has no true and false of its own
+        *(["tfds"] if layout not in ("kto", "code_contests") else []),
+    ]  # TFDS has no true and false of its own, and the helper writes text and messages
     rows = {kind: [encode(row) for row in rows_of(stored(kind, tmp_path, records, monkeypatch))] for kind in kinds}
     assert len(rows["jsonl"]) == 7 and all(rows[kind] == rows["jsonl"] for kind in kinds), layout
 
@@ -409,18 +431,16 @@ def test_tests_of_programs_are_calls_and_values(tmp_path):
         return json.loads(row.payload)
 
     read = payload(entry_point="f", test=TESTS + "    assert candidate(1, 2) < 3\n    assert candidate(1) == (2, 3)\n")
-    assert read["tests"] == [[[], {"a": 3, "b": 4}, 7], [[[1]], {"b": 2}, [1, 2]], [[1], {}, [2, 3]]]
-    assert (read["entry_point"], read["left_out"]) == ("f", 1)
+    assert read["tests"] == [[[], {"a": 3, "b": 4}, 7], [[[1]], {"b": 2}, [1, 2]], [[1], {}, {"$tuple": [2, 3]}]]
+    assert (read["entry_point"], read["script"]) == ("f", "def check(candidate):\n    assert candidate(1, 2) < 3")
     read = payload(test_list=["assert g(3) == 'a'", "assert set(g(3)) == set('a')"], test_imports=["import math"])
     assert (read["tests"], read["entry_point"], read["prelude"]) == ([[[3], {}, "a"]], "g", "import math")
+    assert read["script"] == "assert set(g(3)) == set('a')"
     (row,) = rows_of(f"jsonl:{tmp_path / 'a.jsonl'}")
     assert row.messages[0].content.endswith("assert g(3) == 'a'\nassert set(g(3)) == set('a')")
-    bad = [{"prompt": "q", "test": test} for test in (TESTS, "def", "assert f() > 2")]
+    bad = [{"prompt": "q", "test": test} for test in (TESTS, "def", "assert h() > 2")]
     source = opened(f"jsonl:{write_json_lines(tmp_path / 'b.jsonl', [one | {'entry_point': 'f'} for one in bad])}")
-    assert [dropped.reason for dropped in source.dropped] == [
-        "its tests are not Python",
-        "no test compares one call with a value",
-    ]
+    assert [dropped.reason for dropped in source.dropped] == ["its tests are not Python", "no test calls the function"]
 
 
 class TestPublished:
@@ -449,7 +469,7 @@ class TestPublished:
         mbpp = opened(f"jsonl:{fixtures}/mbpp/*.jsonl")
         assert len(json.loads(mbpp.rows([0])[0].payload)["tests"]) == 3
         counts = {"humaneval": human_eval.count, "leetcode": leetcode.count, "mbpp": mbpp.count}
-        assert counts["humaneval"] > 120 and counts["leetcode"] > 180 and counts["mbpp"] > 780, counts
+        assert counts == {"humaneval": 164, "leetcode": 228, "mbpp": 974}
 
     def test_preferences(self, fixtures):
         source = opened(f"jsonl:{fixtures}/preference/dpo_en_demo.json")

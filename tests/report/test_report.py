@@ -26,6 +26,7 @@ from tests.helpers import tiny
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e</pre><img src=x onerror=alert(2)>"
 WITH_SFT = ("sft", "sample", "score", "reference", "train", "evaluate", "report")
 PROMPTS, COMPLETIONS, STEPS = 53, 7, 101
+VERDICTS = {"completions: passed": 45, "completions: wrong": 228, "completions: error": 300, "completions: time": 27}
 
 
 def completion(text: str, reward: float, source: str) -> Completion:
@@ -103,8 +104,11 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     results |= {"settings": evaluate.shown_settings(job), "optimum": evaluate.training_forecast(job)}
     write_json(workdir / "evaluate" / "results.json", results)
     protections = {"network": False, "filesystem": True, "memory": True}
-    manifest.complete(job.folder("score"), {"counts": {"completions: ok": 371}, "protections": protections})
-    manifest.complete(job.folder("evaluate"), {"counts": {side: {"prompts": PROMPTS} for side in sides}})
+    lines = {"error": {HOSTILE: 203, "NameError: name 'b' is not defined": 4}, "time": {"more than 1 s": 7}}
+    found = {"counts": VERDICTS | {"rows": PROMPTS}, "first_lines": lines}
+    manifest.complete(job.folder("score"), found | {"isolation": "kernel", "protections": protections})
+    of_side = {"prompts": PROMPTS, "completions: passed": 3, "completions: wrong": 1}
+    manifest.complete(job.folder("evaluate"), {"counts": dict.fromkeys(sides, of_side)})
     job.folder("report").mkdir()
     return job
 
@@ -141,6 +145,24 @@ def test_the_page_lists_dropped_rows_and_what_the_machine_could_not_prevent(page
     assert "dropped: too long" in page and "4,321" in page and "6.2%" in page
     not_prevented = page[page.index("could not prevent the following") : page.index("<h2>Settings")]
     assert "connect to the network" in not_prevented and "write files" not in not_prevented
+    assert "Level of isolation: <b>kernel</b>" in page
+
+
+def test_verdicts_have_shares_by_stage_and_side_and_their_first_lines(page: str) -> None:
+    text = " ".join(re.sub(r"<[^>]*>", " ", page[page.index("<h2>Verdicts") : page.index("<h2>Data")]).split())
+    assert "Stage Completions passed wrong error time score 600 7.5% 45 38.0% 228 50.0% 300 4.5% 27" in text, text
+    for side in SIDES:
+        assert f"evaluate, {side} 4 75.0% 3 25.0% 1 – –" in text, text
+    assert "error 203 &lt;script&gt;alert(1)&lt;/script&gt;⟨U+001B⟩" in text and "time 7 more than 1 s" in text, text
+    assert "4 NameError: name &#39;b&#39; is not defined" in text, text
+
+
+def test_a_reward_that_is_a_number_has_no_verdicts(job: Job, tmp_path: Path) -> None:
+    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "plain"), job.shard, STAGES)
+    manifest.complete(moved.folder("score"), {"counts": {"completions: ok": 371}, "isolation": "", "protections": {}})
+    manifest.complete(moved.folder("evaluate"), {"counts": {side: {"completions: ok": 7} for side in SIDES}})
+    plain = page_of(moved)
+    assert "Verdicts" not in plain and "The reward ran no model-written code" in plain and "371" in plain
 
 
 def test_hostile_completions_are_shown_and_inert(page: str) -> None:

@@ -14,7 +14,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.rewards import rewards
 from qrpo_jax.rewards.problems import read_problem
 from qrpo_jax.rewards.rewards import Reward, dialogue_share
-from qrpo_jax.rewards.sandbox.pool import Limits
+from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
 
 NONE = np.zeros(0, np.int32)
 
@@ -26,7 +26,7 @@ def row(*texts, tests=(((1, 2), 3), ((3, 4), 7), ((5, 5), 10), ((0, 6), 6))):
 
 @pytest.fixture(scope="module")
 def tests_reward():
-    with Reward("tests", limits=Limits(cpu_seconds=0.5), workers=1) as reward:
+    with Reward("tests", sandbox=Sandbox(Limits(cpu_seconds=0.5), 1)) as reward:
         yield reward
 
 
@@ -74,7 +74,7 @@ def test_solutions_of_the_programs_pass_all_their_tests(tests_reward):
         solution = Completion(programs.problem(0, split, index).solution, NONE, True, "policy")
         rows.append(dataclasses.replace(program_row(0, split, index), completions=(solution,)))
     scores = tests_reward.score(rows)
-    assert scores.rewards == [[1.0]] * len(rows) and scores.outcomes == {"ok": len(rows)}
+    assert scores.rewards == [[1.0]] * len(rows) and scores.outcomes == {"passed": len(rows)}
 
 
 def test_equal_completions_of_other_prompts_are_scored_by_their_own_tests(tests_reward):
@@ -120,7 +120,7 @@ def shout(prompt, completion, payload):
 
 def test_a_user_function_is_called_with_prompt_completion_and_payload():
     data = dataclasses.replace(row("A", "b"), payload="{}")
-    with Reward(f"{__name__}:shout", limits=Limits(), workers=1) as reward:
+    with Reward(f"{__name__}:shout") as reward:
         scores = reward.score([data])
     np.testing.assert_allclose(scores.rewards, [[1.31, 0.31]])
     assert scores.outcomes == {"ok": 2} and reward.protections == {}
@@ -129,7 +129,7 @@ def test_a_user_function_is_called_with_prompt_completion_and_payload():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("test", "reward is 'test'; allowed: tests, model, dialogue_share"),
+        ("test", "reward is 'test'; allowed: tests, answer, math_verify, model, dialogue_share"),
         ("no_such_module:f", "cannot be imported"),
         ("json:no_such_function", "cannot be imported"),
         ("json:__name__", "is not a function"),
@@ -146,7 +146,7 @@ def test_unknown_rewards_are_refused_in_one_line(name, message):
 def test_a_reward_that_is_no_number_is_named_with_its_row(tmp_path, monkeypatch):
     (tmp_path / "praise.py").write_text("def score(prompt, completion, payload):\n    return 'good'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with Reward("praise:score", limits=Limits(), workers=1) as reward, pytest.raises(UserError) as caught:
+    with Reward("praise:score") as reward, pytest.raises(UserError) as caught:
         reward.score([row("a + b")])
     assert str(caught.value) == "reward 'praise:score' returned 'good' for row 'r'; it must be a number"
 
@@ -174,7 +174,7 @@ def test_a_function_that_gives_no_reward_is_one_line(tmp_path, monkeypatch, body
     name = f"a_reward_{abs(hash(body))}"
     (tmp_path / f"{name}.py").write_text(f"def score(prompt, completion, payload):\n    {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError) as caught, Reward(f"{name}:score", limits=Limits(), workers=1) as reward:
+    with pytest.raises(UserError) as caught, Reward(f"{name}:score") as reward:
         reward.score([row("a + b")])
     line = str(caught.value)
     expected = f"reward '{name}:score' {message.replace('FILE', str(tmp_path / f'{name}.py'))}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qrpo_jax.data.layouts import answers, code, graded, instructions, offpolicy
+from qrpo_jax.data.layouts import answers, code, contests, graded, instructions, offpolicy
 from qrpo_jax.data.layouts.layout import KEYS, PAIR_LOG_PROBS, PAIR_REWARDS, PAIR_SIDES, Layout
 from qrpo_jax.errors import UserError
 
@@ -59,11 +59,35 @@ LAYOUTS: dict[str, Layout] = {
             "completion": ("completion", "canonical_solution", "code"),
             "tests": ("test", "test_list"),
             "entry_point": ("entry_point",),
-            "prelude": ("test_imports", "test_setup_code"),
+            "prelude": ("test_imports",),
+            "setup": ("test_setup_code",),
+            "examples": ("test_list",),
             "stem": ("prompt",),
         },
         needs=("prompt", "tests"),
         derive=code.derive,
+    ),
+    "apps": Layout(
+        {
+            "id": ("problem_id",),
+            "prompt": ("question",),
+            "tests": ("input_output",),
+            "solutions": ("solutions",),
+            "starter": ("starter_code",),
+        },
+        needs=("prompt", "tests"),
+        derive=contests.derive_apps,
+    ),
+    "code_contests": Layout(
+        {
+            "prompt": ("description",),
+            "tests": ("public_tests",),
+            "private_tests": ("private_tests",),
+            "generated_tests": ("generated_tests",),
+            "solutions": ("solutions",),
+        },
+        needs=("prompt", "tests"),
+        derive=contests.derive_contest,
     ),
     "gsm8k": Layout(
         {"prompt": ("question",), "completion": ("answer", "ground_truth")} | {key: (key,) for key in graded.MODELS},

@@ -1,31 +1,38 @@
-"""Programming problems: a function to write, and the tests of its values that a sandbox can run.
+"""Programming problems: a function to write, and tests of its values that a sandbox can run.
 
-Tests are written as Python, `assert candidate(3, 4) == 7`. Those that compare one call with a value, all literals,
-become arguments and an expected value. All others (loops, tolerances, helper functions) are left out.
+Tests are written as Python. An assertion that compares one call with a constant becomes arguments and an expected
+value (`assertions`). All others (loops, helper functions, expressions) stay Python, the `script` of the payload, which
+runs where the completion does not.
 """
 
 import ast
-import json
-from collections.abc import Iterator
+import builtins
+from collections.abc import Collection
 from typing import Any
 
+from qrpo_jax.data.layouts import evalplus
+from qrpo_jax.data.layouts.assertions import name_of, value_test
 from qrpo_jax.data.layouts.layout import At, Values
 from qrpo_jax.errors import shown
 
 CANDIDATE = "candidate"  # what the tests of HumanEval and LeetCodeDataset call the function
+CHECK = "check"  # the function that has them
+CHECKS = (CHECK, "test")  # and what names of such functions begin with elsewhere
 SHOWN_TESTS = "Your code must pass these tests:"
-WITHOUT_TESTS = "no test compares one call with a value"
+WITHOUT_TESTS = "no test calls the function"
+PYTHON = {*dir(builtins), "isclose"}
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
 def derive(values: Values, at: At) -> Values:
     """Keys of a row from a problem; `tests` is the source of a function `check`, or a list of assertions.
 
-    The payload has `tests`: lists of positional arguments, arguments by name, and the expected value; `entry_point`: an
-    expression for the function; and `prelude`: code to run before the completion.
+    The payload has `tests`, values and tags as docs/data.md lists them; `entry_point`: an expression for the function;
+    `prelude`: code to run before the completion; and `script`: the rest of the tests, if there is any.
 
     Raises:
       UserError: the tests are not text.
-      DroppedError: they are no Python, or the sandbox could run none of them.
+      DroppedError: they are no Python, or none of them calls the function.
     """
     source = values.get("tests")
     if not source:
@@ -33,24 +40,27 @@ def derive(values: Values, at: At) -> Values:
     lines = [source] if isinstance(source, str) else source
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise at.fault(f"{at.column('tests')} is {shown(source)}; it must be Python in text, or a list of such texts")
-    entry_point = values.get("entry_point")
-    tests, total = [], 0
+    entry_point, setup, examples = values.get("entry_point"), _text(values.get("setup")), values.get("examples")
     try:
-        for assertion in (one for line in lines for one in _assertions(line)):
-            total += 1
-            call = assertion.left if isinstance(assertion, ast.Compare) else None
-            if entry_point is None and isinstance(call, ast.Call):
-                entry_point = _name(call.func)  # MBPP names the function in its tests alone
-            test = _test(assertion, (CANDIDATE, entry_point))
-            tests += [test] if test else []
+        module = ast.parse("\n".join(lines))
+        if entry_point is None:  # MBPP names the function in its tests alone
+            entry_point = _called(ast.parse(_text(examples) or "\n".join(lines)))
+        if not isinstance(entry_point, str):
+            raise at.unusable(WITHOUT_TESTS)
+        names = {CANDIDATE, entry_point}
+        tests = evalplus.read(module, names)
+        script = "" if tests else _divide(module, tests, names)
+        prelude = _text([_stem(values, entry_point), _text(values.get("prelude")), _definitions(setup)])
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise at.unusable("its tests are not Python") from None
-    if not tests or not isinstance(entry_point, str):
+    if not (tests or script):
         raise at.unusable(WITHOUT_TESTS)
-    payload = {"entry_point": entry_point, "prelude": _prelude(values), "tests": tests, "left_out": total - len(tests)}
+    payload = {"entry_point": entry_point, "prelude": prelude, "tests": tests}
+    if script:
+        payload["script"] = _text([setup, script])
     kept: Values = {key: values[key] for key in ("id", "prompt") if key in values}
-    if isinstance(source, list) and isinstance(kept.get("prompt"), str):  # MBPP's prompt does not name the function
-        kept["prompt"] = "\n".join([kept["prompt"], SHOWN_TESTS, "", *source])
+    if isinstance(examples, list) and isinstance(kept.get("prompt"), str):  # MBPP's prompt does not name the function
+        kept["prompt"] = "\n".join([kept["prompt"], SHOWN_TESTS, "", *map(str, examples)])
     stem, answer = values.get("stem"), values.get("completion")
     if isinstance(answer, str) and answer.strip():
         # HumanEval's solution is a body, which goes on where the prompt ends.
@@ -59,54 +69,66 @@ def derive(values: Values, at: At) -> Values:
     return kept | {"payload": payload}
 
 
-def _prelude(values: Values) -> str:
-    """Imports and helpers to run first; LeetCodeDataset has them in `prompt`, beside the problem in `query`."""
-    before = values.get("prelude")
-    lines = before if isinstance(before, list) else [before]
-    if values.get("stem") != values.get("prompt"):
-        lines = [values.get("stem"), *lines]
+def _text(lines: Any) -> str:
+    """Code in text, or in a list of texts."""
+    lines = lines if isinstance(lines, list) else [lines]
     return "\n".join(line for line in lines if isinstance(line, str) and line.strip())
 
 
-def _assertions(source: str) -> Iterator[ast.expr]:
-    """What each assertion of a program claims, also those inside `check`, but none inside a loop or a branch."""
-    for statement in ast.parse(source).body:
-        body = statement.body if isinstance(statement, ast.FunctionDef) else [statement]
-        yield from (line.test for line in body if isinstance(line, ast.Assert))
+def _stem(values: Values, entry_point: Any) -> str:
+    """The code before the function: in LeetCodeDataset a column of its own, in HumanEval the beginning of the prompt.
 
-
-def _test(claim: ast.expr, names: tuple[str | None, ...]) -> list[Any] | None:
-    """[positional arguments, arguments by name, expected value], as JSON has them; None if it is no such test."""
-    if not (isinstance(claim, ast.Compare) and len(claim.ops) == 1 and isinstance(claim.ops[0], ast.Eq)):
-        return None
-    call = claim.left
-    if not isinstance(call, ast.Call) or _name(call.func) not in names:
-        return None
-    if any(isinstance(argument, ast.Starred) for argument in call.args) or any(k.arg is None for k in call.keywords):
-        return None
+    That prompt ends with the function's first lines, which are not taken.
+    """
+    stem = values.get("stem")
+    if not isinstance(stem, str):
+        return ""
+    if stem != values.get("prompt"):
+        return stem
     try:
-        positional = [ast.literal_eval(argument) for argument in call.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        test = [positional, named, _lists(ast.literal_eval(claim.comparators[0]))]
-        json.dumps(test, allow_nan=False)
-    except (ValueError, TypeError):  # an expression, or a value such as a set that JSON has not
-        return None
-    return None if _changed(test) else test
+        module = ast.parse(stem)
+    except (SyntaxError, ValueError):  # a prompt in words
+        return ""
+    rest = [one for one in module.body if not (isinstance(one, ast.FunctionDef) and one.name == entry_point)]
+    return "\n".join(map(ast.unparse, rest)) if len(rest) < len(module.body) else ""
 
 
-def _name(function: ast.expr) -> str:
-    return function.id if isinstance(function, ast.Name) else ast.unparse(function)
+def _definitions(setup: str) -> str:
+    """The part of the setup code that needs nothing of the completion."""
+    return "\n".join(ast.unparse(one) for one in ast.parse(setup).body if isinstance(one, DEFINITIONS))
 
 
-def _lists(value: Any) -> Any:
-    """A value with lists for tuples, as the sandbox returns what a function gives."""
-    if isinstance(value, list | tuple):
-        return [_lists(one) for one in value]
-    return {key: _lists(one) for key, one in value.items()} if isinstance(value, dict) else value
+def _called(module: ast.Module) -> str | None:
+    """The function that the first assertion calls; those of Python are not meant."""
+    for statement in module.body:
+        for node in ast.walk(statement) if isinstance(statement, ast.Assert) else ():
+            if isinstance(node, ast.Call) and (name := name_of(node.func)) not in PYTHON and "math." not in name:
+                return name
+    return None
 
 
-def _changed(value: Any) -> bool:
-    """Whether JSON would make another value of it: it turns tuples into lists, and keys into text."""
-    if isinstance(value, dict):
-        return not all(isinstance(key, str) for key in value) or any(map(_changed, value.values()))
-    return isinstance(value, tuple) or (isinstance(value, list) and any(map(_changed, value)))
+def _divide(module: ast.Module, tests: list[Any], names: Collection[str]) -> str:
+    """Moves the assertions that are tests of a value from the module to `tests`; the rest, if it calls the function."""
+    module.body = _rest(module.body, tests, names)
+    for statement in module.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name.startswith(CHECKS):
+            statement.body = _rest(statement.body, tests, names) or [ast.Pass()]
+    names_of = (node for node in ast.walk(module) if isinstance(node, ast.Name | ast.Attribute))
+    return ast.unparse(module) if any(name_of(node) in names for node in names_of) else ""
+
+
+def _rest(statements: list[ast.stmt], tests: list[Any], names: Collection[str]) -> list[ast.stmt]:
+    rest = []
+    for statement in statements:
+        if isinstance(statement, ast.Assert):
+            if isinstance(statement.test, ast.Constant) and statement.test.value:
+                continue  # HumanEval has `assert True`, which tests nothing
+            if test := value_test(statement.test, names):
+                tests.append(test)
+                continue
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call | ast.Name | ast.Constant):
+            called = statement.value.func if isinstance(statement.value, ast.Call) else statement.value
+            if isinstance(called, ast.Constant) or name_of(called) in (CHECK, "print"):
+                continue  # `check(f)` at the end, and texts: whoever runs the script calls check
+        rest.append(statement)
+    return rest

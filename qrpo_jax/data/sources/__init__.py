@@ -26,6 +26,7 @@ def tabular(kind: str, address: str) -> SourceKind:
         completions=True,
         demonstrations=True,
         tests=True,
+        answers=True,
         listed=True,
         columns=True,
     )
@@ -50,6 +51,7 @@ SOURCES: dict[str, SourceKind] = {
         completions=True,
         demonstrations=True,
         tests=True,
+        answers=True,
         listed=True,
     ),
     MIX: SourceKind(
@@ -58,6 +60,7 @@ SOURCES: dict[str, SourceKind] = {
         completions=True,
         demonstrations=True,
         tests=True,
+        answers=True,
         listed=True,
     ),
     "model": source("model", sampled=True),

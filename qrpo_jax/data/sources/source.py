@@ -63,6 +63,7 @@ class SourceKind:
       completions: its training rows may bring completions, so that none need to be sampled.
       demonstrations: it has a split "sft", whose rows bring a first completion to imitate.
       tests: the payloads of its rows may hold unit tests.
+      answers: the payloads of its rows may hold an answer to compare with.
       listed: its rows are at `SourceOptions.address`, so all of them can be checked before a run.
       columns: its records have columns, which a layout translates.
       identity: text that differs between two contents of that place, for the settings of a run; None if not listed.
@@ -76,6 +77,7 @@ class SourceKind:
     completions: bool = False
     demonstrations: bool = False
     tests: bool = False
+    answers: bool = False
     listed: bool = False
     columns: bool = False
     identity: Callable[[SourceOptions], str] | None = None

@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWPID = (
     0x10000000,
@@ -22,67 +22,86 @@ CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWPID = (
     0x08000000,
     0x20000000,
 )
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-ADDR_NO_RANDOMIZE = 0x0040000
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
+ADDR_NO_RANDOMIZE, AT_RANDOM = 0x0040000, 25
 
-# System calls that a completion may not make: name, number on x86-64, number on aarch64 ("-": has none).
-# They start or touch processes, connect, change the system, wait, read entropy, or change files.
-DENIED = """
-fork 57 -, vfork 58 -, clone 56 220, clone3 435 435, execve 59 221, execveat 322 281
-kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240
-pidfd_send_signal 424 424, pidfd_open 434 434, pidfd_getfd 438 438, ptrace 101 117
-process_vm_readv 310 270, process_vm_writev 311 271, process_madvise 440 440, kcmp 312 272
-socket 41 198, socketpair 53 199, connect 42 203, bind 49 200, listen 50 201, accept 43 202
-accept4 288 242, sendto 44 206, sendmsg 46 211, sendmmsg 307 269, recvmsg 47 212, recvmmsg 299 243
-mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, unshare 272 97, setns 308 268
-open_tree 428 428, move_mount 429 429, fsopen 430 430, fsconfig 431 431, fsmount 432 432
-fspick 433 433, mount_setattr 442 442, open_by_handle_at 304 265, openat2 437 437
-bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 425
-add_key 248 217, request_key 249 218, keyctl 250 219, reboot 169 142, kexec_load 246 104
-kexec_file_load 320 294, init_module 175 105, finit_module 313 273, delete_module 176 106
-memfd_create 319 279, memfd_secret 447 447, shmget 29 194, msgget 68 186, semget 64 190
-mq_open 240 180, setrlimit 160 164, prlimit64 302 261, prctl 157 167, seccomp 317 277
-setpriority 141 140, sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274
-sched_setaffinity 203 122, ioprio_set 251 30, personality 135 92
-getrandom 318 278, nanosleep 35 101, clock_nanosleep 230 115, pause 34 -, select 23 -, poll 7 -
-pselect6 270 72, ppoll 271 73, epoll_wait 232 -, epoll_pwait 281 22, epoll_pwait2 441 441
-rt_sigtimedwait 128 137, rt_sigsuspend 130 133, pipe 22 -, pipe2 293 59, eventfd 284 -
-eventfd2 290 19, timerfd_create 283 85, signalfd 282 -, signalfd4 289 74, inotify_init1 294 26
-rename 82 -, renameat 264 38, renameat2 316 276, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -
-unlinkat 263 35, creat 85 -, link 86 -, linkat 265 37, symlink 88 -, symlinkat 266 36, mknod 133 -
-mknodat 259 33, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -
-fchown 93 55, lchown 94 -, fchownat 260 54, truncate 76 45, ftruncate 77 46, fallocate 285 47
-utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6
-fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
+# System calls that a completion may make: name, number on x86-64, number on aarch64 ("-": has none). Everything else is
+# refused: what starts or touches processes, connects, waits, reads entropy, changes files or the system, and every call
+# of a newer kernel. A completion computes, and reads the library.
+ALLOWED = """
+read 0 63, write 1 64, close 3 57, fstat 5 80, lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214
+rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67, readv 19 65, writev 20 66, mremap 25 216
+madvise 28 233, dup 32 23, dup2 33 -, dup3 292 24, getpid 39 172, gettid 186 178, getppid 110 173, exit 60 93
+exit_group 231 94, uname 63 160, ftruncate 77 46, getcwd 79 17, getdents64 217 61, gettimeofday 96 169, time 201 -
+clock_gettime 228 113, clock_getres 229 114, getrlimit 97 163, getrusage 98 165, sysinfo 99 179, times 100 153
+getuid 102 174, getgid 104 176, geteuid 107 175, getegid 108 177, sigaltstack 131 132, sched_yield 24 124
+sched_getaffinity 204 123, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, stat 4 -, lstat 6 -
+access 21 -, readlink 89 -, newfstatat 262 79, statx 332 291, readlinkat 267 78, faccessat 269 48, faccessat2 439 439
 """
-# The calls among these that the zygote needs, with the (argument, value) that each must have. A completion
-# inherits the permission but cannot use it: it has no socket and no capability, and sees no other process.
-NEEDED: dict[str, tuple[int, int] | None] = {
-    "clone": (0, CLONE_NEWPID | signal.SIGCHLD),
-    "kill": (1, signal.SIGKILL),
-    "prctl": (0, PR_SET_PDEATHSIG),
-    **dict.fromkeys(["recvmsg", "sendto", "pidfd_open", "prlimit64", "setrlimit", "poll", "ppoll"]),
-}
-# machine: column of DENIED, audit number, ((open call's number, its flags argument), ...)
-MACHINES = {
-    "x86_64": (1, 0xC000003E, ((2, 1), (257, 2))),
-    "aarch64": (2, 0xC00000B7, ((56, 2),)),
-}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+class Rule(NamedTuple):
+    """What an argument of a system call must be for the call to be allowed.
+
+    Attributes:
+      numbers: of the call, on x86-64 and on aarch64; 0: has none.
+      argument: which one, counted from 0.
+      among: values that are allowed; of the bits in `mask` alone.
+      zeros: arguments that must be 0.
+    """
+
+    numbers: tuple[int, int]
+    argument: int
+    among: tuple[int, ...]
+    mask: int = 0xFFFFFFFF
+    zeros: tuple[int, ...] = ()
+
+
+RULES = (
+    Rule((2, 0), 1, (0,), mask=WRITING),  # open and openat, for reading
+    Rule((257, 56), 2, (0,), mask=WRITING),
+    # ioctl: whether a file is a terminal, and close on exec; not the flags of its inode.
+    Rule((16, 29), 1, (0x5401, 0x5450, 0x5451)),
+    # fcntl: duplicates and flags of a descriptor; not its owner and signal, which reach other processes.
+    Rule((72, 25), 1, (0, 1, 2, 3, 1030)),
+    # futex: waking others up. Waiting is not allowed: there is nobody to wait for.
+    Rule((202, 98), 1, (1, 10), mask=0x7F),
+    Rule((302, 261), 0, (0,), zeros=(2,)),  # prlimit64: reading a limit of its own
+)
+# machine: its place in the numbers above, and its audit number
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 LINUX = sys.platform == "linux" and sys.byteorder == "little"
 MACHINE = MACHINES.get(platform.machine()) if LINUX else None
 # PyDLL keeps the interpreter's lock during the call, which the raw clone below relies on.
 LIBC: Any = ctypes.PyDLL(None, use_errno=True)
 LIBC.syscall.restype = ctypes.c_long
+if MACHINE is not None:
+    LIBC.getauxval.restype, LIBC.getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
 CLONE = 220 if platform.machine() == "aarch64" else 56
 FORK_FLAGS = ctypes.c_ulong(CLONE_NEWPID | signal.SIGCHLD)
+
+
+def give_up() -> None:
+    """Turns every function here into one that does nothing."""
+    global MACHINE
+    MACHINE = None
+
+
+def has_namespaces() -> bool:
+    """Whether `fork` can begin process namespaces."""
+    return MACHINE is not None
 
 
 def fix_addresses() -> bool:
     """Restarts this interpreter once without address randomisation; False where that is refused.
 
-    Hashes of None and of classes are addresses: with random ones a set's order would differ by run.
+    Hashes of None and of classes are addresses: with random ones a set's order would differ by run. The kernel's random
+    bytes for the process go, too.
     """
+    if MACHINE is not None and (random := LIBC.getauxval(AT_RANDOM)):
+        ctypes.memset(random, 0, 16)
     if os.environ.pop("SANDBOX_RESTARTED", ""):
         return True
     if MACHINE is not None and LIBC.personality(ADDR_NO_RANDOMIZE) != -1:
@@ -90,46 +109,47 @@ def fix_addresses() -> bool:
     return False
 
 
-def filter_calls(namespace: bool) -> None:
-    """Installs the filter that refuses the calls in DENIED, and opening for writing, with EPERM.
+def filter_calls() -> None:
+    """Installs the filter that refuses, with EPERM, every call but those ALLOWED and those that keep a rule.
 
-    With `namespace` the calls NEEDED by a zygote remain; they are harmless only where a completion
-    is alone in a process namespace.
+    Raises:
+      MemoryError: the kernel has no memory for it now. Where it has no filters at all, nothing happens.
     """
     if MACHINE is None:
         return
-    column, audit, opens = MACHINE
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    place, audit = MACHINE
+    load, mask, equal, at_least, answer = 0x20, 0x54, 0x15, 0x35, 0x06
     allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
-    # (operation, jump when true, jump when false, operand); "no" jumps to the refusing last line.
+    # (operation, where to go when true, when false, operand): a number of lines, or the name of a last line.
     code: list[tuple[int, int | str, int | str, int]] = [
         (load, 0, 0, 4),  # the caller's architecture: another one has other numbers
         (equal, 0, "no", audit),
         (load, 0, 0, 0),  # the call's number; x86-64 has a second set from 2**30 on
         (at_least, "no", 0, 1 << 30),
     ]
-    conditional: list[tuple[int, int, int, int | str, int | str, int]] = [
-        (number, argument, any_bit, "no", 0, writing) for number, argument in opens
-    ]
-    for name, *numbers in (entry.split() for entry in DENIED.replace("\n", ",").split(",") if entry):
-        if (number := numbers[column - 1]) == "-":
-            continue
-        if not (namespace and name in NEEDED):
-            code.append((equal, "no", 0, int(number)))
-        elif needed := NEEDED[name]:
-            conditional.append((int(number), needed[0], equal, 0, "no", needed[1]))
-    for call, argument, test, when_true, when_false, operand in conditional:
-        code += [(equal, 0, 3, call), (load, 0, 0, 16 + 8 * argument)]
-        code += [(test, when_true, when_false, operand), (answer, 0, 0, allow)]
-    code += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
-    end = len(code) - 2
+    for rule in RULES:
+        if number := rule.numbers[place]:
+            test: list[tuple[int, int | str, int | str, int]] = []
+            for zero in rule.zeros:
+                for half in (16, 20):
+                    test += [(load, 0, 0, half + 8 * zero), (equal, 0, "no", 0)]
+            test += [(load, 0, 0, 16 + 8 * rule.argument), (mask, 0, 0, rule.mask)]
+            test += [(equal, "yes", 0, value) for value in rule.among]
+            test += [(answer, 0, 0, refuse)]
+            code += [(equal, 0, len(test), number), *test]
+    for entry in ALLOWED.replace("\n", ",").split(","):
+        if entry and (listed := entry.split()[1 + place]) != "-":
+            code.append((equal, "yes", 0, int(listed)))
+    code += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
+    ends = {"no": len(code) - 2, "yes": len(code) - 1}
     text = b"".join(
-        struct.pack("HBBI", op, *(end - at if jump == "no" else jump for jump in jumps), operand)
+        struct.pack("HBBI", op, *(ends[jump] - at - 1 if isinstance(jump, str) else jump for jump in jumps), operand)
         for at, (op, *jumps, operand) in enumerate(code)
     )
     kept = ctypes.create_string_buffer(text, len(text))
-    LIBC.prctl(PR_SET_SECCOMP, 2, struct.pack("HxxxxxxQ", len(code), ctypes.addressof(kept)), 0, 0)
+    program = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(kept))
+    if LIBC.prctl(PR_SET_SECCOMP, 2, program, 0, 0) and ctypes.get_errno() in (errno.ENOMEM, errno.EAGAIN):
+        raise MemoryError("no memory for a filter of system calls")
 
 
 def restrict_files(readable: list[str]) -> None:
@@ -162,8 +182,8 @@ def isolate() -> None:
 
 
 def die_with_parent() -> None:
-    """Makes the kernel kill this process when its parent ends."""
-    if MACHINE is not None:
+    """Makes the kernel kill this process when its parent ends. That is no confinement: also after `give_up`."""
+    if LINUX:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -192,9 +212,15 @@ class Parent:
             os.close(self._file)
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of its children's children when these lose theirs, so that it can end them."""
+    if LINUX:
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def drop_capabilities() -> None:
-    """Gives up every capability, including those over the zygote's namespaces."""
-    if MACHINE is not None:
+    """Gives up every capability, including those over the zygote's namespaces and the one to raise limits."""
+    if LINUX:
         LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 

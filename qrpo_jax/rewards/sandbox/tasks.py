@@ -1,90 +1,108 @@
-"""Tasks for the sandbox and their outcomes: limits, reports, and the comparison of values."""
+"""Tasks for the sandbox and what comes of them: limits, outcomes, and the reading of an untrusted report."""
 
+import gc
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+MESSAGE = 160  # characters of an error's message that are kept
+
 
 class Limits(NamedTuple):
-    """Limits of one completion over all its inputs."""
+    """Limits of a completion's code.
+
+    Attributes:
+      cpu_seconds: CPU time of each test, and of loading the code before the first.
+      memory_mb: address space, of which the idle interpreter holds about 30 MB.
+      output_bytes: of each test: its value as JSON, or what a program prints.
+      failed_runs: tests that may end the process, by a limit or otherwise. Each is followed by a new process for the
+        rest; after the last one the rest is not run, and fails for the same reason. 0: no bound.
+    """
 
     cpu_seconds: float = 1.0
-    memory_mb: int = 256  # address space, of which the idle interpreter holds about 30
+    memory_mb: int = 1024
     output_bytes: int = 65536
+    failed_runs: int = 3
 
 
 DEFAULT_LIMITS = Limits()
 
 
+class Call(NamedTuple):
+    """Arguments of one call, as `values.encode` leaves them."""
+
+    positional: Sequence[Any]
+    named: Mapping[str, Any] = {}
+
+
 class Task(NamedTuple):
-    """A completion to run: its source, the name of the function to call, and the arguments of each call."""
+    """A completion to run.
+
+    Attributes:
+      code: its source.
+      call: an expression for the function to call; None: the code is a program, which runs anew for each input.
+      inputs: a `Call` of the function for each test, or the text that a program reads from its standard input.
+    """
 
     code: str
-    call: str
-    inputs: tuple[Sequence[Any], ...]  # one positional-argument list of JSON values per test
+    call: str | None
+    inputs: Sequence[Call | str]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Takes the place of a missing output; `reason` is an exception's name, or the task's status."""
+    """Takes the place of an output.
+
+    Attributes:
+      reason: "error": the code raised or ended the process; "time", "memory" or "output": it reached a limit;
+        "forbidden": the sandbox refused what it tried.
+      message: what it raised, or how it ended. Untrusted text.
+    """
 
     reason: str
+    message: str = ""
 
 
-class Outcome(NamedTuple):
-    """The result of a task: one output, or `Failed`, per input, in their order.
+Outputs = tuple[Any, ...]  # of a task, one for each input: a value as `values.encode` leaves it, or `Failed`
 
-    status: "ok": every input was tried; "error": the code or the call did not load; "timeout",
-    "memory", "output": the task reached a limit; "killed": it ended before its last input for another
-    reason, or forged its report.
+
+def read_report(report: bytes, count: int, longest: int) -> Outputs:
+    """The outputs of a task of `count` inputs, from its untrusted report.
+
+    The report has a line for each input, `[index, "value", value]` or `[index, reason, message]`; index -1 stands for
+    all that have no line. The first line of an input counts; a line of more than `longest` bytes does not.
     """
-
-    status: str
-    outputs: tuple[Any, ...]
-
-
-def same_value(first: Any, second: Any) -> bool:
-    """Equality strict on type (True, 1 and 1.0 differ) and order; floats within 1e-9 relative.
-
-    NaN equals nothing, and neither does `Failed`.
-    """
-    if type(first) is not type(second) or isinstance(first, Failed):
-        return False
-    if isinstance(first, float):
-        return math.isclose(first, second, rel_tol=1e-9)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same_value, first, second))
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same_value(value, second[key]) for key, value in first.items())
-    return bool(first == second)
+    collecting = gc.isenabled()
+    # Values of JSON hold no cycles. Millions of lists would make the collector walk this whole program again and again.
+    gc.disable()
+    try:
+        return _read_lines(report, count, longest)
+    finally:
+        if collecting:
+            gc.enable()
 
 
-def read_outcome(cause: bytes, code: int, count: int, report: bytes, output_bytes: int) -> Outcome:
-    """The outcome of a task of `count` inputs, from the way it ended and its untrusted report."""
-    lines = report.split(b"\n")[:-1]
-    entries: list[tuple[str, Any]] = []
-    for line in lines:
+def _read_lines(report: bytes, count: int, longest: int) -> Outputs:
+    outputs: dict[int, Any] = {}
+    # A flood of short lines costs no more than an honest report of that many bytes.
+    for line in report.split(b"\n", 4 * (count + 2))[: 4 * (count + 2)]:
+        if len(line) > longest:
+            continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        well_formed = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
-        entries.append((entry[0], entry[1]) if well_formed else ("raised", "unreadable"))
-    raised = [str(value) for label, value in entries if label != "value"]
-    if cause in (b"c", b"w"):
-        status = "timeout"
-    elif len(report) >= output_bytes:
-        status = "output"
-    elif entries and entries[0][0] == "load":
-        status = "memory" if raised[0] == "MemoryError" else "error"
-        return Outcome(status, (Failed(raised[0]),) * count)
-    elif "MemoryError" in raised:
-        status = "memory"
-    else:
-        status = "ok" if cause == b"e" and code == 0 and len(entries) == count else "killed"
-    if len(entries) > count:
-        return Outcome(status, (Failed("unreadable"),) * count)
-    outputs = [value if label == "value" else Failed(str(value)) for label, value in entries]
-    return Outcome(status, (*outputs, *[Failed(status)] * (count - len(outputs))))
+            index, label, value = json.loads(line)
+            if type(index) is int and -1 <= index < count and index not in outputs:
+                outputs[index] = value if label == "value" else failed(label, value)
+        except (ValueError, TypeError, RecursionError):
+            continue
+    rest = outputs.pop(-1, Failed("error", "its report is unreadable"))
+    return tuple(outputs.get(index, rest) for index in range(count))
+
+
+def failed(label: Any, message: Any) -> Failed:
+    """What an untrusted report says of a test that failed."""
+    reason = label if label in ("error", "time", "memory", "output", "forbidden") else "error"
+    if not isinstance(message, str):
+        return Failed(reason)
+    # It reaches terminals and files: no control sequences, and no halves of a character.
+    return Failed(reason, "".join(one if one.isprintable() else "\ufffd" for one in message[:MESSAGE]))
