@@ -121,6 +121,10 @@ def get_config() -> ConfigDict:
     config.sample.temperature = Number(1.0, least=0)  # 0 takes the most probable token
     config.sample.top_k = Whole(0, least=0)  # 0: no cut
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
+    config.sample.min_p = Number(0.0, least=0, most=1)  # tokens with so much of the largest probability; 0: all
+    # Completions that a device decodes at a time; one that ends makes room for the next. 0: chosen by the sizes of the
+    # model and of its cache. What is drawn does not depend on it.
+    config.sample.slots = Whole(0, least=0)
 
     config.reward = Config()
     # tests | answer | math_verify | model | dialogue_share | package.module:function
@@ -223,6 +227,8 @@ def get_config() -> ConfigDict:
     config.evaluate.temperature = Number(1.0, least=0)  # as in sample
     config.evaluate.top_k = Whole(0, least=0)  # as in sample
     config.evaluate.top_p = Number(1.0, above=0, most=1)  # as in sample
+    config.evaluate.min_p = Number(0.0, least=0, most=1)  # as in sample
+    config.evaluate.slots = Whole(0, least=0)  # as in sample
 
     config.report = Config()
     config.report.examples = Whole(6, least=0)  # prompts shown with completions

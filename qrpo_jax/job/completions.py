@@ -17,7 +17,7 @@ from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import WIDTH, prompts_at_once
+from qrpo_jax.job.memory import WIDTH, prompts_at_once, slots_at_once
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
@@ -63,6 +63,8 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
         end_tokens=end_tokens,
         top_k=section.top_k,
         top_p=section.top_p,
+        min_p=section.min_p,
+        slots=slots_at_once(job, section, mesh),
     )
 
 
@@ -80,7 +82,7 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str, most: int
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
-      section: of the config, with completions, max_new_tokens, temperature, top_k and top_p.
+      section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p and slots.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
@@ -101,21 +103,34 @@ def make_completer(job: Job, section: Any, *, side: str, purpose: str, most: int
         if section.completions == 0 or not rows:
             return rows, counts
         count = round_up(len(prompts), batch_prompts)
-        inputs = (*padded_prompts(prompts, count), prompt_keys(job.config.seed, purpose, indices, count))
+        # Short prompts first, so that a part is padded to no more than its own longest prompt.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        rows, prompts, indices = [rows[i] for i in order], [prompts[i] for i in order], [indices[i] for i in order]
+        tokens_PxL, lengths_P = padded_prompts(prompts, count)
+        keys_Px2 = prompt_keys(job.config.seed, purpose, indices, count)
         parts = [
-            place(tuple(x[start : start + batch_prompts] for x in inputs), row_sharding(mesh))
+            place(part(tokens_PxL, lengths_P, keys_Px2, slice(start, start + batch_prompts)), row_sharding(mesh))
             for start in range(0, count, batch_prompts)
         ]
         with located(max_tokens="prompts.max_tokens", **keys):
             drawn = [fetch(jitted(parameters, *part)) for part in parts]
-        samples = jax.tree.map(lambda *each: np.concatenate(each), *drawn)
+        samples = jax.tree.map(lambda *each: np.concatenate([np.atleast_1d(one) for one in each]), *drawn)
         completed = [
             dataclasses.replace(row, completions=(*row.completions, *_completions(samples, i, text, side)))
             for i, row in enumerate(rows)
         ]
+        completed = [completed[place] for place in np.argsort(order).tolist()]
         return completed, counts | _sample_counts(samples, len(rows))
 
     return complete
+
+
+def part(
+    tokens_PxL: np.ndarray, lengths_P: np.ndarray, keys_Px2: np.ndarray, of: slice
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some of the prompts, as wide as the longest of them needs."""
+    width = round_up(int(lengths_P[of].max()), WIDTH)
+    return tokens_PxL[of, :width], lengths_P[of], keys_Px2[of]
 
 
 def fitting(rows: list[Row], prompts: list[np.ndarray], max_tokens: int) -> tuple[list[int], Counts]:
@@ -151,4 +166,5 @@ def _sample_counts(samples: Samples, rows: int) -> Counts:
         "completions": samples.lengths_Pxn[:rows].size,
         "completions cut by length limit": int((~samples.finished_Pxn[:rows]).sum()),
         "completion tokens": int(samples.lengths_Pxn[:rows].sum()),
+        "slot-steps": int(samples.slot_steps.sum()),
     }

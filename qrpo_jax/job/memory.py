@@ -17,6 +17,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.trainer import configured_optimizer
+from qrpo_jax.model.cache import ring_places
 from qrpo_jax.model.token_log_probs import CHUNK
 from qrpo_jax.training.state import Trainable, parameter_layout
 
@@ -26,6 +27,9 @@ TRAINING = "sft", "train"
 SHARE = {"cpu": 0.5}
 ACCELERATOR_SHARE = 0.8
 ESTIMATE = 0.5  # compiled for an H200 and a CPU, programs needed 0.7 to 1.4 of what `token_bytes` says
+# On a core of an Intel Xeon (2026-11-28) the stories model samples 440 tokens fastest with 8 to 16 slots, and 60 tokens with
+# 64 and more: where a slot's cache is as large as its share of the weights, more slots cost as much as they do.
+LEAST_SLOTS, MOST_SLOTS, WEIGHTS_OVER_CACHE = 16, 1024, 4
 WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
 
 
@@ -88,7 +92,7 @@ def row_bytes(job: Job, stage: str) -> float:
 
 
 def prompts_at_once(job: Job, section: Any, mesh: Mesh, unit: int) -> int:
-    """Prompts of a unit that are sampled from at a time: all of them, or as many as memory allows.
+    """Prompts of a unit that are sampled from in one call: all of them, or as many as memory allows.
 
     This changes no draw, because each prompt has its own random numbers.
 
@@ -98,23 +102,56 @@ def prompts_at_once(job: Job, section: Any, mesh: Mesh, unit: int) -> int:
       unit: prompts of a unit.
     """
     rows = axis_size(mesh, "rows")
-    share = SHARE.get(platform_of(mesh), ACCELERATOR_SHARE)
-    dtype = FLOATS[job.config.model.parameter_dtype]
-    free = share * device_bytes(mesh) - bytes_per_device(parameter_layout(mesh, job.shape.settings, dtype))
-    split = rows * axis_size(mesh, "heads")  # rows of a unit over devices, and the cache of a row over its heads
-    most = max(0.0, free) * split / prompt_bytes(job, section)
+    slots = slots_at_once(job, section, mesh) * slot_bytes(job, section)
+    # Rows of a unit are split over devices, and the cache of a row over its heads.
+    most = max(0.0, free_bytes(job, mesh) * axis_size(mesh, "heads") - slots) * rows / prompt_bytes(job, section)
     count = round_up(unit, rows)
     while count > max(most, rows):
         count = round_up(-(-count // 2), rows) if count > 2 * rows else rows
     return count
 
 
+def slots_at_once(job: Job, section: Any, mesh: Mesh) -> int:
+    """Completions that a device decodes at a time: what the config says, or what its sizes say.
+
+    A step reads all weights, and the cache of each slot. More slots share the weights, until caches are most of what is
+    read; then they only wait for each other. They take a half of the free memory at most.
+    """
+    if section.slots:
+        return int(section.slots)
+    heads, each = axis_size(mesh, "heads"), slot_bytes(job, section)
+    weights = bytes_per_device(parameter_layout(mesh, job.shape.settings, FLOATS[job.config.model.parameter_dtype]))
+    wanted = max(LEAST_SLOTS, WEIGHTS_OVER_CACHE * weights * heads / cache_bytes(job, section.max_new_tokens))
+    room = free_bytes(job, mesh) * heads / 2 / each
+    return max(1, int(min(wanted, room, MOST_SLOTS)))
+
+
+def free_bytes(job: Job, mesh: Mesh) -> float:
+    """Bytes of a device that sampling may take beside the parameters."""
+    share = SHARE.get(platform_of(mesh), ACCELERATOR_SHARE)
+    dtype = FLOATS[job.config.model.parameter_dtype]
+    return max(0.0, share * device_bytes(mesh) - bytes_per_device(parameter_layout(mesh, job.shape.settings, dtype)))
+
+
+def cache_bytes(job: Job, tokens: int) -> float:
+    """Bytes of the keys and values of so many tokens, in all layers."""
+    settings, size = job.shape.settings, np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
+    return float(2 * settings.layers * settings.kv_heads * settings.head_dim * tokens * size)
+
+
+def slot_bytes(job: Job, section: Any) -> float:
+    """Bytes that a slot needs while it is decoded: its cache and its prompt's, and logits.
+
+    With their exponentials and a sorted copy, logits are there four times.
+    """
+    prompt = round_up(job.config.prompts.max_tokens, WIDTH)
+    return cache_bytes(job, ring_places(section.max_new_tokens) + prompt) + 4 * job.shape.settings.vocab_size * 4
+
+
 def prompt_bytes(job: Job, section: Any) -> float:
-    """Bytes that sampling needs for a prompt and its completions: compiled for a CPU 0.24 to 0.83 of it were used."""
-    settings, n = job.shape.settings, section.completions
-    size = np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
+    """Bytes that a prompt needs while it is read and until its completions have begun."""
+    settings, size = job.shape.settings, np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
     length = round_up(job.config.prompts.max_tokens, WIDTH)
-    cache = 2 * settings.layers * settings.kv_heads * settings.head_dim * (length + n * section.max_new_tokens) * size
-    logits = 4 * n * settings.vocab_size * 4  # and their exponentials, random numbers, and a sorted copy
     prefill = length * layer_numbers(settings)["none"] * size + 2 * settings.heads * length**2 * 4
-    return float(cache + logits + prefill)
+    tokens = section.completions * section.max_new_tokens * 4
+    return cache_bytes(job, length) + 4 * settings.vocab_size * 4 + prefill + tokens

@@ -22,6 +22,22 @@ class Queue(NamedTuple):
     waiting_D: Array
 
 
+def arrange(slots: int, prompts: int, completions: int) -> tuple[int, int]:
+    """Q groups of m slots: of `slots` in all at most, or one for each completion if that is 0 or enough.
+
+    Slots of a group read their prompt's keys and values once for all, so more of them read less. But a group takes its
+    next prompt when its last slot has ended, so that fewer of them wait less: an eighth of the n completions.
+
+    >>> arrange(64, 100, 8), arrange(64, 100, 50), arrange(64, 2, 50), arrange(64, 4, 8)
+    ((64, 1), (10, 6), (2, 32), (4, 8))
+    """
+    if slots == 0 or prompts * completions <= slots:
+        return prompts, completions
+    each = max(1, min(completions // 8, slots))
+    groups = slots // each
+    return (groups, each) if groups < prompts else (prompts, max(1, min(completions, slots // prompts)))
+
+
 def start_queue(devices: int, groups: int, slots: int) -> Queue:
     """The first `groups` prompts of each device, with `slots` completions each."""
     return Queue(

@@ -17,7 +17,7 @@ from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
 from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.sampling.draw import pick, truncate
-from qrpo_jax.sampling.queue import Queue, advance_queue, start_queue
+from qrpo_jax.sampling.queue import Queue, advance_queue, arrange, start_queue
 
 
 class Samples(NamedTuple):
@@ -28,13 +28,6 @@ class Samples(NamedTuple):
     finished_Pxn: Array  # bool, False where the length limit cut the completion
     log_probs_Pxn: Array  # float32, of the tempered distribution before top-k, top-p and min-p cut it
     slot_steps: Array  # [] int32, steps times slots: what was decoded, whether it counts or not
-
-
-class Slots(NamedTuple):
-    """Slots in a batch: `groups` prompts at a time, with `each` completions at a time."""
-
-    groups: int
-    each: int
 
 
 class Prompts(NamedTuple):
@@ -68,7 +61,7 @@ def make_sampler(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    slots: Slots | None = None,
+    slots: int = 0,
     compute: Compute = DEFAULT,
 ) -> Callable[[Parameters, Array, Array, Array], Samples]:
     """A pure function `(parameters, tokens_PxL, lengths_P, keys_P) -> Samples`, to be jitted.
@@ -83,7 +76,7 @@ def make_sampler(
       temperature: divides the logits; 0 is greedy decoding.
       end_tokens: each of these ends a completion.
       top_k, top_p, min_p: as in `truncate`; 0, 1 and 0 cut nothing.
-      slots: of each device on which rows are split; None: one for every completion.
+      slots: completions that each device decodes at a time, or fewer; 0: all.
       compute: how the decoder is computed.
     """
     ends = jnp.asarray(end_tokens, jnp.int32)
@@ -115,7 +108,8 @@ def make_sampler(
         pick_NxDxQ = jax.vmap(lambda x, index: jnp.take(x, index, axis=1, mode="clip"), (1, 0), 1)
         k, v = (pick_NxDxQ(x, prompt_DxQ) for x in (prompts.k_NxDxPxGxKxL, prompts.v_NxDxPxGxKxL))
         lengths_DxQ = jnp.take_along_axis(prompts.lengths_DxP, prompt_DxQ, axis=1, mode="clip")
-        return (*(x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v)), lengths_DxQ.reshape(-1))
+        k_NxQxGxKxL, v_NxQxGxKxL = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v))
+        return k_NxQxGxKxL, v_NxQxGxKxL, lengths_DxQ.reshape(-1)
 
     def first_logits(prompts: Prompts, prompt_DxQ: Array, each: int) -> Array:
         found = jnp.take_along_axis(prompts.logits_DxPxV, prompt_DxQ[..., None], axis=1, mode="clip")
@@ -167,7 +161,7 @@ def make_sampler(
     def sampler(parameters: Parameters, tokens_PxL: Array, lengths_P: Array, keys_P: Array) -> Samples:
         decoder = nnx.merge(graph, parameters)
         count = len(tokens_PxL) // devices
-        groups, each = (count, completions) if slots is None else (min(slots.groups, count), slots.each)
+        groups, each = arrange(slots, count, completions)
         indices_n = jnp.arange(completions)
         keys_Pxn = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, indices_n))(keys_P)
         prompts = read_prompts(decoder, tokens_PxL, lengths_P)

@@ -31,7 +31,13 @@ def stage(name: str, **facts: Any) -> Stage:
 
 STAGES: dict[str, Stage] = {
     "sft": stage("sft", sections=("model", "prompts", "pack", "sft"), machine_keys=SFT_PACE),
-    "sample": stage("sample", sections=("model", "prompts", "sample"), shardable=True, writes_rows=True),
+    "sample": stage(
+        "sample",
+        sections=("model", "prompts", "sample"),
+        machine_keys=("sample.slots",),
+        shardable=True,
+        writes_rows=True,
+    ),
     "score": stage(
         "score",
         needs=("sample",),
@@ -59,7 +65,7 @@ STAGES: dict[str, Stage] = {
         "evaluate",
         needs=("train",),
         sections=("log_probs", "reward", "evaluate"),
-        machine_keys=("log_probs.batch_rows", *REWARD_PACE),
+        machine_keys=("log_probs.batch_rows", "evaluate.slots", *REWARD_PACE),
         outside=(RESULTS,),
         shardable=True,
     ),

@@ -138,7 +138,7 @@ def kl_estimates(
     because they do not draw from the distribution that the log-probabilities describe.
     """
     config = job.config.evaluate
-    if not (config.temperature > 0 and config.top_k == 0 and config.top_p == 1):
+    if not (config.temperature > 0 and config.top_k == 0 and config.top_p == 1 and config.min_p == 0):
         return {}
     log_probs = {side: make_log_probs(job, side, temperature=config.temperature) for side in SIDES}
     estimates = {}

@@ -61,6 +61,8 @@ def test_as_many_prompts_as_fit_are_sampled_from_at_a_time(tmp_path: Path, monke
     one = job(tmp_path)
     mesh, section = make_mesh(2, 1, 1, devices=jax.devices()[:2]), one.config.sample
     each, held = memory.prompt_bytes(one, section), 4 * parameter_count(one.shape.settings)
+    monkeypatch.setattr(memory, "slots_at_once", lambda *_: 7)
+    held += 7 * memory.slot_bytes(one, section)
 
     def at_once(prompts_a_device: float) -> int:
         size = (prompts_a_device * each + held) / memory.SHARE["cpu"]
@@ -68,6 +70,23 @@ def test_as_many_prompts_as_fit_are_sampled_from_at_a_time(tmp_path: Path, monke
         return memory.prompts_at_once(one, section, mesh, 128)
 
     assert [at_once(x) for x in (1000, 64.01, 63.9, 17, 16.01, 3, 0.5, 0)] == [128, 128, 64, 32, 32, 4, 2, 2]
+
+
+def test_slots_share_weights_and_leave_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger the weights beside a slot's cache, the more slots; half of the free memory at most."""
+    one, mesh = job(tmp_path), make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    weights = 4 * parameter_count(one.shape.settings)
+
+    def slots(tokens: int, memory_bytes: float = 1e12, **keys: int) -> int:
+        monkeypatch.setattr(memory, "device_bytes", lambda mesh: memory_bytes)
+        section = job(tmp_path, sample__max_new_tokens=tokens, **keys).config.sample
+        return memory.slots_at_once(one, section, mesh)
+
+    assert slots(1) == min(memory.MOST_SLOTS, int(4 * weights / memory.cache_bytes(one, 1)))
+    assert slots(100_000) == memory.LEAST_SLOTS and slots(64, sample__slots=3) == 3
+    section = job(tmp_path, sample__max_new_tokens=64).config.sample
+    room = (weights + 2 * 5.5 * memory.slot_bytes(one, section)) / memory.SHARE["cpu"]
+    assert slots(64, room) == 5 and slots(64, 0.0) == 1
 
 
 def test_sampling_in_parts_draws_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ import pytest
 from flax import nnx
 
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, place, row_sharding
-from qrpo_jax.model import decoder, log_probs
+from qrpo_jax.model import cache, decoder, log_probs
+from qrpo_jax.model.attention import cached
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.sampling import sampler
+from qrpo_jax.sampling.draw import truncate
 from tests.helpers import sequences, tiny
 
 LENGTHS = np.asarray([3, 7, 5], np.int32)
@@ -113,6 +115,43 @@ def test_devices_do_not_change_what_is_drawn(samples, sizes):
     np.testing.assert_allclose(other.log_probs_Pxn[:3], samples.log_probs_Pxn, rtol=1e-5)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3, 7, 14])
+def test_the_number_of_slots_does_not_change_what_is_drawn(samples, slots):
+    other = draw(slots=slots)
+    np.testing.assert_array_equal(other.tokens_PxnxT, samples.tokens_PxnxT)
+    np.testing.assert_array_equal(other.finished_Pxn, samples.finished_Pxn)
+    np.testing.assert_allclose(other.log_probs_Pxn, samples.log_probs_Pxn, rtol=1e-5)
+    assert samples.lengths_Pxn.sum() <= other.slot_steps
+
+
+def test_most_slots_are_useful_where_lengths_are_skewed():
+    """Most completions end early and some go on to the limit; without refilling, all wait for these."""
+    rng = np.random.default_rng(11)
+    prompts, lengths = rng.integers(3, 46, (61, 7)).astype(np.int32), np.full(61, 7, np.int32)
+    options = dict(completions=8, max_new_tokens=47, temperature=1.5, end_tokens=tuple(range(3, 46, 4)))
+    keys = jax.random.split(jax.random.key(2), 61)
+    shares = {}
+    for slots in (0, 16):
+        drawing = jax.jit(sampler.make_sampler(tiny.GRAPH, **options, slots=slots))
+        got = jax.device_get(drawing(tiny.parameters(), prompts, lengths, keys))
+        shares[slots] = got.lengths_Pxn.sum() / got.slot_steps
+        assert got.lengths_Pxn.max() > 4 * got.lengths_Pxn.mean(), "the lengths must be skewed"
+    assert shares[16] > 0.8 > 2 * shares[0], shares
+
+
+@pytest.mark.parametrize("slots", [0, 2, 5])
+def test_completions_longer_than_a_block_of_the_ring_have_the_scored_log_probs(monkeypatch, slots):
+    """Blocks of 8 places, and completions of up to 29 tokens: the ring goes round several times."""
+    monkeypatch.setattr(cache, "RING_BLOCK", 8)
+    monkeypatch.setattr(cached, "RING_BLOCK", 8)
+    options = dict(completions=5, max_new_tokens=29, temperature=1.5, end_tokens=(2, 11, 17), slots=slots)
+    drawing = jax.jit(sampler.make_sampler(tiny.GRAPH, **options))
+    long = jax.device_get(drawing(tiny.parameters(), PROMPTS, LENGTHS, KEYS))
+    assert long.lengths_Pxn.max() == 29 and len(np.unique(long.lengths_Pxn)) > 3, long.lengths_Pxn
+    scored = np.asarray(scorer(1.5)(tiny.parameters(), *laid_out(long))).sum(1)
+    np.testing.assert_allclose(long.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=3e-5)
+
+
 def test_the_first_completions_do_not_depend_on_how_many_are_drawn(samples):
     np.testing.assert_array_equal(draw(completions=2).tokens_PxnxT, samples.tokens_PxnxT[:, :2])
 
@@ -157,7 +196,7 @@ def logits_BxV():
 @pytest.mark.parametrize("k", [1, 4, 22, 23, 0])
 def test_top_k_keeps_the_k_largest(k):
     x = np.asarray(logits_BxV())
-    got = np.asarray(sampler.truncate(logits_BxV(), k, 1.0))
+    got = np.asarray(truncate(logits_BxV(), k, 1.0))
     kept = np.isfinite(got)
     assert (kept.sum(1) == (k or 23)).all()
     for row in range(5):
@@ -168,7 +207,7 @@ def test_top_k_keeps_the_k_largest(k):
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_of_that_mass(p):
     probs = np.asarray(jax.nn.softmax(logits_BxV()))
-    kept = np.isfinite(np.asarray(sampler.truncate(logits_BxV(), 0, p)))
+    kept = np.isfinite(np.asarray(truncate(logits_BxV(), 0, p)))
     for row in range(5):
         inside = np.sort(probs[row][kept[row]])
         assert inside.sum() >= p - 1e-5 and (p == 1.0 or inside[1:].sum() < p), (row, inside.sum())
@@ -176,7 +215,7 @@ def test_top_p_keeps_the_smallest_set_of_that_mass(p):
 
 
 def test_top_p_counts_mass_within_the_top_k():
-    kept = np.isfinite(np.asarray(sampler.truncate(jnp.log(jnp.asarray([[0.4, 0.3, 0.2, 0.1]])), 2, 0.55)))
+    kept = np.isfinite(np.asarray(truncate(jnp.log(jnp.asarray([[0.4, 0.3, 0.2, 0.1]])), 2, 0.55)))
     # Of two tokens the first holds 4/7 > 0.55; without top-k it would hold 0.4.
     assert kept.tolist() == [[True, False, False, False]]
 

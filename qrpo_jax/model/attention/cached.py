@@ -80,9 +80,9 @@ def attend_cached(
         q_QxmxGxRxK = q_BxHxK.reshape(prompts, group, kv_heads, repeat, k_dim)
         found = scores(q_QxmxGxRxK.swapaxes(1, 2).reshape(prompts, kv_heads, -1, k_dim), prompt_k_QxGxKxL)
         found_QxGxmxRxL = found.reshape(prompts, kv_heads, group, repeat, width)
-        slots_L, lengths_Qx1x1 = jnp.arange(width), cache.prompt_lengths_Q[:, None, None]
-        distance_QxmxL = lengths_Qx1x1 + cache.ages_B.reshape(prompts, group, 1) - slots_L
-        seen_QxmxL = (slots_L < lengths_Qx1x1) & (distance_QxmxL < far)
+        slots_1x1xL, lengths_Qx1x1 = jnp.arange(width)[None, None], cache.prompt_lengths_Q[:, None, None]
+        distance_QxmxL = lengths_Qx1x1 + cache.ages_B.reshape(prompts, group, 1) - slots_1x1xL
+        seen_QxmxL = (slots_1x1xL < lengths_Qx1x1) & (distance_QxmxL < far)
         found_QxGxmxRxL = jnp.where(seen_QxmxL[:, None, :, None], found_QxGxmxRxL, -jnp.inf)
         # A prompt that the window hides has no score; -inf less -inf would be no number.
         high = jnp.maximum(found_QxGxmxRxL.max(-1), jnp.finfo(wide).min)
@@ -96,8 +96,8 @@ def attend_cached(
         start = ((cache.step - 1) // block - at) * block % places
         begin, shape = (layer, 0, 0, 0, start), (1, batch, kv_heads, k_dim, block)
         k, v = (jax.lax.dynamic_slice(x, begin, shape)[0] for x in (cache.k_NxBxGxKxR, cache.v_NxBxGxKxR))
-        distance = (cache.step - 1 - start - jnp.arange(block)) % places + 1  # from the new token
-        seen_BxW = (distance <= ages_Bx1) & (distance < far)
+        distance_1xW = ((cache.step - 1 - start - jnp.arange(block)) % places + 1)[None]  # from the new token
+        seen_BxW = (distance_1xW <= ages_Bx1) & (distance_1xW < far)
         return joined(sums, jnp.where(seen_BxW[:, None, None], scores(q_BxGxRxK, k), -jnp.inf), v)
 
     dtype = cache.k_NxBxGxKxR.dtype
