@@ -27,8 +27,8 @@ TRAINING = "sft", "train"
 SHARE = {"cpu": 0.5}
 ACCELERATOR_SHARE = 0.8
 ESTIMATE = 0.5  # compiled for an H200 and a CPU, programs needed 0.7 to 1.4 of what `token_bytes` says
-# On a core of an Intel Xeon (2026-11-28) the stories model samples 440 tokens fastest with 8 to 16 slots, and 60 tokens with
-# 64 and more: where a slot's cache is as large as its share of the weights, more slots cost as much as they do.
+# On a core of an Intel Xeon (2026-11-28) the stories model samples 440 tokens fastest with 8 to 16 slots, and 60 tokens
+# with 64 and more: where a slot's cache is as large as its share of the weights, more slots cost as much as they do.
 LEAST_SLOTS, MOST_SLOTS, WEIGHTS_OVER_CACHE = 16, 1024, 4
 WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
 

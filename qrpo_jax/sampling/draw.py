@@ -8,9 +8,12 @@ CHUNK = 128  # tokens of the vocabulary whose probabilities are added up first
 
 
 def truncate(logits_BxV: Array, top_k: int, top_p: float, min_p: float = 0.0) -> Array:
-    """Sets logits to -inf outside the top k, the smallest set of mass `top_p`, or `min_p` times the largest probability.
+    """Sets logits to -inf outside the top k, outside the smallest set of mass `top_p`, and below a share of the best.
 
-    A limit of 0, 1 and 0 cuts nothing.
+    Args:
+      top_k: 0: no cut.
+      top_p: 1: no cut.
+      min_p: share of the largest probability that a token must have; 0: no cut.
     """
     if min_p > 0.0:
         floor_Bx1 = logits_BxV.max(-1, keepdims=True) + jnp.log(min_p)
