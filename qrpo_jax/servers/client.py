@@ -39,6 +39,7 @@ class Access:
 class _Server:
     address: str
     under_way: int = 0
+    sent: int = 0
     failures: int = 0  # in a row
     rests_until: float = 0.0
 
@@ -120,11 +121,12 @@ class Client:
         while True:
             now = asyncio.get_running_loop().time()
             if ready := [server for server in self._servers if server.rests_until <= now]:
-                return min(ready, key=lambda server: (server is last, server.under_way))
+                return min(ready, key=lambda server: (server is last, server.under_way, server.sent))
             await asyncio.sleep(min(server.rests_until for server in self._servers) - now)
 
     async def _attempt(self, server: _Server, path: str, body: Mapping[str, Any], read: Callable[[Any], Read]) -> Read:
         server.under_way += 1
+        server.sent += 1
         try:
             # The library's own time-out is between two reads, so a server that sends a byte now and then escapes it.
             async with asyncio.timeout(self._access.answer_seconds):
