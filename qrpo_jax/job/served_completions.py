@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qrpo_jax.data.rows import Completion, Row
+from qrpo_jax.data.text import Text
 from qrpo_jax.job.completions import fitting
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.served_prompts import ServedPrompt, served_prompt
@@ -26,6 +27,7 @@ END_ADDED = "completions: end token added here"
 NO_LOG_PROB = "completions: no log-prob from the server"
 ALIKE = "prompts: all completions alike"
 OTHER_PROMPT = "prompts: tokenized in another way by the server"
+SPACE_LOST = "; this tokenizer drops a space at the beginning of a text, so those of completions are lost"
 UNSEEN_PROMPT = "prompts: laid out by the server, unseen"
 
 
@@ -156,7 +158,7 @@ class ServedCompleter:
         if found[MADE_HERE]:
             self._job.say_once(
                 f"{name}: the server gives no token ids; they are made here from its text, and may differ from those "
-                "that it sampled"
+                f"that it sampled{SPACE_LOST if loses_space(self._job.text) else ''}"
             )
         if found[OTHER_PROMPT]:
             self._job.say_once(
@@ -168,6 +170,11 @@ class ServedCompleter:
                 f"{name}: WARNING: all completions of {found[ALIKE]} of {prompts} prompts are alike: the server may "
                 "not sample, or give all completions of a request one seed (config.openai.completions=1)"
             )
+
+
+def loses_space(text: Text) -> bool:
+    """Whether this tokenizer loses a space at the beginning of what it decodes by itself, as SentencePiece does."""
+    return not text.tokenizer.decode(text.completion(" a", False)).startswith(" ")
 
 
 def _sample_counts(rows: list[Row], side: str) -> Counts:

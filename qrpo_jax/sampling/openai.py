@@ -20,6 +20,7 @@ SEEDS = 2**31  # some servers take seeds below it only
 # distribution; vLLM and SGLang know these fields, others may refuse them.
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
 NO_TOP_K = -1
+LARGEST = 1e4  # in size, of a log-prob; vLLM writes -9999 for -inf
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _read_choice(choice: Mapping[str, Any], request: Request) -> Choice:
     log_prob = math.nan
     if values is not None and request.gives_log_probs and (tokens is None or len(values) == len(tokens)):
         kept = values if tokens is None else values[: _end(tokens, request.end_tokens)]
-        log_prob = float(np.sum(kept)) if len(kept) and np.isfinite(kept).all() else math.nan
+        log_prob = float(np.sum(kept)) if len(kept) and (np.abs(kept) <= LARGEST).all() else math.nan
     if tokens is not None:
         tokens = tokens[: _end(tokens, request.end_tokens)]
     return Choice(_whole(text) if isinstance(text, str) else "", tokens, shortened(finish, 20), log_prob)

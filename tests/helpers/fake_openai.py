@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine whose completions depend on prompt and seed alone, and that can misbehave.
+"""An OpenAI-compatible server on this machine that can misbehave. Its completions depend on prompt and seed alone.
 
 A fault is drawn for each request by a function of the caller's. A completion is words of a fixed list, drawn with the
 seed of a request plus the completion's index, as vLLM does.
@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "sk-a-secret-of-this-test"
-WORDS = "a b c d e return ( ) + - * min max [ ] 0 1 2 3".split()
+WORDS = ["a", "b", "c", "d", "e", "return", "(", ")", "+", "-", "*", "min", "max", "[", "]", "0", "1", "2", "3"]
 
 Fault = Callable[[int], str]  # from the number of a request to the name of what goes wrong; "": nothing
 

@@ -19,6 +19,7 @@ from tests.helpers import chats, reward_folders
 from tests.helpers.fake_openai import FakeOpenAI
 from tests.helpers.jobs import override
 
+ALONE = Shard(0, 1)
 PROMPTS, COMPLETIONS, UNIT = 29, 5, 7
 CONFIG = reward_folders.LLAMA | {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 
@@ -66,7 +67,7 @@ def flags(policy: Path, prompts: Path, *servers: FakeOpenAI) -> dict[str, Any]:
     }
 
 
-def job(workdir: Path, policy: Path, *servers: FakeOpenAI, shard: Shard = Shard(0, 1), **overrides: Any) -> Job:
+def job(workdir: Path, policy: Path, *servers: FakeOpenAI, shard: Shard = ALONE, **overrides: Any) -> Job:
     config = default.get_config()
     override(config, flags(policy, write_prompts(policy.parent / "prompts.jsonl"), *servers) | overrides)
     return Job(FrozenConfigDict(config), workdir, shard, STAGES)

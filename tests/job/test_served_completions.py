@@ -182,9 +182,11 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path, policy, monkeypatch, caps
 
 def test_a_wrong_key_is_refused_before_anything_is_written_and_not_shown(tmp_path, policy, monkeypatch):
     monkeypatch.setenv("A_KEY", "sk-wrong")
-    with server(policy, key=KEY) as fake:
-        with pytest.raises(UserError, match=r"status 401, wrong key Bearer \*\*\* .*config.openai.key_variable") as error:
-            pipeline.run(job(tmp_path / "run", policy, fake, openai__key_variable="A_KEY"))
+    with (
+        server(policy, key=KEY) as fake,
+        pytest.raises(UserError, match=r"status 401, wrong key Bearer \*\*\* .*config.openai.key_variable") as error,
+    ):
+        pipeline.run(job(tmp_path / "run", policy, fake, openai__key_variable="A_KEY"))
     assert "sk-wrong" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -198,7 +200,10 @@ def test_a_wrong_key_is_refused_before_anything_is_written_and_not_shown(tmp_pat
         ({"openai__model": ""}, "the name under which the servers know the model"),
         ({"openai__key_variable": "sk-123"}, "no name of an environment variable"),
         ({"openai__key_variable": "NO_SUCH_KEY"}, "the environment has no such variable"),
-        ({"stages": ("sft", "sample"), "model__path": "", "prompts__source": "programs"}, "no server has"),
+        (
+            {"stages": ("sft", "sample"), "model__path": "", "prompts__source": "programs", "prompts__count": 3},
+            "no server has",
+        ),
         ({"model__template": "plain", "openai__prompts": "chat"}, "use 'tokens'"),
         ({"sample__top_k": 3, "openai__extra_fields": False}, "one of config.openai.extra_fields"),
         ({"openai__attempts": 1}, r"broke off: ConnectError.*config.openai.servers"),
