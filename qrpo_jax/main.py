@@ -1,8 +1,8 @@
 """Runs a config: `python -m qrpo_jax.main --config=quickstart --workdir=runs/quickstart`.
 
 The same command runs on a laptop and on every host of a pod; installed, it is also called `qrpo-jax`. A user's mistake
-prints one line and exits with status 2. Storage that fails, a loss that is not finite and a damaged file print one line
-and exit with status 1; a bug exits with its traceback and status 1. Signals: see `interruption`.
+prints one line and exits with status 2. Storage or a server that fails, a loss that is not finite and a damaged file
+print one line and exit with status 1; a bug exits with its traceback and status 1. Signals: see `interruption`.
 
 Libraries are imported when the command line and the config have been read, so that a mistake in them is answered at
 once.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
 from qrpo_jax.command_line import Request, RowsRequest
-from qrpo_jax.errors import DamagedError, PeerError, UserError, located
+from qrpo_jax.errors import DamagedError, PeerError, ServerError, UserError, located
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.stages import STAGES
@@ -73,7 +73,7 @@ def errors_in_one_line(workdir: Path, *others: type[Exception]) -> Iterator[None
         yield
     except UserError as error:
         fail(str(error), USER_ERROR)
-    except (DamagedError, PeerError) as error:
+    except (DamagedError, PeerError, ServerError) as error:
         fail(str(error), RUN_ERROR)
     except Exception as error:
         if isinstance(error, others):
@@ -161,7 +161,7 @@ def cpu_devices(config: Any, distributed: bool, runs: Sequence[Path] = ()) -> in
     weights = 0
     if config.model.path and any(STAGES[name].needs_model for name in config.stages):
         with located("model.path"):
-            loads = needs_weights(config.stages, STAGES)
+            loads = needs_weights(config, STAGES)
             folder = model_folders.find("model", config.model.path, runs, weights=loads).folder
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return max(1, min([core_count(), copies_that_fit(weights), *batches]))

@@ -28,6 +28,7 @@ FLOORS = (
         "losses",
         "optimum",
     ),
+    ("servers",),
     ("devices",),
     ("model",),
     ("sampling",),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,9 @@ from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
 
-Completer = Callable[[Parameters, list[Row], list[int]], tuple[list[Row], Counts]]
+# From rows, and the index of each row's prompt in its split, to the completed rows and counts. It drops rows whose
+# prompt is empty or too long. This module samples here; `served_completions` asks servers.
+Completer = Callable[[list[Row], Sequence[int]], tuple[list[Row], Counts]]
 
 
 def check_sampling(job: Job, name: str) -> None:
@@ -78,25 +80,22 @@ def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> A
     return CheckedProgram(jitted, compute.mesh, "sampling", ("completions", "max_new_tokens", "max_tokens"))
 
 
-def make_completer(job: Job, section: Any, *, side: str, purpose: str, most: int) -> Completer:
+def make_completer(job: Job, section: Any, parameters: Parameters, *, side: str, purpose: str, most: int) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
       section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p and slots.
+      parameters: of the side.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
-
-    Returns:
-      A function from the side's parameters, rows, and the index of each row's prompt to the completed rows and counts.
-      It drops rows whose prompt is empty or too long.
     """
     text, mesh = job.text, job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens)
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 
-    def complete(parameters: Parameters, rows: list[Row], indices: list[int]) -> tuple[list[Row], Counts]:
+    def complete(rows: list[Row], indices: Sequence[int]) -> tuple[list[Row], Counts]:
         prompts = [text.prompt(row.messages, f"row {row.id!r}") for row in rows]
         kept, counts = fitting(rows, prompts, job.config.prompts.max_tokens)
         rows, prompts, indices = [rows[i] for i in kept], [prompts[i] for i in kept], [indices[i] for i in kept]

@@ -94,7 +94,7 @@ class Job:
     @functools.cached_property
     def model_folder(self) -> ModelFolder:
         """The folder of `config.model.path`, with weights if a stage loads them."""
-        return self._model_folder("model", weights=needs_weights(self.config.stages, self.stages))
+        return self._model_folder("model", weights=needs_weights(self.config, self.stages))
 
     @functools.cached_property
     def reward_folder(self) -> ModelFolder:

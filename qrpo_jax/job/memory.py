@@ -71,7 +71,7 @@ def held_bytes(job: Job, stage: str) -> float:
         state = Trainable(layout, optimizer, dict, job.config.seed).abstract()
         frozen = {} if lora is None else parameter_layout(job.mesh, settings, dtype)
         return bytes_per_device(state) + bytes_per_device(layout) + bytes_per_device(frozen)
-    if stage in ("sample", "reference", "evaluate"):
+    if stage in ("sample", "reference", "evaluate") and job.stages[stage].needs_weights(job.config):
         return bytes_per_device(parameter_layout(job.mesh, settings, dtype))
     return 0.0
 

@@ -56,7 +56,7 @@ def check_model(job: Job) -> None:
         raise UserError("lora.rank is set, but only stage 'train' has adapters: add it to config.stages, or set 0")
     if needs_data(job) and config.model.path:
         with located("model.path", template="model.template"):
-            weights = needs_weights(config.stages, job.stages)
+            weights = needs_weights(config, job.stages)
             settings = (model_folder.check_folder if weights else read_settings)(job.model_folder.folder)
             model_folder.check_vocabulary(settings, job.text)
     settings = job.shape.settings

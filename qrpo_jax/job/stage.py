@@ -37,7 +37,8 @@ class Stage(NamedTuple):
         settings; those of other stages do not know of it.
       needs_data: it uses prompts, and parameters that were imported or trained. A job without such a stage needs only
         the shape of a model.
-      needs_weights: it loads parameters of the policy, or trains them; else shape and tokenizer do.
+      needs_weights: whether it loads parameters of the policy, or trains them, with this config; else shape and
+        tokenizer do.
     """
 
     run: Callable[["Job"], dict[str, Any] | None]
@@ -51,16 +52,16 @@ class Stage(NamedTuple):
     needs_model: bool = True
     needs_data: bool = True
     repeats: bool = False
-    needs_weights: bool = True
+    needs_weights: Callable[[Any], bool] = lambda config: True
 
 
 Stages = Mapping[str, Stage]
 
 
-def needs_weights(names: Sequence[str], stages: Stages) -> bool:
-    """Whether one of these stages loads parameters of the policy."""
-    chosen = [stages[name] for name in names]
-    return any(stage.needs_model and stage.needs_data and stage.needs_weights for stage in chosen)
+def needs_weights(config: Any, stages: Stages) -> bool:
+    """Whether one of `config.stages` loads parameters of the policy."""
+    chosen = [stages[name] for name in config.stages]
+    return any(stage.needs_model and stage.needs_data and stage.needs_weights(config) for stage in chosen)
 
 
 def check_order(names: Sequence[str], stages: Stages, brings_rows: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Units of work, for stages that write rows: any process can compute any unit, and a kill loses at most one."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +22,25 @@ from qrpo_jax.job.verdicts import Counts
 Work = Callable[[int], tuple[list[Row], Counts]]
 
 
-def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str, together: bool = False) -> Counts | None:
+def run_units(
+    job: Job,
+    folder: Path,
+    units: int,
+    work: Work,
+    *,
+    title: str,
+    together: bool = False,
+    begin: Callable[[int], None] = lambda unit: None,
+    ahead: int = 0,
+) -> Counts | None:
     """Computes and writes the units of this process, or of all processes together, that are not complete yet.
 
     Args:
       work: from a unit's number to its rows and counts; the result may depend on nothing else.
       title: of the progress bar.
       together: all processes compute each unit, and the first one writes it.
+      begin: called with the number of each unit to compute before `work` is, to start what takes time elsewhere.
+      ahead: units that have begun besides the one whose `work` runs.
 
     Returns:
       The counts of all units added up; None while units of other shards are missing.
@@ -37,6 +50,9 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str, tog
     if together:  # all must compute the same units, whatever each sees of a shared disk
         missing = anywhere(missing)
     running: Counter[str] = Counter()  # of the units that are there, for the bar
+    coming = iter([unit for unit, gone in zip(owned, missing, strict=True) if gone])
+    for unit in itertools.islice(coming, ahead):
+        begin(unit)
     # Closed on an error too, so that the error has a line of its own.
     with tqdm(owned, desc=title, unit="unit", disable=not is_first(), mininterval=0.5) as bar:
         for done, unit in enumerate(bar):
@@ -46,6 +62,8 @@ def run_units(job: Job, folder: Path, units: int, work: Work, *, title: str, tog
                 continue
             if row_files.unit_done(folder, unit, units):
                 job.say(f"WARNING: {row_files.unit_path(folder, unit, units)} or its counts are damaged; made again")
+            for later in itertools.islice(coming, 1):
+                begin(later)
             rows, counts = work(unit)
             if together and not is_first():
                 continue

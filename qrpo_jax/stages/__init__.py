@@ -13,6 +13,10 @@ from qrpo_jax.job.stage import Stage
 SFT_PACE = ("sft.log_every", "sft.checkpoint_every", "sft.microbatches")
 TRAIN_PACE = ("train.log_every", "train.checkpoint_every", "train.microbatches")
 REWARD_PACE = ("reward.workers", "reward.batch_rows", "reward.isolation", "reward.require_isolation", "reward.command")
+SERVER_PACE = tuple(
+    f"openai.{key}"
+    for key in ("servers", "key_variable", "concurrency", "attempts", "connect_seconds", "answer_seconds")
+)
 RESULTS = "results.json"  # of stage `evaluate`, in its folder and in the work directory
 
 
@@ -33,10 +37,11 @@ STAGES: dict[str, Stage] = {
     "sft": stage("sft", sections=("model", "prompts", "pack", "sft"), machine_keys=SFT_PACE),
     "sample": stage(
         "sample",
-        sections=("model", "prompts", "sample"),
-        machine_keys=("sample.slots",),
+        sections=("model", "prompts", "sample", "openai"),
+        machine_keys=("sample.slots", *SERVER_PACE),
         shardable=True,
         writes_rows=True,
+        needs_weights=lambda config: config.sample.backend == "local",
     ),
     "score": stage(
         "score",
@@ -45,7 +50,7 @@ STAGES: dict[str, Stage] = {
         machine_keys=REWARD_PACE,
         shardable=True,
         writes_rows=True,
-        needs_weights=False,
+        needs_weights=lambda config: False,
     ),
     "reference": stage(
         "reference",

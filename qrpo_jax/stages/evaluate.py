@@ -91,10 +91,12 @@ def make_work(
     job: Job, side: str, prompts: Prompts, parameters: dict[str, Parameters], reward: Reward | ModelReward
 ) -> Work:
     """The work of one unit: sample completions of its prompts from one side, and score them."""
-    complete = make_completer(job, job.config.evaluate, side=side, purpose=f"evaluate {side}", most=prompts.size)
+    complete = make_completer(
+        job, job.config.evaluate, parameters[side], side=side, purpose=f"evaluate {side}", most=prompts.size
+    )
 
     def work(unit: int) -> tuple[list[Row], Counts]:
-        rows, sampled = complete(parameters[side], prompts.rows(unit), list(prompts.indices(unit)))
+        rows, sampled = complete(prompts.rows(unit), prompts.indices(unit))
         if job.together and not is_first() and isinstance(reward, Reward):
             return rows, sampled  # the first process scores and writes what all have sampled together
         rows, scored = score_rows(reward, [only_from(side, row) for row in rows])

@@ -1,6 +1,6 @@
-"""Alternates this package's sampler with `transformers.generate` on one model, and prints the ratio of medians.
+"""Alternates this package's sampler with `transformers.generate` on one model, and prints a ratio.
 
-    python -m tests.benchmarks.sampling --model=FOLDER [--tokens=440] [--prompts=16] [--end=TEXT] [--slots=16] [--cores=1]
+    python -m tests.benchmarks.sampling --model=FOLDER [--tokens=440] [--prompts=16] [--end=TEXT] [--slots=16]
 
 Both sample n completions of the same prompts at temperature 1 in float32, and end at the model's end tokens. With
 --end they also end at each token that holds this text, such as a full stop: most completions are short then, and some

@@ -97,8 +97,10 @@ def test_sampling_in_parts_draws_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 
     def drawn(at_once: int) -> list[list[int]]:
         monkeypatch.setattr(completions, "prompts_at_once", lambda *_: at_once)
-        complete = completions.make_completer(one, one.config.sample, side="reference", purpose="sample", most=8)
-        done, counts = complete(parameters, rows, list(range(5)))
+        complete = completions.make_completer(
+            one, one.config.sample, parameters, side="reference", purpose="sample", most=8
+        )
+        done, counts = complete(rows, range(5))
         assert counts["completions"] == 15, counts
         return [np.asarray(c.tokens).tolist() for row in done for c in row.completions]
 
