@@ -18,7 +18,7 @@ HALF = ("abort", "cancelled", "error")  # finish reasons of completions that the
 SEEDS = 2**31  # some servers take seeds below it only
 # Neutral values. A server may have other defaults, from the model's generation_config.json, and they would change the
 # distribution; vLLM and SGLang know these fields, others may refuse them.
-NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
+NEUTRAL = {"repetition_penalty": 1.0}
 NO_TOP_K = -1
 LARGEST = 1e4  # in size, of a log-prob; vLLM writes -9999 for -inf
 
