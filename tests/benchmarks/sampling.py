@@ -4,7 +4,7 @@
 
 Both sample n completions of the same prompts at temperature 1 in float32, and end at the model's end tokens. With
 --end they also end at each token that holds this text, such as a full stop: most completions are short then, and some
-are not. Tokens are those up to the end; the useful share is that of decoded slots or rows whose token counts.
+are not. Each core is a device, as in a run. Tokens are those up to the end; the useful share is that of decoded slots or rows whose token counts.
 """
 
 import argparse
@@ -67,32 +67,35 @@ def ours(options: argparse.Namespace, prompts: list[list[int]], ends: list[int])
     import jax
     import numpy as np
 
-    from qrpo_jax.devices.mesh import make_mesh
+    from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
     from qrpo_jax.hugging_face import model_folder
     from qrpo_jax.model import decoder
+    from qrpo_jax.model.compute import Compute
+    from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
     from qrpo_jax.sampling.sampler import make_sampler
 
-    folder = Path(options.model)
-    graph, parameters = decoder.graph(model_folder.check_folder(folder)), model_folder.load(folder, make_mesh(1, 1, 1))
+    cores = len(os.sched_getaffinity(0))
+    jax.config.update("jax_num_cpu_devices", cores)
+    folder, mesh = Path(options.model), make_mesh(cores, 1, 1)
+    graph, parameters = decoder.graph(model_folder.check_folder(folder)), model_folder.load(folder, mesh)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), lengths.max()), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    draw = jax.jit(
-        make_sampler(
-            graph,
-            completions=options.completions,
-            max_new_tokens=options.tokens,
-            temperature=1.0,
-            end_tokens=tuple(ends),
-            slots=options.slots,
-        )
+    sampler = make_sampler(
+        graph,
+        completions=options.completions,
+        max_new_tokens=options.tokens,
+        temperature=1.0,
+        end_tokens=tuple(ends),
+        slots=options.slots,
+        compute=Compute(mesh=mesh),
     )
-    seeds = iter(range(1000))
+    draw, seeds = jax.jit(with_raw_keys(sampler)), iter(range(1000))
 
     def call() -> tuple[int, float]:
-        keys = jax.random.split(jax.random.key(next(seeds)), len(prompts))
-        samples = jax.device_get(draw(parameters, tokens, lengths, keys))
+        keys = prompt_keys(next(seeds), "benchmark", range(len(prompts)), len(prompts))
+        samples = jax.device_get(draw(parameters, *place((tokens, lengths, keys), row_sharding(mesh))))
         total = int(samples.lengths_Pxn.sum())
         return total, total / int(samples.slot_steps)
 
