@@ -9,16 +9,14 @@ missing, so the reference policy is weak on purpose: it omits operations as ofte
 complete answers are wrong too. QRPO then trains on 8 scored samples of each of 2,048 prompts. No held-out prompt
 occurs in the training sets; the functions behind the prompts do.
 
-Measured on 2026-11-27 on 2 cores of an Intel Xeon, without a GPU: 1 min 55 s from command to end with programs that an
-earlier run had compiled. Before batches had equally many tokens it was 3 min 10 s, compilation included, of which stage
-`train` took 25 s. Before completions of a prompt shared its tokens and attention skipped what cannot be seen,
-the same machine took 3 min 40 s and 53 s, one run after the other.
+Measured on 2026-11-28 on 2 cores of an Intel Xeon, without a GPU: 1 min 31 s from command to end with programs that an
+earlier run had compiled, and 1 min 55 s the day before, when slots of the sampler waited for each other.
 Held-out mean reward at temperature 1, 384 prompts x 8 completions, with 95 % intervals over prompts:
 
     seed   reference               policy                  gain
-    0      0.360 (0.342 to 0.378)  0.513 (0.492 to 0.535)  +0.153 (+0.133 to +0.174)
-    1      0.339 (0.319 to 0.359)  0.499 (0.478 to 0.520)  +0.160 (+0.139 to +0.181)
-    2      0.321 (0.303 to 0.339)  0.493 (0.470 to 0.515)  +0.172 (+0.150 to +0.194)
+    0      0.336 (0.317 to 0.354)  0.512 (0.489 to 0.535)  +0.176 (+0.154 to +0.198)
+    1      0.338 (0.318 to 0.358)  0.499 (0.477 to 0.520)  +0.160 (+0.138 to +0.183)
+    2      0.333 (0.315 to 0.352)  0.497 (0.474 to 0.520)  +0.164 (+0.140 to +0.187)
 
 Not measured: how much of the gain comes from complete answers, and how much from better ones. In a prototype of this
 size whose corpus had no incomplete demonstrations, QRPO gained nothing.

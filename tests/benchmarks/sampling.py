@@ -4,7 +4,8 @@
 
 Both sample n completions of the same prompts at temperature 1 in float32, and end at the model's end tokens. With
 --end they also end at each token that holds this text, such as a full stop: most completions are short then, and some
-are not. Each core is a device, as in a run. Tokens are those up to the end; the useful share is that of decoded slots or rows whose token counts.
+are not. Each core is a device, as in a run. Tokens are those up to the end; the useful share is that of decoded slots
+or rows whose token counts.
 """
 
 import argparse
