@@ -177,8 +177,10 @@ def make_sampler(
             log_probs_DxC=jnp.zeros(shape, jnp.float32),
         )
         keys_DxC = keys_Pxn.reshape(shape)
+        # After k·T steps each slot has ended k completions, so these steps are enough; the compiler needs to be told.
+        most = -(-count // groups) * -(-completions // each) * max_new_tokens
         end = jax.lax.while_loop(
-            lambda now: jnp.any(now.queue.completion_DxQxm < completions),
+            lambda now: jnp.any(now.queue.completion_DxQxm < completions) & (now.cache.step < most),
             lambda now: advance(decoder, prompts, keys_DxC, now),
             start,
         )
