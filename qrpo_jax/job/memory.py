@@ -18,6 +18,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.model.cache import ring_places
+from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
 from qrpo_jax.training.state import Trainable, parameter_layout
 
@@ -114,14 +115,15 @@ def prompts_at_once(job: Job, section: Any, mesh: Mesh, unit: int) -> int:
 def slots_at_once(job: Job, section: Any, mesh: Mesh) -> int:
     """Completions that a device decodes at a time: what the config says, or what its sizes say.
 
-    A step reads all weights, and the cache of each slot. More slots share the weights, until caches are most of what is
-    read; then they only wait for each other. They take a half of the free memory at most.
+    A step reads all weights, also those that it gathers from other devices, and the cache of each slot. More slots
+    share the weights, until caches are most of what is read; then they only wait for each other. They take a half of
+    the free memory at most.
     """
     if section.slots:
         return int(section.slots)
     heads, each = axis_size(mesh, "heads"), slot_bytes(job, section)
-    weights = bytes_per_device(parameter_layout(mesh, job.shape.settings, FLOATS[job.config.model.parameter_dtype]))
-    wanted = max(LEAST_SLOTS, WEIGHTS_OVER_CACHE * weights * heads / cache_bytes(job, section.max_new_tokens))
+    weights = parameter_count(job.shape.settings) * np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
+    wanted = max(LEAST_SLOTS, WEIGHTS_OVER_CACHE * weights / cache_bytes(job, section.max_new_tokens))
     room = free_bytes(job, mesh) * heads / 2 / each
     return max(1, int(min(wanted, room, MOST_SLOTS)))
 
