@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 MESSAGE = 160  # characters of an error's message that are kept
+DEEPEST = 200  # lists in lists of a value
 
 
 class Limits(NamedTuple):
@@ -91,12 +92,30 @@ def _read_lines(report: bytes, count: int, longest: int) -> Outputs:
             continue
         try:
             index, label, value = json.loads(line)
+            if _is_deep(value):
+                continue
             if type(index) is int and -1 <= index < count and index not in outputs:
                 outputs[index] = value if label == "value" else failed(label, value)
         except (ValueError, TypeError, RecursionError):
             continue
     rest = outputs.pop(-1, Failed("error", "its report is unreadable"))
     return tuple(outputs.get(index, rest) for index in range(count))
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested more than DEEPEST times. What walks values does so by recursion, and newer
+    Pythons read JSON that is nested deeper than that can go.
+    """
+    level = [value]
+    for _ in range(DEEPEST):
+        inside: list[Any] = []
+        for one in level:
+            if isinstance(one, list | dict):
+                inside.extend(one.values() if isinstance(one, dict) else one)
+        if not inside:
+            return False
+        level = inside
+    return True
 
 
 def failed(label: Any, message: Any) -> Failed:
