@@ -31,6 +31,7 @@ class FakeOpenAI:
       fault: what goes wrong in each request.
       token_ids: answers have them, and log-probs, as vLLM's.
       seconds: that a completion takes.
+      together: every request but the first waits until so many have been under way at once, or for ten seconds.
       key: that requests must bring; "" for none.
 
     Attributes:
@@ -47,21 +48,16 @@ class FakeOpenAI:
         fault: Fault = lambda number: "",
         token_ids: bool = True,
         seconds: float = 0.0,
+        together: int = 0,
         key: str = "",
     ) -> None:
-        self.encode, self.end, self.fault, self.token_ids, self.seconds, self.key = (
-            encode,
-            end,
-            fault,
-            token_ids,
-            seconds,
-            key,
-        )
+        self.encode, self.end, self.fault, self.token_ids = encode, end, fault, token_ids
+        self.seconds, self.together, self.key = seconds, together, key
         self.requests: list[dict[str, Any]] = []
         self.answered: Counter[tuple[str, int, int]] = Counter()
         self.faults: Counter[str] = Counter()
         self.most = 0
-        self._under_way, self._lock = 0, threading.Lock()
+        self._under_way, self._lock, self._gathered = 0, threading.Lock(), threading.Event()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -96,9 +92,13 @@ class FakeOpenAI:
         with self._lock:
             self._under_way += 1
             self.most = max(self.most, self._under_way)
+            if self.most >= self.together:
+                self._gathered.set()
             number = len(self.requests)
             self.requests.append(body | {"path": http.path})
         try:
+            if number:  # the first is a trial, and alone
+                self._gathered.wait(10)
             time.sleep(self.seconds)
             self._answer(http, body, self.fault(number))
         finally:

@@ -128,7 +128,7 @@ def test_choices_in_another_order_are_put_back(tmp_path, policy, undisturbed):
 
 @pytest.mark.parametrize("concurrency", [1, 5, 31])
 def test_so_many_requests_are_under_way_and_no_more(tmp_path, policy, concurrency):
-    with server(policy, seconds=0.03) as fake:
+    with server(policy, seconds=0.03, together=concurrency) as fake:
         assert pipeline.run(job(tmp_path, policy, fake, openai__concurrency=concurrency))
     # A unit has 21 requests, so 31 need those of the next unit.
     assert fake.most == concurrency
