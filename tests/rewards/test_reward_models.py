@@ -24,8 +24,9 @@ from qrpo_jax.job.scoring import PAIRS_DROPPED, ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
+from qrpo_jax.rewards.model_reward import ModelReward
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
-from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
+from qrpo_jax.rewards.scores import TOO_LONG
 from qrpo_jax.stages import STAGES
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
