@@ -11,11 +11,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Callable
+from types import FrameType
+from typing import Self, TypeVar
 
 from qrpo_jax.faults.user_code import to_stderr
+
+T = TypeVar("T")
 
 SIGNAL = signal.SIGALRM  # of the timer that counts time and not work
 AGAIN = 1.0  # seconds until the next signal to a call that goes on
@@ -70,17 +72,19 @@ class TimeLimit:
             if rest:  # somebody else's timer, whose time went on
                 signal.setitimer(signal.ITIMER_REAL, max(rest - time.monotonic() + self._begin, 1e-3), interval)
 
-    @contextmanager
-    def call(self, seconds: float, what: str) -> Iterator[None]:
-        """Raises `TimeLimitError` inside once so many seconds are over.
+    def call(self, seconds: float, what: str, function: Callable[[], T]) -> T:
+        """What the function returns.
 
         Args:
           what: the call, as the beginning of a sentence.
+
+        Raises:
+          TimeLimitError: raised inside the function once so many seconds are over.
         """
         self._due = (time.monotonic() + seconds, seconds, what)
         self._start(seconds)
         try:
-            yield
+            return function()
         finally:
             self._due = None
 
@@ -96,10 +100,10 @@ class TimeLimit:
             signal.signal(SIGNAL, self._handle)  # the call before may have set another one
             signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         due, now = self._due, time.monotonic()  # the signal may be late, and another call under way
-        if due is None or now < due[0]:
-            return
+        if due is None or now < due[0] or frame is None or frame.f_code.co_filename == __file__:
+            return  # a call that has just returned must not be followed by an error that belongs to it
         if now > due[0] + AGAIN and self._late is not due:
             self._late = due  # a process that was stopped meanwhile goes on first, and may renew its time
         else:

@@ -100,9 +100,8 @@ class FunctionReward(Reward):
 
     def _call(self, asked: Sequence[Asked]) -> list[Found]:
         try:
-            called = self._says("called", asked)
-            with user_code.guard(self._says("failed", asked), "name"), self._limit.call(self._seconds, called):
-                value = self._function(asked)
+            with user_code.guard(self._says("failed", asked), "name"):
+                value = self._limit.call(self._seconds, self._says("called", asked), lambda: self._function(asked))
         except UserError as error:
             found: list[Found] | Failure = failure_of(error)
         else:
@@ -117,8 +116,9 @@ class FunctionReward(Reward):
         if self._runner is None:
             self._runner = asyncio.Runner()
         blocking = f"reward {self._function.name!r}, which is async and blocks its event loop,"
-        with user_code.no_exit(), self._limit.call(self._seconds, blocking):
-            return self._runner.run(self._gathered(batches))
+        runner = self._runner
+        with user_code.no_exit():
+            return self._limit.call(self._seconds, blocking, lambda: runner.run(self._gathered(batches)))
 
     async def _gathered(self, batches: Sequence[Sequence[Asked]]) -> list[Found]:
         slots = asyncio.Semaphore(self._concurrency)

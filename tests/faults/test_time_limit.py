@@ -38,8 +38,8 @@ HANGING = {
 def test_a_call_that_hangs_ends_soon_after_its_limit(what):
     begin = time.monotonic()
     ended = pytest.raises(TimeLimitError, match="no answer within 0.2 s")
-    with TimeLimit() as limit, ended, limit.call(0.2, "a call"):
-        HANGING[what]()
+    with TimeLimit() as limit, ended:
+        limit.call(0.2, "a call", HANGING[what])
     took = time.monotonic() - begin
     assert 0.2 <= took < 5, took
 
@@ -47,35 +47,54 @@ def test_a_call_that_hangs_ends_soon_after_its_limit(what):
 def test_calls_within_their_limit_never_notice():
     with TimeLimit() as limit:
         for i in range(60):
-            with limit.call(0.5 if i else 0.05, "a call"):
-                time.sleep(0.02)
+            assert limit.call(0.5 if i else 0.05, "a call", lambda i=i: time.sleep(0.02) or i) == i
         time.sleep(0.3)  # between calls nothing is limited
 
 
 def test_a_call_that_renews_its_time_goes_on():
-    with TimeLimit() as limit, limit.call(0.5, "a call"):
-        for _ in range(20):
-            time.sleep(0.05)
-            limit.renew()
+    with TimeLimit() as limit:
+        limit.call(0.5, "a call", lambda: [(time.sleep(0.05), limit.renew()) for _ in range(20)])
+
+
+def test_calls_that_end_right_at_their_limit_leave_no_error_behind():
+    """Whether each made it or not, none fails anywhere but inside its call."""
+    ended, limited = 0, 0.003
+    with TimeLimit() as limit:
+        for i in range(700):
+            begin = time.monotonic()
+
+            def spin_until(end=begin + limited + (i % 7 - 3) * 2e-5):
+                while time.monotonic() < end:
+                    pass
+
+            try:
+                limit.call(limited, "a call", spin_until)
+            except TimeLimitError:
+                ended += 1
+        time.sleep(1.2)
+    assert 0 < ended < 700, ended
 
 
 def test_the_signal_is_as_before_afterwards():
     before = signal.getsignal(SIGNAL)
-    with TimeLimit() as limit, limit.call(9, "a call"):
-        assert signal.getsignal(SIGNAL) != before
+    with TimeLimit() as limit:
+        assert limit.call(9, "a call", lambda: signal.getsignal(SIGNAL)) != before
     assert signal.getsignal(SIGNAL) == before
 
 
 def test_what_ignores_the_signal_ends_the_run_with_one_line():
     said, left = [], threading.Event()
-    with TimeLimit(0.3, said.append, left.set) as limit:
+
+    def catch_all():
         begin = time.monotonic()
-        with limit.call(0.1, "reward 'slow' called for row 'r'"):
-            while not left.is_set() and time.monotonic() < begin + 30:
-                try:
-                    time.sleep(1)
-                except TimeLimitError:
-                    continue
+        while not left.is_set() and time.monotonic() < begin + 30:
+            try:
+                time.sleep(1)
+            except TimeLimitError:
+                continue
+
+    with TimeLimit(0.3, said.append, left.set) as limit:
+        limit.call(0.1, "reward 'slow' called for row 'r'", catch_all)
     assert left.is_set() and len(said) == 1, said
     assert said[0].startswith("error: reward 'slow' called for row 'r' did not end 0.3 s after its limit of 0.1 s"), (
         said
@@ -86,8 +105,8 @@ def test_calls_in_another_thread_have_no_limit():
     found = []
 
     def call():
-        with TimeLimit() as limit, limit.call(0.05, "a call"):
-            time.sleep(0.3)
+        with TimeLimit() as limit:
+            limit.call(0.05, "a call", lambda: time.sleep(0.3))
         found.append("done")
 
     thread = threading.Thread(target=call)

@@ -76,6 +76,13 @@ def test_parts_after_one_that_failed_do_not_see_the_completion():
     assert len(SEEN) == 12 and "bad" not in SEEN
 
 
+def test_a_process_that_is_not_alone_leaves_the_parts_that_need_no_others_to_the_first_one():
+    SEEN.clear()
+    with weighted(f"{THIS}:seen", alone=lambda: False) as reward:
+        reward.score(rows())
+    assert SEEN == [] and not reward.collective
+
+
 def test_a_sum_beyond_float32_fails_on_its_completion():
     with weighted(f"{THIS}:vast weight=2", "length(words)") as reward:
         found = reward.score(rows(("a",)))
