@@ -8,12 +8,13 @@ from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.code_sandbox import check_sandbox
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.judge import check_judge
+from qrpo_jax.job.judge import check_judge, template
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.stage_rows import reads_source
 from qrpo_jax.rewards import expressions, models
 from qrpo_jax.rewards.answers import read_answer
+from qrpo_jax.rewards.judge_words import fill
 from qrpo_jax.rewards.problems import read_problem
 from qrpo_jax.rewards.rewards import ANSWER, JUDGE, MATH_VERIFY, MODEL, RUN_CODE, TESTS, check_name
 
@@ -78,7 +79,7 @@ def check_one(job: Job, name: str) -> None:
 
 
 def check_listed(job: Job) -> None:
-    """Refuses listed rows without tests or answers, or with messages that the reward model's chat template refuses.
+    """Refuses listed rows without what a reward reads of their payload, or that the reward model's template refuses.
 
     Raises:
       UserError: naming the row and the key.
@@ -97,6 +98,11 @@ def check_listed(job: Job) -> None:
                 if too_long := source.where_true(too_long_P, sample):
                     what = "prompts are too long for the reward model and will be dropped"
                     job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
+            elif name == JUDGE:
+                with located("judge.prompt"):
+                    asked = template(job.config)
+                    for row in source.rows(sample):
+                        fill(asked, row, "", source.place(row))
         if split == "train" and "score" in job.config.stages:
             check_brought(job, source)
 

@@ -36,8 +36,11 @@ def check_template(template: str) -> None:
         raise UserError("the judge's template has no field {completion}", about="prompt")
 
 
-def fill(template: str, row: Row, completion: str) -> str:
+def fill(template: str, row: Row, completion: str, where: str = "") -> str:
     """A template with a row's texts in the place of its fields; braces in these texts stay as they are.
+
+    Args:
+      where: where the row stands, for messages; by default its id.
 
     Raises:
       UserError: the row's payload lacks a key.
@@ -50,12 +53,12 @@ def fill(template: str, row: Row, completion: str) -> str:
         field = found[1]
         if field == "prompt":
             return prompt_of(row)
-        return completion if field == "completion" else _payload(row, field)
+        return completion if field == "completion" else _payload(row, field, where or f"row {row.id!r}")
 
     return FIELD.sub(text, template)
 
 
-def _payload(row: Row, field: str) -> str:
+def _payload(row: Row, field: str, where: str) -> str:
     """The payload, or the value of one of its keys: text as it is, anything else as JSON."""
     if field == "payload":
         return row.payload
@@ -65,7 +68,7 @@ def _payload(row: Row, field: str) -> str:
             value = value[key]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            f"row {row.id!r}: its payload is {shown(row.payload)}, and the judge's template asks for {{{field}}}",
+            f"{where}: its payload is {shown(row.payload)}, and the judge's template asks for {{{field}}}",
             about="prompt",
         ) from None
     return value if isinstance(value, str) else json.dumps(value)

@@ -182,6 +182,9 @@ def test_a_judge_grades_and_where_it_says_garbage_the_run_goes_on(scoring, capsy
         again = scoring("again", reward__name="judge", judge__prompt="grade.txt", **options)
         with pytest.raises(UserError, match=r"is no file that can be read.*\(config.judge.prompt\)"):
             pipeline.check(again)
+        lacking = scoring("lacking", reward__name="judge", judge__prompt="{completion} {payload.truth}", **options)
+        with pytest.raises(UserError, match=r"line 1: its payload is ''.*{payload.truth} \(config.judge.prompt\)"):
+            pipeline.check(lacking)
     counts = read_manifest(run.folder("score"))["counts"]
     assert counts[f"completions: {NO_GRADE}"] == 1 and counts["completions: ok"] == 39, counts
     for row in row_files.read(run.folder("score")):
