@@ -145,14 +145,22 @@ def get_config() -> ConfigDict:
     config.openai.answer_seconds = Number(600.0, above=0)  # until an answer is complete
 
     config.reward = Config()
-    # tests | answer | math_verify | model | dialogue_share | package.module:function
+    # tests | answer | math_verify | model | dialogue_share | judge | format(REGEX) | length(LOW, HIGH) |
+    # package.module:function | sum (docs/rewards.md)
     config.reward.name = Text("tests", empty=False)
+    # Of reward sum: rewards with weights, such as "length(1, 400) weight=0.1"; each may have mean, std, clip, name.
+    config.reward.parts = Several((), of=Text(empty=False))
     config.reward.path = Text("")  # model: the reward model, as in model.path; it has its own chat template
     # Score completions that have a reward already, too: those of the data set are replaced.
     config.reward.replace = Switch(False)
     # model: longer conversations are dropped and counted; 0: all that the model can read.
     config.reward.max_tokens = Whole(0, least=0)
-    config.reward.batch_rows = Whole(16, least=1)  # model: conversations a forward pass, in model.compute_dtype
+    # model: conversations a forward pass, in model.compute_dtype. Functions of batches: completions a call.
+    config.reward.batch_rows = Whole(16, least=1)
+    config.reward.seconds = Number(60.0, above=0)  # functions: time limit of a call
+    config.reward.concurrency = Whole(64, least=1, most=65536)  # async functions: calls under way at most
+    # Share of completions that may be left without a reward because it raised, hung or gave no number; 0: none.
+    config.reward.failures = Number(0.01, least=0, most=1)
     config.reward.block = Choice("first", "last")  # tests: the fenced block of a completion that is its code
     config.reward.max_tests = Whole(100, least=0)  # tests: those of a prompt that count, the first ones; 0: all
     config.reward.cpu_seconds = Number(1.0, least=0.01)  # tests: for each test, and for the code before the first
@@ -171,6 +179,26 @@ def get_config() -> ConfigDict:
     # library alone.
     config.reward.python = Text("")
     config.reward.preload = Several((), of=Text(empty=False))  # modules to import once, not in each run
+
+    # Reward judge: a model behind OpenAI-compatible servers that grades completions (docs/rewards.md).
+    config.judge = Config()
+    config.judge.servers = Several((), of=Text(empty=False))  # base URLs that share the load: http://host:8000/v1
+    config.judge.model = Text("")  # its name at the servers
+    config.judge.key_variable = Text("")  # name of the environment variable that holds their key; "": they need none
+    # What it is asked, with {prompt}, {completion}, {payload} or {payload.KEY}; or the path of a file with that.
+    config.judge.prompt = Text(
+        "Grade the answer to a question from 1 to 10.\n\n{prompt}\n\nAnswer: {completion}", empty=False, lines=True
+    )
+    # Where its grade is: the last number | json:KEY | a regular expression, whose last match has it
+    config.judge.grade = Text("number", empty=False)
+    config.judge.low = Number(1.0)  # the grade that is reward 0; lower ones are no grade
+    config.judge.high = Number(10.0)  # the grade that is reward 1; higher ones are no grade
+    config.judge.max_tokens = Whole(1024, least=0)  # of an answer; 0: as the server has it
+    config.judge.temperature = Number(0.0, least=0)
+    config.judge.concurrency = Whole(64, least=1, most=65536)  # requests under way, to all servers together
+    config.judge.attempts = Whole(6, least=1, most=1000)  # of one request; also after an answer without a grade
+    config.judge.connect_seconds = Number(10.0, above=0)
+    config.judge.answer_seconds = Number(120.0, above=0)  # until an answer is complete
 
     config.pack = Config()
     config.pack.max_tokens = Whole(512, least=2)  # longest prompt and completion together

@@ -65,6 +65,10 @@ class ServerError(RuntimeError):
         self.status = status
 
 
+class FailuresError(RuntimeError):
+    """Too many completions have no reward, in one line. `main` prints it and exits with status 1."""
+
+
 class PeerError(RuntimeError):
     """Another process of the job is missing, in one line that names it. `main` prints it and exits with status 1."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
 from qrpo_jax.command_line import Request, RowsRequest
-from qrpo_jax.errors import DamagedError, PeerError, ServerError, UserError, located
+from qrpo_jax.errors import DamagedError, FailuresError, PeerError, ServerError, UserError, located
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.stages import STAGES
@@ -73,7 +73,7 @@ def errors_in_one_line(workdir: Path, *others: type[Exception]) -> Iterator[None
         yield
     except UserError as error:
         fail(str(error), USER_ERROR)
-    except (DamagedError, PeerError, ServerError) as error:
+    except (DamagedError, FailuresError, PeerError, ServerError) as error:
         fail(str(error), RUN_ERROR)
     except Exception as error:
         if isinstance(error, others):

@@ -15,7 +15,7 @@ from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import TEMPORARY, remove_folder, sha256, unwritable
 from qrpo_jax.hugging_face.weights import weight_files
-from qrpo_jax.job import fork, integrity, manifest, memory, shared_checks
+from qrpo_jax.job import fork, integrity, judge, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
@@ -24,6 +24,7 @@ from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.source_check import brings_rows
 from qrpo_jax.job.stage import check_order
+from qrpo_jax.rewards.rewards import JUDGE
 from qrpo_jax.stores.path import StorePath
 from qrpo_jax.training import orbax_folders
 
@@ -160,6 +161,8 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     if "prompts" in sections and identity is not None:
         with suppress(UserError):  # stage `compile` has no use for the prompts, which need not be there
             flat["prompts.source content"] = identity(source_options(config))
+    if "judge" in sections and JUDGE in job.rewards and judge.names_file(config):
+        flat["judge.prompt sha256"] = judge.template_digest(config)
     for section in ("model", "reward"):
         if section in sections and config[section].path:
             found = job.model_folder if section == "model" else job.reward_folder

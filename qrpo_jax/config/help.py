@@ -61,7 +61,8 @@ def section_lines(config: Config, about: Mapping[str, str], section: str) -> lis
         inside = config[section] if section else config
         value = inside[name.rpartition(".")[2]]
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value if value != "" else '""'
-        lines.append(f"  {name} = {shown}")
+        line = str(shown).replace("\n", "\\n")
+        lines.append(f"  {name} = {line}")
         text = ". ".join(part.rstrip(".") for part in (key.allowed(), about.get(name, "")) if part)
         lines += wrapped(text, indent=6)
     return lines

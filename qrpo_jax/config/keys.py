@@ -182,16 +182,23 @@ class Switch(Key):
 
 @dataclass(frozen=True)
 class Text(Key):
-    """A text or path."""
+    """A text or path.
+
+    Attributes:
+      empty: it may be empty.
+      lines: it may have several lines.
+    """
 
     default: str = ""
     _: KW_ONLY
     empty: bool = True
+    lines: bool = False
 
     def check(self, value: Any) -> str:
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        if not isinstance(value, str) or not value.isprintable():
-            raise NotAllowedError("it must be a text in quotes, of one line")
+        kept = "\n\t" if self.lines else ""
+        if not isinstance(value, str) or not all(letter.isprintable() or letter in kept for letter in value):
+            raise NotAllowedError("it must be a text in quotes" + ("" if self.lines else ", of one line"))
         if not value.strip() and not self.empty:
             raise NotAllowedError("it must not be empty")
         return value

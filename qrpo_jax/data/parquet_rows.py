@@ -15,7 +15,7 @@ import pyarrow as pa
 from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.layouts.layout import At, DroppedError
 from qrpo_jax.data.layouts.row_reader import read_row
-from qrpo_jax.data.rows import Message, Row
+from qrpo_jax.data.rows import Message, Row, component_table
 from qrpo_jax.errors import UserError
 
 GROUP_BYTES = 1 << 25  # of text and tokens in a row group, about; what is in memory at a time
@@ -44,7 +44,7 @@ class RowLayout(NamedTuple):
 
 def rows_record(row: Row) -> dict[str, Any]:
     """The record of a row in layout `rows`: everything that the row has; a number that is not known is null."""
-    completions = row.completions
+    completions, (names, components_CxK) = row.completions, component_table(row)
     return {
         "id": row.id,
         "prompt": _messages(row.messages),
@@ -58,6 +58,8 @@ def rows_record(row: Row) -> dict[str, Any]:
         "token_ids": [c.tokens for c in completions],
         "reference_rewards": np.asarray(row.reference_rewards, np.float32),
         "preferences": [list(pair) for pair in row.preferences] or None,
+        "component_names": names or None,
+        "components": [_nulls(numbers) for numbers in components_CxK] if names else None,
     }
 
 
@@ -108,7 +110,8 @@ ROW_LAYOUTS = {
             ]
         ),
         qrpo_record,
-        "log-probs, token ids, and which completions ended; read again, references are known by their rewards alone",
+        "log-probs, token ids, components of rewards, and which completions ended; read again, "
+        "references are known by their rewards alone",
     ),
     "rows": RowLayout(
         pa.schema(
@@ -125,6 +128,8 @@ ROW_LAYOUTS = {
                 ("token_ids", pa.list_(_INTEGERS)),
                 ("reference_rewards", _FLOATS),
                 ("preferences", pa.list_(_INTEGERS)),
+                ("component_names", _TEXTS),
+                ("components", pa.list_(_FLOATS)),
             ]
         ),
         rows_record,
@@ -175,8 +180,12 @@ def _messages(messages: tuple[Message, ...]) -> list[dict[str, str]]:
 
 def _known(numbers: list[float]) -> list[float | None] | None:
     """Numbers with null for NaN; null alone where none is known."""
-    known = [None if math.isnan(number) else number for number in numbers]
+    known = _nulls(numbers)
     return None if known.count(None) == len(known) else known
+
+
+def _nulls(numbers: list[float]) -> list[float | None]:
+    return [None if math.isnan(number) else number for number in numbers]
 
 
 def _read(record: dict[str, Any]) -> Row | None:

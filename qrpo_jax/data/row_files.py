@@ -184,8 +184,8 @@ def _unit_infos(directory: Path, units: int, split: str) -> list[UnitInfo]:
 
 
 @cache
-def _features_json() -> str:
-    as_dict = json_format.MessageToDict(features().to_proto())
+def _features_json(components: bool = True) -> str:
+    as_dict = json_format.MessageToDict(features(components).to_proto())
     return json.dumps(as_dict, indent=4, sort_keys=True)
 
 
@@ -277,7 +277,7 @@ def read(directory: Path, split: str = "train") -> RowSource:
             "writes it",
             about="directory",
         )
-    if (directory / FEATURES_FILE).read_text() != _features_json():
+    if (directory / FEATURES_FILE).read_text() not in (_features_json(), _features_json(components=False)):
         raise UserError(
             f"{directory}: {FEATURES_FILE} is not the layout of this version's rows: run the stage that writes it "
             "again in an empty workdir",

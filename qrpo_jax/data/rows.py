@@ -2,10 +2,12 @@
 
 A row's bytes are a tf.train.Example in the layout of TensorFlow Datasets, written and read without TensorFlow;
 `row_files` keeps rows on disk. NaN marks a number that is not known: a reward not scored, a log-prob not computed.
+
+Rows that were written before rewards had components lack their two features, and are read as rows without components.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,6 +20,7 @@ from qrpo_jax.errors import UserError
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # in size; rows keep rewards in float32
 COMPLETION_SOURCES = ("dataset", "reference", "policy")
+COMPONENTS = ("component_names", "components")  # features that older rows lack
 NO_TOKENS = np.zeros(0, np.int32)
 NO_REWARDS = np.zeros(0, np.float32)
 NO_TOKENS.flags.writeable = NO_REWARDS.flags.writeable = False  # rows share them
@@ -42,6 +45,7 @@ class Completion:
       reward: float32 on disk; NaN = not scored.
       log_prob: log-prob in nats under the distribution it was sampled from, float32 on disk; NaN = not sampled by us.
       reference_log_prob: log pi_ref in nats, float32 on disk; NaN = not computed.
+      components: the parts of a weighted reward, by name, as they were before weights; float32 on disk.
     """
 
     text: str
@@ -51,6 +55,7 @@ class Completion:
     reward: float = math.nan
     log_prob: float = math.nan
     reference_log_prob: float = math.nan
+    components: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,13 +131,21 @@ def unscored(row_id: str, what: str, index: int, reward: float) -> UserError:
 
 
 @cache
-def features() -> tfds.features.FeaturesDict:
+def features(components: bool = True) -> tfds.features.FeaturesDict:
     """The layout of a row as TFDS features.
 
     TFDS without TensorFlow cannot read a sequence inside a sequence. The token ids of all completions are therefore
-    one flat sequence, and `completions/length` says where to cut it. So are the two indices of each preference.
+    one flat sequence, and `completions/length` says where to cut it. So are the two indices of each preference, and the
+    components of each completion, NaN where it lacks one.
+
+    Args:
+      components: False gives the layout of rows that were written before there were components.
     """
     text = tfds.features.Text
+    further = {
+        "component_names": tfds.features.Sequence(text()),
+        "components": tfds.features.Sequence(np.float32),
+    }
     return tfds.features.FeaturesDict(
         {
             "id": text(),
@@ -153,6 +166,7 @@ def features() -> tfds.features.FeaturesDict:
             "reference_rewards": tfds.features.Sequence(np.float32),
             "preferences": tfds.features.Sequence(np.int32),
         }
+        | (further if components else {})
     )
 
 
@@ -168,6 +182,7 @@ def encode(row: Row) -> bytes:
     _check_completions(row)
     example = tf_example_pb2.Example()
     feature, completions = example.features.feature, row.completions
+    component_names, components_CxK = component_table(row)
     for key, texts in {
         "id": (row.id,),
         "payload": (row.payload,),
@@ -175,6 +190,7 @@ def encode(row: Row) -> bytes:
         "messages/content": [m.content for m in row.messages],
         "completions/text": [c.text for c in completions],
         "completions/source": [c.source for c in completions],
+        "component_names": component_names,
     }.items():
         _fill(feature[key].bytes_list, _utf8(row, key, texts))
     for key, integers in {
@@ -189,9 +205,22 @@ def encode(row: Row) -> bytes:
         "completions/log_prob": [c.log_prob for c in completions],
         "completions/reference_log_prob": [c.reference_log_prob for c in completions],
         "reference_rewards": np.asarray(row.reference_rewards, np.float32).tolist(),
+        "components": [number for numbers in components_CxK for number in numbers],
     }.items():
         _fill(feature[key].float_list, floats)
     return example.SerializeToString(deterministic=True)
+
+
+def component_table(row: Row) -> tuple[list[str], list[list[float]]]:
+    """The names of a row's components, in the order in which they first occur, and each completion's; NaN for none."""
+    names = list(dict.fromkeys(name for c in row.completions for name, _ in c.components))
+    found = [dict(c.components) for c in row.completions]
+    return names, [[known.get(name, math.nan) for name in names] for known in found]
+
+
+def known_components(names: Sequence[str], numbers: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    """The components of one completion of a `component_table`."""
+    return tuple(pair for pair in zip(names, numbers, strict=True) if not math.isnan(pair[1]))
 
 
 def _check_completions(row: Row) -> None:
@@ -228,7 +257,8 @@ def decode(record: bytes) -> Row:
     flat = feature["tokens"].int64_list.value
     tokens = np.fromiter(flat, np.int32, len(flat))
     tokens.flags.writeable = False
-    completions = []
+    component_names, numbers = texts("component_names"), feature["components"].float_list.value
+    completions: list[Completion] = []
     start = 0
     for text, length, finished, source, reward, log_prob, reference_log_prob in zip(
         texts("completions/text"),
@@ -242,7 +272,11 @@ def decode(record: bytes) -> Row:
     ):
         ids = tokens[start : start + length]
         start += length
-        completions.append(Completion(text, ids, bool(finished), source, reward, log_prob, reference_log_prob))
+        first = len(completions) * len(component_names)
+        components = known_components(component_names, numbers[first : first + len(component_names)])
+        completions.append(
+            Completion(text, ids, bool(finished), source, reward, log_prob, reference_log_prob, components)
+        )
     messages = tuple(map(Message, texts("messages/role"), texts("messages/content")))
     reference_rewards = np.array(feature["reference_rewards"].float_list.value, np.float32)
     indices = list(feature["preferences"].int64_list.value)

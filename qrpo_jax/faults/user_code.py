@@ -1,7 +1,7 @@
 """A user's own functions: they are imported and called in this process, and whatever they do ends in one line.
 
-A call has no time limit, because nothing can stop a function from outside without losing what it holds. `Watch` says
-which call does not return; Ctrl-C ends the run, which goes on from there with the same command.
+Imports and configs have no time limit: `Watch` says which of them does not return, and Ctrl-C ends the run. Calls of
+rewards have one, see `time_limit`.
 """
 
 import importlib
@@ -56,13 +56,24 @@ def guard(what: str, about: str) -> Iterator[None]:
     Raises:
       UserError: "WHAT (the error, and the user's line that raised it)".
     """
-    with no_exit():
-        try:
-            yield
-        except (KeyboardInterrupt, UserError):
-            raise
-        except BaseException as error:
-            raise UserError(f"{what} ({reason(error)}{_place(error)})", about=about) from error
+    with no_exit(), one_line(what, about):
+        yield
+
+
+@contextmanager
+def one_line(what: str, about: str) -> Iterator[None]:
+    """As `guard`, for calls that take turns: `no_exit` must be around them all."""
+    try:
+        yield
+    except (KeyboardInterrupt, UserError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({cause(error)})", about=about) from error
+
+
+def cause(error: BaseException) -> str:
+    """What an error says, and the user's line that raised it."""
+    return f"{reason(error)}{_place(error)}"
 
 
 class Exit(BaseException):

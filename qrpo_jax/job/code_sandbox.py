@@ -7,7 +7,6 @@ from typing import Any
 from qrpo_jax.config.config import Config
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.rewards.expressions import PACKAGE
-from qrpo_jax.rewards.rewards import MATH_VERIFY
 from qrpo_jax.rewards.sandbox.launch import NotStartedError
 from qrpo_jax.rewards.sandbox.pool import IsolationError, Sandbox
 from qrpo_jax.rewards.sandbox.remote import RemoteSandbox
@@ -20,17 +19,15 @@ REMEDY = (
 
 
 def make_sandbox(
-    config: Config, *, isolation: str = "", require: str = "", workers: int = 0
+    config: Config, *, mathematics: bool = False, isolation: str = "", require: str = "", workers: int = 0
 ) -> Sandbox | RemoteSandbox:
     """The sandbox of section `reward`, not started yet.
 
-    For the reward "math_verify" it has its library, by default of the interpreter of this process.
-
     Args:
       config: section `reward`.
+      mathematics: it has the library of the reward "math_verify", by default of the interpreter of this process.
       isolation, require, workers: in place of those of the config.
     """
-    mathematics = config.name == MATH_VERIFY
     limits = Limits(config.cpu_seconds, config.memory_mb, config.output_kb << 10, config.failed_runs)
     options: dict[str, Any] = {
         "isolation": isolation or config.isolation,
@@ -44,8 +41,11 @@ def make_sandbox(
     return Sandbox(limits, workers or os.cpu_count() or 1, **options)
 
 
-def check_sandbox(config: Config) -> None:
+def check_sandbox(config: Config, *, mathematics: bool = False) -> None:
     """Starts the sandbox with one worker and ends it.
+
+    Args:
+      config, mathematics: as in `make_sandbox`.
 
     Raises:
       UserError: it holds less than `reward.require_isolation`, or does not start; naming the key.
@@ -54,7 +54,7 @@ def check_sandbox(config: Config) -> None:
     keys = {name: f"reward.{name}" for name in ("command", "isolation", "require_isolation", "python", "preload")}
     with located("reward.command", **keys):
         try:
-            with make_sandbox(config, workers=1):
+            with make_sandbox(config, mathematics=mathematics, workers=1):
                 pass
         except IsolationError as error:
             raise UserError(f"{error}; {REMEDY}", about=about) from None

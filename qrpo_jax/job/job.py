@@ -34,6 +34,7 @@ from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
+from qrpo_jax.rewards.parts import SUM, reward_names
 from qrpo_jax.training.saved_parameters import load_parameters
 from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import LogProbSettings
@@ -132,7 +133,7 @@ class Job:
         # Evaluation holds the reference too; with LoRA that is the base of the policy.
         both = "evaluate" in stages and self.shape.lora is None
         models = [policy, policy._replace(name="the reference")] if both else [policy]
-        if config.reward.name == "model" and {"score", "evaluate"} & set(stages):
+        if "model" in self.rewards and {"score", "evaluate"} & set(stages):
             models.append(Model(self.reward_model.settings, FLOATS[config.model.compute_dtype], "the reward model"))
         return models
 
@@ -174,6 +175,17 @@ class Job:
             assert vocabulary is not None, "check_source refuses a source without a vocabulary"
             tokenizer = vocabulary_tokenizer(vocabulary())
             return make_text(tokenizer, model.template, (tokenizer.eos_token_id,), model.thinking)
+
+    @functools.cached_property
+    def rewards(self) -> list[str]:
+        """The name of the reward, or those of its parts."""
+        with located("reward.parts"):
+            return reward_names(self.config.reward.name, self.config.reward.parts)
+
+    @property
+    def reward_key(self) -> str:
+        """The config key that names them."""
+        return "reward.parts" if self.config.reward.name == SUM else "reward.name"
 
     @functools.cached_property
     def reward_model(self) -> RewardModel:

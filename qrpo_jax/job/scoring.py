@@ -1,167 +1,114 @@
-"""The job's reward: its checks, and scores for the completions that have none yet."""
+"""The job's reward, and scores for the completions that have none yet."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from qrpo_jax.data.rows import Completion, Row, check_scored
-from qrpo_jax.data.sources import kind_of
-from qrpo_jax.data.sources.listed import ListedRows
-from qrpo_jax.errors import UserError, located
+from qrpo_jax.devices.processes import is_first
+from qrpo_jax.errors import located
 from qrpo_jax.job import verdicts
-from qrpo_jax.job.code_sandbox import check_sandbox, make_sandbox
+from qrpo_jax.job.code_sandbox import make_sandbox
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.prompts import open_listed
-from qrpo_jax.job.stage_rows import reads_source
+from qrpo_jax.job.judge import open_judge
 from qrpo_jax.job.units import Counts
-from qrpo_jax.rewards import expressions, models
-from qrpo_jax.rewards.answers import read_answer
-from qrpo_jax.rewards.problems import read_problem
-from qrpo_jax.rewards.rewards import (
-    ANSWER,
-    MATH_VERIFY,
-    MODEL,
-    RUN_CODE,
-    TESTS,
-    TOO_LONG,
-    ModelReward,
-    Reward,
-    find_function,
-)
+from qrpo_jax.rewards import models
+from qrpo_jax.rewards.failures import Failures
+from qrpo_jax.rewards.model_reward import ModelReward
+from qrpo_jax.rewards.parts import SUM, read_parts
+from qrpo_jax.rewards.reward import Reward
+from qrpo_jax.rewards.rewards import JUDGE, MATH_VERIFY, MODEL, RUN_CODE, make_reward
+from qrpo_jax.rewards.scores import FAILED, TOO_LONG, Components, Scores
+from qrpo_jax.rewards.weighted import WeightedReward
 
-PROBLEMS = 100_000  # rows whose payloads are read before a run
-# What a reward needs of a source of prompts (`SourceKind`), and how it reads the payload of a row.
-NEEDS = {TESTS: "tests", ANSWER: "answers", MATH_VERIFY: "answers"}
-READERS: dict[str, Callable[[Row, str], object]] = {
-    TESTS: read_problem,
-    ANSWER: read_answer,
-    MATH_VERIFY: expressions.read_expression,
-}
 ROWS_DROPPED = "rows dropped: no completion left"
-PAIRS_DROPPED = "rows dropped: one of a pair is too long for the reward model"
+PAIRS_DROPPED = "rows dropped: one of a pair has no reward"
 
 
-def check_reward(job: Job) -> None:
-    """Refuses a reward that does not exist or that cannot score this job's prompts.
+def open_reward(job: Job, failures: Failures) -> Reward:
+    """The job's reward, as a context manager: inside it, what it needs is open.
 
-    Raises:
-      UserError: naming the key.
+    Args:
+      failures: of the stage.
     """
     config = job.config.reward
-    if config.name == MODEL:
-        if not config.path:
-            raise UserError("reward 'model' needs a Hugging Face folder of a reward model (config.reward.path)")
-        with located("mesh"):
-            models.check_mesh(job.reward_model, job.unit_mesh)
-    elif config.path:
-        raise UserError(
-            f"reward.path is set, but reward {config.name!r} reads no folder: "
-            "set config.reward.name='model', or unset config.reward.path"
-        )
-    elif config.name in NEEDS:
-        what, source = NEEDS[config.name], job.config.prompts.source
-        if not getattr(kind_of(source), what):
-            raise UserError(
-                f"reward {config.name!r} needs prompts with {what}, which prompts from {source!r} lack "
-                "(config.reward.name)"
-            )
-        if config.name == MATH_VERIFY and not (config.python or config.command):
-            with located("reward.name"):
-                expressions.check_package()
-        if config.name in RUN_CODE:
-            check_sandbox(config)
-    else:
-        with located("reward.name"):
-            find_function(config.name)
-    if kind_of(job.config.prompts.source).listed:
-        check_listed(job)
+    if config.name != SUM:
+        return _open_one(job, config.name, failures)
+    parts = [(part, _open_one(job, part.reward, failures)) for part in read_parts(config.parts)]
+    return WeightedReward(parts, failures, alone=lambda: is_first() or not job.together)
 
 
-def check_listed(job: Job) -> None:
-    """Refuses listed rows without tests or answers, or with messages that the reward model's chat template refuses.
-
-    Raises:
-      UserError: naming the row and the key.
-    """
+def _open_one(job: Job, name: str, failures: Failures) -> Reward:
     config = job.config.reward
-    for split in ("train", "eval"):
-        source = open_listed(job, split)
-        sample = source.looked_at()
-        if config.name in READERS:
-            with located("reward.name", "prompts.source"):
-                for _, row in source.read(source.looked_at(PROBLEMS)):
-                    READERS[config.name](row, source.place(row))
-        elif config.name == MODEL:
-            with located("reward.path", max_tokens="reward.max_tokens"):
-                too_long_P = models.check_conversations(job.reward_model, source.rows(sample), source.place)
-            if too_long := source.where_true(too_long_P, sample):
-                what = "prompts are too long for the reward model and will be dropped"
-                job.note(f"score: WARNING: {too_long.line(what)} (config.reward.max_tokens)")
-        if split == "train" and "score" in job.config.stages:
-            check_brought(job, source)
-
-
-def check_brought(job: Job, source: ListedRows) -> None:
-    """Notes rows that bring all rewards, and refuses to replace those of references whose text is not there.
-
-    Raises:
-      UserError: naming the key.
-    """
-    if not job.config.reward.replace:
-        scored = source.where_true(~source.listing.has("unscored") & (source.listing.completions_R > 0))
-        if scored and reads_source(job, "score"):
-            job.note(f"score: {scored.line('rows bring all their rewards, which stay')} (config.reward.replace)")
-        return
-    referred = source.where_true(source.listing.references_R > 0)
-    if referred:
-        raise UserError(
-            f"{referred.line('rows have rewards of references without their text')}, which cannot be scored again: set "
-            "config.reward.replace=False, or read them without (config.prompts.layout)"
-        )
-
-
-def open_reward(job: Job) -> Reward | ModelReward:
-    """The job's reward, as a context manager: inside it, the workers that run code are alive."""
-    config = job.config.reward
-    if config.name == MODEL:
+    if name == MODEL:
         scorer = models.ModelScorer(
             job.reward_model, job.unit_mesh, batch_rows=config.batch_rows, compute=job.compute(job.unit_mesh)
         )
         return ModelReward(scorer)
-    sandbox = make_sandbox(config) if config.name in RUN_CODE else None
-    return Reward(config.name, block=config.block, max_tests=config.max_tests, sandbox=sandbox)
+    if name == JUDGE:
+        return open_judge(job, failures)
+
+    def tokens(completion: Completion) -> int:
+        """Those of a data set have none yet."""
+        return len(completion.tokens) or len(job.text.completion(completion.text, completion.finished))
+
+    return make_reward(
+        name,
+        failures=failures,
+        block=config.block,
+        max_tests=config.max_tests,
+        sandbox=make_sandbox(config, mathematics=name == MATH_VERIFY) if name in RUN_CODE else None,
+        tokens=tokens,
+        seconds=config.seconds,
+        concurrency=config.concurrency,
+        batch=config.batch_rows,
+    )
 
 
-def describe(reward: Reward | ModelReward) -> str:
-    """One line on the limits that this machine puts on model-written code, or on the reward model."""
-    if isinstance(reward, ModelReward):
-        model = reward.model
-        return f"by the reward model in {model.folder}, conversations of up to {model.max_tokens} tokens"
-    if not reward.protections:
-        return "the reward runs no model-written code"
-    limited = ", ".join(name for name, holds in reward.protections.items() if holds)
-    unlimited = ", ".join(name for name, holds in reward.protections.items() if not holds)
-    level = f"code runs in separate processes, at level {reward.isolation!r} of isolation"
-    return f"{level}, limited: {limited}" + (f"; NOT limited: {unlimited}" if unlimited else "")
+def describe(reward: Reward) -> str:
+    """One line on what the reward is, and on the limits that this machine puts on model-written code."""
+    clauses = reward.describe()
+    if not reward.protections and not any("reward model" in clause for clause in clauses):
+        clauses.append("the reward runs no model-written code")
+    return "; ".join(clauses)
+
+
+def written(job: Job, counts: Sequence[Mapping[str, int]]) -> Failures:
+    """The failures of a stage, with those in the counts of its units that are there."""
+    failures = Failures(job.config.reward.failures)
+    for of_unit in counts:
+        failures.add(verdicts.all_verdicts(of_unit))
+    return failures
 
 
 def report_dropped(job: Job, title: str, counts: Counts) -> int:
-    """Prints and returns the number of completions that were too long for the reward model.
+    """Prints and returns the number of completions that have no reward.
 
     Args:
       counts: of `score_rows`.
     """
-    dropped = counts.get(f"{verdicts.COMPLETIONS}{TOO_LONG}", 0)
-    if dropped:
+    every = verdicts.all_verdicts(counts)
+    long, failed = every.get(TOO_LONG, 0), {name: n for name, n in every.items() if name.startswith(FAILED)}
+    with_them = (
+        f"were dropped, and with them {counts.get(ROWS_DROPPED, 0)} rows without another completion and "
+        f"{counts.get(PAIRS_DROPPED, 0)} with the other one of a pair"
+    )
+    if failed:
+        reasons = ", ".join(f"{name} {number:,}" for name, number in sorted(failed.items()))
+        reasons += f", {TOO_LONG.partition(': ')[2]} {long:,}" if long else ""
+        total = sum(failed.values()) + long
+        job.say(f"{title}: {total:,} completions have no reward ({reasons}) and {with_them} (config.reward.failures)")
+    elif long:
         job.say(
-            f"{title}: {dropped} completions were too long for the reward model and were dropped, and with them "
-            f"{counts[ROWS_DROPPED]} rows without another completion and {counts[PAIRS_DROPPED]} with the other one of "
-            "a pair (config.reward.max_tokens)"
+            f"{title}: {long} completions were too long for the reward model and {with_them} (config.reward.max_tokens)"
         )
-    return dropped
+    return long + sum(failed.values())
 
 
-def score_rows(reward: Reward | ModelReward, rows: list[Row], replace: bool = False) -> tuple[list[Row], Counts]:
+def score_rows(
+    reward: Reward, rows: list[Row], replace: bool = False, failures: Failures | None = None
+) -> tuple[list[Row], Counts]:
     """Rows with the missing rewards filled in, and counts.
 
     Completions that cannot be scored are dropped and counted. So are rows without another completion, and pairs of a
@@ -169,23 +116,29 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row], replace: bool = Fa
 
     Args:
       replace: rewards that are there are replaced; else they stay.
+      failures: those that `reward` counts, if it can fail.
 
     Raises:
-      UserError: the reward function returned NaN or infinity.
+      UserError: a row that the reward cannot read.
+      FailuresError: too many completions have no reward.
     """
 
     def is_pending(completion: Completion) -> bool:
         return replace or math.isnan(completion.reward)
 
     pending = [dataclasses.replace(row, completions=tuple(c for c in row.completions if is_pending(c))) for row in rows]
-    place = "reward.path" if isinstance(reward, ModelReward) else "reward.name"
-    with located(place, batch_rows="reward.batch_rows", max_tokens="reward.max_tokens"):
+    if failures is not None:
+        failures.begin(sum(len(row.completions) for row in pending))
+    name = "reward.parts" if isinstance(reward, WeightedReward) else "reward.name"
+    place = "reward.path" if isinstance(reward, ModelReward) else name
+    keys = {"name": name, "judge": "judge.servers", "prompt": "judge.prompt"}
+    with located(place, batch_rows="reward.batch_rows", max_tokens="reward.max_tokens", **keys):
         scores = reward.score(pending)
     scored, pairs_dropped = [], 0
-    for row, rewards in zip(rows, scores.rewards, strict=True):
-        fresh = iter(rewards)
-        found = [(c, next(fresh) if is_pending(c) else c.reward) for c in row.completions]
-        completions = tuple(dataclasses.replace(c, reward=reward) for c, reward in found if reward is not None)
+    for index, row in enumerate(rows):
+        fresh = iter(_scored(pending[index].completions, index, scores))
+        found = [next(fresh) if is_pending(c) else c for c in row.completions]
+        completions = tuple(completion for completion in found if completion is not None)
         if row.completions and not completions:
             continue
         if brought(row.completions) == 2 > brought(completions):
@@ -194,14 +147,24 @@ def score_rows(reward: Reward | ModelReward, rows: list[Row], replace: bool = Fa
         # Indices of an order would be those of other completions, and rewards decide now.
         preferences = row.preferences if len(completions) == len(row.completions) else ()
         filled = dataclasses.replace(row, completions=completions, preferences=preferences)
-        with located("reward.name"):
+        with located(name):
             check_scored(filled)
         scored.append(filled)
     counts = verdicts.counts_of(scores)
-    if isinstance(reward, ModelReward):
-        counts[ROWS_DROPPED] = len(rows) - len(scored) - pairs_dropped
-        counts[PAIRS_DROPPED] = pairs_dropped
-    return scored, counts
+    dropped = {ROWS_DROPPED: len(rows) - len(scored) - pairs_dropped, PAIRS_DROPPED: pairs_dropped}
+    if reward.collective:  # a reward model, whose counts are there also where nothing was too long
+        return scored, {f"{verdicts.COMPLETIONS}{TOO_LONG}": 0} | counts | dropped
+    return scored, counts | dict(+Counter(dropped))
+
+
+def _scored(completions: Sequence[Completion], index: int, scores: Scores) -> list[Completion | None]:
+    """The completions of one row with their rewards and components; None for one without a reward."""
+    rewards = scores.rewards[index]
+    parts: Sequence[Components] = scores.components[index] if scores.components else [()] * len(rewards)
+    return [
+        None if reward is None else dataclasses.replace(completion, reward=reward, components=of_parts)
+        for completion, reward, of_parts in zip(completions, rewards, parts, strict=True)
+    ]
 
 
 def brought(completions: Sequence[Completion]) -> int:

@@ -28,22 +28,20 @@ REMEDIES = {
 OTHERS = ("openai.model", "openai.prompts", "openai.completions", "openai.extra_fields", "openai.log_probs")
 
 
-def access(config: Any) -> Access:
-    """How a job asks its servers.
+def access(config: Any, section: str = "openai") -> Access:
+    """How a job asks the servers of a section of its config.
 
     Raises:
       UserError: the environment has no key of this name, or one that no header can hold.
     """
-    served = config.openai
-    key = ""
+    served = config[section]
+    name, key = f"{section}.key_variable", ""
     if served.key_variable:
         key = os.environ.get(served.key_variable, "").strip()
         if not key:
-            raise refuse("openai.key_variable", f"{served.key_variable!r}, and the environment has no such variable")
+            raise refuse(name, f"{served.key_variable!r}, and the environment has no such variable")
         if not re.fullmatch(r"[!-~]+", key):
-            raise refuse(
-                "openai.key_variable", f"{served.key_variable!r}, whose value is no key: it has odd characters"
-            )
+            raise refuse(name, f"{served.key_variable!r}, whose value is no key: it has odd characters")
     return Access(
         servers=tuple(served.servers),
         key=key,
@@ -79,14 +77,7 @@ def check_servers(job: Job, stage: str) -> None:
       UserError: naming the key.
     """
     config = job.config
-    check_addresses(config.openai.servers)
-    if importlib.util.find_spec("httpx2") is None:
-        raise refuse(f"{stage}.backend", "'openai', which needs httpx2: pip install -e '.[openai]'")
-    if not config.openai.model:
-        raise refuse("openai.model", "''; give the name under which the servers know the model")
-    if not re.fullmatch(r"([A-Za-z_]\w*)?", config.openai.key_variable):
-        # It may be the key itself, so it is not shown.
-        raise refuse("openai.key_variable", "no name of an environment variable; never put a key into a config")
+    check_section(config, "openai", (f"{stage}.backend", "'openai'"))
     if "sft" in config.stages:
         raise refuse(
             f"{stage}.backend",
@@ -100,14 +91,33 @@ def check_servers(job: Job, stage: str) -> None:
         try_servers(job, stage)
 
 
-def check_addresses(servers: tuple[str, ...]) -> None:
+def check_section(config: Any, section: str, asks: tuple[str, str]) -> None:
+    """Refuses a section without usable addresses, a model and the name of a key, and an environment without the client.
+
+    Args:
+      asks: the key whose value makes a run ask the servers, and that value.
+
+    Raises:
+      UserError: naming the key.
+    """
+    check_addresses(config[section].servers, f"{section}.servers")
+    if importlib.util.find_spec("httpx2") is None:
+        raise refuse(asks[0], f"{asks[1]}, which needs httpx2: pip install -e '.[openai]'")
+    if not config[section].model:
+        raise refuse(f"{section}.model", "''; give the name under which the servers know the model")
+    if not re.fullmatch(r"([A-Za-z_]\w*)?", config[section].key_variable):
+        # It may be the key itself, so it is not shown.
+        raise refuse(f"{section}.key_variable", "no name of an environment variable; never put a key into a config")
+
+
+def check_addresses(servers: tuple[str, ...], key: str = "openai.servers") -> None:
     """Refuses addresses that are no base URLs, or that hold a password.
 
     Raises:
       UserError: naming the key.
     """
     if not servers:
-        raise refuse("openai.servers", "(); name at least one server, such as http://localhost:8000/v1")
+        raise refuse(key, "(); name at least one server, such as http://localhost:8000/v1")
     for address in servers:
         try:
             parts = urlsplit(address)
@@ -115,9 +125,9 @@ def check_addresses(servers: tuple[str, ...]) -> None:
         except ValueError:
             usable = False
         if "@" in address:
-            raise refuse("openai.servers", "an address with a user or a key in it; use config.openai.key_variable")
+            raise refuse(key, f"an address with a user or a key in it; use config.{key.partition('.')[0]}.key_variable")
         if not usable or parts.query or parts.fragment:
-            raise refuse("openai.servers", f"{address!r}; each must be a base URL, such as http://localhost:8000/v1")
+            raise refuse(key, f"{address!r}; each must be a base URL, such as http://localhost:8000/v1")
 
 
 def check_fields(config: Any, stage: str) -> None:

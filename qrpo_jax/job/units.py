@@ -1,5 +1,6 @@
 """Units of work, for stages that write rows: any process can compute any unit, and a kill loses at most one."""
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -79,6 +80,16 @@ def run_units(
         row_files.finish(folder, units)
     wait(f"{folder.name} finished")
     return add_counts([read_record(_counts_file(folder, u)) for u in range(units)])
+
+
+def written_counts(folder: Path, units: int) -> list[Counts]:
+    """The counts of the units that are complete, whoever wrote them."""
+    done = [unit for unit in range(units) if row_files.unit_done(folder, unit, units)]
+    found = []
+    for unit in done:
+        with contextlib.suppress(FileNotFoundError, DamagedError):  # that unit is made again
+            found.append(read_record(_counts_file(folder, unit)))
+    return found
 
 
 def row_units(folder: Path) -> int:

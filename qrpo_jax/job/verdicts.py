@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from qrpo_jax.job.job import Job
 from qrpo_jax.report.terminal import one_line
 from qrpo_jax.rewards.code_reward import PASSED, WITHIN_REACH
-from qrpo_jax.rewards.rewards import OK
-from qrpo_jax.rewards.scores import Scores
+from qrpo_jax.rewards.scores import OK, Scores
 
 COMPLETIONS = "completions: "
 FIRST_LINE = "first line, "
@@ -63,9 +62,14 @@ def parted(counts: Mapping[str, int]) -> tuple[Counts, FirstLines]:
 
 def by_verdict(counts: Mapping[str, int]) -> Counts:
     """Completions by verdict, in a fixed order; empty where there are no verdicts, as of a reward that is a number."""
-    names = [name for name, number in counts.items() if name.startswith(COMPLETIONS) and number]
-    found = {name.removeprefix(COMPLETIONS): counts[name] for name in names if name != WITHIN_REACH}
+    found = all_verdicts(counts)
     return {} if set(found) <= {OK} else {verdict: found[verdict] for verdict in sorted(found, key=_place)}
+
+
+def all_verdicts(counts: Mapping[str, int]) -> Counts:
+    """Completions by verdict, also by those of rewards that are numbers."""
+    names = [name for name, number in counts.items() if name.startswith(COMPLETIONS) and number]
+    return {name.removeprefix(COMPLETIONS): counts[name] for name in names if name != WITHIN_REACH}
 
 
 def shares(counts: Mapping[str, int]) -> str:

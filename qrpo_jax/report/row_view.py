@@ -50,7 +50,8 @@ def facts(completion: Completion, quantile: float) -> str:
     if len(completion.tokens):
         known.append(f"{len(completion.tokens):,} tokens")
     if not math.isnan(completion.reward):
-        known.append(f"reward {number(completion.reward)}")
+        parts = ", ".join(f"{one_line(name)} {number(part)}" for name, part in completion.components)
+        known.append(f"reward {number(completion.reward)}" + (f" ({parts})" if parts else ""))
     if not math.isnan(quantile):
         known.append(f"quantile {quantile:.3f}")
     if not math.isnan(completion.log_prob):

@@ -144,7 +144,7 @@ def summary(judged: Sequence[Sequence[Judged]]) -> Scores:
     within_reach = sum(one.within_reach for one in every)
     return Scores(
         [[one.reward for one in row] for row in judged],
-        dict(Counter(one.verdict for one in every)),
+        [[one.verdict for one in row] for row in judged],
         {WITHIN_REACH: within_reach} if within_reach else {},
         {verdict: dict(counter.most_common(MOST_MESSAGES)) for verdict, counter in lines.items()},
     )

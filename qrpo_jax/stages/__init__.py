@@ -12,10 +12,13 @@ from qrpo_jax.job.stage import Stage
 # Keys that change the use of the machine, or what is logged, and not what a stage writes for other stages.
 SFT_PACE = ("sft.log_every", "sft.checkpoint_every", "sft.microbatches")
 TRAIN_PACE = ("train.log_every", "train.checkpoint_every", "train.microbatches")
-REWARD_PACE = ("reward.workers", "reward.batch_rows", "reward.isolation", "reward.require_isolation", "reward.command")
-SERVER_PACE = tuple(
-    f"openai.{key}"
-    for key in ("servers", "key_variable", "concurrency", "attempts", "connect_seconds", "answer_seconds")
+SERVER_KEYS = ("servers", "key_variable", "concurrency", "attempts", "connect_seconds", "answer_seconds")
+SERVER_PACE = tuple(f"openai.{key}" for key in SERVER_KEYS)
+# A completion that failed with one time limit may have a reward with another, as on another machine.
+REWARD_PACE = (
+    *("reward.workers", "reward.batch_rows", "reward.isolation", "reward.require_isolation", "reward.command"),
+    *("reward.seconds", "reward.concurrency", "reward.failures"),
+    *(f"judge.{key}" for key in SERVER_KEYS),
 )
 RESULTS = "results.json"  # of stage `evaluate`, in its folder and in the work directory
 
@@ -46,7 +49,7 @@ STAGES: dict[str, Stage] = {
     "score": stage(
         "score",
         needs=("sample",),
-        sections=("model", "prompts", "reward"),
+        sections=("model", "prompts", "reward", "judge"),
         machine_keys=REWARD_PACE,
         shardable=True,
         writes_rows=True,
@@ -69,7 +72,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": stage(
         "evaluate",
         needs=("train",),
-        sections=("log_probs", "reward", "evaluate"),
+        sections=("log_probs", "reward", "judge", "evaluate"),
         machine_keys=("log_probs.batch_rows", "evaluate.slots", *REWARD_PACE),
         outside=(RESULTS,),
         shardable=True,

@@ -18,11 +18,13 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
-from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
-from qrpo_jax.job.units import Counts, Work, add_counts, run_units
+from qrpo_jax.job.reward_checks import check_reward
+from qrpo_jax.job.scoring import describe, open_reward, report_dropped, score_rows, written
+from qrpo_jax.job.units import Counts, Work, add_counts, run_units, written_counts
 from qrpo_jax.job.verdicts import FirstLines
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.rewards.rewards import ModelReward, Reward
+from qrpo_jax.rewards.failures import Failures
+from qrpo_jax.rewards.reward import Reward
 from qrpo_jax.stages import RESULTS
 
 
@@ -69,10 +71,12 @@ class Scored(NamedTuple):
 def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> Scored | None:
     """Writes the scored rows of each side; None while other shards have units to write."""
     sides: dict[str, tuple[Counts, FirstLines]] = {}
-    with open_reward(job) as reward:
+    folders = [job.folder("evaluate") / side for side in SIDES]
+    failures = written(job, [counts for folder in folders for counts in written_counts(folder, prompts.units)])
+    with open_reward(job, failures) as reward:
         job.say(f"evaluate: {describe(reward)}")
         for side in SIDES:
-            work = make_work(job, side, prompts, parameters, reward)
+            work = make_work(job, side, prompts, parameters, (reward, failures))
             side_counts = run_units(
                 job,
                 job.folder("evaluate") / side,
@@ -88,18 +92,19 @@ def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameter
 
 
 def make_work(
-    job: Job, side: str, prompts: Prompts, parameters: dict[str, Parameters], reward: Reward | ModelReward
+    job: Job, side: str, prompts: Prompts, parameters: dict[str, Parameters], scoring: tuple[Reward, Failures]
 ) -> Work:
     """The work of one unit: sample completions of its prompts from one side, and score them."""
+    reward, failures = scoring
     complete = make_completer(
         job, job.config.evaluate, parameters[side], side=side, purpose=f"evaluate {side}", most=prompts.size
     )
 
     def work(unit: int) -> tuple[list[Row], Counts]:
         rows, sampled = complete(prompts.rows(unit), prompts.indices(unit))
-        if job.together and not is_first() and isinstance(reward, Reward):
+        if job.together and not is_first() and not reward.collective:
             return rows, sampled  # the first process scores and writes what all have sampled together
-        rows, scored = score_rows(reward, [only_from(side, row) for row in rows])
+        rows, scored = score_rows(reward, [only_from(side, row) for row in rows], failures=failures)
         return rows, add_counts([sampled, scored])
 
     return work
@@ -119,7 +124,8 @@ def check_any_scored(rows: dict[str, list[Row]]) -> None:
     with located("reward.max_tokens", "evaluate.max_new_tokens"):
         if not rows["policy"]:
             raise UserError(
-                "no held-out prompt has completions of both sides that the reward model could score: they were too long"
+                "no held-out prompt has completions of both sides that the reward could score: they were too long, or "
+                "their reward failed"
             )
 
 

@@ -12,6 +12,8 @@ from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_json
 from qrpo_jax.job.code_sandbox import make_sandbox
 from qrpo_jax.job.job import Job
+from qrpo_jax.rewards.parts import reward_names
+from qrpo_jax.rewards.rewards import MATH_VERIFY
 from qrpo_jax.rewards.sandbox.launch import NotStartedError
 from qrpo_jax.rewards.sandbox.pool import LEVELS, IsolationError
 from qrpo_jax.rewards.sandbox.tasks import Call, Task
@@ -50,7 +52,8 @@ def measure(config: Config, isolation: str) -> dict[str, Any]:
     Returns:
       level: what is reached; "" if it does not start; why: notes; protections; programs_per_second; workers.
     """
-    sandbox = make_sandbox(config, isolation=isolation, require="limits")
+    mathematics = MATH_VERIFY in reward_names(config.name, config.parts)
+    sandbox = make_sandbox(config, mathematics=mathematics, isolation=isolation, require="limits")
     try:
         with sandbox:
             calls = tuple(Call((number, number + 1)) for number in range(CALLS))

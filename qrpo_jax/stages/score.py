@@ -5,23 +5,24 @@ from typing import Any
 from qrpo_jax.data.rows import Row, check_row
 from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.scoring import check_reward, describe, open_reward, report_dropped, score_rows
+from qrpo_jax.job.reward_checks import check_reward
+from qrpo_jax.job.scoring import describe, open_reward, report_dropped, score_rows, written
 from qrpo_jax.job.stage_rows import rows_of
-from qrpo_jax.job.units import Counts, run_units
-from qrpo_jax.rewards.rewards import ModelReward
+from qrpo_jax.job.units import Counts, run_units, written_counts
 
 
 def run(job: Job) -> dict[str, Any] | None:
     source = rows_of(job, "score")
-    with open_reward(job) as reward:
+    failures = written(job, written_counts(job.folder("score"), source.units))
+    with open_reward(job, failures) as reward:
         job.say(f"score: {describe(reward)}")
-        together = isinstance(reward, ModelReward) and job.together
+        together = reward.collective and job.together
 
         def work(unit: int) -> tuple[list[Row], Counts]:
             rows, left_out = source.read(unit)
             for row in rows:
                 check_row(row)
-            scored, counts = score_rows(reward, rows, job.config.reward.replace)
+            scored, counts = score_rows(reward, rows, job.config.reward.replace, failures)
             return scored, left_out | counts
 
         counts = run_units(job, job.folder("score"), source.units, work, title="score", together=together)

@@ -70,6 +70,27 @@ def test_layout_rows_gives_back_the_same_bytes(tmp_path: Path) -> None:
         assert encode(after) == encode(before), (before, after)
 
 
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"component_names": ["a"]}, "is there alone"),
+        ({"component_names": ["a", "a"], "components": [[1, 2]]}, "has a name twice"),
+        ({"component_names": ["a"], "components": [[1, 2]]}, "must be a list of 1 numbers"),
+        ({"component_names": ["a"], "components": [["x"]]}, "must be a finite number or null"),
+        ({"component_names": "a", "components": [[1]]}, "must be a list of names"),
+        ({"component_names": ["a"], "components": []}, "1 completions but 'components' has 0"),
+    ],
+)
+def test_components_of_another_form_are_refused_by_line_and_column(
+    columns: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "completions": ["c"], **columns}))
+    with pytest.raises(UserError, match=message) as caught:
+        rows_of(f"jsonl:{path}")
+    assert "line 1" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_the_same_columns_may_come_as_json_lines(tmp_path: Path) -> None:
     (table,) = row_groups([make_row(3), *odd_rows()], "rows")
     path = write_json_lines(tmp_path / "rows.jsonl", table.to_pylist())

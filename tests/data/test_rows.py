@@ -18,6 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.proto import tf_example_pb2
 
 from qrpo_jax.data import row_files, rows
 from qrpo_jax.data.rows import Completion, Message, Row
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=13)
 FLOATS = st.floats(width=32)
 INT32 = np.iinfo(np.int32)
+COMPONENTS = st.dictionaries(TEXT, st.floats(width=32, allow_nan=False), max_size=3)
 COMPLETIONS = st.builds(
     Completion,
     text=TEXT,
@@ -37,6 +39,7 @@ COMPLETIONS = st.builds(
     reward=FLOATS,
     log_prob=FLOATS,
     reference_log_prob=FLOATS,
+    components=COMPONENTS.map(lambda found: tuple(found.items())),
 )
 ROWS = st.builds(
     Row,
@@ -63,6 +66,7 @@ def assert_same(got: Row, want: Row) -> None:
         assert g.tokens.dtype == np.int32
         for name in ("reward", "log_prob", "reference_log_prob"):
             np.testing.assert_array_equal(getattr(g, name), getattr(w, name), err_msg=name)
+        assert dict(g.components) == dict(w.components)  # in the order of the row's first completion that has them
 
 
 def write(directory: Path, wanted: list[Row], units: int, split: str = "train") -> None:
@@ -83,7 +87,8 @@ def test_decode_inverts_encode(row: Row) -> None:
 @given(ROWS)
 def test_tfds_writes_what_we_read(row: Row) -> None:
     """The hand-written protocol buffer is the one TFDS writes for the same features."""
-    names = [f.name for f in dataclasses.fields(Completion) if f.name != "tokens"]
+    names = [f.name for f in dataclasses.fields(Completion) if f.name not in ("tokens", "components")]
+    component_names, components = rows.component_table(row)
     spec = rows.features()
     serialized = spec.serialize_example(
         spec.encode_example(
@@ -95,6 +100,8 @@ def test_tfds_writes_what_we_read(row: Row) -> None:
                 "tokens": [int(t) for c in row.completions for t in c.tokens],
                 "reference_rewards": row.reference_rewards,
                 "preferences": [index for pair in row.preferences for index in pair],
+                "component_names": component_names,
+                "components": [number for of_completion in components for number in of_completion],
             }
         )
     )
@@ -111,6 +118,31 @@ def test_tfds_reads_what_we_write(row: Row) -> None:
     assert list(example["completions"]["length"]) == [len(c.tokens) for c in row.completions]
     rewards = np.array([c.reward for c in row.completions], np.float32)
     np.testing.assert_array_equal(np.array(example["completions"]["reward"], np.float32), rewards)
+    assert [name.decode() for name in example["component_names"]] == rows.component_table(row)[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS)
+def test_rows_of_older_runs_are_read_as_rows_without_components(row: Row) -> None:
+    bare = dataclasses.replace(row, completions=tuple(dataclasses.replace(c, components=()) for c in row.completions))
+    example = tf_example_pb2.Example.FromString(rows.encode(bare))
+    for name in rows.COMPONENTS:
+        del example.features.feature[name]
+    assert_same(rows.decode(example.SerializeToString()), bare)
+
+
+def test_a_folder_of_an_older_run_is_read_and_one_of_another_layout_is_refused(tmp_path: Path) -> None:
+    wanted = [make_row(i) for i in range(5)]
+    write(tmp_path, wanted, units=2)
+    older = {key for key in rows.features() if key not in rows.COMPONENTS}
+    assert set(rows.features(components=False)) == older and len(older) == len(rows.features()) - 2
+    described = tmp_path / row_files.FEATURES_FILE
+    now = described.read_text()
+    described.write_text(row_files._features_json(components=False))
+    assert described.read_text() != now and len(row_files.read(tmp_path)) == 5
+    described.write_text(now.replace("component_names", "other_names"))
+    with pytest.raises(UserError, match="not the layout of this version's rows"):
+        row_files.read(tmp_path)
 
 
 def test_tfds_opens_a_finished_directory_without_tensorflow(tmp_path: Path) -> None:

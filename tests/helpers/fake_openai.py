@@ -153,7 +153,9 @@ class FakeOpenAI:
         _send(http, 200, answer)
         if fault in ("", "shuffled"):
             with self._lock:
-                self.answered[json.dumps(body.get("prompt", body.get("messages"))), body["seed"], body["n"]] += 1
+                self.answered[
+                    json.dumps(body.get("prompt", body.get("messages"))), body.get("seed"), body.get("n")
+                ] += 1
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request of an undisturbed server."""

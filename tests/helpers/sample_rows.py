@@ -23,6 +23,7 @@ def make_row(i: int, completions: int = 3) -> Row:
                 reward=float(np.float32(rng.normal())),
                 log_prob=math.nan if j == 0 else -1.5,
                 reference_log_prob=-2.25,
+                components=(("tests", 0.25 * j), ("length(1, 9)", -1.5)) if j else (("tests", 0.75),),
             )
             for j in range(completions)
         ),

@@ -19,7 +19,7 @@ from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.scoring import PAIRS_DROPPED, ROWS_DROPPED
 from qrpo_jax.rewards import models
 from qrpo_jax.rewards.models import open_reward_model
-from qrpo_jax.rewards.rewards import TOO_LONG
+from qrpo_jax.rewards.scores import TOO_LONG
 from qrpo_jax.stages import STAGES
 from tests.helpers import reward_folders as folders
 from tests.helpers.jobs import override

@@ -31,7 +31,7 @@ def test_shares_are_of_completions_in_a_fixed_order_and_a_plain_number_has_none(
 
 def test_first_lines_of_units_add_up_whatever_the_order_of_units():
     units = [
-        verdicts.counts_of(Scores([], {"error": n}, messages={"error": {line: n for line in ERRORS[: n + 1]}}))
+        verdicts.counts_of(Scores([], [["error"] * n], messages={"error": {line: n for line in ERRORS[: n + 1]}}))
         for n in (1, 3, 5)
     ]
     expected = dict(zip(ERRORS[:5], (9, 9, 8, 8, 5), strict=True))
@@ -44,7 +44,7 @@ def test_first_lines_of_units_add_up_whatever_the_order_of_units():
 
 def test_first_lines_are_bounded_and_harmless():
     hostile = {f"E{i}: \x1b[2J\u202e<b>{'x' * 10**6}\nsecond line {i}": 2 for i in range(1000)}
-    unit = verdicts.counts_of(Scores([], {"error": 2000}, messages={"error": hostile}))
+    unit = verdicts.counts_of(Scores([], [["error"] * 2000], messages={"error": hostile}))
     assert len(unit) == 1 + verdicts.UNIT_LINES and len(json.dumps(unit)) < 20_000, len(unit)
     _, lines = verdicts.parted(unit)
     assert len(lines["error"]) == verdicts.SHOWN_LINES, lines
@@ -55,7 +55,7 @@ def test_first_lines_are_bounded_and_harmless():
 
 def test_a_line_that_looks_like_a_count_stays_a_line():
     message = "completions: passed: 3"
-    counts, lines = verdicts.parted(verdicts.counts_of(Scores([], {"error": 1}, messages={"error": {message: 1}})))
+    counts, lines = verdicts.parted(verdicts.counts_of(Scores([], [["error"]], messages={"error": {message: 1}})))
     assert counts == {"completions: error": 1} and lines == {"error": {message: 1}}
 
 

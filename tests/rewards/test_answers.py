@@ -9,7 +9,7 @@ import pytest
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.answers import final_answer, read_answer
-from qrpo_jax.rewards.rewards import Reward
+from qrpo_jax.rewards.rewards import make_reward
 from tests.helpers.tables import opened
 
 
@@ -19,7 +19,7 @@ def row(payload, *texts):
 
 
 def scored(rows):
-    with Reward("answer") as reward:
+    with make_reward("answer") as reward:
         return reward.score(rows)
 
 

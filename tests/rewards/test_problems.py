@@ -9,7 +9,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.rewards.code_reward import CodeReward, first_line
 from qrpo_jax.rewards.printed import same_text
 from qrpo_jax.rewards.problems import code_block, read_problem
-from qrpo_jax.rewards.rewards import Reward
+from qrpo_jax.rewards.rewards import make_reward
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
 from tests.helpers.mutants import mutants
 from tests.helpers.problem_sets import (
@@ -350,5 +350,5 @@ def test_payloads_of_another_form_are_refused(payload, message):
 
 def test_a_reward_by_name_has_the_same_options():
     row = problem_row(PAYLOAD, f"```python\nx\n```\n```python\n{ADD}```")
-    with Reward("tests", sandbox=Sandbox(Limits(), 1), block="last", max_tests=2) as named:
+    with make_reward("tests", sandbox=Sandbox(Limits(), 1), block="last", max_tests=2) as named:
         assert named.score([row]).rewards == [[1.0]]

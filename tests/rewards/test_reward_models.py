@@ -24,8 +24,9 @@ from qrpo_jax.job.scoring import PAIRS_DROPPED, ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.heads import GATE_TEXT, GatedObjectives, SingleLogit
 from qrpo_jax.rewards import models
+from qrpo_jax.rewards.model_reward import ModelReward
 from qrpo_jax.rewards.models import Conversation, ModelScorer, RewardModel, open_reward_model
-from qrpo_jax.rewards.rewards import TOO_LONG, ModelReward
+from qrpo_jax.rewards.scores import TOO_LONG
 from qrpo_jax.stages import STAGES
 from tests.helpers import chats
 from tests.helpers import family_cases as cases
@@ -320,6 +321,22 @@ def test_a_job_scores_with_a_reward_model_on_its_mesh(tmp_path):
         np.testing.assert_allclose([c.reward for c in one.completions], alone.score_rows([one]).scores, atol=1e-5)
     counts = manifest.read_manifest(run.folder("score"))["counts"]
     assert counts["completions: ok"] == 10 and counts[f"completions: {TOO_LONG}"] == 0
+
+
+def test_a_reward_model_may_be_a_part_of_a_sum(tmp_path):
+    parts = ("length weight=0.125", "model mean=0.5 std=2 weight=-3")
+    run = job(tmp_path, mesh__fsdp=2, mesh__tensor=2, reward__name="sum", reward__parts=parts, reward__max_tokens=60)
+    assert pipeline.run(run)
+    rows = list(row_files.read(run.folder("score")))
+    alone = scorer(tmp_path / "reward", max_tokens=60)
+    scores = [score for one in rows for score in alone.score_rows([one]).scores]
+    completions = [c for one in rows for c in one.completions]
+    components = [dict(c.components) for c in completions]
+    np.testing.assert_allclose([one["model"] for one in components], scores, atol=1e-5)
+    total = [0.125 * one["length"] - 3 * (one["model"] - 0.5) / 2 for one in components]
+    np.testing.assert_allclose([c.reward for c in completions], total, rtol=1e-6)
+    counts = manifest.read_manifest(run.folder("score"))["counts"]
+    assert len(completions) == counts["completions: ok"] == 10 - counts[f"completions: {TOO_LONG}"] > 0, counts
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from qrpo_jax.data.sources.programs import program_row
 from qrpo_jax.errors import UserError
 from qrpo_jax.rewards import rewards
 from qrpo_jax.rewards.problems import read_problem
-from qrpo_jax.rewards.rewards import Reward, dialogue_share
+from qrpo_jax.rewards.rewards import make_reward
 from qrpo_jax.rewards.sandbox.pool import Limits, Sandbox
+from qrpo_jax.rewards.texts import dialogue_share
 
 NONE = np.zeros(0, np.int32)
 
@@ -26,7 +27,7 @@ def row(*texts, tests=(((1, 2), 3), ((3, 4), 7), ((5, 5), 10), ((0, 6), 6))):
 
 @pytest.fixture(scope="module")
 def tests_reward():
-    with Reward("tests", sandbox=Sandbox(Limits(cpu_seconds=0.5), 1)) as reward:
+    with make_reward("tests", sandbox=Sandbox(Limits(cpu_seconds=0.5), 1)) as reward:
         yield reward
 
 
@@ -120,7 +121,7 @@ def shout(prompt, completion, payload):
 
 def test_a_user_function_is_called_with_prompt_completion_and_payload():
     data = dataclasses.replace(row("A", "b"), payload="{}")
-    with Reward(f"{__name__}:shout") as reward:
+    with make_reward(f"{__name__}:shout") as reward:
         scores = reward.score([data])
     np.testing.assert_allclose(scores.rewards, [[1.31, 0.31]])
     assert scores.outcomes == {"ok": 2} and reward.protections == {}
@@ -139,42 +140,45 @@ def test_a_user_function_is_called_with_prompt_completion_and_payload():
 )
 def test_unknown_rewards_are_refused_in_one_line(name, message):
     with pytest.raises(ValueError, match=message) as caught:
-        rewards.find_function(name)
+        rewards.check_name(name)
     assert "\n" not in str(caught.value) and caught.value.about == ("name",)
 
 
 def test_a_reward_that_is_no_number_is_named_with_its_row(tmp_path, monkeypatch):
     (tmp_path / "praise.py").write_text("def score(prompt, completion, payload):\n    return 'good'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with Reward("praise:score") as reward, pytest.raises(UserError) as caught:
+    with make_reward("praise:score") as reward, pytest.raises(UserError) as caught:
         reward.score([row("a + b")])
-    assert str(caught.value) == "reward 'praise:score' returned 'good' for row 'r'; it must be a number"
+    assert str(caught.value) == "reward 'praise:score' returned 'good' for row 'r', completion 0; it must be a number"
 
 
 @pytest.mark.parametrize(
     "body, message",
     [
-        ("return None", "returned None for row 'r'; it must be a number"),
-        ("return '0.5'", "returned '0.5' for row 'r'; it must be a number"),
-        ("return b'1'", "returned b'1' for row 'r'; it must be a number"),
-        ("return [1]", "returned [1] for row 'r'; it must be a number"),
-        ("import numpy; return numpy.ones(1)", "returned array([1.]) for row 'r'; it must be a number"),
-        ("return 1j", "returned 1j for row 'r'; it must be a number"),
-        ("return float('nan')", "returned nan for row 'r'; it must be finite, and at most 3.4e+38 in size"),
-        ("return 1e39", "returned 1e+39 for row 'r'; it must be finite, and at most 3.4e+38 in size"),
-        ("return 10 ** 5000", "returned a int for row 'r'; it must be a number"),
+        ("return None", "returned None for row 'r', completion 0; it must be a number"),
+        ("return '0.5'", "returned '0.5' for row 'r', completion 0; it must be a number"),
+        ("return b'1'", "returned b'1' for row 'r', completion 0; it must be a number"),
+        ("return [1]", "returned [1] for row 'r', completion 0; it must be a number"),
+        ("import numpy; return numpy.ones(1)", "returned array([1.]) for row 'r', completion 0; it must be a number"),
+        ("return 1j", "returned 1j for row 'r', completion 0; it must be a number"),
+        (
+            "return float('nan')",
+            "returned nan for row 'r', completion 0; it must be finite, and at most 3.4e+38 in size",
+        ),
+        ("return 1e39", "returned 1e+39 for row 'r', completion 0; it must be finite, and at most 3.4e+38 in size"),
+        ("return 10 ** 5000", "returned a int for row 'r', completion 0; it must be a number"),
         ("return ('x' * 5000,)", "returned ('xxxxx"),
         ("return {}['x']", "failed for row 'r', completion 0 (KeyError: 'x' in FILE, line 2)"),
         ("raise SystemExit(0)", "failed for row 'r', completion 0 (SystemExit: 0 in FILE, line 2)"),
         ("import os; os._exit(0)", "failed for row 'r', completion 0 (Exit: os._exit(0) in FILE, line 2)"),
-        ("yield 1", "is async or a generator; it must be a plain function"),
+        ("yield 1", "is a generator; it must return a number"),
     ],
 )
 def test_a_function_that_gives_no_reward_is_one_line(tmp_path, monkeypatch, body, message):
     name = f"a_reward_{abs(hash(body))}"
     (tmp_path / f"{name}.py").write_text(f"def score(prompt, completion, payload):\n    {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError) as caught, Reward(f"{name}:score") as reward:
+    with pytest.raises(UserError) as caught, make_reward(f"{name}:score") as reward:
         reward.score([row("a + b")])
     line = str(caught.value)
     expected = f"reward '{name}:score' {message.replace('FILE', str(tmp_path / f'{name}.py'))}"

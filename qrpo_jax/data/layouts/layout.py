@@ -18,6 +18,8 @@ RUN_KEYS = (
     "token_ids",
     "preferences",
     "payload_json",
+    "component_names",
+    "components",
 )
 # What layout `rows` calls its columns. The other layouts are translated into these and `FURTHER`.
 KEYS = (

@@ -1,4 +1,6 @@
-"""Columns that only rows of a run have: who wrote each completion, whether it ended, its tokens and its log-probs."""
+"""Columns that only rows of a run have: who wrote each completion, whether it ended, its tokens, its log-probs, and the
+components of its reward.
+"""
 
 import dataclasses
 import json
@@ -9,7 +11,7 @@ import numpy as np
 
 from qrpo_jax.data.layouts.layout import RUN_KEYS, At, Values
 from qrpo_jax.data.layouts.log_probs import read_log_prob
-from qrpo_jax.data.rows import COMPLETION_SOURCES, Row
+from qrpo_jax.data.rows import COMPLETION_SOURCES, COMPONENTS, Row, known_components
 from qrpo_jax.errors import shown
 
 LARGEST_TOKEN = 2**31 - 1
@@ -19,7 +21,8 @@ def with_run_columns(row: Row, values: Values, at: At) -> Row:
     """The row of a record with what its columns of a run say.
 
     Args:
-      values: by `KEYS`; of `RUN_KEYS`, all but `preferences` and `payload_json` have one entry a completion.
+      values: by `KEYS`; of `RUN_KEYS`, all but `preferences`, `payload_json` and `component_names` have one entry a
+        completion.
 
     Raises:
       UserError: a value has another type or length, with place and column.
@@ -32,6 +35,7 @@ def with_run_columns(row: Row, values: Values, at: At) -> Row:
         "log_prob": _column(row, values, "log_probs", at, _number),
         "reference_log_prob": _column(row, values, "reference_log_probs", at, read_log_prob),
         "tokens": _column(row, values, "token_ids", at, _tokens),
+        "components": _components(row, values, at),
     }
     there = {name: column for name, column in columns.items() if column is not None}
     completions = tuple(
@@ -55,6 +59,28 @@ def _column(row: Row, values: Values, key: str, at: At, read: Any) -> list[Any] 
     return [read(entry, key, at) for entry in entries]
 
 
+def _components(row: Row, values: Values, at: At) -> list[Any] | None:
+    """The components of each completion: names for all, and a list of numbers or nulls for each."""
+    names, there = values.get("component_names"), [key for key in COMPONENTS if key in values]
+    if not there:
+        return None
+    if len(there) == 1:
+        raise at.fault(
+            f"{at.column(there[0])} is there alone; {' and '.join(map(at.column, COMPONENTS))} need each other"
+        )
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise at.fault(f"{at.column('component_names')} is {shown(names)}; it must be a list of names")
+    if len(set(names)) < len(names):
+        raise at.fault(f"{at.column('component_names')} has a name twice: {shown(names)}; give each once")
+
+    def read(value: Any, key: str, at: At) -> tuple[tuple[str, float], ...]:
+        if not isinstance(value, list) or len(value) != len(names):
+            raise at.fault(f"{at.column(key)} has {shown(value)}; it must be a list of {len(names)} numbers")
+        return known_components(names, [_number(number, key, at) for number in value])
+
+    return _column(row, values, "components", at, read)
+
+
 def _source(value: Any, key: str, at: At) -> str:
     if value not in COMPLETION_SOURCES:
         raise at.fault(f"{at.column(key)} has {shown(value)}; allowed: {', '.join(COMPLETION_SOURCES)}")
@@ -68,7 +94,7 @@ def _switch(value: Any, key: str, at: At) -> bool:
 
 
 def _number(value: Any, key: str, at: At) -> float:
-    """A log-prob; null if it is not known."""
+    """A log-prob or a component; null if it is not known."""
     if value is None:
         return math.nan
     if not isinstance(value, int | float) or isinstance(value, bool) or math.isinf(value):
