@@ -61,11 +61,17 @@ def parted(counts: Mapping[str, int]) -> tuple[Counts, FirstLines]:
     return others, {verdict: _most(lines[verdict], SHOWN_LINES) for verdict in sorted(lines, key=_place)}
 
 
-def by_verdict(counts: Mapping[str, int]) -> Counts:
-    """Completions by verdict, in a fixed order; empty where there are no verdicts, as of a reward that is a number."""
+def by_verdict(counts: Mapping[str, int], *, numbers: bool = False) -> Counts:
+    """Completions by verdict, in a fixed order; empty where there are no verdicts, as of a reward that is a number.
+
+    Args:
+      numbers: completions with such a reward count, too.
+    """
     names = [name for name, number in counts.items() if name.startswith(COMPLETIONS) and number]
     found = {name.removeprefix(COMPLETIONS): counts[name] for name in names if name != WITHIN_REACH}
-    return {} if set(found) <= {OK} else {verdict: found[verdict] for verdict in sorted(found, key=_place)}
+    return (
+        {} if set(found) <= {OK} and not numbers else {verdict: found[verdict] for verdict in sorted(found, key=_place)}
+    )
 
 
 def shares(counts: Mapping[str, int]) -> str:
@@ -99,7 +105,8 @@ def say(job: Job, title: str, counts: Mapping[str, int], lines: FirstLines) -> N
     if counts.get(WITHIN_REACH):
         job.say(f"{title}:   {counts[WITHIN_REACH]:,} ran with expected values within their reach (docs/data.md)")
     for verdict, numbers in lines.items():
-        job.say(f"{title}:   {verdict}: " + "; ".join(f"{number:,} x {line}" for line, number in numbers.items()))
+        for line, number in numbers.items():
+            job.say(f"{title}:   {verdict}: {number:,} x {line}")
 
 
 def _most(lines: Counter[str], most: int) -> dict[str, int]:
