@@ -9,10 +9,12 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,18 @@ def toy_job(workdir: Path, stages: tuple[str, ...] = NAMES, shard: tuple[int, in
 
 
 def model_job(workdir: Path) -> Job:
-    """Sample, score and reference of a tiny model that has learned nothing."""
-    small = {"prompts__count": 23, "prompts__held_out": 0, "prompts__unit": 2}
-    return jobs.job(workdir, stages=NAMES, sample__completions=3, sample__max_new_tokens=7, **small)
+    """Sample, score and reference of a tiny model, whose training is complete: it is taken from a folder beside."""
+    small = {"prompts__count": 23, "prompts__held_out": 0, "prompts__unit": 2, "sft__examples": 31}
+    small |= {"sample__completions": 3, "sample__max_new_tokens": 7, "sft__batch_size": 31}
+    trained = workdir.parent / "trained"
+    if not trained.exists():
+        assert pipeline.run(jobs.job(trained, stages=("sft",), **small))
+    if not (workdir / "sft").exists():
+        partial_copy = workdir.parent / f"{workdir.name}-sft"
+        shutil.copytree(trained / "sft", partial_copy, dirs_exist_ok=True)
+        workdir.mkdir(exist_ok=True)
+        partial_copy.rename(workdir / "sft")
+    return jobs.job(workdir, stages=("sft", *NAMES), **small)
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
@@ -125,9 +136,14 @@ def main(kind: str, folder: Path, kills: int, seed: int) -> None:
     """See above. This process itself runs no job and reads no rows: threads of libraries do not survive a fork."""
     make: Callable[[Path], Job] = {"toy": toy_job, "model": model_job}[kind]
     log, rng, hit, runs, killed = folder / "log", random.Random(seed), [], 0, 0
+
+    def run(workdir: Path) -> bool:
+        return pipeline.run(make(workdir))
+
+    assert forked(lambda: bool(make(folder / "undisturbed-0")), log), log.read_text()[-3000:]
     for attempt in range(2):  # the second one finds all programs compiled
         began = time.monotonic()
-        assert forked(lambda: pipeline.run(make(folder / f"undisturbed-{attempt}")), log)
+        assert forked(partial(run, folder / f"undisturbed-{attempt}"), log)
         seconds = time.monotonic() - began
 
     def is_equal(workdir: Path) -> bool:
@@ -135,17 +151,17 @@ def main(kind: str, folder: Path, kills: int, seed: int) -> None:
         print({name for name in wanted if found[name] != wanted[name]} or "equal")
         return found == wanted
 
-    assert forked(lambda: is_equal(folder / "undisturbed-0"), log), log.read_text()[-3000:]
+    assert forked(partial(is_equal, folder / "undisturbed-0"), log), log.read_text()[-3000:]
     differing = []
     while True:
         workdir = folder / f"run-{runs}"
         last = killed >= kills
-        if forked(lambda: pipeline.run(make(workdir)), log, 600 if last else rng.uniform(0, seconds)) is None:
+        if forked(partial(run, workdir), log, 600 if last else rng.uniform(0, seconds)) is None:
             killed += 1
             hit.append(under_way(workdir))
             continue
         runs += 1
-        if not forked(lambda: is_equal(workdir), log):
+        if not forked(partial(is_equal, workdir), log):
             differing.append(workdir.name)
         if last:
             break
