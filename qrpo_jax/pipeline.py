@@ -51,9 +51,18 @@ def run(job: Job, fork_from: Path | None = None) -> bool:
         for line in job.notes:
             job.say_once(line)
         with kept(journal(job)) as written:
-            done = all(complete(job, name) for name in job.config.stages)
-            written.end("done" if done else "incomplete")
-            return done
+            waits = next((name for name in job.config.stages if not complete(job, name)), None)
+            written.end("done" if waits is None else "incomplete")
+            if waits is not None:
+                say_waiting(job, waits)
+            return waits is None
+
+
+def say_waiting(job: Job, stage: str) -> None:
+    """Says what did not begin because a stage before it lacks units of other shards."""
+    after = job.config.stages[job.config.stages.index(stage) + 1 :]
+    if after:
+        job.say(f"{after[0]}: not begun, because {stage} is not complete; run the same command again when it is")
 
 
 def forget(job: Job) -> None:

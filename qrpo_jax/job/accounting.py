@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,20 @@ import numpy as np
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.compare import SIDES
-from qrpo_jax.job import verdicts
+from qrpo_jax.evaluation.histogram import Spread
+from qrpo_jax.job import summary, verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.pace import READ, SAMPLED, SCORED, per_second
+from qrpo_jax.job.summary import CUT
+from qrpo_jax.job.units import pace_of, row_units
 from qrpo_jax.job.verdicts import FirstLines
-from qrpo_jax.report.run_page import Protections, Verdicts
+from qrpo_jax.report.run_page import Protections, StagePace, StageRows, Verdicts
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
 
+MEASURES = {"sample": SAMPLED, "score": SCORED, "reference": READ, "evaluate": SAMPLED}
 # The action of model-written code that each protection prevents.
 PREVENTS = {
     "network": "connect to the network",
@@ -40,8 +46,8 @@ def held_out(job: Job) -> dict[str, Iterator[Row]]:
 
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
-    """The counts of each finished stage, sorted by name; a stage with two sides has one entry for each."""
-    return [(title, sorted(counts.items())) for title, counts, _ in _parts(job)]
+    """The counts above 0 of each finished stage, sorted by name; a stage with two sides has one entry for each."""
+    return [(title, sorted(item for item in counts.items() if item[1])) for title, counts, _ in _parts(job)]
 
 
 def completion_verdicts(job: Job) -> list[Verdicts]:
@@ -61,6 +67,45 @@ def _parts(job: Job) -> Iterator[tuple[str, dict[str, int], FirstLines]]:
             yield from ((f"{stage}, {side}", of_side, lines.get(side, {})) for side, of_side in counts.items())
         else:
             yield stage, counts, lines
+
+
+def stage_rows(job: Job) -> list[StageRows]:
+    """Rows in and out of each stage that writes rows, by side, and what length limits cut."""
+    counts = {title: of_title for title, of_title, _ in _parts(job)}
+    return [
+        StageRows(title, rows["in"], rows["out"], counts[title].get(CUT), summary.cut_share(counts[title]))
+        for title, _, rows in _row_folders(job)
+    ]
+
+
+def paces(job: Job) -> list[StagePace]:
+    """Work and rate of each stage that writes rows, by side, as far as it was measured."""
+    found = []
+    for title, folder, _ in _row_folders(job):
+        stage = title.partition(",")[0]
+        measure, units = MEASURES[stage], row_units(job.folder(stage))
+        of_title = pace_of(folder, units, measure)
+        if rate := per_second(of_title, measure):
+            found.append(StagePace(title, of_title.amount, measure.what, of_title.seconds, rate, of_title.warm))
+    return found
+
+
+def reward_spread(job: Job) -> Spread | None:
+    """The rewards that stage `score` found; None for a job without it, or without rewards."""
+    manifest = read_manifest(job.folder("score")) if "score" in job.config.stages else None
+    return Spread(**manifest["rewards"]) if manifest is not None and manifest.get("rewards") else None
+
+
+def _row_folders(job: Job) -> Iterator[tuple[str, Path, dict[str, int]]]:
+    """Of each finished stage with rows, or of each of its sides: a title, the folder, and rows in and out."""
+    for stage in job.config.stages:
+        manifest = read_manifest(job.folder(stage))
+        if manifest is None or "row_flow" not in manifest:
+            continue
+        if stage == "evaluate":
+            yield from ((f"{stage}, {side}", job.folder(stage) / side, manifest["row_flow"][side]) for side in SIDES)
+        else:
+            yield stage, job.folder(stage), manifest["row_flow"]
 
 
 def paddings(job: Job) -> dict[str, float]:

@@ -17,6 +17,7 @@ from qrpo_jax.devices.cores import core_count
 from qrpo_jax.devices.processes import anywhere
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import DAMAGED, TEMPORARY, sha256
+from qrpo_jax.job import pace
 from qrpo_jax.job.manifest import MANIFEST
 
 # Arrays, which have their own checksums, and what no later stage reads. Tokens are removed before the listing, but some
@@ -77,4 +78,4 @@ def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def _is_listed(name: str) -> bool:
     parts = name.split("/")
     unread = any(part.startswith((DAMAGED, TEMPORARY)) for part in parts)
-    return parts[0] not in UNLISTED and name != MANIFEST and not unread
+    return parts[0] not in UNLISTED and pace.FOLDER not in parts and name != MANIFEST and not unread

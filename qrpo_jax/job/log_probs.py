@@ -54,7 +54,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
 
     Returns:
       A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
-      their value is NaN.
+      their value is NaN. Tokens are counted with a prompt once for each of its completions.
     """
     pack, text, mesh = job.config.pack, job.text, job.unit_mesh
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
@@ -72,6 +72,7 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
                     values_BxS, example_BxS = fetch((jitted(parameters, batch), batch.example_BxS))
                 present = example_BxS >= 0
                 values_K[examples.entries_C[example_BxS[present]]] = values_BxS[present]
-        return np.split(values_K, examples.corpus.first_R1[1:-1]), examples.counts
+        tokens = int(examples.prompt_lengths_C.sum(dtype=np.int64) + examples.completions_C.length.sum(dtype=np.int64))
+        return np.split(values_K, examples.corpus.first_R1[1:-1]), examples.counts | {"tokens": tokens}
 
     return log_probs

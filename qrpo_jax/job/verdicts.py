@@ -103,7 +103,8 @@ def say(job: Job, title: str, counts: Mapping[str, int], lines: FirstLines) -> N
     if counts.get(WITHIN_REACH):
         job.say(f"{title}:   {counts[WITHIN_REACH]:,} ran with expected values within their reach (docs/data.md)")
     for verdict, numbers in lines.items():
-        job.say(f"{title}:   {verdict}: " + "; ".join(f"{number:,} x {line}" for line, number in numbers.items()))
+        for line, number in numbers.items():
+            job.say(f"{title}:   {verdict}: {number:,} x {line}")
 
 
 def _most(lines: Counter[str], most: int) -> dict[str, int]:

@@ -51,6 +51,39 @@ class Verdicts(NamedTuple):
     first_lines: dict[str, dict[str, int]]
 
 
+class StageRows(NamedTuple):
+    """Rows of a stage, or of one of its sides.
+
+    Attributes:
+      rows_in, rows_out: read and written.
+      cut: completions that the length limit cut, and `cut_share` their share; None where none were sampled.
+    """
+
+    title: str
+    rows_in: int
+    rows_out: int
+    cut: int | None
+    cut_share: float | None
+
+
+class StagePace(NamedTuple):
+    """Work of a stage, or of one of its sides.
+
+    Attributes:
+      amount: of `what` it got done.
+      seconds: of work on all units; those of processes side by side add up.
+      rate: of one process, in words.
+      warm: the rate leaves out the first unit of each start.
+    """
+
+    title: str
+    amount: int
+    what: str
+    seconds: float
+    rate: str
+    warm: bool
+
+
 class Protections(NamedTuple):
     """How model-written code was kept apart.
 
@@ -69,12 +102,14 @@ class RunRecord(NamedTuple):
 
     Attributes:
       counts: for each stage its counts by name.
+      rows: of the stages that write rows.
       verdicts: of the stages that scored completions with verdicts.
       padding: share of padding in each training stage's batches.
       comparisons: ties among the training rewards: compared, tied, prompts, flat; empty if unknown.
       protections: what model-written code was prevented from doing, and what not; None if no such code ran.
       settings: all settings of the run by name.
       speeds: tokens per second of each training stage.
+      paces: of the stages that write rows.
       times: where the time of each training stage went.
       skews: between the processes in each training stage; empty for a job of one process.
       benchmark: content of benchmark.json; None for a run without this stage.
@@ -82,12 +117,14 @@ class RunRecord(NamedTuple):
     """
 
     counts: list[tuple[str, list[tuple[str, int]]]]
+    rows: list[StageRows]
     verdicts: list[Verdicts]
     padding: dict[str, float]
     comparisons: dict[str, float]
     protections: Protections | None
     settings: dict[str, Any]
     speeds: dict[str, float]
+    paces: list[StagePace]
     times: dict[str, Goodput]
     skews: dict[str, Summary]
     benchmark: dict[str, Any] | None = None

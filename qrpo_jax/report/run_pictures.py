@@ -9,8 +9,10 @@ from markupsafe import Markup
 
 from qrpo_jax import optimum, transforms
 from qrpo_jax.evaluation.compare import SIDES
+from qrpo_jax.evaluation.histogram import Spread
 from qrpo_jax.evaluation.ranks import rank_density
 from qrpo_jax.report import run_plots
+from qrpo_jax.report.page import number
 
 DENSITY_POINTS = 2000  # of the optimum's density, at midpoints of equal cells
 
@@ -46,6 +48,14 @@ def held_out_pictures(rewards: dict[str, list[np.ndarray]], results: dict[str, A
             "it may take, so the reference itself would be flat at 1.",
         ),
     ]
+
+
+def score_pictures(found: Spread | None) -> list[Picture]:
+    """The rewards of the training completions; none if they are not known."""
+    if found is None:
+        return []
+    caption = f"Stage score: {found.completions:,} completions, mean reward {number(found.mean)}."
+    return [Picture(Markup(run_plots.reward_bins(found.bins)), caption)]
 
 
 def optimum_density(results: dict[str, Any]) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:

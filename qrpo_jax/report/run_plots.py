@@ -139,6 +139,28 @@ def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str
     return render("rewards", "Held-out rewards", draw)
 
 
+def reward_bins(found: Sequence[tuple[float, float, int]]) -> str:
+    """Share of completions by reward.
+
+    Args:
+      found: lowest and highest reward, and number of completions, of each bin, ascending; the bins do not overlap.
+    """
+    low_B, high_B, count_B = (np.asarray(column, np.float64) for column in zip(*found, strict=True))
+    centre_B = (low_B + high_B) / 2
+    gap = float(np.min(np.diff(centre_B))) if len(found) > 1 else 1.0
+    width_B = np.where(high_B > low_B, high_B - low_B, 0.8 * gap)
+
+    def draw(axes: Axes) -> None:
+        axes.bar(centre_B, count_B / count_B.sum(), width_B, color=REFERENCE, edgecolor="white", linewidth=0.5)
+        axes.grid(axis="x", visible=False)
+        if len(found) == 1:
+            axes.set_xticks(centre_B)
+        axes.set_xlabel("reward of a training completion")
+        axes.set_ylabel("share of completions")
+
+    return render("training-rewards", "Training rewards", draw)
+
+
 def bins(values: Sequence[float]) -> np.ndarray:
     """Edges [bins + 1] of equal bins that contain all values.
 

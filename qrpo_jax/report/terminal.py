@@ -1,6 +1,7 @@
 """Text for a terminal: hostile characters made harmless, long lines wrapped, numbers as a small histogram."""
 
 import unicodedata
+from collections.abc import Sequence
 
 from qrpo_jax.evaluation.histogram import Histogram
 from qrpo_jax.report.page import INVISIBLE
@@ -83,12 +84,17 @@ def bars(found: Histogram, width: int) -> list[str]:
     7 to 9  ███▍       1
     """
     labels = [bin_label(*ends, found.whole) for ends in zip(found.edges, found.edges[1:], strict=False)]
-    counts = [f"{count:,}" for count in found.counts]
+    return labelled_bars(labels, found.counts, width)
+
+
+def labelled_bars(labels: Sequence[str], numbers: Sequence[int], width: int) -> list[str]:
+    """A line for each number: its label, a bar, and the number."""
+    counts = [f"{count:,}" for count in numbers]
     left, right = (max(map(len, texts), default=0) for texts in (labels, counts))
-    room, most = max(width - left - right - 3, 1), max(found.counts, default=0)
+    room, most = max(width - left - right - 3, 1), max(numbers, default=0)
     return [
         f"{label:>{left}}  {bar_of(number / most, room):<{room}} {count:>{right}}"
-        for label, number, count in zip(labels, found.counts, counts, strict=True)
+        for label, number, count in zip(labels, numbers, counts, strict=True)
     ]
 
 

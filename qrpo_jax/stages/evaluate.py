@@ -10,13 +10,15 @@ from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation import kl
 from qrpo_jax.evaluation.compare import SIDES, Answers, compare
+from qrpo_jax.evaluation.histogram import Spread
 from qrpo_jax.files import write_json
-from qrpo_jax.job import verdicts
+from qrpo_jax.job import reward_counts, summary, verdicts
 from qrpo_jax.job.accounting import held_out
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.pace import SAMPLED
 from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import describe, open_reward, report_dropped, score_rows, written
@@ -40,9 +42,15 @@ def run(job: Job) -> dict[str, Any] | None:
     rows = {side: list(side_rows) for side, side_rows in held_out(job).items()}
     check_any_scored(rows)
     results = compare({side: [answers(row) for row in rows[side]] for side in SIDES})
+    written = {}
     for side in SIDES:
-        results[side]["not_scored"] = report_dropped(job, f"evaluate, {side}", counts[side])
-        verdicts.say(job, f"evaluate, {side}", *found.sides[side])
+        title, folder, rows_in = f"evaluate, {side}", job.folder("evaluate") / side, prompts.source.count
+        written[side] = summary.close(
+            job, title, folder, units=prompts.units, rows_in=rows_in, counts=counts[side], measure=SAMPLED
+        )
+        results[side]["not_scored"] = report_dropped(job, title, counts[side])
+        verdicts.say(job, title, *found.sides[side])
+        summary.say_rewards(job, title, found.rewards[side])
     for side, estimates in kl_estimates(job, rows, parameters).items():
         results[side] |= estimates
     results |= {"settings": shown_settings(job), "optimum": training_forecast(job)}
@@ -52,7 +60,7 @@ def run(job: Job) -> dict[str, Any] | None:
     say_results(job, results)
     dropped = {"held out": prompts.counts} if prompts.counts else {}
     lines = {side: side_lines for side, (_, side_lines) in found.sides.items()}
-    completions = {"counts": counts | dropped, "first_lines": lines}
+    completions = {"counts": counts | dropped, "row_flow": written, "first_lines": lines}
     return {"units": prompts.units, "results": results} | completions | found.held
 
 
@@ -61,16 +69,19 @@ class Scored(NamedTuple):
 
     Attributes:
       sides: of each side the counts, and first lines by verdict.
+      rewards: of each side.
       held: how model-written code was kept apart: isolation, protections.
     """
 
     sides: dict[str, tuple[Counts, FirstLines]]
+    rewards: dict[str, Spread | None]
     held: dict[str, Any]
 
 
 def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameters]) -> Scored | None:
     """Writes the scored rows of each side; None while other shards have units to write."""
     sides: dict[str, tuple[Counts, FirstLines]] = {}
+    rewards: dict[str, Spread | None] = {}
     folders = [job.folder("evaluate") / side for side in SIDES]
     failures = written(job, [counts for folder in folders for counts in written_counts(folder, prompts.units)])
     with open_reward(job, failures) as reward:
@@ -83,12 +94,14 @@ def sample_and_score(job: Job, prompts: Prompts, parameters: dict[str, Parameter
                 prompts.units,
                 work,
                 title=f"evaluate {side}",
+                measure=SAMPLED,
                 together=job.together,
             )
             if side_counts is None:
                 return None
+            side_counts, rewards[side] = reward_counts.parted(side_counts)
             sides[side] = verdicts.parted(side_counts)
-        return Scored(sides, {"isolation": reward.isolation, "protections": reward.protections})
+        return Scored(sides, rewards, {"isolation": reward.isolation, "protections": reward.protections})
 
 
 def make_work(
@@ -105,7 +118,7 @@ def make_work(
         if job.together and not is_first() and not reward.collective:
             return rows, sampled  # the first process scores and writes what all have sampled together
         rows, scored = score_rows(reward, [only_from(side, row) for row in rows], failures=failures)
-        return rows, add_counts([sampled, scored])
+        return rows, add_counts([sampled, scored, reward_counts.counts_of(rows)])
 
     return work
 

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from qrpo_jax.data.rows import Row
+from qrpo_jax.job import summary
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
+from qrpo_jax.job.pace import READ
 from qrpo_jax.job.stage_rows import rows_of
 from qrpo_jax.job.units import Counts, run_units
 
@@ -22,8 +24,13 @@ def run(job: Job) -> dict[str, Any] | None:
         values, counts = log_probs(parameters, rows)
         return [with_reference(row, of_row) for row, of_row in zip(rows, values, strict=True)], left_out | counts
 
-    counts = run_units(job, job.folder("reference"), source.units, work, title="reference", together=job.together)
-    return None if counts is None else {"units": source.units, "counts": source.counts | counts}
+    folder, units = job.folder("reference"), source.units
+    counts = run_units(job, folder, units, work, title="reference", measure=READ, together=job.together)
+    if counts is None:
+        return None
+    counts = source.counts | counts
+    rows = summary.close(job, "reference", folder, units=units, rows_in=source.total, counts=counts, measure=READ)
+    return {"units": units, "counts": counts, "row_flow": rows}
 
 
 def with_reference(row: Row, log_probs: np.ndarray) -> Row:

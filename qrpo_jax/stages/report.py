@@ -14,7 +14,7 @@ from qrpo_jax.job.manifest import flatten
 from qrpo_jax.report import run_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import HeldOut, RunRecord
-from qrpo_jax.report.run_pictures import held_out_pictures, training_pictures
+from qrpo_jax.report.run_pictures import held_out_pictures, score_pictures, training_pictures
 from qrpo_jax.stages import RESULTS, compile
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
@@ -27,7 +27,11 @@ def run(job: Job) -> dict[str, Any]:
     metrics = {stage: read_metrics(job.folder(stage) / "metrics.jsonl") for stage in ("sft", "train")}
     held_out = read_held_out(job)
 
-    pictures = [*held_out_pictures(held_out.rewards, results), *training_pictures(metrics, results, unit)]
+    pictures = [
+        *held_out_pictures(held_out.rewards, results),
+        *score_pictures(accounting.reward_spread(job)),
+        *training_pictures(metrics, results, unit),
+    ]
     page = run_page.build(results, held_out, pictures, read_record(job))
 
     path = job.folder("report") / PAGE
@@ -54,12 +58,14 @@ def read_record(job: Job) -> RunRecord:
     compiled = job.folder("compile") / compile.RESULTS
     return RunRecord(
         counts=accounting.stage_counts(job),
+        rows=accounting.stage_rows(job),
         verdicts=accounting.completion_verdicts(job),
         padding=accounting.paddings(job),
         comparisons=accounting.comparisons(job),
         protections=accounting.protections(job),
         settings=flatten(job.config.to_dict()),
         speeds=accounting.speeds(job),
+        paces=accounting.paces(job),
         times=accounting.times(job),
         skews=accounting.skews(job),
         benchmark=accounting.benchmark(job),

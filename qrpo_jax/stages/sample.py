@@ -3,8 +3,10 @@
 from typing import Any
 
 from qrpo_jax.data.rows import Row
+from qrpo_jax.job import summary
 from qrpo_jax.job.completions import Completer, check_sampling, make_completer
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.pace import SAMPLED
 from qrpo_jax.job.prompts import Prompts, open_prompts
 from qrpo_jax.job.served_completions import ServedCompleter
 from qrpo_jax.job.server_access import check_servers
@@ -15,7 +17,12 @@ NAME = "sample"
 
 def run(job: Job) -> dict[str, Any] | None:
     prompts, counts = (sample if job.config.sample.backend == "local" else sample_served)(job)
-    return None if counts is None else {"units": prompts.units, "counts": prompts.counts | counts}
+    if counts is None:
+        return None
+    folder, units, counts = job.folder(NAME), prompts.units, prompts.counts | counts
+    rows_in = prompts.source.count
+    rows = summary.close(job, NAME, folder, units=units, rows_in=rows_in, counts=counts, measure=SAMPLED)
+    return {"units": units, "counts": counts, "row_flow": rows}
 
 
 def sample(job: Job) -> tuple[Prompts, Counts | None]:
@@ -23,8 +30,8 @@ def sample(job: Job) -> tuple[Prompts, Counts | None]:
     parameters = job.reference_parameters(job.unit_mesh)
     prompts = open_prompts(job, NAME, parameters)
     complete = make_completer(job, job.config.sample, parameters, side="reference", purpose=NAME, most=prompts.size)
-    work = work_of(complete, prompts)
-    return prompts, run_units(job, job.folder(NAME), prompts.units, work, title=NAME, together=job.together)
+    work, folder = work_of(complete, prompts), job.folder(NAME)
+    return prompts, run_units(job, folder, prompts.units, work, title=NAME, measure=SAMPLED, together=job.together)
 
 
 def sample_served(job: Job) -> tuple[Prompts, Counts | None]:
@@ -36,7 +43,9 @@ def sample_served(job: Job) -> tuple[Prompts, Counts | None]:
             complete.begin(prompts.rows(unit), prompts.indices(unit))
 
         work, folder = work_of(complete, prompts), job.folder(NAME)
-        return prompts, run_units(job, folder, prompts.units, work, title=NAME, begin=begin, ahead=complete.ahead)
+        return prompts, run_units(
+            job, folder, prompts.units, work, title=NAME, measure=SAMPLED, begin=begin, ahead=complete.ahead
+        )
 
 
 def work_of(complete: Completer, prompts: Prompts) -> Work:

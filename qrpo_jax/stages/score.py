@@ -3,8 +3,9 @@
 from typing import Any
 
 from qrpo_jax.data.rows import Row, check_row
-from qrpo_jax.job import verdicts
+from qrpo_jax.job import reward_counts, summary, verdicts
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.pace import SCORED
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import describe, open_reward, report_dropped, score_rows, written
 from qrpo_jax.job.stage_rows import rows_of
@@ -23,17 +24,20 @@ def run(job: Job) -> dict[str, Any] | None:
             for row in rows:
                 check_row(row)
             scored, counts = score_rows(reward, rows, job.config.reward.replace, failures)
-            return scored, left_out | counts
+            return scored, left_out | counts | reward_counts.counts_of(scored)
 
-        counts = run_units(job, job.folder("score"), source.units, work, title="score", together=together)
+        folder, units = job.folder("score"), source.units
+        counts = run_units(job, folder, units, work, title="score", measure=SCORED, together=together)
         if counts is None:
             return None
         counts, lines = verdicts.parted(counts)
+        counts, rewards = reward_counts.parted(source.counts | counts)
+        rows = summary.close(job, "score", folder, units=units, rows_in=source.total, counts=counts, measure=SCORED)
         report_dropped(job, "score", counts)
         verdicts.say(job, "score", counts, lines)
-        found = {"counts": source.counts | counts, "first_lines": lines}
+        found = {"counts": counts, "row_flow": rows, "rewards": summary.say_rewards(job, "score", rewards)}
         held = {"isolation": reward.isolation, "protections": reward.protections}
-        return {"units": source.units} | found | held
+        return {"units": units, "first_lines": lines} | found | held
 
 
 def check(job: Job) -> None:

@@ -1,5 +1,6 @@
 """Stage `train`: trains the policy on scored completions with the objective of the config."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,9 +72,13 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         # Policy and reference are the same model on the same code path. Before the first update every log-ratio is
         # therefore 0 up to rounding, and the loss of QRPO is the mean of the regressed targets.
         expected = float(jax.device_get(loss_of_targets(batch)))
+        means = {
+            side: metrics[f"log_ratio_{side}"] for side in ("high", "low")
+        }  # NaN if a batch has no such completion
+        shown = " and ".join(f"{mean:.1e} ({side})" for side, mean in means.items() if math.isfinite(mean))
         job.say(
-            f"train: before the first update the mean log-ratio is {metrics['log_ratio_high']:.1e} (high) and "
-            f"{metrics['log_ratio_low']:.1e} (low); loss {metrics['loss']:.6f}, of the targets alone {expected:.6f}"
+            f"train: before the first update the mean log-ratio is {shown}; loss {metrics['loss']:.6f}, "
+            f"of the targets alone {expected:.6f}"
         )
 
     return Training(

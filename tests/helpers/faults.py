@@ -48,8 +48,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """What a run made: all files but its journals, which say when."""
-    return {name: data for name, data in content(folder).items() if not Path(name).match("journal-*")}
+    """What a run made: all files but its journals, which say when, and the pace of units, which says how long."""
+    times = ("journal-*", "pace/*")
+    return {name: data for name, data in content(folder).items() if not any(map(Path(name).match, times))}
 
 
 @contextmanager

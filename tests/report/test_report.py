@@ -16,8 +16,10 @@ from qrpo_jax import transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.evaluation.compare import SIDES, compare
+from qrpo_jax.evaluation.histogram import spread
+from qrpo_jax.faults.records import write_record
 from qrpo_jax.files import write_json
-from qrpo_jax.job import manifest
+from qrpo_jax.job import manifest, pace
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import forecast, run_page, run_plots
 from qrpo_jax.stages import STAGES, evaluate, report
@@ -105,10 +107,19 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     write_json(workdir / "evaluate" / "results.json", results)
     protections = {"network": False, "filesystem": True, "memory": True}
     lines = {"error": {HOSTILE: 203, "NameError: name 'b' is not defined": 4}, "time": {"more than 1 s": 7}}
-    found = {"counts": VERDICTS | {"rows": PROMPTS}, "first_lines": lines}
+    found = {"counts": VERDICTS | {"rows": PROMPTS}, "first_lines": lines, "units": 2}
+    found |= {"row_flow": {"in": 67, "out": PROMPTS}, "rewards": spread({0.0: 250, 0.25: 187, 1.0: 163})._asdict()}
+    for unit, seconds in enumerate((9.0, 2.0)):
+        pace.write_pace(job.folder("score"), unit, seconds, first=unit == 0)
+        write_record(job.folder("score") / "counts" / f"{unit:05d}.json", {"completions: wrong": 300})
     manifest.complete(job.folder("score"), found | {"isolation": "kernel", "protections": protections})
     of_side = {"prompts": PROMPTS, "completions: passed": 3, "completions: wrong": 1}
-    manifest.complete(job.folder("evaluate"), {"counts": dict.fromkeys(sides, of_side)})
+    of_side |= {"completions": 4, "completions cut by length limit": 3}
+    flow = {"in": PROMPTS, "out": PROMPTS}
+    evaluated = {"counts": dict.fromkeys(sides, of_side), "row_flow": dict.fromkeys(sides, flow), "units": 1}
+    manifest.complete(job.folder("evaluate"), evaluated)
+    for side in sides:
+        write_record(job.folder("evaluate") / side / "counts" / "00000.json", of_side)
     job.folder("report").mkdir()
     return job
 
@@ -184,11 +195,24 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(job: Job, page: str,
     assert page_of(Job(job.config, elsewhere, job.shard, STAGES)) == page
 
 
+def test_the_page_has_rows_in_and_out_the_share_cut_and_the_rewards_of_stage_score(page: str) -> None:
+    data = " ".join(page[page.index("<h2>Data") : page.index("<h3>Protections")].split())
+    assert "<th>score</th><td>67</td><td>53</td>" in data
+    assert '<th>evaluate, policy</th><td>53</td><td>53</td><td>75.0% <span class="soft">3</span>' in data
+    assert "Training rewards" in page and "600 completions, mean reward 0.350" in page
+
+
+def test_the_speed_section_has_the_work_of_stages_in_units_and_a_rate_without_first_units(page: str) -> None:
+    speed = " ".join(page[page.index('<section id="speed">') :].split())
+    assert "<th>score</th><td>600 completions</td><td>11.0</td><td>150 completions/s</td>" in speed, speed[:3000]
+
+
 def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: Path) -> None:
     moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard, STAGES)
     for stage in ("sft", "train"):
         path = moved.folder(stage) / "metrics.jsonl"
         path.write_text(path.read_text().replace("12345.0", "77.0"))
+    pace.write_pace(moved.folder("score"), 1, 17.0, first=False)
     slower = page_of(moved)
     assert slower != page
     timeless = [re.sub(r'<section id="speed">.*?</section>', "", p, flags=re.DOTALL) for p in (page, slower)]
