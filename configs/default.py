@@ -70,8 +70,8 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = Whole(1, least=-1)  # splits parameters, and rows; weights are gathered where they are used
     config.mesh.tensor = Whole(1, least=-1)  # splits heads, feed-forward and vocabulary
     config.mesh.context = Whole(1, least=-1)  # splits long rows along their length
-    # Devices that compute a unit of work in a job of several processes. auto: each process's own if the models fit
-    # there, else all together; process and all: always these.
+    # Devices that sample, score and read a unit of work. auto: each process's own if the models fit there, with as many
+    # copies as fit, else the whole mesh above; process and all: always these.
     config.mesh.units = Choice("auto", "process", "all")
     # Without an accelerator, devices that share the CPU; 0: one a core.
     config.mesh.cpu_devices = Whole(0, least=0, most=1024)

@@ -17,7 +17,7 @@ from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import WIDTH, prompts_at_once, slots_at_once
+from qrpo_jax.job.memory import PREFILL_TOKENS, WIDTH, prompts_at_once, slots_at_once
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
@@ -67,6 +67,7 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
         top_p=section.top_p,
         min_p=section.min_p,
         slots=slots_at_once(job, section, mesh),
+        prefill_tokens=PREFILL_TOKENS,
     )
 
 

@@ -24,6 +24,8 @@ ASSUMPTIONS = (
     "it closes to a ring and one where it does not, plus 1 microsecond a hop.",
     "step_seconds and mfu have the overlap that the compiler's schedule has. Their ranges go from no overlap of "
     "communication and computation to full overlap.",
+    "Reading seconds are what a device needs at its memory's published bandwidth to read, in each step of the sampler, "
+    "all weights, and keys and values of prompts and of completions, which are half as long as they may become.",
     "The input pipeline, the host and stragglers cost nothing. Estimates of this kind are good to about 30 %.",
 )
 # Batches are not searched beyond so many rows a device, where nothing is gained any more.
@@ -136,6 +138,7 @@ def record(search: Search, chip: Chip) -> dict[str, Any]:
         }
     described, found, compile_seconds = search.estimate
     time, useful = found.time, described.flops.total
+    reading = described.read_bytes / found.chip.hbm_bandwidth
 
     def digits(value: float) -> float:
         return float(f"{value:.5g}")
@@ -161,4 +164,5 @@ def record(search: Search, chip: Chip) -> dict[str, Any]:
             for network in ("ici", "dcn")
         },
         "compile_seconds": round(compile_seconds, 1),
-    }
+        "devices": found.devices,
+    } | ({"reading_seconds": digits(reading)} if reading else {})

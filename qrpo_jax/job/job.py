@@ -28,7 +28,7 @@ from qrpo_jax.job.manifest import MANIFEST
 from qrpo_jax.job.model_folders import ModelFolder
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import Stages, needs_weights
-from qrpo_jax.job.unit_mesh import Model
+from qrpo_jax.job.unit_mesh import Model, UnitMesh
 from qrpo_jax.model import attention, decoder, lora
 from qrpo_jax.model.compute import UNROLL, Compute, check_remat
 from qrpo_jax.model.decoder import DecoderSettings, Parameters
@@ -36,7 +36,7 @@ from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
 from qrpo_jax.rewards.parts import SUM, reward_names
 from qrpo_jax.training.saved_parameters import load_parameters
-from qrpo_jax.training.state import parameter_layout
+from qrpo_jax.training.state import forward_layout, parameter_layout, stored_for_forward
 from qrpo_jax.training.step import LogProbSettings
 
 
@@ -118,13 +118,15 @@ class Job:
     @functools.cached_property
     def unit_mesh(self) -> Mesh:
         """The devices that compute a unit of work: this process's own, or those of all processes together."""
-        if jax.process_count() == 1:
-            return self.mesh
-        with located("mesh", units="mesh.units"):
-            chosen = unit_mesh.choose(self._unit_models(), self.mesh, self.config.mesh.units)
+        chosen = self.unit_mesh_of(self.mesh)
         if chosen.reason:
             self.say_once(chosen.reason)
         return chosen.mesh
+
+    def unit_mesh_of(self, whole: Mesh) -> UnitMesh:
+        """The devices of a mesh that compute a unit of work."""
+        with located("mesh", units="mesh.units"):
+            return unit_mesh.choose(self._unit_models(), whole, self.config.mesh.units)
 
     def _unit_models(self) -> list[Model]:
         """The models that stages with units of work hold at the same time."""
@@ -272,6 +274,24 @@ class Job:
         """Parameters of `trained_graph` after stage `train`; with LoRA their base is `reference` itself, not a copy."""
         trained = self.trained_parameters("train", mesh)
         return trained if self.shape.lora is None else lora.join(reference, trained)
+
+    def unit_parameters(self, *sides: str) -> tuple[Parameters, ...]:
+        """Parameters on the unit mesh, as forward passes use them.
+
+        Args:
+          sides: "reference", and perhaps "policy" after it.
+        """
+        mesh, dtype = self.unit_mesh, FLOATS[self.config.model.compute_dtype]
+        reference = stored_for_forward(self.reference_parameters(mesh), dtype)
+        if sides == ("reference",):
+            return (reference,)
+        assert sides == ("reference", "policy"), sides
+        return reference, stored_for_forward(self.policy_parameters(mesh, reference), dtype)
+
+    def unit_layout(self, mesh: Mesh) -> Parameters:
+        """Shapes, types and shardings of `unit_parameters`, those of one side."""
+        layout = parameter_layout(mesh, self.shape.settings, FLOATS[self.config.model.parameter_dtype])
+        return forward_layout(layout, FLOATS[self.config.model.compute_dtype])
 
     def graph(self, side: str) -> nnx.GraphDef:
         """The graph of the "reference" or of the trained "policy"."""

@@ -31,6 +31,7 @@ ESTIMATE = 0.5  # compiled for an H200 and a CPU, programs needed 0.7 to 1.4 of 
 # On a core of an Intel Xeon (2026-11-28) the stories model samples 440 tokens fastest with 8 to 16 slots, and 60 tokens
 # with 64 and more: where a slot's cache is as large as its share of the weights, more slots cost as much as they do.
 LEAST_SLOTS, MOST_SLOTS, WEIGHTS_OVER_CACHE = 16, 1024, 4
+PREFILL_TOKENS = 8192  # of prompts that a device reads at a time: enough to keep its matrix units busy
 WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
 
 
@@ -42,10 +43,11 @@ def check(job: Job) -> None:
     """
     capacity = device_bytes(job.mesh)
     for stage in job.config.stages:
+        mesh = mesh_of(job, stage)
         held, row = held_bytes(job, stage), row_bytes(job, stage)
         if held + row <= capacity or read_manifest(job.folder(stage)) is not None:
             continue
-        on = f"on each of {job.mesh.devices.size} devices"
+        on = f"on each of {mesh.devices.size} devices"
         if held > capacity:
             needs = f"stage {stage!r} holds {held / 1e9:.1f} GB {on}, before it computes anything"
             keys = ["mesh.fsdp", "model.parameter_dtype"] + (["lora.rank"] if stage == "train" else [])
@@ -55,25 +57,31 @@ def check(job: Job) -> None:
             )
             keys = ["mesh.fsdp", "mesh.context", "pack.row_tokens" if job.config.pack.row_tokens else "pack.max_tokens"]
             keys += ["model.remat"] if stage in TRAINING else []
-        if platform_of(job.mesh) == "cpu":
+        if platform_of(mesh) == "cpu":
             keys[0] = "mesh.cpu_devices"
         raise UserError(
             f"{needs}; a device has {capacity / 1e9:.1f} GB: change {' or '.join(f'config.{key}' for key in keys)}"
         )
 
 
+def mesh_of(job: Job, stage: str) -> Mesh:
+    """The devices that a stage runs on."""
+    return job.mesh if stage in TRAINING else job.unit_mesh
+
+
 def held_bytes(job: Job, stage: str) -> float:
     """Bytes on one device: of parameters, and in training of gradients and the optimizer's state."""
     dtype = FLOATS[job.config.model.parameter_dtype]
     settings, lora = job.shape.settings, job.shape.lora if stage == "train" else None
+    mesh = mesh_of(job, stage)
     if stage in TRAINING:
         optimizer, _ = configured_optimizer(job.config, stage, steps=1)
-        layout = parameter_layout(job.mesh, settings, dtype if lora is None else np.float32, lora)
+        layout = parameter_layout(mesh, settings, dtype if lora is None else np.float32, lora)
         state = Trainable(layout, optimizer, dict, job.config.seed).abstract()
-        frozen = {} if lora is None else parameter_layout(job.mesh, settings, dtype)
+        frozen = {} if lora is None else parameter_layout(mesh, settings, dtype)
         return bytes_per_device(state) + bytes_per_device(layout) + bytes_per_device(frozen)
     if stage in ("sample", "reference", "evaluate") and job.stages[stage].needs_weights(job.config):
-        return bytes_per_device(parameter_layout(job.mesh, settings, dtype))
+        return bytes_per_device(job.unit_layout(mesh))
     return 0.0
 
 
@@ -81,7 +89,7 @@ def row_bytes(job: Job, stage: str) -> float:
     """Bytes on one device that the shortest packed row needs at least while it is computed."""
     if stage not in (*TRAINING, "reference", "evaluate"):
         return 0.0
-    model, pack, mesh = job.config.model, job.config.pack, job.mesh
+    model, pack, mesh = job.config.model, job.config.pack, mesh_of(job, stage)
     cost = model_cost(
         job.shape.settings,
         bytes_per_number=np.dtype(FLOATS[model.compute_dtype]).itemsize,
@@ -103,9 +111,9 @@ def prompts_at_once(job: Job, section: Any, mesh: Mesh, unit: int) -> int:
       unit: prompts of a unit.
     """
     rows = axis_size(mesh, "rows")
-    slots = slots_at_once(job, section, mesh) * slot_bytes(job, section)
+    taken = slots_at_once(job, section, mesh) * slot_bytes(job, section) + prefill_bytes(job)
     # Rows of a unit are split over devices, and the cache of a row over its heads.
-    most = max(0.0, free_bytes(job, mesh) * axis_size(mesh, "heads") - slots) * rows / prompt_bytes(job, section)
+    most = max(0.0, free_bytes(job, mesh) * axis_size(mesh, "heads") - taken) * rows / prompt_bytes(job, section)
     count = round_up(unit, rows)
     while count > max(most, rows):
         count = round_up(-(-count // 2), rows) if count > 2 * rows else rows
@@ -131,8 +139,7 @@ def slots_at_once(job: Job, section: Any, mesh: Mesh) -> int:
 def free_bytes(job: Job, mesh: Mesh) -> float:
     """Bytes of a device that sampling may take beside the parameters."""
     share = SHARE.get(platform_of(mesh), ACCELERATOR_SHARE)
-    dtype = FLOATS[job.config.model.parameter_dtype]
-    return max(0.0, share * device_bytes(mesh) - bytes_per_device(parameter_layout(mesh, job.shape.settings, dtype)))
+    return max(0.0, share * device_bytes(mesh) - bytes_per_device(job.unit_layout(mesh)))
 
 
 def cache_bytes(job: Job, tokens: int) -> float:
@@ -151,9 +158,18 @@ def slot_bytes(job: Job, section: Any) -> float:
 
 
 def prompt_bytes(job: Job, section: Any) -> float:
-    """Bytes that a prompt needs while it is read and until its completions have begun."""
+    """Bytes that a prompt needs from when it is read until its completions have ended."""
+    length = round_up(job.config.prompts.max_tokens, WIDTH)
+    tokens = section.completions * section.max_new_tokens * 4
+    return cache_bytes(job, length) + job.shape.settings.vocab_size * 4 + tokens
+
+
+def prefill_bytes(job: Job) -> float:
+    """Bytes that a device needs while it reads some prompts.
+
+    Attention may store scores of a block of queries for all keys, so they count as those of one prompt.
+    """
     settings, size = job.shape.settings, np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
     length = round_up(job.config.prompts.max_tokens, WIDTH)
-    prefill = length * layer_numbers(settings)["none"] * size + 2 * settings.heads * length**2 * 4
-    tokens = section.completions * section.max_new_tokens * 4
-    return cache_bytes(job, length) + 4 * settings.vocab_size * 4 + prefill + tokens
+    tokens = max(length, PREFILL_TOKENS)
+    return tokens * layer_numbers(settings)["none"] * size + 2 * settings.heads * length**2 * 4

@@ -10,17 +10,19 @@ from jax.sharding import Mesh, NamedSharding
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
+from qrpo_jax.devices.capacity import bytes_per_device
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
-from qrpo_jax.job.memory import WIDTH
+from qrpo_jax.job.memory import WIDTH, cache_bytes, slots_at_once
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.job.training_options import calibrated_target, chosen_objective, configured_objective
 from qrpo_jax.model import flops
 from qrpo_jax.model.flops import Flops, causal_pairs
 from qrpo_jax.model.layout import Layout
+from qrpo_jax.sampling.queue import arrange
 from qrpo_jax.training.fit import jitted
 from qrpo_jax.training.state import Trainable, parameter_layout
 from qrpo_jax.training.step import make_step
@@ -39,6 +41,7 @@ class Described(NamedTuple):
       row_tokens: of a packed row, or of a prompt.
       tokens: that one run computes or samples.
       flops: that these need.
+      read_bytes: that a device must read at least where it computes few tokens at a time; 0 where that does not matter.
     """
 
     lowered: Any
@@ -46,6 +49,7 @@ class Described(NamedTuple):
     row_tokens: int
     tokens: int
     flops: Flops
+    read_bytes: float = 0.0
 
 
 def train(job: Job, mesh: Mesh, rows: int) -> Described:
@@ -80,10 +84,9 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
 def reference(job: Job, mesh: Mesh, rows: int) -> Described:
     """The forward pass of stage `reference`: log-probs of so many packed rows' completions."""
     shape, length = job.shape, row_tokens(job)
-    parameters = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
     pairs = causal_pairs(rows, length, shape.settings.sliding_window)
     return Described(
-        jitted_log_probs(job, mesh=mesh).lower(parameters, abstract_batch(job, mesh, rows)),
+        jitted_log_probs(job, mesh=mesh).lower(job.unit_layout(mesh), abstract_batch(job, mesh, rows)),
         rows,
         length,
         rows * length,
@@ -97,13 +100,15 @@ def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
     completions, new = section.completions, section.max_new_tokens
     sampler = jitted_sampler(job, section, "reference", (NO_TOKEN,), mesh)
     width = round_up(job.config.prompts.max_tokens, WIDTH)
-    parameters = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
 
     def array(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dims, dtype, sharding=row_sharding(mesh))
 
     lowered = sampler.lower(
-        parameters, array((prompts, width), jnp.int32), array((prompts,), jnp.int32), array((prompts, 2), jnp.uint32)
+        job.unit_layout(mesh),
+        array((prompts, width), jnp.int32),
+        array((prompts,), jnp.int32),
+        array((prompts, 2), jnp.uint32),
     )
     window, sampled = shape.settings.sliding_window, prompts * completions * new
     prompt, whole = causal_pairs(prompts, width, window), causal_pairs(prompts, width + new, window)
@@ -113,7 +118,25 @@ def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
         flops.forward_flops(shape.settings, sampled, later),
     )
     needed = Flops(*(sum(each) for each in zip(*parts, strict=True)))
-    return Described(lowered, prompts, width, sampled, needed)
+    return Described(lowered, prompts, width, sampled, needed, sampler_bytes(job, mesh, prompts))
+
+
+def sampler_bytes(job: Job, mesh: Mesh, prompts: int) -> float:
+    """Bytes that a device reads in all steps of the sampler: each time the weights, prompts and completions so far."""
+    section, shape, dtype = job.config.sample, job.shape.settings, FLOATS[job.config.model.compute_dtype]
+    count, width = prompts // axis_size(mesh, "rows"), round_up(job.config.prompts.max_tokens, WIDTH)
+    groups, each = arrange(slots_at_once(job, section, mesh), count, section.completions)
+    weights = bytes_per_device(job.unit_layout(mesh))
+    if not shape.tie_embeddings:  # of the embedding a step reads few rows
+        weights -= (
+            shape.vocab_size
+            * shape.d_model
+            * np.dtype(dtype).itemsize
+            / (axis_size(mesh, "vocab") * axis_size(mesh, "embed"))
+        )
+    caches = cache_bytes(job, groups * width) + groups * each * cache_bytes(job, section.max_new_tokens) / 2
+    steps = -(-count // groups) * -(-section.completions // each) * section.max_new_tokens
+    return steps * (weights + caches / axis_size(mesh, "kv_heads"))
 
 
 PROGRAMS: dict[str, Callable[[Job, Mesh, int], Described]] = {"train": train, "reference": reference, "sample": sample}

@@ -19,7 +19,7 @@ from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention import sharded
 from qrpo_jax.model.attention.cached import attend_cached, block_count
 from qrpo_jax.model.attention.rules import soft_cap
-from qrpo_jax.model.cache import Cache, extended, slots_last
+from qrpo_jax.model.cache import Cache, extended, stored
 from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
 from qrpo_jax.model.layers import Layer, RMSNorm, normal, scaled, split_by_token
 from qrpo_jax.model.layout import Layout
@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
         compute: Compute = DEFAULT,
         keep_keys: bool = False,
     ) -> tuple[Array, Any]:
-        """Hidden states [B, L, D] after the last norm; and keys and values [N, B, G, K, L] if kept, else None.
+        """Hidden states [B, L, D] after the last norm; and keys and values of all layers if kept, else None.
 
         Args:
           tokens_BxL: token ids.
@@ -101,7 +101,7 @@ class Decoder(nnx.Module):
                 scale=self.scale,
                 cap=self.settings.attention_cap,
             )
-            kept = (slots_last(k), slots_last(v)) if keep_keys else None
+            kept = (stored(k, compute.slots_last), stored(v, compute.slots_last)) if keep_keys else None
             return layer.residual(x_BxLxD, mixed_BxLxHxK, compute), kept
 
         x_BxLxD = self.embed(tokens_BxL, compute)
@@ -124,7 +124,7 @@ class Decoder(nnx.Module):
         blocks = block_count(cache)
 
         def step(x_Bx1xD: Array, scanned: Any) -> tuple[Array, tuple[Array, Array]]:
-            index, parameters, constants, prompt_k_QxGxKxL, prompt_v_QxGxKxL = scanned
+            index, parameters, constants, prompt_k, prompt_v = scanned
             layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
             q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants, compute)
             mixed_BxHxK = attend_cached(
@@ -133,19 +133,20 @@ class Decoder(nnx.Module):
                 v[:, 0],
                 cache,
                 index,
-                prompt_k_QxGxKxL,
-                prompt_v_QxGxKxL,
+                prompt_k,
+                prompt_v,
                 blocks,
+                slots_last=compute.slots_last,
                 scale=self.scale,
                 cap=self.settings.attention_cap,
                 window=constants.window,
             )
-            return layer.residual(x_Bx1xD, mixed_BxHxK[:, None], compute), (slots_last(k), slots_last(v))
+            return layer.residual(x_Bx1xD, mixed_BxHxK[:, None], compute), (k[:, 0], v[:, 0])
 
         layers_N = jnp.arange(self.settings.layers)
-        scanned = (layers_N, stacked, varied, cache.prompt_k_NxQxGxKxL, cache.prompt_v_NxQxGxKxL)
+        scanned = (layers_N, stacked, varied, cache.prompt_k, cache.prompt_v)
         x_Bx1xD, kept = jax.lax.scan(step, self.embed(tokens_B[:, None], compute), scanned)
-        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept)
+        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept, compute.slots_last)
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] of hidden states [..., D], float32."""

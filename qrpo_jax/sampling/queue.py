@@ -26,16 +26,18 @@ def arrange(slots: int, prompts: int, completions: int) -> tuple[int, int]:
     """Q groups of m slots: of `slots` in all at most, or one for each completion if that is 0 or enough.
 
     Slots of a group read their prompt's keys and values once for all, so more of them read less. But a group takes its
-    next prompt when its last slot has ended, so that fewer of them wait less: an eighth of the n completions.
+    next prompt when its last slot has ended, so that fewer of them wait less: an eighth of the n completions. It has
+    more, up to a half, if all is done in fewer turns then, or if there are too few prompts.
 
-    >>> arrange(64, 100, 8), arrange(64, 100, 50), arrange(64, 2, 50), arrange(64, 4, 8)
-    ((64, 1), (10, 6), (2, 32), (4, 8))
+    >>> arrange(64, 100, 8), arrange(64, 100, 50), arrange(64, 2, 50), arrange(64, 4, 8), arrange(114, 64, 8)
+    ((64, 1), (10, 6), (2, 32), (4, 8), (38, 3))
     """
     if slots == 0 or prompts * completions <= slots:
         return prompts, completions
-    each = max(1, min(completions // 8, slots))
-    groups = slots // each
-    return (groups, each) if groups < prompts else (prompts, max(1, min(completions, slots // prompts)))
+    least = max(1, min(completions // 8, slots))
+    most = max(least, completions // 2, slots // prompts)
+    found = [(min(prompts, slots // each), each) for each in range(least, min(most, completions, slots) + 1)]
+    return min(found, key=lambda pair: (-(-prompts // pair[0]) * -(-completions // pair[1]), pair[1]))
 
 
 def start_queue(devices: int, groups: int, slots: int) -> Queue:
@@ -56,11 +58,11 @@ def advance_queue(queue: Queue, ended_DxQxm: Array, prompts: int, completions: i
       prompts, completions: P of each device, and n of each prompt.
     """
     idle = ended_DxQxm | (queue.completion_DxQxm == completions)
-    # A group whose prompt has no completion left takes another prompt, once all its slots are idle.
+    # A group whose prompt has no completion left takes another prompt, once all its slots are idle. One group of a
+    # device does so in a step, because the keys and values of its prompt have to be copied.
     free_DxQ = idle.all(-1) & (queue.started_DxQ >= completions)
-    offered_DxQ = queue.waiting_D[:, None] + jnp.cumsum(free_DxQ, -1) - 1
-    taken_DxQ = free_DxQ & (offered_DxQ < prompts)
-    prompt_DxQ = jnp.where(taken_DxQ, offered_DxQ, jnp.where(free_DxQ, prompts, queue.prompt_DxQ))
+    taken_DxQ = free_DxQ & (jnp.cumsum(free_DxQ, -1) == 1) & (queue.waiting_D < prompts)[:, None]
+    prompt_DxQ = jnp.where(taken_DxQ, queue.waiting_D[:, None], jnp.where(free_DxQ, prompts, queue.prompt_DxQ))
     started_DxQ = jnp.where(taken_DxQ, 0, queue.started_DxQ)
     offered = started_DxQ[..., None] + jnp.cumsum(idle, -1) - 1
     begun = idle & (offered < completions) & (prompt_DxQ < prompts)[..., None]

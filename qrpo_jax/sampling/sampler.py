@@ -4,15 +4,16 @@ A batch has fewer slots than completions. A slot whose completion ends takes the
 that short completions do not wait for long ones.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from qrpo_jax.model.cache import Cache, start_cache
+from qrpo_jax.model.cache import Cache, in_order, start_cache
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
 from qrpo_jax.model.layout import one_sequence
@@ -33,10 +34,13 @@ class Samples(NamedTuple):
 class Prompts(NamedTuple):
     """P prompts on each of D devices, after their pass through the decoder."""
 
-    k_NxDxPxGxKxL: Array
-    v_NxDxPxGxKxL: Array
-    lengths_DxP: Array
-    logits_DxPxV: Array  # of the first token of a completion
+    k: Any  # [N, D, P, ...], as the cache has them
+    v: Any
+    lengths_DxP: Any
+    logits_DxPxV: Any  # of the first token of a completion
+
+
+PROMPT_AXES = Prompts(2, 2, 1, 1)
 
 
 class Progress(NamedTuple):
@@ -62,6 +66,7 @@ def make_sampler(
     top_p: float = 1.0,
     min_p: float = 0.0,
     slots: int = 0,
+    prefill_tokens: int = 0,
     compute: Compute = DEFAULT,
 ) -> Callable[[Parameters, Array, Array, Array], Samples]:
     """A pure function `(parameters, tokens_PxL, lengths_P, keys_P) -> Samples`, to be jitted.
@@ -77,6 +82,7 @@ def make_sampler(
       end_tokens: each of these ends a completion.
       top_k, top_p, min_p: as in `truncate`; 0, 1 and 0 cut nothing.
       slots: completions that each device decodes at a time, or fewer; 0: all.
+      prefill_tokens: of prompts that each device reads at a time, or one whole prompt; 0: all.
       compute: how the decoder is computed.
     """
     ends = jnp.asarray(end_tokens, jnp.int32)
@@ -93,7 +99,8 @@ def make_sampler(
         picked_B = jnp.take_along_axis(tempered_BxV, tokens_B[:, None], axis=-1)[:, 0]
         return tokens_B.astype(jnp.int32), picked_B - jax.nn.logsumexp(tempered_BxV, axis=-1)
 
-    def read_prompts(decoder: Decoder, tokens_PxL: Array, lengths_P: Array) -> Prompts:
+    def read(decoder: Decoder, tokens_DxPxL: Array, lengths_DxP: Array) -> Prompts:
+        tokens_PxL, lengths_P = tokens_DxPxL.reshape(-1, tokens_DxPxL.shape[-1]), lengths_DxP.reshape(-1)
         positions_PxL = jnp.broadcast_to(jnp.arange(tokens_PxL.shape[1]), tokens_PxL.shape)
         hidden_PxLxD, kept = decoder(
             tokens_PxL, one_sequence(lengths_P, positions_PxL), compute=compute, keep_keys=True
@@ -101,15 +108,54 @@ def make_sampler(
         last_PxD = jnp.take_along_axis(hidden_PxLxD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
         k, v = (x.reshape(x.shape[0], devices, -1, *x.shape[2:]) for x in kept)
         logits_PxV = decoder.logits(last_PxD)
-        return Prompts(k, v, lengths_P.reshape(devices, -1), logits_PxV.reshape(devices, -1, logits_PxV.shape[-1]))
+        return Prompts(k, v, lengths_DxP, logits_PxV.reshape(devices, -1, logits_PxV.shape[-1]))
 
-    def taken(prompts: Prompts, prompt_DxQ: Array) -> tuple[Array, Array, Array]:
-        """Keys, values and lengths of the prompts of all groups."""
-        pick_NxDxQ = jax.vmap(lambda x, index: jnp.take(x, index, axis=1, mode="clip"), (1, 0), 1)
-        k, v = (pick_NxDxQ(x, prompt_DxQ) for x in (prompts.k_NxDxPxGxKxL, prompts.v_NxDxPxGxKxL))
-        lengths_DxQ = jnp.take_along_axis(prompts.lengths_DxP, prompt_DxQ, axis=1, mode="clip")
-        k_NxQxGxKxL, v_NxQxGxKxL = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v))
-        return k_NxQxGxKxL, v_NxQxGxKxL, lengths_DxQ.reshape(-1)
+    def read_prompts(decoder: Decoder, tokens_PxL: Array, lengths_P: Array) -> Prompts:
+        """All prompts, some at a time: what a layer computes of all of them need not be there at once."""
+        tokens_DxPxL, lengths_DxP = (x.reshape(devices, -1, *x.shape[1:]) for x in (tokens_PxL, lengths_P))
+        count, width = tokens_DxPxL.shape[1:]
+        parts = min(count, -(-count * width // prefill_tokens)) if prefill_tokens else 1
+        size = -(-count // parts)
+        if size == count:
+            return read(decoder, tokens_DxPxL, lengths_DxP)
+
+        def some(start: Array) -> Prompts:
+            part = (jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (tokens_DxPxL, lengths_DxP))
+            return read(decoder, *part)
+
+        def with_more(part: Array, prompts: Prompts) -> Prompts:
+            start = jnp.minimum(part * size, count - size)  # the last part may read some once more
+            update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start)
+            return jax.tree.map(lambda x, found, axis: update(x, found, axis=axis), prompts, some(start), PROMPT_AXES)
+
+        def room(found: jax.ShapeDtypeStruct, axis: int) -> Array:
+            shape = (*found.shape[:axis], count, *found.shape[axis + 1 :])
+            return jnp.zeros(shape, found.dtype)
+
+        empty = jax.tree.map(room, jax.eval_shape(some, jnp.int32(0)), PROMPT_AXES)
+        return jax.lax.fori_loop(0, parts, with_more, empty)
+
+    def lengths_of(prompts: Prompts, prompt_DxQ: Array) -> Array:
+        return jnp.take_along_axis(prompts.lengths_DxP, prompt_DxQ, axis=1, mode="clip").reshape(-1)
+
+    def first_prompts(prompts: Prompts, groups: int) -> tuple[Array, Array]:
+        """Keys and values of the first prompts of each device."""
+        k, v = (x[:, :, :groups].reshape(x.shape[0], -1, *x.shape[3:]) for x in (prompts.k, prompts.v))
+        return k, v
+
+    def with_taken(cache: Cache, prompts: Prompts, prompt_DxQ: Array, taken_DxQ: Array) -> Cache:
+        """The cache with the prompt that one group of each device took; if none did, the first gets its own again."""
+        group_Dx1 = jnp.argmax(taken_DxQ, axis=-1, keepdims=True)
+        prompt_D = jnp.take_along_axis(prompt_DxQ, group_Dx1, axis=-1)[:, 0]
+        pick = jax.vmap(functools.partial(jax.lax.dynamic_index_in_dim, axis=1, keepdims=False), (1, 0), 1)
+        replace = jax.vmap(functools.partial(jax.lax.dynamic_update_index_in_dim, axis=1), (1, 1, 0), 1)
+
+        def put(x: Array, source: Array) -> Array:
+            apart = x.reshape(x.shape[0], *taken_DxQ.shape, *x.shape[2:])
+            return in_order(replace(apart, pick(source, prompt_D), group_Dx1[:, 0]).reshape(x.shape))
+
+        k, v = put(cache.prompt_k, prompts.k), put(cache.prompt_v, prompts.v)
+        return cache._replace(prompt_k=k, prompt_v=v, prompt_lengths_Q=lengths_of(prompts, prompt_DxQ))
 
     def first_logits(prompts: Prompts, prompt_DxQ: Array, each: int) -> Array:
         found = jnp.take_along_axis(prompts.logits_DxPxV, prompt_DxQ[..., None], axis=1, mode="clip")
@@ -147,12 +193,8 @@ def make_sampler(
             logits_BxV = jnp.where(begun_B[:, None], first_logits(prompts, queue.prompt_DxQ, each), logits_BxV)
         cache = cache._replace(ages_B=jnp.where(begun_B, 0, cache.ages_B))
         if groups < count:
-            k, v, lengths_Q = jax.lax.cond(
-                jnp.any(queue.prompt_DxQ != now.queue.prompt_DxQ),
-                lambda: taken(prompts, queue.prompt_DxQ),
-                lambda: (cache.prompt_k_NxQxGxKxL, cache.prompt_v_NxQxGxKxL, cache.prompt_lengths_Q),
-            )
-            cache = cache._replace(prompt_k_NxQxGxKxL=k, prompt_v_NxQxGxKxL=v, prompt_lengths_Q=lengths_Q)
+            taken_DxQ = (queue.prompt_DxQ != now.queue.prompt_DxQ) & (queue.prompt_DxQ < count)
+            cache = with_taken(cache, prompts, queue.prompt_DxQ, taken_DxQ)
         # Idle slots do not grow older, or attention would read more and more for them.
         idle_B = (queue.completion_DxQxm == completions).reshape(-1)
         cache = cache._replace(ages_B=jnp.where(idle_B, 0, cache.ages_B))
@@ -168,7 +210,13 @@ def make_sampler(
         queue = start_queue(devices, groups, each)
         shape = (devices, count * completions)
         start = Progress(
-            cache=start_cache(*taken(prompts, queue.prompt_DxQ), each, max_new_tokens),
+            cache=start_cache(
+                *first_prompts(prompts, groups),
+                lengths_of(prompts, queue.prompt_DxQ),
+                each,
+                max_new_tokens,
+                compute.slots_last,
+            ),
             queue=queue,
             logits_BxV=first_logits(prompts, queue.prompt_DxQ, each),
             tokens_DxCxT=jnp.zeros((*shape, max_new_tokens), jnp.int32),
@@ -177,8 +225,9 @@ def make_sampler(
             log_probs_DxC=jnp.zeros(shape, jnp.float32),
         )
         keys_DxC = keys_Pxn.reshape(shape)
-        # After k·T steps each slot has ended k completions, so these steps are enough; the compiler needs to be told.
-        most = -(-count // groups) * -(-completions // each) * max_new_tokens
+        # After k·T steps each slot has ended k completions, and each prompt may wait for a step until it is taken, so
+        # these steps are enough; the compiler needs to be told.
+        most = -(-count // groups) * -(-completions // each) * max_new_tokens + count
         end = jax.lax.while_loop(
             lambda now: jnp.any(now.queue.completion_DxQxm < completions) & (now.cache.step < most),
             lambda now: advance(decoder, prompts, keys_DxC, now),

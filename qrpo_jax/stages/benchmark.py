@@ -30,12 +30,14 @@ from qrpo_jax.job.packing import make_plan, plan_log_probs
 from qrpo_jax.job.stopwatch import Load, Program, Timing, measure
 from qrpo_jax.job.trainer import configured_optimizer, memory_keys, policy_step, trainable
 from qrpo_jax.job.training_options import KEYS, chosen_objective, configured_objective
+from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.flops import Pairs, forward_flops, layout_pairs, step_flops
 from qrpo_jax.report import speed
 from qrpo_jax.sampling.keys import prompt_keys
 from qrpo_jax.stages.train import make_training
 from qrpo_jax.training.fit import jitted
 from qrpo_jax.training.logbook import LOSSES
+from qrpo_jax.training.state import stored_for_forward
 
 NUMBERS = "benchmark.json"
 NO_TOKEN = -1  # as the end token it lets every sample have the full length
@@ -130,11 +132,19 @@ def training_program(job: Job, examples: Examples) -> Program:
     return Program(compile, loads, lambda batch: place_rows(batch, job.mesh), call)
 
 
+def forward_parameters(job: Job) -> Parameters:
+    """Random parameters on the unit mesh, as stages hold them there."""
+    return stored_for_forward(job.random_parameters(job.unit_mesh), FLOATS[job.config.model.compute_dtype])
+
+
 def reference_program(job: Job, examples: Examples) -> Program:
     """Stage `reference`'s forward pass over packed rows."""
     mesh = job.unit_mesh
     plan = plan_log_probs(job, mesh, examples.packing_units())
-    parameters, log_probs = job.random_parameters(mesh), jitted_log_probs(job)
+    parameters, log_probs = (
+        forward_parameters(job),
+        jitted_log_probs(job),
+    )
     rows = own_rows(mesh, plan.rows)
 
     def compile() -> None:
@@ -156,7 +166,10 @@ def sampling_program(job: Job, examples: Examples) -> Program:
     _, firsts_P = np.unique(examples.prompts_C, return_index=True)
     prompts = [examples.prompt(c)[:most] for c in firsts_P[:count].tolist()]
     tokens_PxL, lengths_P = padded_prompts(prompts, round_up(len(prompts), axis_size(mesh, "rows")))
-    parameters, sampler = job.random_parameters(mesh), jitted_sampler(job, section, "reference", (NO_TOKEN,))
+    parameters, sampler = (
+        forward_parameters(job),
+        jitted_sampler(job, section, "reference", (NO_TOKEN,)),
+    )
     keys_Px2 = prompt_keys(job.config.seed, "benchmark", range(len(prompts)), len(tokens_PxL))
     inputs = tokens_PxL, lengths_P, keys_Px2
     load = Load(

@@ -35,14 +35,14 @@ RESULTS = "compile.json"
 
 
 def run(job: Job) -> dict[str, Any]:
-    mesh = open_mesh(job)
-    chip = chip_of(mesh.devices.flat[0])
-    results: dict[str, Any] = {"machine": machine(job, mesh, chip)}
+    meshes = open_meshes(job)
+    chip = chip_of(meshes["train"].devices.flat[0])
+    results: dict[str, Any] = {"machine": machine(job, meshes, chip)}
     for line in compile_page.machine_lines(results["machine"]):
         job.say(f"compile: {line}")
     for name in job.config.compile.programs:
-        rows = rows_of(job, mesh, name, results)
-        search = estimates.largest(job, mesh, name, rows)
+        rows = rows_of(job, meshes, name, results)
+        search = estimates.largest(job, meshes[name], name, rows)
         results[name] = estimates.record(search, chip)
         if search.error is not None:
             job.say(f"compile: {name} does not fit: it {search.error}")
@@ -60,18 +60,20 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def open_mesh(job: Job) -> Mesh:
-    """The job's mesh over the devices of the topology, or over the devices at hand."""
+def open_meshes(job: Job) -> dict[str, Mesh]:
+    """The mesh of each program, over devices of the topology or those at hand: training has all of them."""
     with located("compile.topology"):
         devices: Sequence[jax.Device] = jax.devices()
         if job.config.compile.topology:
             devices = open_topology(job.config.compile.topology)
         chip_of(devices[0])
     with located("mesh"):
-        return make_mesh(**{axis: job.config.mesh[axis] for axis in AXES}, devices=devices)
+        whole = make_mesh(**{axis: job.config.mesh[axis] for axis in AXES}, devices=devices)
+    unit = job.unit_mesh_of(whole).mesh
+    return {"train": whole, "reference": unit, "sample": unit}
 
 
-def rows_of(job: Job, mesh: Mesh, name: str, results: dict[str, Any]) -> int:
+def rows_of(job: Job, meshes: dict[str, Mesh], name: str, results: dict[str, Any]) -> int:
     """Rows or prompts of a program; 0 to search for the largest batch.
 
     Args:
@@ -80,25 +82,28 @@ def rows_of(job: Job, mesh: Mesh, name: str, results: dict[str, Any]) -> int:
     Raises:
       UserError: not as many for each device.
     """
-    config, multiple = job.config, row_multiple(job, mesh, name)
+    config, mesh = job.config, meshes[name]
+    multiple = row_multiple(job, mesh, name)
     if name == "sample":
         return prompts_at_once(job, config.sample, mesh, config.prompts.unit or MOST)
     if name == "reference":
-        rows = config.log_probs.batch_rows or results.get("train", {}).get("rows", 0) or multiple
-        return round_up(rows, multiple)
+        of_training = results.get("train", {}).get("rows", 0) * mesh.size // meshes["train"].size
+        return round_up(config.log_probs.batch_rows or of_training or multiple, multiple)
     if config.compile.rows % multiple:
         message = f"{config.compile.rows}; on this mesh and with these microbatches it must be a multiple of {multiple}"
         raise refuse("compile.rows", message)
     return config.compile.rows
 
 
-def machine(job: Job, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+def machine(job: Job, meshes: dict[str, Mesh], chip: Chip) -> dict[str, Any]:
     """What the programs are compiled for."""
-    settings = job.shape.settings
+    settings, mesh, unit = job.shape.settings, meshes["train"], meshes["sample"]
     return {
         "topology": job.config.compile.topology or "devices at hand",
         "devices": mesh.devices.size,
         "mesh": dict(mesh.shape),
+        "unit_devices": unit.devices.size,
+        "unit_mesh": dict(unit.shape),
         "chip": chip._asdict(),
         "compiler_options": compiler_options(mesh),
         "model": job.config.model.path or "new",
@@ -117,9 +122,9 @@ def check(job: Job) -> None:
     with located(**KEYS):
         check_transform(job)
         configured_objective(job)
-    mesh = open_mesh(job)
-    job.compute(mesh)
+    meshes = open_meshes(job)
+    job.compute(meshes["train"])
     with located("mesh"):
-        parameter_layout(mesh, job.shape.settings)
+        parameter_layout(meshes["train"], job.shape.settings)
     for name in config.compile.programs:
-        rows_of(job, mesh, name, {})
+        rows_of(job, meshes, name, {})

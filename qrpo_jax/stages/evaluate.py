@@ -31,9 +31,8 @@ from qrpo_jax.stages import RESULTS
 
 
 def run(job: Job) -> dict[str, Any] | None:
-    reference = job.reference_parameters(job.unit_mesh)
-    parameters = {"reference": reference, "policy": job.policy_parameters(job.unit_mesh, reference)}
-    prompts = open_prompts(job, "evaluate", reference)
+    parameters = dict(zip(SIDES, job.unit_parameters("reference", "policy"), strict=True))
+    prompts = open_prompts(job, "evaluate", parameters["reference"])
     found = sample_and_score(job, prompts, parameters)
     if found is None:
         return None

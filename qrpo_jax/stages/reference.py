@@ -16,7 +16,7 @@ from qrpo_jax.job.units import Counts, run_units
 
 def run(job: Job) -> dict[str, Any] | None:
     source = rows_of(job, "reference")
-    parameters = job.reference_parameters(job.unit_mesh)
+    (parameters,) = job.unit_parameters("reference")
     log_probs = make_log_probs(job)
 
     def work(unit: int) -> tuple[list[Row], Counts]:

@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax.devices.mesh import parameter_shardings, replicated
+from qrpo_jax.model.compute import product_dtype
 from qrpo_jax.model.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.optimizer import wide
@@ -53,6 +54,33 @@ def parameter_layout(
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding), shapes, shardings
     )
+
+
+def forward_layout(layout: Parameters, dtype: Any) -> Parameters:
+    """A layout for forward passes whose products are in `dtype`: weights are stored as they are used."""
+
+    def stored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        kept = product_dtype(path[-1].key, leaf.dtype, dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(stored, layout)
+
+
+def stored_for_forward(parameters: Parameters, dtype: Any) -> Parameters:
+    """Parameters as `forward_layout` has them. Results of forward passes stay the same; the argument is given up."""
+
+    def converted(array: Array, leaf: jax.ShapeDtypeStruct) -> Array:
+        if array.dtype == leaf.dtype:
+            return array
+        found = jax.block_until_ready(array.astype(leaf.dtype))
+        array.delete()  # one by one, so that no more than one is there twice
+        return found
+
+    return jax.tree.map(converted, parameters, forward_layout(jax.tree.map(_abstract, parameters), dtype))
+
+
+def _abstract(array: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 class Trainable(NamedTuple):

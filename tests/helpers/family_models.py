@@ -13,6 +13,7 @@ from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tensors import stored_tensors
 from qrpo_jax.model import decoder
 from qrpo_jax.model.cache import Cache, start_cache
+from qrpo_jax.model.compute import DEFAULT
 from qrpo_jax.model.layout import one_sequence
 
 
@@ -51,7 +52,7 @@ def decoded(
         lengths = jnp.asarray([prompt, prompt + 2])
         prompts = np.stack([tokens_L[: prompt + 2]] * 2)
         _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
-        cache = start_cache(k, v, lengths, completions=2, max_new_tokens=steps)
+        cache = start_cache(k, v, lengths, completions=2, max_new_tokens=steps, slots_last=DEFAULT.slots_last)
 
         def step(cache: Cache, token: jax.Array) -> Any:
             hidden, cache = model.decode(jnp.full(4, token), cache)

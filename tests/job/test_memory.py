@@ -62,7 +62,7 @@ def test_as_many_prompts_as_fit_are_sampled_from_at_a_time(tmp_path: Path, monke
     mesh, section = make_mesh(2, 1, 1, devices=jax.devices()[:2]), one.config.sample
     each, held = memory.prompt_bytes(one, section), 4 * parameter_count(one.shape.settings)
     monkeypatch.setattr(memory, "slots_at_once", lambda *_: 7)
-    held += 7 * memory.slot_bytes(one, section)
+    held += 7 * memory.slot_bytes(one, section) + memory.prefill_bytes(one)
 
     def at_once(prompts_a_device: float) -> int:
         size = (prompts_a_device * each + held) / memory.SHARE["cpu"]

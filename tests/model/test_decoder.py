@@ -94,8 +94,10 @@ def test_untied_head_and_not_the_embedding_makes_logits():
     np.testing.assert_allclose(model.logits(x), x @ np.asarray(parameters["head"]).T, rtol=1e-4, atol=1e-5)
 
 
-def test_decoding_with_a_cache_equals_the_whole_forward():
-    """n = 2 completions of prompts of different lengths, token by token through the cache."""
+@pytest.mark.parametrize("slots_last", [False, True])
+def test_decoding_with_a_cache_equals_the_whole_forward(monkeypatch, slots_last):
+    """n = 2 completions of prompts of different lengths, token by token, for both orders of the cache's axes."""
+    monkeypatch.setattr(Compute, "slots_last", slots_last)
     settings, parameters = tiny.SETTINGS, tiny.parameters()
     rng = np.random.default_rng(2)
     prompts, lengths, steps = rng.integers(1, 46, (2, 7)).astype(np.int32), np.asarray([3, 7], np.int32), 3
@@ -103,7 +105,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward():
     model = nnx.merge(decoder.graph(settings), parameters)
     within = np.broadcast_to(np.arange(7), (2, 7))
     _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
-    cache = start_cache(k, v, jnp.asarray(lengths), completions=2, max_new_tokens=steps)
+    cache = start_cache(k, v, jnp.asarray(lengths), completions=2, max_new_tokens=steps, slots_last=slots_last)
     decode = jax.jit(lambda p, tokens, c: nnx.merge(decoder.graph(settings), p).decode(tokens, c))
     got = []
     for t in range(steps):

@@ -19,7 +19,8 @@ from tests.helpers.jobs import ROOT
 # Output bytes, by which a test finds its own interpreters among all processes. Each interpreter takes two tasks, and
 # runs one that spins, or waits where it can; each tries first that its parent's end does not end it.
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells that start tests in the background have it ignored
 from qrpo_jax.rewards.sandbox.pool import Call, Limits, Sandbox, Task
 limits = Limits(cpu_seconds=60, memory_mb=128, output_bytes=int(sys.argv[1]))
 with Sandbox(limits, workers=3, isolation=sys.argv[2]) as sandbox:

@@ -15,6 +15,7 @@ from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.sampling import sampler
 from qrpo_jax.sampling.draw import truncate
+from qrpo_jax.training.state import stored_for_forward
 from tests.helpers import sequences, tiny
 
 LENGTHS = np.asarray([3, 7, 5], np.int32)
@@ -122,6 +123,29 @@ def test_the_number_of_slots_does_not_change_what_is_drawn(samples, slots):
     np.testing.assert_array_equal(other.finished_Pxn, samples.finished_Pxn)
     np.testing.assert_allclose(other.log_probs_Pxn, samples.log_probs_Pxn, rtol=1e-5)
     assert samples.lengths_Pxn.sum() <= other.slot_steps
+
+
+@pytest.mark.parametrize("tokens", [1, 14, 20])
+def test_prompts_read_some_at_a_time_give_the_same(samples, tokens):
+    """Of three prompts of 7 places: one, two of which the second is read twice, and two."""
+    got = draw(prefill_tokens=tokens)
+    for name in ("tokens_PxnxT", "lengths_Pxn", "finished_Pxn"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(samples, name), err_msg=name)
+    np.testing.assert_allclose(got.log_probs_Pxn, samples.log_probs_Pxn, rtol=1e-5)
+
+
+def test_weights_stored_as_they_are_used_draw_the_same():
+    sample = jax.jit(make_bfloat16_sampler())
+    stored = stored_for_forward(jax.tree.map(jnp.array, tiny.parameters()), jnp.bfloat16)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(stored)} == {"bfloat16", "float32"}, "norms stay as they are"
+    wanted, got = (jax.device_get(sample(p, PROMPTS, LENGTHS, KEYS)) for p in (tiny.parameters(), stored))
+    for name, one, other in zip(wanted._fields, wanted, got, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def make_bfloat16_sampler():
+    settings = dict(completions=5, max_new_tokens=11, temperature=0.8, end_tokens=ENDS)
+    return sampler.make_sampler(tiny.GRAPH, compute=Compute(dtype=jnp.bfloat16), **settings)
 
 
 def test_most_slots_are_useful_where_lengths_are_skewed():

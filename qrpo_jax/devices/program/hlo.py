@@ -33,6 +33,13 @@ class Shape(NamedTuple):
         """Without padding of tiled layouts."""
         return self.elements * _bits(self.dtype) / 8
 
+    @property
+    def tiled_bytes(self) -> float:
+        """In whole tiles of the last two dimensions: 128 numbers, and 8 rows of 32 bits or as many narrower ones."""
+        *outer, rows, lanes = (1, 1, *self.dims)
+        height = 8 * max(1, int(32 // _bits(self.dtype)))
+        return math.prod(outer) * (-(-rows // height) * height) * (-(-lanes // 128) * 128) * _bits(self.dtype) / 8
+
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
 

@@ -147,7 +147,10 @@ class Roofline:
         products = flops(computation, instruction)
         if callee is not None:
             products += sum(flops(callee, one) for one in callee.instructions.values())
-        moved = instruction.bytes + sum(shape.bytes for shape in hlo.operand_shapes(computation, instruction))
+        operands = hlo.operand_shapes(computation, instruction)
+        moved = instruction.bytes + sum(shape.bytes for shape in operands)
+        if instruction.opcode == "dynamic-update-slice":  # in place: it reads and writes the tiles of what it puts in
+            moved = 2 * operands[1].tiled_bytes
         duration = max(products / self.chip.bf16_flops, moved / self.chip.hbm_bandwidth)
         return duration, "matmul" if products else "unestimated"
 

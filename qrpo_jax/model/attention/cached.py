@@ -34,29 +34,32 @@ def attend_cached(
     v_BxGxK: Array,
     cache: Cache,
     layer: Array,
-    prompt_k_QxGxKxL: Array,
-    prompt_v_QxGxKxL: Array,
+    prompt_k: Array,
+    prompt_v: Array,
     blocks: Array,
     *,
+    slots_last: bool,
     scale: float | None = None,
     cap: float | None = None,
     window: Array | int | None = None,
 ) -> Array:
     """Attention [B, H, K] of each completion's new token: to the prompt, which m = B/Q share, and to its past.
 
-    Prompt and completion share one softmax without being joined in memory. Slots are the last axis of keys and values,
-    so that the inner loop reads adjacent memory.
+    Prompt and completion share one softmax without being joined in memory.
 
     Args:
       q_BxHxK: one query a completion; the m completions of a prompt are adjacent.
       k_BxGxK, v_BxGxK: of the new tokens, which are not in the cache yet. What only reads the cache copies none of it.
       layer: [] whose keys are meant.
+      prompt_k, prompt_v: of the prompts in this layer, as `Cache` has them.
       blocks: of `block_count`.
+      slots_last: the order of the axes of all keys and values.
       scale, cap, window: as in `Backend`.
     """
     batch, heads, k_dim = q_BxHxK.shape
-    prompts, kv_heads, _, width = prompt_k_QxGxKxL.shape
-    places, wide = cache.k_NxBxGxKxR.shape[-1], at_least_float32(q_BxHxK.dtype)
+    prompts, kv_heads = prompt_k.shape[:2]
+    axis, keys = (3, "BGKL") if slots_last else (2, "BGLK")  # of the slots
+    width, places, wide = prompt_k.shape[axis], cache.ring_k.shape[axis + 1], at_least_float32(q_BxHxK.dtype)
     repeat, group, block = heads // kv_heads, batch // prompts, min(RING_BLOCK, places)
     scale = k_dim**-0.5 if scale is None else scale
     far = FAR if window is None else window
@@ -64,10 +67,10 @@ def attend_cached(
     ages_Bx1 = cache.ages_B[:, None]
 
     def scores(q: Array, k: Array) -> Array:
-        return soft_cap(jnp.einsum("BGRK,BGKL->BGRL", q, k, preferred_element_type=wide) * scale, cap)
+        return soft_cap(jnp.einsum(f"BGRK,{keys}->BGRL", q, k, preferred_element_type=wide) * scale, cap)
 
     def weighed(weights: Array, v: Array) -> Array:
-        return jnp.einsum("BGRL,BGKL->BGRK", weights.astype(v.dtype), v, preferred_element_type=wide)
+        return jnp.einsum(f"BGRL,{keys}->BGRK", weights.astype(v.dtype), v, preferred_element_type=wide)
 
     def joined(sums: Sums, found: Array, v: Array) -> Sums:
         high = jnp.maximum(sums.high, found.max(-1))
@@ -78,7 +81,7 @@ def attend_cached(
         # The completions of a prompt are rows of one product per kv-head. On a CPU, XLA cannot multiply bfloat16 with
         # float32 sums where the batch axes do not come first.
         q_QxmxGxRxK = q_BxHxK.reshape(prompts, group, kv_heads, repeat, k_dim)
-        found = scores(q_QxmxGxRxK.swapaxes(1, 2).reshape(prompts, kv_heads, -1, k_dim), prompt_k_QxGxKxL)
+        found = scores(q_QxmxGxRxK.swapaxes(1, 2).reshape(prompts, kv_heads, -1, k_dim), prompt_k)
         found_QxGxmxRxL = found.reshape(prompts, kv_heads, group, repeat, width)
         slots_1x1xL, lengths_Qx1x1 = jnp.arange(width)[None, None], cache.prompt_lengths_Q[:, None, None]
         distance_QxmxL = lengths_Qx1x1 + cache.ages_B.reshape(prompts, group, 1) - slots_1x1xL
@@ -87,21 +90,20 @@ def attend_cached(
         # A prompt that the window hides has no score; -inf less -inf would be no number.
         high = jnp.maximum(found_QxGxmxRxL.max(-1), jnp.finfo(wide).min)
         weights = jnp.exp(found_QxGxmxRxL - high[..., None])
-        mixed = weighed(weights.reshape(found.shape), prompt_v_QxGxKxL).reshape(*high.shape, k_dim)
+        mixed = weighed(weights.reshape(found.shape), prompt_v).reshape(*high.shape, k_dim)
         sums = Sums(high, weights.sum(-1), mixed)
         return Sums(*(x.swapaxes(1, 2).reshape(batch, kv_heads, *x.shape[3:]) for x in sums))
 
     def of_block(at: Array, sums: Sums) -> Sums:
         """One block of the ring, counted back from the newest."""
         start = ((cache.step - 1) // block - at) * block % places
-        begin, shape = (layer, 0, 0, 0, start), (1, batch, kv_heads, k_dim, block)
-        k, v = (jax.lax.dynamic_slice(x, begin, shape)[0] for x in (cache.k_NxBxGxKxR, cache.v_NxBxGxKxR))
+        of_layer = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.ring_k, cache.ring_v))
+        k, v = (jax.lax.dynamic_slice_in_dim(x, start, block, axis) for x in of_layer)
         distance_1xW = ((cache.step - 1 - start - jnp.arange(block)) % places + 1)[None]  # from the new token
         seen_BxW = (distance_1xW <= ages_Bx1) & (distance_1xW < far)
         return joined(sums, jnp.where(seen_BxW[:, None, None], scores(q_BxGxRxK, k), -jnp.inf), v)
 
-    dtype = cache.k_NxBxGxKxR.dtype
-    own_k, own_v = (x.astype(dtype)[..., None] for x in (k_BxGxK, v_BxGxK))
+    own_k, own_v = (jnp.expand_dims(x.astype(cache.ring_k.dtype), axis) for x in (k_BxGxK, v_BxGxK))
     sums = joined(of_prompt(), scores(q_BxGxRxK, own_k), own_v)
     sums = jax.lax.fori_loop(0, blocks, of_block, sums) if places > block else of_block(jnp.int32(0), sums)
     return (sums.mixed / sums.total[..., None]).astype(q_BxHxK.dtype).reshape(batch, heads, k_dim)
