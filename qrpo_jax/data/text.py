@@ -23,6 +23,10 @@ class Text(Protocol):
     """A tokenizer and how prompts and completions are laid out with it."""
 
     @property
+    def encoder(self) -> Encoder:
+        """The tokenizer, and the contexts that completions are encoded behind."""
+
+    @property
     def tokenizer(self) -> Any:
         """A fast tokenizer of transformers."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from qrpo_jax.data.pieces import pieces
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
 from qrpo_jax.devices.mesh import fetch, place, round_up, row_sharding
@@ -23,6 +24,7 @@ from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
+from qrpo_jax.sampling.stop import Stops, cut, make_stops
 
 # From rows, and the index of each row's prompt in its split, to the completed rows and counts. It drops rows whose
 # prompt is empty or too long. This module samples here; `served_completions` asks servers.
@@ -47,13 +49,21 @@ def check_sampling(job: Job, name: str) -> None:
         )
 
 
-def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...], mesh: Mesh | None = None) -> Any:
+def jitted_sampler(
+    job: Job,
+    section: Any,
+    side: str,
+    end_tokens: tuple[int, ...],
+    mesh: Mesh | None = None,
+    stops: Stops | None = None,
+) -> Any:
     """A jitted function from parameters, prompts and raw keys on a mesh to `Samples`.
 
     Args:
       section, side: as in `make_completer`.
       end_tokens: each of these ends a completion.
       mesh: by default the local mesh.
+      stops: from `stops_of`.
     """
     mesh = mesh or job.unit_mesh
     return sampler_program(
@@ -66,9 +76,17 @@ def jitted_sampler(job: Job, section: Any, side: str, end_tokens: tuple[int, ...
         top_k=section.top_k,
         top_p=section.top_p,
         min_p=section.min_p,
+        stops=stops,
         slots=slots_at_once(job, section, mesh),
         prefill_tokens=PREFILL_TOKENS,
     )
+
+
+def stops_of(job: Job, section: Any) -> Stops | None:
+    """The stop strings of a section for the job's tokenizer; None if there are none."""
+    if not section.stop:
+        return None
+    return make_stops(section.stop, pieces(job.text.encoder), job.shape.settings.vocab_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -85,14 +103,14 @@ def make_completer(job: Job, section: Any, parameters: Parameters, *, side: str,
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
-      section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p and slots.
+      section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p, stop and slots.
       parameters: of the side.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
     """
     text, mesh = job.text, job.unit_mesh
-    jitted = jitted_sampler(job, section, side, text.end_tokens)
+    jitted = jitted_sampler(job, section, side, text.end_tokens, stops=stops_of(job, section))
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 
@@ -116,7 +134,9 @@ def make_completer(job: Job, section: Any, parameters: Parameters, *, side: str,
             drawn = [fetch(jitted(parameters, *part)) for part in parts]
         samples = jax.tree.map(lambda *each: np.concatenate([np.atleast_1d(one) for one in each]), *drawn)
         completed = [
-            dataclasses.replace(row, completions=(*row.completions, *_completions(samples, i, text, side)))
+            dataclasses.replace(
+                row, completions=(*row.completions, *_completions(samples, i, text, side, section.stop))
+            )
             for i, row in enumerate(rows)
         ]
         completed = [completed[place] for place in np.argsort(order).tolist()]
@@ -152,13 +172,20 @@ def padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, n
     return tokens_PxL, lengths_P
 
 
-def _completions(samples: Samples, prompt: int, text: Text, side: str) -> list[Completion]:
+def _completions(samples: Samples, prompt: int, text: Text, side: str, stop: Sequence[str]) -> list[Completion]:
     completions = []
     for c in range(samples.tokens_PxnxT.shape[1]):
         tokens = np.asarray(samples.tokens_PxnxT[prompt, c, : samples.lengths_Pxn[prompt, c]], np.int32)
-        finished, log_prob = bool(samples.finished_Pxn[prompt, c]), float(samples.log_probs_Pxn[prompt, c])
-        completions.append(Completion(text.decode(tokens, finished), tokens, finished, side, log_prob=log_prob))
+        finished, log_prob = bool(samples.finished_Pxn[prompt, c]), float(samples.log_probs_PxnxT[prompt, c].sum())
+        completions.append(Completion(stopped_text(text, tokens, stop), tokens, finished, side, log_prob=log_prob))
     return completions
+
+
+def stopped_text(text: Text, tokens: np.ndarray, stop: Sequence[str]) -> str:
+    """The text of a completion, without its end token and from its first stop string on."""
+    content = text.decode(tokens, len(tokens) > 0 and int(tokens[-1]) in text.end_tokens)
+    before = cut(content, stop)
+    return content if before is None else before
 
 
 def _sample_counts(samples: Samples, rows: int) -> Counts:

@@ -160,7 +160,7 @@ def slot_bytes(job: Job, section: Any) -> float:
 def prompt_bytes(job: Job, section: Any) -> float:
     """Bytes that a prompt needs from when it is read until its completions have ended."""
     length = round_up(job.config.prompts.max_tokens, WIDTH)
-    tokens = section.completions * section.max_new_tokens * 4
+    tokens = section.completions * section.max_new_tokens * 8  # with their log-probs
     return cache_bytes(job, length) + job.shape.settings.vocab_size * 4 + tokens
 
 

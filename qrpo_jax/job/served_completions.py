@@ -13,18 +13,20 @@ import numpy as np
 
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
-from qrpo_jax.job.completions import fitting
+from qrpo_jax.job.completions import fitting, stopped_text
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.served_prompts import ServedPrompt, served_prompt
 from qrpo_jax.job.server_access import access, request
 from qrpo_jax.job.units import Counts
 from qrpo_jax.sampling.openai import Answer, Choice, base_seed, read_answer, seeds
+from qrpo_jax.sampling.stop import cut
 from qrpo_jax.servers.background import Background
 from qrpo_jax.servers.client import Client
 
-MADE_HERE = "completions: tokens made here from the server's text"
-END_ADDED = "completions: end token added here"
-NO_LOG_PROB = "completions: no log-prob from the server"
+MADE_HERE = "completions with tokens made here from the server's text"
+END_ADDED = "completions with an end token added here"
+NO_LOG_PROB = "completions without a log-prob from the server"
+EMPTY = "completions without text"
 ALIKE = "prompts: all completions alike"
 OTHER_PROMPT = "prompts: tokenized in another way by the server"
 SPACE_LOST = "; this tokenizer drops a space at the beginning of a text, so those of completions are lost"
@@ -142,15 +144,18 @@ class ServedCompleter:
         if choice.tokens is None:
             finished = choice.finish == "stop"
             found[MADE_HERE] += 1
-            found["completions: empty"] += not choice.text
-            tokens = text.completion(choice.text, finished)
-            return Completion(choice.text, tokens, finished, self._side, log_prob=choice.log_prob)
+            found[EMPTY] += not choice.text
+            before = cut(choice.text, self._request.stop)  # servers need not leave stop strings out
+            content = choice.text if before is None else before
+            tokens = text.completion(content, finished)
+            return Completion(content, tokens, finished, self._side, log_prob=choice.log_prob)
         tokens, log_prob = choice.tokens, choice.log_prob
-        finished = len(tokens) > 0 and int(tokens[-1]) in ends
+        ended, content = len(tokens) > 0 and int(tokens[-1]) in ends, stopped_text(text, tokens, self._request.stop)
+        finished = ended or content != text.decode(tokens, False)
         if not finished and choice.finish == "stop":
             found[END_ADDED] += 1
             tokens, log_prob, finished = np.append(tokens, np.int32(ends[0])), math.nan, True
-        return Completion(text.decode(tokens, finished), tokens, finished, self._side, log_prob=log_prob)
+        return Completion(content, tokens, finished, self._side, log_prob=log_prob)
 
     def _warn(self, found: Counter[str], prompts: int) -> None:
         """Says at once what most users do not expect; the counts of all are in the manifest."""

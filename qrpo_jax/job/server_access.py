@@ -67,6 +67,7 @@ def request(job: Job, section: Any) -> Request:
         vocab_size=job.shape.settings.vocab_size,
         extra_fields=served.extra_fields,
         log_probs=served.log_probs,
+        stop=tuple(section.stop),
     )
 
 

@@ -40,16 +40,23 @@ def close(
 
 
 def rows_line(rows: Mapping[str, int], counts: Mapping[str, int]) -> str:
-    """Rows in and out, those dropped by reason, and the share of completions that did not end by themselves.
+    """Rows in and out, those dropped by reason, the share of completions that did not end by themselves, and that of
+    decoded slots whose token counts.
 
     >>> rows_line({"in": 9, "out": 7}, {"prompts dropped: too long": 2, "completions": 14, CUT: 7})
     '9 rows in, 7 out; prompts dropped: too long 2; 14 completions, 50 % cut by the length limit'
+    >>> rows_line({"in": 7, "out": 7}, {"completion tokens": 41, "slot-steps": 50})
+    '7 rows in, 7 out; 82 % of the decoded slots useful'
     """
     parts = [f"{rows['in']:,} rows in, {rows['out']:,} out"]
     parts += [f"{name} {count:,}" for name, count in counts.items() if "dropped: " in name and count]
     share = cut_share(counts)
     if share is not None:
         parts.append(f"{counts[COMPLETIONS]:,} completions, {verdicts.percent(share)} cut by the length limit")
+    if counts.get("slot-steps"):
+        parts.append(
+            f"{verdicts.percent(counts['completion tokens'] / counts['slot-steps'])} of the decoded slots useful"
+        )
     return "; ".join(parts)
 
 

@@ -36,6 +36,7 @@ class Request:
       vocab_size: token ids are below it.
       extra_fields: send fields beyond OpenAI's own, which vLLM and SGLang know: top_k, min_p, stop tokens, token ids.
       log_probs: ask for log-probs.
+      stop: strings that end a completion.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Request:
     extra_fields: bool = True
     min_p: float = 0.0
     log_probs: bool = True
+    stop: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -76,6 +78,8 @@ class Request:
         }
         if self.gives_log_probs:
             body["logprobs"] = True if chat else 1
+        if self.stop:
+            body["stop"] = list(self.stop)
         if self.extra_fields:
             body |= NEUTRAL | {
                 "top_k": self.top_k or NO_TOP_K,

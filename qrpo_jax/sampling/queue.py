@@ -26,11 +26,12 @@ def arrange(slots: int, prompts: int, completions: int) -> tuple[int, int]:
     """Q groups of m slots: of `slots` in all at most, or one for each completion if that is 0 or enough.
 
     Slots of a group read their prompt's keys and values once for all, so more of them read less. But a group takes its
-    next prompt when its last slot has ended, so that fewer of them wait less: an eighth of the n completions. It has
-    more, up to a half, if all is done in fewer turns then, or if there are too few prompts.
+    next prompt when its last slot has ended, so fewer of them wait less. Between an eighth and a half of the n
+    completions, or more if there are few prompts, those are chosen with which all is done in the fewest turns: groups
+    that have no prompt while others decode their last are idle, too.
 
     >>> arrange(64, 100, 8), arrange(64, 100, 50), arrange(64, 2, 50), arrange(64, 4, 8), arrange(114, 64, 8)
-    ((64, 1), (10, 6), (2, 32), (4, 8), (38, 3))
+    ((16, 4), (6, 10), (2, 25), (4, 8), (38, 3))
     """
     if slots == 0 or prompts * completions <= slots:
         return prompts, completions

@@ -19,16 +19,23 @@ from qrpo_jax.model.decoder import Decoder, Parameters
 from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.sampling.draw import pick, truncate
 from qrpo_jax.sampling.queue import Queue, advance_queue, arrange, start_queue
+from qrpo_jax.sampling.stop import Stops
 
 
 class Samples(NamedTuple):
     """P prompts with n completions each of at most T tokens."""
 
-    tokens_PxnxT: Array  # int32; the last counted token is the end token if the completion finished, then 0s follow
+    # int32; if the completion finished, the last counted token is an end token or ends a stop string. Then 0s follow.
+    tokens_PxnxT: Array
     lengths_Pxn: Array  # int32, tokens that count
     finished_Pxn: Array  # bool, False where the length limit cut the completion
-    log_probs_Pxn: Array  # float32, of the tempered distribution before top-k, top-p and min-p cut it
+    log_probs_PxnxT: Array  # float32, of the tempered distribution before top-k, top-p and min-p cut it; then 0s
     slot_steps: Array  # [] int32, steps times slots: what was decoded, whether it counts or not
+
+    @property
+    def log_probs_Pxn(self) -> Array:
+        """Those of whole completions."""
+        return self.log_probs_PxnxT.sum(-1)
 
 
 class Prompts(NamedTuple):
@@ -49,10 +56,11 @@ class Progress(NamedTuple):
     cache: Cache
     queue: Queue
     logits_BxV: Array  # of the next token
+    states_B: Array  # int32, of `Stops`
     tokens_DxCxT: Array
     lengths_DxC: Array
     finished_DxC: Array
-    log_probs_DxC: Array
+    log_probs_DxCxT: Array
 
 
 def make_sampler(
@@ -65,6 +73,7 @@ def make_sampler(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    stops: Stops | None = None,
     slots: int = 0,
     prefill_tokens: int = 0,
     compute: Compute = DEFAULT,
@@ -81,6 +90,7 @@ def make_sampler(
       temperature: divides the logits; 0 is greedy decoding.
       end_tokens: each of these ends a completion.
       top_k, top_p, min_p: as in `truncate`; 0, 1 and 0 cut nothing.
+      stops: strings that end a completion with the token in which they end.
       slots: completions that each device decodes at a time, or fewer; 0: all.
       prefill_tokens: of prompts that each device reads at a time, or one whole prompt; 0: all.
       compute: how the decoder is computed.
@@ -172,15 +182,18 @@ def make_sampler(
         keys_DxB = jax.vmap(lambda keys, at: jnp.take(keys, at, mode="clip"))(keys_DxC, at_DxB)
         tokens_B, log_probs_B = draw(now.logits_BxV, keys_DxB.reshape(-1), now.cache.ages_B)
         ages_DxB, tokens_DxB = now.cache.ages_B.reshape(devices, -1), tokens_B.reshape(devices, -1)
+        states_B = (
+            now.states_B if stops is None else jnp.asarray(stops.table_SxV)[now.states_B, tokens_B].astype(jnp.int32)
+        )
         last_DxB = jnp.isin(tokens_DxB, ends)
+        if stops is not None:
+            last_DxB = last_DxB | (states_B == stops.states - 1).reshape(devices, -1)
 
         def write(x: Array, *at: Array, value: Array) -> Array:
             return jax.vmap(lambda x, at, value: x.at[at].set(value, mode="drop"))(x, at, value)
 
         tokens_DxCxT = write(now.tokens_DxCxT, at_DxB, ages_DxB, value=tokens_DxB)
-        log_probs_DxC = jax.vmap(lambda x, at, value: x.at[at].add(value, mode="drop"))(
-            now.log_probs_DxC, at_DxB, log_probs_B.reshape(devices, -1)
-        )
+        log_probs_DxCxT = write(now.log_probs_DxCxT, at_DxB, ages_DxB, value=log_probs_B.reshape(devices, -1))
         lengths_DxC = write(now.lengths_DxC, at_DxB, value=ages_DxB + 1)
         finished_DxC = write(now.finished_DxC, at_DxB, value=last_DxB)
 
@@ -198,7 +211,8 @@ def make_sampler(
         # Idle slots do not grow older, or attention would read more and more for them.
         idle_B = (queue.completion_DxQxm == completions).reshape(-1)
         cache = cache._replace(ages_B=jnp.where(idle_B, 0, cache.ages_B))
-        return Progress(cache, queue, logits_BxV, tokens_DxCxT, lengths_DxC, finished_DxC, log_probs_DxC)
+        states_B = jnp.where(begun_B, 0, states_B)
+        return Progress(cache, queue, logits_BxV, states_B, tokens_DxCxT, lengths_DxC, finished_DxC, log_probs_DxCxT)
 
     def sampler(parameters: Parameters, tokens_PxL: Array, lengths_P: Array, keys_P: Array) -> Samples:
         decoder = nnx.merge(graph, parameters)
@@ -219,10 +233,11 @@ def make_sampler(
             ),
             queue=queue,
             logits_BxV=first_logits(prompts, queue.prompt_DxQ, each),
+            states_B=jnp.zeros(queue.completion_DxQxm.size, jnp.int32),
             tokens_DxCxT=jnp.zeros((*shape, max_new_tokens), jnp.int32),
             lengths_DxC=jnp.zeros(shape, jnp.int32),
             finished_DxC=jnp.zeros(shape, bool),
-            log_probs_DxC=jnp.zeros(shape, jnp.float32),
+            log_probs_DxCxT=jnp.zeros((*shape, max_new_tokens), jnp.float32),
         )
         keys_DxC = keys_Pxn.reshape(shape)
         # After k·T steps each slot has ended k completions, and each prompt may wait for a step until it is taken, so
@@ -238,7 +253,7 @@ def make_sampler(
             end.tokens_DxCxT.reshape(*shape, max_new_tokens),
             end.lengths_DxC.reshape(shape),
             end.finished_DxC.reshape(shape),
-            end.log_probs_DxC.reshape(shape),
+            end.log_probs_DxCxT.reshape(*shape, max_new_tokens),
             end.cache.step * queue.completion_DxQxm.size,
         )
 

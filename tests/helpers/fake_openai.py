@@ -169,6 +169,10 @@ class FakeOpenAI:
         rng = random.Random(digest)
         text = " ".join(rng.choice(WORDS) for _ in range(rng.randrange(1, 12)))
         tokens = [*self.encode(text), self.end]
+        stops = [(text.find(stop), stop) for stop in body.get("stop", []) if stop in text]
+        if stops:  # as vLLM: its tokens end with the string, its text before it
+            text, stop = text[: min(stops)[0]], min(stops)[1]
+            tokens = self.encode(text + stop)
         finished = len(tokens) <= body["max_tokens"]
         tokens = tokens[: body["max_tokens"]]
         choice = {"index": index, "text": text, "finish_reason": "stop" if finished else "length"}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from qrpo_jax import pipeline
-from qrpo_jax.data.rows import encode
+from qrpo_jax.data.rows import decode, encode
 from qrpo_jax.errors import ServerError, UserError
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Shard
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.served_completions import ALIKE, END_ADDED, MADE_HERE, NO_LOG_PROB, OTHER_PROMPT, UNSEEN_PROMPT
@@ -57,6 +58,7 @@ def test_each_prompt_gets_its_completions_with_the_servers_tokens_and_log_probs(
     with server(policy) as fake:
         made = job(tmp_path, policy, fake)
         assert pipeline.run(made)
+    assert not verdicts.by_verdict(counts(tmp_path)), "what servers do is no verdict on completions"
     rows, text = rows_of(tmp_path), made.text
     assert [row.messages[0].content for row in rows] == [f"What is {i} + {i * i}?" for i in range(PROMPTS)]
     for index, row in enumerate(rows):
@@ -118,6 +120,29 @@ def test_all_faults_together_and_a_dead_server_change_no_row(tmp_path, policy, u
         assert set(fake.faults) == set(kinds), fake.faults
     assert [encode(row) for row in rows_of(tmp_path)] == undisturbed
     assert "the other servers take its share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token_ids", [True, False])
+def test_stop_strings_end_completions_before_them(tmp_path, policy, undisturbed, token_ids):
+    with server(policy, token_ids=token_ids) as fake:
+        made = job(tmp_path, policy, fake, sample__stop=("min", " - "))
+        assert pipeline.run(made)
+    assert all(request["stop"] == ["min", " - "] for request in fake.requests)
+    long = [c for row in map(decode, undisturbed) for c in row.completions]
+    short = [c for row in rows_of(tmp_path) for c in row.completions]
+    cut = 0
+    for one, whole in zip(short, long, strict=True):
+        before = whole.text.partition("min")[0].partition(" - ")[0]
+        if whole.finished and before != whole.text:
+            cut += 1
+            assert one.text == before and one.finished, (one, whole)
+            kept = made.text.decode(one.tokens, one.tokens[-1] in made.text.end_tokens)
+            if token_ids:
+                assert kept.startswith(before) and kept != before, "the tokens end with the string"
+            else:  # this tokenizer loses a space
+                assert kept.strip() == before.strip(), (one, whole)
+    assert cut > 20, cut
+    assert END_ADDED not in counts(tmp_path)
 
 
 def test_choices_in_another_order_are_put_back(tmp_path, policy, undisturbed):

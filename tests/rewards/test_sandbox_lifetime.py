@@ -10,17 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qrpo_jax.rewards.sandbox import launch
-from tests.helpers.jobs import ROOT
+from tests.helpers.jobs import ROOT, hear_signals
 
 # Output bytes, by which a test finds its own interpreters among all processes. Each interpreter takes two tasks, and
 # runs one that spins, or waits where it can; each tries first that its parent's end does not end it.
 PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells that start tests in the background have it ignored
+import sys
 from qrpo_jax.rewards.sandbox.pool import Call, Limits, Sandbox, Task
 limits = Limits(cpu_seconds=60, memory_mb=128, output_bytes=int(sys.argv[1]))
 with Sandbox(limits, workers=3, isolation=sys.argv[2]) as sandbox:
@@ -63,7 +63,8 @@ def none_left(mark: int, seconds: float) -> list[int]:
 def begun(mark: int, level: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The program, which is killed at the end of the block at the latest."""
     command = [sys.executable, "-c", PROGRAM, str(mark), level]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+    streams: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=hear_signals, **streams) as program:
         try:
             yield program
         finally:
