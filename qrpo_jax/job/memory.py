@@ -17,7 +17,7 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.trainer import configured_optimizer
-from qrpo_jax.model.cache import ring_places
+from qrpo_jax.model.cache import ring_places, window_places
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
 from qrpo_jax.training.state import Trainable, parameter_layout
@@ -131,7 +131,7 @@ def slots_at_once(job: Job, section: Any, mesh: Mesh) -> int:
         return int(section.slots)
     heads, each = axis_size(mesh, "heads"), slot_bytes(job, section)
     weights = parameter_count(job.shape.settings) * np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
-    wanted = max(LEAST_SLOTS, WEIGHTS_OVER_CACHE * weights / cache_bytes(job, section.max_new_tokens))
+    wanted = max(LEAST_SLOTS, WEIGHTS_OVER_CACHE * weights / kept_bytes(job, section.max_new_tokens))
     room = free_bytes(job, mesh) * heads / 2 / each
     return max(1, int(min(wanted, room, MOST_SLOTS)))
 
@@ -144,8 +144,20 @@ def free_bytes(job: Job, mesh: Mesh) -> float:
 
 def cache_bytes(job: Job, tokens: int) -> float:
     """Bytes of the keys and values of so many tokens, in all layers."""
+    return job.shape.settings.layers * tokens * layer_bytes(job)
+
+
+def kept_bytes(job: Job, tokens: int) -> float:
+    """Bytes of the keys and values of a completion of so many tokens: layers with a window keep no more than it."""
+    settings = job.shape.settings
+    window = tokens if settings.sliding_window is None else min(tokens, settings.sliding_window)
+    return sum(window if slides else tokens for slides in settings.slides) * layer_bytes(job)
+
+
+def layer_bytes(job: Job) -> float:
+    """Bytes of the keys and values of a token in one layer."""
     settings, size = job.shape.settings, np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
-    return float(2 * settings.layers * settings.kv_heads * settings.head_dim * tokens * size)
+    return float(2 * settings.kv_heads * settings.head_dim * size)
 
 
 def slot_bytes(job: Job, section: Any) -> float:
@@ -154,7 +166,10 @@ def slot_bytes(job: Job, section: Any) -> float:
     With their exponentials and a sorted copy, logits are there four times.
     """
     prompt = round_up(job.config.prompts.max_tokens, WIDTH)
-    return cache_bytes(job, ring_places(section.max_new_tokens) + prompt) + 4 * job.shape.settings.vocab_size * 4
+    settings, new = job.shape.settings, section.max_new_tokens
+    narrow = sum(settings.slides)
+    places = (settings.layers - narrow) * ring_places(new) + narrow * window_places(settings.sliding_window, new)
+    return places * layer_bytes(job) + cache_bytes(job, prompt) + 4 * settings.vocab_size * 4
 
 
 def prompt_bytes(job: Job, section: Any) -> float:

@@ -16,7 +16,7 @@ from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
-from qrpo_jax.job.memory import WIDTH, cache_bytes, slots_at_once
+from qrpo_jax.job.memory import WIDTH, cache_bytes, kept_bytes, slots_at_once
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.job.training_options import calibrated_target, chosen_objective, configured_objective
 from qrpo_jax.model import flops
@@ -134,7 +134,7 @@ def sampler_bytes(job: Job, mesh: Mesh, prompts: int) -> float:
             * np.dtype(dtype).itemsize
             / (axis_size(mesh, "vocab") * axis_size(mesh, "embed"))
         )
-    caches = cache_bytes(job, groups * width) + groups * each * cache_bytes(job, section.max_new_tokens) / 2
+    caches = cache_bytes(job, groups * width) + groups * each * kept_bytes(job, section.max_new_tokens) / 2
     steps = -(-count // groups) * -(-section.completions // each) * section.max_new_tokens
     return steps * (weights + caches / axis_size(mesh, "kv_heads"))
 

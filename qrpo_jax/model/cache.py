@@ -4,73 +4,112 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from qrpo_jax.model.settings import DecoderSettings
+
 RING_BLOCK = 128  # places of the ring that attention reads at a time
+
+
+class Ring(NamedTuple):
+    """Keys and values of B completions in M layers, in a ring of R places.
+
+    All completions write their token of one step to the same place, so that a completion which begins when another has
+    ended needs no room and no shift. Its tokens are those of as many last places as it is old.
+
+    Attributes:
+      k, v: [M, B, G, R, K] or, where slots are last, [M, B, G, K, R].
+    """
+
+    k: Array
+    v: Array
 
 
 class Cache(NamedTuple):
     """Keys and values of Q prompts, and of B = Q·m completions that are being decoded, in all N layers.
 
-    The m completions of a prompt share its keys and values. Their own are in a ring of R places: all completions write
-    their token of one step to the same place, so that a completion which begins when another has ended needs no room
-    and no shift. A completion's tokens are those of its last `ages_B` places.
+    The m completions of a prompt share its keys and values. Layers with a sliding window have a ring of their own, with
+    no more places than the window needs.
 
     Attributes:
       prompt_k, prompt_v: [N, Q, G, L, K] or, where slots are last, [N, Q, G, K, L].
-      ring_k, ring_v: [N, B, G, R, K] or [N, B, G, K, R].
-      ages_B: int32, tokens of each completion in the ring.
+      rings: of the layers without a window, and of those with one; None where there are no such layers.
+      ages_B: int32, tokens of each completion so far.
       step: [] int32, steps so far; the next token goes to place step mod R.
     """
 
     prompt_k: Array
     prompt_v: Array
     prompt_lengths_Q: Array
-    ring_k: Array
-    ring_v: Array
+    rings: tuple[Ring | None, Ring | None]
     ages_B: Array
     step: Array
 
 
-def ring_places(max_new_tokens: int) -> int:
-    """R, for completions of up to T = `max_new_tokens`: one block, or whole blocks and one more.
+def ring_places(tokens: int) -> int:
+    """R, for so many tokens of each completion: one block, or whole blocks and one more.
 
     The block that is written to holds the newest tokens at its front and the oldest behind; with one block to spare the
     oldest ones are no longer needed.
     """
-    if max_new_tokens <= RING_BLOCK:
-        return max_new_tokens
-    return (-(-max_new_tokens // RING_BLOCK) + 1) * RING_BLOCK
+    if tokens <= RING_BLOCK:
+        return tokens
+    return (-(-tokens // RING_BLOCK) + 1) * RING_BLOCK
+
+
+def window_places(window: int | None, max_new_tokens: int) -> int:
+    """R of the layers with a window: for the window, if that is shorter than completions may be."""
+    return ring_places(max_new_tokens if window is None else min(window, max_new_tokens))
 
 
 def start_cache(
-    prompt_k: Array, prompt_v: Array, prompt_lengths_Q: Array, completions: int, max_new_tokens: int, slots_last: bool
+    prompt_k: Array,
+    prompt_v: Array,
+    prompt_lengths_Q: Array,
+    completions: int,
+    max_new_tokens: int,
+    settings: DecoderSettings,
+    slots_last: bool,
 ) -> Cache:
     """The cache of prompts with m = `completions` empty completions each."""
-    layers, prompts, kv_heads, *rest = prompt_k.shape
-    head_dim, places = rest[0 if slots_last else 1], ring_places(max_new_tokens)
-    shape = (layers, prompts * completions, kv_heads, *((head_dim, places) if slots_last else (places, head_dim)))
-    empty = jnp.zeros(shape, prompt_k.dtype)
-    ages_B, step = jnp.zeros(prompts * completions, jnp.int32), jnp.zeros((), jnp.int32)
-    return Cache(prompt_k, prompt_v, prompt_lengths_Q, empty, empty, ages_B, step)
+    _, prompts, kv_heads, *rest = prompt_k.shape
+    head_dim, batch = rest[0 if slots_last else 1], prompts * completions
+
+    def ring(layers: int, places: int) -> Ring | None:
+        shape = (layers, batch, kv_heads, *((head_dim, places) if slots_last else (places, head_dim)))
+        return Ring(*[jnp.zeros(shape, prompt_k.dtype)] * 2) if layers else None
+
+    narrow = sum(settings.slides)
+    rings = (
+        ring(settings.layers - narrow, ring_places(max_new_tokens)),
+        ring(narrow, window_places(settings.sliding_window, max_new_tokens)),
+    )
+    ages_B, step = jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32)
+    return Cache(prompt_k, prompt_v, prompt_lengths_Q, rings, ages_B, step)
 
 
-def extended(cache: Cache, k_NxBxGxK: Array, v_NxBxGxK: Array, slots_last: bool) -> Cache:
+def ring_layers(settings: DecoderSettings) -> np.ndarray:
+    """The place of each layer among those of its ring, int32 [N]."""
+    slides_N = np.asarray(settings.slides)
+    return np.where(slides_N, np.cumsum(slides_N), np.cumsum(~slides_N)).astype(np.int32) - 1
+
+
+def extended(cache: Cache, k_NxBxGxK: Array, v_NxBxGxK: Array, settings: DecoderSettings, slots_last: bool) -> Cache:
     """The cache with one more token of every completion, written in place where the cache is the carry of a loop."""
     axis = 4 if slots_last else 3
-    place = cache.step % cache.ring_k.shape[axis]
 
-    def written(ring: Array, x_NxBxGxK: Array) -> Array:
-        token = jnp.expand_dims(x_NxBxGxK.astype(ring.dtype), axis)
-        return in_order(jax.lax.dynamic_update_slice_in_dim(ring, token, place, axis))
+    def written(x: Array, token_MxBxGxK: Array) -> Array:
+        token = jnp.expand_dims(token_MxBxGxK.astype(x.dtype), axis)
+        return in_order(jax.lax.dynamic_update_slice_in_dim(x, token, cache.step % x.shape[axis], axis))
 
-    return cache._replace(
-        ring_k=written(cache.ring_k, k_NxBxGxK),
-        ring_v=written(cache.ring_v, v_NxBxGxK),
-        ages_B=cache.ages_B + 1,
-        step=cache.step + 1,
+    slides_N = np.asarray(settings.slides)
+    wide, narrow = (
+        None if ring is None else Ring(written(ring.k, k_NxBxGxK[layers]), written(ring.v, v_NxBxGxK[layers]))
+        for ring, layers in zip(cache.rings, (np.flatnonzero(~slides_N), np.flatnonzero(slides_N)), strict=True)
     )
+    return cache._replace(rings=(wide, narrow), ages_B=cache.ages_B + 1, step=cache.step + 1)
 
 
 def in_order(x: Array) -> Array:

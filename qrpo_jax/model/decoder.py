@@ -19,7 +19,7 @@ from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention import sharded
 from qrpo_jax.model.attention.cached import attend_cached, block_count
 from qrpo_jax.model.attention.rules import soft_cap
-from qrpo_jax.model.cache import Cache, extended, stored
+from qrpo_jax.model.cache import Cache, extended, ring_layers, stored
 from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
 from qrpo_jax.model.layers import Layer, RMSNorm, normal, scaled, split_by_token
 from qrpo_jax.model.layout import Layout
@@ -121,32 +121,43 @@ class Decoder(nnx.Module):
         shared, varied = layer_constants(self.settings)
         group = tokens_B.shape[0] // cache.prompt_lengths_Q.shape[0]
         positions_Bx1 = (jnp.repeat(cache.prompt_lengths_Q, group) + cache.ages_B)[:, None]
-        blocks = block_count(cache)
+        windows = None, self.settings.sliding_window
+        blocks = [block_count(cache, window) for window in windows]
 
         def step(x_Bx1xD: Array, scanned: Any) -> tuple[Array, tuple[Array, Array]]:
-            index, parameters, constants, prompt_k, prompt_v = scanned
+            (index, slides), parameters, constants, prompt_k, prompt_v = scanned
             layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
             q, k, v = layer.project(x_Bx1xD, positions_Bx1, constants, compute)
-            mixed_BxHxK = attend_cached(
-                q[:, 0],
-                k[:, 0],
-                v[:, 0],
-                cache,
-                index,
-                prompt_k,
-                prompt_v,
-                blocks,
-                slots_last=compute.slots_last,
-                scale=self.scale,
-                cap=self.settings.attention_cap,
-                window=constants.window,
-            )
+
+            def attended(which: int) -> Array:
+                ring = cache.rings[which]
+                assert ring is not None, "there are such layers"
+                return attend_cached(
+                    q[:, 0],
+                    k[:, 0],
+                    v[:, 0],
+                    cache,
+                    ring,
+                    index,
+                    prompt_k,
+                    prompt_v,
+                    blocks[which],
+                    slots_last=compute.slots_last,
+                    scale=self.scale,
+                    cap=self.settings.attention_cap,
+                    window=windows[which],
+                )
+
+            if None in cache.rings:
+                mixed_BxHxK = attended(0 if cache.rings[1] is None else 1)
+            else:
+                mixed_BxHxK = jax.lax.cond(slides, lambda: attended(1), lambda: attended(0))
             return layer.residual(x_Bx1xD, mixed_BxHxK[:, None], compute), (k[:, 0], v[:, 0])
 
-        layers_N = jnp.arange(self.settings.layers)
-        scanned = (layers_N, stacked, varied, cache.prompt_k, cache.prompt_v)
+        places_N = jnp.asarray(ring_layers(self.settings)), jnp.asarray(self.settings.slides)
+        scanned = (places_N, stacked, varied, cache.prompt_k, cache.prompt_v)
         x_Bx1xD, kept = jax.lax.scan(step, self.embed(tokens_B[:, None], compute), scanned)
-        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept, compute.slots_last)
+        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept, self.settings, compute.slots_last)
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] of hidden states [..., D], float32."""

@@ -229,6 +229,7 @@ def make_sampler(
                 lengths_of(prompts, queue.prompt_DxQ),
                 each,
                 max_new_tokens,
+                decoder.settings,
                 compute.slots_last,
             ),
             queue=queue,

@@ -52,7 +52,9 @@ def decoded(
         lengths = jnp.asarray([prompt, prompt + 2])
         prompts = np.stack([tokens_L[: prompt + 2]] * 2)
         _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
-        cache = start_cache(k, v, lengths, completions=2, max_new_tokens=steps, slots_last=DEFAULT.slots_last)
+        cache = start_cache(
+            k, v, lengths, completions=2, max_new_tokens=steps, settings=settings, slots_last=DEFAULT.slots_last
+        )
 
         def step(cache: Cache, token: jax.Array) -> Any:
             hidden, cache = model.decode(jnp.full(4, token), cache)

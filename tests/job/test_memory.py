@@ -82,7 +82,7 @@ def test_slots_share_weights_and_leave_room(tmp_path: Path, monkeypatch: pytest.
         section = job(tmp_path, sample__max_new_tokens=tokens, **keys).config.sample
         return memory.slots_at_once(one, section, mesh)
 
-    assert slots(1) == min(memory.MOST_SLOTS, int(4 * weights / memory.cache_bytes(one, 1)))
+    assert slots(1) == min(memory.MOST_SLOTS, int(4 * weights / memory.kept_bytes(one, 1)))
     assert slots(100_000) == memory.LEAST_SLOTS and slots(64, sample__slots=3) == 3
     section = job(tmp_path, sample__max_new_tokens=64).config.sample
     room = (weights + 2 * 5.5 * memory.slot_bytes(one, section)) / memory.SHARE["cpu"]

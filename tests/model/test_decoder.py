@@ -105,7 +105,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward(monkeypatch, slots_last)
     model = nnx.merge(decoder.graph(settings), parameters)
     within = np.broadcast_to(np.arange(7), (2, 7))
     _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
-    cache = start_cache(k, v, jnp.asarray(lengths), completions=2, max_new_tokens=steps, slots_last=slots_last)
+    cache = start_cache(k, v, jnp.asarray(lengths), 2, steps, settings, slots_last)
     decode = jax.jit(lambda p, tokens, c: nnx.merge(decoder.graph(settings), p).decode(tokens, c))
     got = []
     for t in range(steps):

@@ -1,5 +1,6 @@
 """Sampling: the distribution of the tokens, where completions end, and log-probs equal to those of scoring."""
 
+import dataclasses
 import functools
 
 import jax
@@ -173,6 +174,27 @@ def test_completions_longer_than_a_block_of_the_ring_have_the_scored_log_probs(m
     long = jax.device_get(drawing(tiny.parameters(), PROMPTS, LENGTHS, KEYS))
     assert long.lengths_Pxn.max() == 29 and len(np.unique(long.lengths_Pxn)) > 3, long.lengths_Pxn
     scored = np.asarray(scorer(1.5)(tiny.parameters(), *laid_out(long))).sum(1)
+    np.testing.assert_allclose(long.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("slides", [(True,) * 3, (True, False, True), (False, True, True)], ids=str)
+@pytest.mark.parametrize(("window", "block"), [(3, 8), (8, 8), (5, 4), (13, 4), (40, 8)])
+def test_layers_with_a_window_keep_no_more_than_it_and_have_the_scored_log_probs(monkeypatch, window, block, slides):
+    monkeypatch.setattr(cache, "RING_BLOCK", block)
+    monkeypatch.setattr(cached, "RING_BLOCK", block)
+    settings = dataclasses.replace(tiny.SETTINGS, layers=3, sliding_window=window, sliding_layers=slides)
+    graph, parameters = decoder.graph(settings), decoder.initial_parameters(settings, jax.random.key(3))
+    k = jnp.zeros((3, 2, settings.kv_heads, 7, settings.head_dim))
+    wide, narrow = cache.start_cache(k, k, jnp.ones(2, jnp.int32), 5, 29, settings, slots_last=False).rings
+    assert (wide is None) == all(slides) and (wide is None or wide.k.shape[3] == -(-29 // block) * block + block)
+    assert narrow.k.shape[0] == sum(slides) and narrow.k.shape[3] < max(block, min(window, 29) + 2 * block)
+    drawing = jax.jit(
+        sampler.make_sampler(graph, completions=5, max_new_tokens=29, temperature=1.5, end_tokens=(2, 11), slots=7)
+    )
+    long = jax.device_get(drawing(parameters, PROMPTS, LENGTHS, KEYS))
+    assert long.lengths_Pxn.max() == 29 and len(np.unique(long.lengths_Pxn)) > 3, long.lengths_Pxn
+    score = jax.jit(lambda p, *arrays: log_probs.row_log_probs(graph, p, *arrays, temperature=1.5))
+    scored = np.asarray(score(parameters, *laid_out(long))).sum(1)
     np.testing.assert_allclose(long.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=3e-5)
 
 

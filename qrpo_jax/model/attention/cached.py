@@ -8,7 +8,7 @@ from jax import Array
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention.rules import soft_cap
-from qrpo_jax.model.cache import RING_BLOCK, Cache
+from qrpo_jax.model.cache import RING_BLOCK, Cache, Ring
 
 FAR = 1 << 30  # a window that hides nothing
 
@@ -21,9 +21,9 @@ class Sums(NamedTuple):
     mixed: Array  # [B, G, R, K] the weighted values
 
 
-def block_count(cache: Cache) -> Array:
-    """[] blocks of the ring that hold tokens of some completion."""
-    oldest = cache.ages_B.max()
+def block_count(cache: Cache, window: int | None = None) -> Array:
+    """[] blocks of a ring that hold tokens of some completion, which layers with a window see."""
+    oldest = cache.ages_B.max() if window is None else jnp.minimum(cache.ages_B.max(), window)
     behind = (cache.step - 1) % RING_BLOCK + 1  # tokens in the block that was written to last
     return (oldest > 0) + (jnp.maximum(oldest - behind, 0) + RING_BLOCK - 1) // RING_BLOCK
 
@@ -33,6 +33,7 @@ def attend_cached(
     k_BxGxK: Array,
     v_BxGxK: Array,
     cache: Cache,
+    ring: Ring,
     layer: Array,
     prompt_k: Array,
     prompt_v: Array,
@@ -50,7 +51,8 @@ def attend_cached(
     Args:
       q_BxHxK: one query a completion; the m completions of a prompt are adjacent.
       k_BxGxK, v_BxGxK: of the new tokens, which are not in the cache yet. What only reads the cache copies none of it.
-      layer: [] whose keys are meant.
+      ring: of `cache`, for the layer.
+      layer: [] among those of the ring.
       prompt_k, prompt_v: of the prompts in this layer, as `Cache` has them.
       blocks: of `block_count`.
       slots_last: the order of the axes of all keys and values.
@@ -59,7 +61,7 @@ def attend_cached(
     batch, heads, k_dim = q_BxHxK.shape
     prompts, kv_heads = prompt_k.shape[:2]
     axis, keys = (3, "BGKL") if slots_last else (2, "BGLK")  # of the slots
-    width, places, wide = prompt_k.shape[axis], cache.ring_k.shape[axis + 1], at_least_float32(q_BxHxK.dtype)
+    width, places, wide = prompt_k.shape[axis], ring.k.shape[axis + 1], at_least_float32(q_BxHxK.dtype)
     repeat, group, block = heads // kv_heads, batch // prompts, min(RING_BLOCK, places)
     scale = k_dim**-0.5 if scale is None else scale
     far = FAR if window is None else window
@@ -97,13 +99,13 @@ def attend_cached(
     def of_block(at: Array, sums: Sums) -> Sums:
         """One block of the ring, counted back from the newest."""
         start = ((cache.step - 1) // block - at) * block % places
-        of_layer = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.ring_k, cache.ring_v))
+        of_layer = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in ring)
         k, v = (jax.lax.dynamic_slice_in_dim(x, start, block, axis) for x in of_layer)
         distance_1xW = ((cache.step - 1 - start - jnp.arange(block)) % places + 1)[None]  # from the new token
         seen_BxW = (distance_1xW <= ages_Bx1) & (distance_1xW < far)
         return joined(sums, jnp.where(seen_BxW[:, None, None], scores(q_BxGxRxK, k), -jnp.inf), v)
 
-    own_k, own_v = (jnp.expand_dims(x.astype(cache.ring_k.dtype), axis) for x in (k_BxGxK, v_BxGxK))
+    own_k, own_v = (jnp.expand_dims(x.astype(ring.k.dtype), axis) for x in (k_BxGxK, v_BxGxK))
     sums = joined(of_prompt(), scores(q_BxGxRxK, own_k), own_v)
     sums = jax.lax.fori_loop(0, blocks, of_block, sums) if places > block else of_block(jnp.int32(0), sums)
     return (sums.mixed / sums.total[..., None]).astype(q_BxHxK.dtype).reshape(batch, heads, k_dim)
