@@ -21,11 +21,12 @@ from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.faults import interruption
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.kept_steps import kept_steps
 from qrpo_jax.job.packing import make_plan
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints
-from qrpo_jax.training.fit import Step, fit
+from qrpo_jax.training.fit import Step, Visitor, fit
 from qrpo_jax.training.host_skew import HostSkew
 from qrpo_jax.training.local_checkpoints import LocalCheckpoints
 from qrpo_jax.training.logbook import Logbook
@@ -33,7 +34,7 @@ from qrpo_jax.training.metrics import MACHINE, METRICS, MetricsWriter, read_metr
 from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.profile import parse_profile
-from qrpo_jax.training.saved_parameters import save_parameters
+from qrpo_jax.training.saved_parameters import kept_folder, save_parameters
 from qrpo_jax.training.state import Trainable, parameter_layout
 from qrpo_jax.training.step import LogProbSettings, make_step
 from qrpo_jax.training.step_watch import StepWatch
@@ -95,6 +96,7 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
             times=times,
             profile=parse_profile(job.config.log.profile if is_first() else "", folder),
             frozen=training.frozen,
+            visitors=visitors(job, stage, plan.steps),
         )
     save_parameters(folder / "parameters", parameters)
     return {
@@ -107,6 +109,16 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
         "separate_tokens": plan.separate_tokens,
         "last": last_metrics(folder),
     }
+
+
+def visitors(job: Job, stage: str, steps: int) -> list[Visitor]:
+    """What looks at the parameters while a stage trains: of `train`, that which keeps those of some steps."""
+    kept = kept_steps(job.config, steps) if stage == "train" else []
+
+    def keep(step: int, parameters: Parameters) -> None:
+        save_parameters(kept_folder(job.folder(stage), step), parameters)
+
+    return [Visitor(kept.__contains__, keep, "save")] if kept else []
 
 
 def memory_keys(stage: str) -> dict[str, str]:

@@ -71,8 +71,7 @@ STAGES: dict[str, Stage] = {
     ),
     "evaluate": stage(
         "evaluate",
-        needs=("train",),
-        sections=("log_probs", "reward", "judge", "evaluate"),
+        sections=("model", "prompts", "pack", "log_probs", "reward", "judge", "evaluate"),
         machine_keys=("log_probs.batch_rows", "evaluate.slots", *REWARD_PACE),
         outside=(RESULTS,),
         shardable=True,

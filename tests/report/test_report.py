@@ -20,6 +20,7 @@ from qrpo_jax.evaluation.histogram import spread
 from qrpo_jax.faults.records import write_record
 from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest, pace
+from qrpo_jax.job.held_out import answers
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import forecast, run_page, run_plots
 from qrpo_jax.stages import STAGES, evaluate, report
@@ -91,7 +92,7 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     for side, rows in sides.items():
         row_files.write_unit(job.folder("evaluate") / side, 0, 1, rows)
         row_files.finish(job.folder("evaluate") / side, 1)
-    results = compare({side: [evaluate.answers(row) for row in rows] for side, rows in sides.items()})
+    results = compare({side: [answers(row) for row in rows] for side, rows in sides.items()})
     results["reference"] |= {"kl_to_policy_k1": 1.75, "kl_to_policy_k3": 1.5}
     results["policy"] |= {"kl_to_reference_k1": 1.25, "kl_to_reference_k3": 1.125}
     row_files.write_unit(job.folder("reference"), 0, 1, sides["reference"])
