@@ -27,17 +27,20 @@ class Picture(NamedTuple):
 
 
 def held_out_pictures(rewards: dict[str, list[np.ndarray]], results: dict[str, Any]) -> list[Picture]:
-    """Rewards, prompts and ranks of both sides.
+    """Rewards of each side, and prompts and ranks of both.
 
     Args:
-      rewards: for each side the rewards [S] of each held-out prompt.
+      rewards: for each side the rewards [S] of each held-out prompt; of a policy alone, for this side.
       results: content of results.json.
     """
-    every = [np.concatenate(rewards[side]).tolist() for side in SIDES]
+    every = {side: np.concatenate(of_side).tolist() for side, of_side in rewards.items()}
+    histogram = Picture(Markup(run_plots.reward_histogram(every)), "Rewards of all held-out completions.")
+    if len(rewards) < len(SIDES):
+        return [histogram]
     means = [[float(reward_S.mean()) for reward_S in rewards[side]] for side in SIDES]
     achieved = rank_density(rewards["reference"], rewards["policy"])
     return [
-        Picture(Markup(run_plots.reward_histogram(*every)), "Rewards of all held-out completions."),
+        histogram,
         Picture(
             Markup(run_plots.prompt_means(*means)),
             "One dot per prompt; prompts with the same two means share a larger dot.",

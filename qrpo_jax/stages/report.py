@@ -13,6 +13,7 @@ from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
 from qrpo_jax.report import run_page
+from qrpo_jax.report.evaluation_pictures import evaluation_pictures
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import HeldOut, RunRecord
 from qrpo_jax.report.run_pictures import held_out_pictures, score_pictures, training_pictures
@@ -29,6 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     held_out = read_held_out(job)
 
     pictures = [
+        *evaluation_pictures(results),
         *held_out_pictures(held_out.rewards, results),
         *score_pictures(accounting.reward_spread(job)),
         *training_pictures(metrics, results, unit),

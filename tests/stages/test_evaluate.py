@@ -1,6 +1,7 @@
 """Stage evaluate: a curve over kept steps, several seeds, and the best step, from the rows that it leaves."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,77 @@ def test_steps_that_are_not_kept_are_refused_after_training(finished: tuple[Job,
     with pytest.raises(UserError, match=f"has step {steps + 5}; 0, 5, .* are kept") as error:
         pipeline.run(job(run.workdir, **changed))
     assert "config.evaluate.checkpoints" in str(error.value)
+
+
+def folder_job(finished: tuple[Job, dict[str, Any]], workdir: Path, **overrides: Any) -> Job:
+    """Evaluates the exported model as a folder, on the prompts of the run that made it."""
+    run, _ = finished
+    folder = str(run.folder("export") / "model")
+    keys = {name: SMALL[name] for name in SMALL if name.startswith(("prompts__", "evaluate__", "log__", "mesh__"))}
+    keys |= {"stages": ("evaluate", "report"), "model__path": folder, "reward__name": SMALL["reward__name"]}
+    keys |= {"evaluate__checkpoints": ("last",), "evaluate__seeds": (0,)}
+    return job(workdir, **keys | overrides)
+
+
+def test_a_model_folder_alone_has_the_figures_that_its_run_found(
+    finished: tuple[Job, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, of_run = finished
+    alone = folder_job(finished, tmp_path / "alone")
+    assert pipeline.run(alone)
+    results = json.loads((alone.workdir / "results.json").read_text())
+    step = of_run["best"]["step"]
+    folder = "policy" if step == of_run["curve"][-1]["step"] else f"step-{step}"
+    rows = {row.id: row for row in row_files.read(run.folder("evaluate") / folder)}
+    for row in row_files.read(alone.folder("evaluate") / "policy"):
+        assert [c.text for c in row.completions] == [c.text for c in rows[row.id].completions], row.id
+    mean = np.mean([np.mean([c.reward for c in row.completions]) for row in rows.values()])
+    assert results["policy"]["mean_reward"] == pytest.approx(mean)
+    assert "reference" not in results and "gain" not in results and results["achieved"] == {}
+    assert "evaluate, policy" in (alone.folder("report") / "report.html").read_text()
+
+
+def test_a_model_against_itself_has_no_kl_and_against_one_of_other_tokens_none_is_known(
+    finished: tuple[Job, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    same = folder_job(finished, tmp_path / "same", evaluate__against=str(run.folder("export") / "model"))
+    assert pipeline.run(same)
+    results = json.loads((same.workdir / "results.json").read_text())
+    for side, other in (("policy", "reference"), ("reference", "policy")):
+        assert all(results[side][f"kl_to_{other}_{name}"] == 0 for name in ("k1", "k3", "k3_per_token"))
+    assert 0.3 < results["policy"]["win_rate"] < 0.7, results["policy"]["win_rate"]
+    other = tmp_path / "other"
+    shutil.copytree(run.folder("export") / "model", other)
+    text = (other / "tokenizer.json").read_text()
+    assert '"a": 248' in text and '"b": 249' in text
+    swapped = text.replace('"a": 248', '"b": 248').replace('"b": 249', '"a": 249')
+    (other / "tokenizer.json").write_text(swapped)
+    assert pipeline.run(folder_job(finished, tmp_path / "differ", evaluate__against=str(other)))
+    assert "no KL between the two models, because their tokens differ" in capsys.readouterr().err
+    results = json.loads((tmp_path / "differ" / "results.json").read_text())
+    assert "win_rate" in results["policy"] and not [name for name in results["policy"] if name.startswith("kl_")]
+
+
+def test_another_model_to_compare_with_changes_the_settings(
+    finished: tuple[Job, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(run.folder("export") / "model", other)
+    before = pipeline.settings(folder_job(finished, tmp_path / "run", evaluate__against=str(other)), "evaluate")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"bos_token_id": None}))
+    after = pipeline.settings(folder_job(finished, tmp_path / "run", evaluate__against=str(other)), "evaluate")
+    assert [key for key in before if before[key] != after[key]] == ["evaluate.against config sha256"]
+
+
+def test_model_folders_that_cannot_be_compared_are_refused(
+    finished: tuple[Job, dict[str, Any]], tmp_path: Path
+) -> None:
+    refused(tmp_path, "evaluate.against is for model folders", evaluate__against="models/other")
+    keys = {"stages": ("evaluate",), "model__path": str(finished[0].folder("export") / "model")}
+    keys |= {"reward__name": SMALL["reward__name"]}
+    refused(tmp_path, r"models/other.*\(config.evaluate.against\)", evaluate__against="models/other", **keys)
+    refused(tmp_path, "all, and no stage 'train' keeps steps", evaluate__checkpoints=("all",), **keys)
+    refused(tmp_path, "no model to start from: set config.model.path", stages=("evaluate",))
