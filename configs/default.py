@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.seed = Whole(0, least=0)  # of all random numbers
     # In order: sft | sample | score | reference | train | evaluate | report | export. inspect looks at the prompts and
     # needs no weights. compare_transforms, benchmark and compile need no data and no weights. These four run alone, or
-    # anywhere before report.
+    # anywhere before report. chat talks in the terminal, with the settings of evaluate.
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
     config.model = Config()

@@ -78,6 +78,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": stage("report", needs=("evaluate",), sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),
+    "chat": stage("chat", sections=("model", "evaluate"), needs_data=False, repeats=True),
     "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "sandbox": stage("sandbox", sections=("reward",), needs_model=False, needs_data=False, repeats=True),
     "compile": stage(
@@ -94,5 +95,6 @@ STAGES: dict[str, Stage] = {
         sections=("model", "mesh", "pack", "log_probs", "sample", "lora", "train", "benchmark"),
         machine_keys=("train.log_every", "train.checkpoint_every"),
         needs_data=False,
+        needs_weights=lambda config: False,
     ),
 }
