@@ -252,6 +252,9 @@ def get_config() -> ConfigDict:
     # Steps from one set of parameters that is kept to the next, for evaluate.checkpoints; 0: the last ones alone. Each
     # takes as much room as the model.
     config.train.keep_every = Whole(0, least=0)
+    # Steps from one computation of loss and log-ratios of held-out rows to the next, for the metrics; 0: none.
+    config.train.evaluate_every = Whole(0, least=0)
+    config.train.held_out = Whole(64, least=1)  # with it: prompts of the training rows that are not trained on
     config.train.objective = Choice("qrpo", "dpo", "rebel", "simpo", "sft")
     # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
     config.train.beta = Number(0.1, above=0)

@@ -1,5 +1,6 @@
 """The training loop: batches through the step, with metrics, checkpoints and exact resumption."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,12 +27,13 @@ class Visitor(NamedTuple):
 
     Attributes:
       due: whether it does so after this step.
-      visit: called with the step and the parameters, which later steps replace.
+      visit: called with the step and the parameters, which later steps replace; returns figures for the step's line
+        of metrics.
       cause: of its time, in the time sheet.
     """
 
     due: Callable[[int], bool]
-    visit: Callable[[int, Parameters], None]
+    visit: Callable[[int, Parameters], dict[str, float]]
     cause: str
 
 
@@ -96,9 +98,10 @@ def fit(
             state, metrics = update(*inputs)
             logbook.record(number, batch, metrics)
         for visitor in (each for each in visitors if each.due(number)):
-            logbook.settle()  # so that no visitor sees parameters that are not finite
+            began = time.perf_counter()
             with times.spent(visitor.cause):
-                visitor.visit(number, state.parameters)
+                found = visitor.visit(number, state.parameters)
+            logbook.add(found, time.perf_counter() - began)
         stop = RUN.reached(number)
         last = number == steps or stop
         saved = last or checkpoints.due(number)
