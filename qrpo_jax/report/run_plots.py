@@ -52,11 +52,20 @@ def loss(steps: Sequence[float], losses: Sequence[float], *, name: str, title: s
     return render(name, title, draw)
 
 
-def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[float]) -> str:
-    """Mean log-ratio, in nats per completion, of high- and of low-reward completions by step."""
+def log_ratios(
+    steps: Sequence[float], high: Sequence[float], low: Sequence[float], predicted: tuple[float, float] | None = None
+) -> str:
+    """Mean log-ratio, in nats per completion, of high- and of low-reward completions by step.
+
+    Args:
+      predicted: those of the optimum, for high- and for low-reward completions; None where no optimum is known.
+    """
 
     def draw(axes: Axes) -> None:
         axes.axhline(0, color=INK, linewidth=0.8)
+        if predicted is not None:
+            for value, colour, side in zip(predicted, (HIGH, LOW), ("high", "low"), strict=True):
+                axes.axhline(value, color=colour, linewidth=1, linestyle=":", label=f"optimum, {side}")
         _curve(axes, steps, high, HIGH, label="high-reward completions")
         _curve(axes, steps, low, LOW, label="low-reward completions", linestyle="--")
         axes.set_ylabel("log π − log π_ref (nats)")

@@ -25,6 +25,7 @@ from qrpo_jax.job import manifest, pace
 from qrpo_jax.job.held_out import answers
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import forecast, run_page, run_plots
+from qrpo_jax.report.run_pictures import predicted_log_ratios
 from qrpo_jax.stages import STAGES, evaluate, report
 from tests.helpers import tiny
 
@@ -70,6 +71,7 @@ def metrics(calibrated: bool) -> list[dict[str, float]]:
         }
         if calibrated:
             line["calibrated_target"] = -0.27 + 0.02 * rng.normal()
+            line |= {"predicted_log_ratio_high": 0.875, "predicted_log_ratio_low": -3.125}
         lines.append({"step": step, **line})
     return lines
 
@@ -182,6 +184,13 @@ def test_a_curve_over_training_is_drawn_with_the_step_that_is_best(job: Job, pag
     label = 'aria-label="Held-out figures over training"'
     assert label in drawn and label not in page
     assert "Best on the selection half: step 35, with mean reward 0." in drawn
+
+
+def test_log_ratios_stand_beside_those_of_the_optimum_where_it_is_known(page: str, tmp_path: Path) -> None:
+    assert predicted_log_ratios(metrics(True)) == (0.875, -3.125) and predicted_log_ratios(metrics(False)) is None
+    dpo = page_of(make_job(tmp_path, objective="dpo"))
+    for label in ("optimum, high", "optimum, low"):
+        assert label in page and label not in dpo, label
 
 
 def test_a_policy_alone_has_a_page_without_a_reference(tmp_path: Path) -> None:
