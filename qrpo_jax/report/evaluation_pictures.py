@@ -19,13 +19,21 @@ def evaluation_pictures(results: dict[str, Any]) -> list[Picture]:
     curve, pictures = results.get("curve", []), []
     achieved = results.get("achieved")
     if achieved and achieved["reached"]["kl"] is not None:
-        name = results["settings"]["transform"]
-        line = frontier(name, results["optimum"]["beta"][1])
-        svg = evaluation_plots.asked_and_achieved(line, achieved, results["policy"], curve, name)
-        pictures.append(Picture(Markup(svg), f"{achieved['verdict'].capitalize()}."))
+        line = frontier(results["settings"]["transform"], results["optimum"]["beta"][1])
+        svg = evaluation_plots.asked_and_achieved(line, achieved, results["policy"], curve)
+        pictures.append(Picture(Markup(svg), sentence(achieved["verdict"])))
     if curve:
         pictures.append(Picture(Markup(evaluation_plots.held_out_curve(curve)), curve_caption(results)))
     return pictures
+
+
+def sentence(clause: str) -> str:
+    """A clause as a sentence.
+
+    >>> sentence("asked for KL 1")
+    'Asked for KL 1.'
+    """
+    return f"{clause[:1].upper()}{clause[1:]}."
 
 
 def frontier(name: str, beta: float) -> Frontier:

@@ -20,9 +20,7 @@ class Frontier(NamedTuple):
     quantile: np.ndarray
 
 
-def asked_and_achieved(
-    frontier: Frontier, achieved: Mapping[str, Any], policy: Mapping[str, Any], curve: Curve, transform: str
-) -> str:
+def asked_and_achieved(frontier: Frontier, achieved: Mapping[str, Any], policy: Mapping[str, Any], curve: Curve) -> str:
     """Mean quantile against KL: the optimum for each β, the one that was asked for, and the policy.
 
     Args:
@@ -33,7 +31,7 @@ def asked_and_achieved(
     asked, reached = achieved["asked"], achieved["reached"]
 
     def draw(axes: Axes) -> None:
-        axes.plot(frontier.kl, frontier.quantile, color=INK, linewidth=1.1, label=f"optimum of {transform} for any β")
+        axes.plot(frontier.kl, frontier.quantile, color=INK, linewidth=1.1, label="optimum, any β")
         axes.plot([0], [0.5], "s", color=REFERENCE, markersize=6, label="reference")
         axes.plot([asked["kl"]], [asked["quantile"]], "*", color=HIGH, markersize=12, label="asked for")
         steps = [point for point in curve if K1 in point]

@@ -44,7 +44,7 @@ def headline(results: dict[str, Any], rewards: dict[str, list[np.ndarray]]) -> l
     # The reference's completions have mean mid-rank quantile 1/2 by definition.
     half = {"mean_quantile": 0.5} if "reference" in results else {}
     figures = [half | results[side] for side in sides]
-    for name, label in (LABELS | pass_labels(results)).items():
+    for name, label in labels(results).items():
         if name == "share_full_reward" and ("pass_rate" in results["policy"] or not in_unit_interval(rewards)):
             continue  # said by the pass rate; and 1 is no special value of an unbounded reward
         if any(name in of_side for of_side in figures):
@@ -58,10 +58,14 @@ def headline(results: dict[str, Any], rewards: dict[str, list[np.ndarray]]) -> l
     return table
 
 
-def pass_labels(results: dict[str, Any]) -> dict[str, str]:
-    """Labels of pass@k for the k above 1 that there are."""
+def labels(results: dict[str, Any]) -> dict[str, str]:
+    """LABELS, and behind the pass rate those of pass@k for the k above 1 that there are."""
     names = [name for name in results["policy"] if name.startswith("pass_at_") and name != "pass_at_1"]
-    return {name: f"Pass@{name.rpartition('_')[2]}" for name in names}
+    at_k = {name: f"Pass@{name.rpartition('_')[2]}" for name in names}
+    found: dict[str, str] = {}
+    for name, label in LABELS.items():
+        found |= {name: label} | (at_k if name == "pass_rate" else {})
+    return found
 
 
 def cell(figures: dict[str, Any], name: str) -> str:

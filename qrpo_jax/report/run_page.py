@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.report import compile_page, run_plots, speed
+from qrpo_jax.report.evaluation_pictures import sentence
 from qrpo_jax.report.headline import headline, sides_of
 from qrpo_jax.report.page import number, render
 from qrpo_jax.report.run_pictures import Picture
@@ -146,6 +147,7 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
         headline=headline(results, held_out.rewards),
         intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in sides})),
         optimum=optimum_table(results),
+        achieved=sentence(results["achieved"]["verdict"]) if results.get("achieved") else "",
         plots=pictures,
         examples=examples(held_out),
         verdict_names=list(dict.fromkeys(name for one in record.verdicts for name in one.completions)),

@@ -162,7 +162,8 @@ def test_the_headline_figures_are_those_of_results_json(job: Job, page: str) -> 
 def test_the_page_has_the_verdict_on_what_was_asked_for_and_figures_with_their_intervals(job: Job, page: str) -> None:
     results = json.loads((job.workdir / "evaluate" / "results.json").read_text())
     assert results["achieved"]["verdict"].startswith("asked for quantile")
-    assert page.count(results["achieved"]["verdict"].capitalize()) == 2  # below the table, and below the plot
+    assert page.count(f"A{results['achieved']['verdict'][1:]}.") == 2  # below the table, and below the plot
+    assert "at KL" in results["achieved"]["verdict"]
     assert 'aria-label="Asked for and achieved"' in page
     low, high = results["policy"]["intervals"]["win_rate"]
     assert f"{results['policy']['win_rate']:.1%} ({low:.1%} to {high:.1%})" in page
