@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.seed = Whole(0, least=0)  # of all random numbers
     # In order: sft | sample | score | reference | train | evaluate | report | export. inspect looks at the prompts and
     # needs no weights. compare_transforms, benchmark and compile need no data and no weights. These four run alone, or
-    # anywhere before report.
+    # anywhere before report. chat talks in the terminal, with the settings of evaluate.
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
     config.model = Config()
@@ -251,6 +251,12 @@ def get_config() -> ConfigDict:
     # prompts: each epoch shuffles prompts, and completions of one prompt are in one batch, where they share it. That
     # makes a step cheaper, and the samples of a batch less independent. units: shuffles completions (or pairs) alone.
     config.train.shuffle = Choice("prompts", "units")
+    # Steps from one set of parameters that is kept to the next, for evaluate.checkpoints; 0: the last ones alone. Each
+    # takes as much room as the model.
+    config.train.keep_every = Whole(0, least=0)
+    # Steps from one computation of loss and log-ratios of held-out rows to the next, for the metrics; 0: none.
+    config.train.evaluate_every = Whole(0, least=0)
+    config.train.held_out = Whole(64, least=1)  # with it: prompts of the training rows that are not trained on
     config.train.objective = Choice("qrpo", "dpo", "rebel", "simpo", "sft")
     # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
     config.train.beta = Number(0.1, above=0)
@@ -278,11 +284,20 @@ def get_config() -> ConfigDict:
     config.evaluate.min_p = Number(0.0, least=0, most=1)  # as in sample
     config.evaluate.stop = Several((), of=Text(empty=False))  # as in sample
     config.evaluate.slots = Whole(0, least=0)  # as in sample
+    # Each draws evaluate.completions anew; figures are of all together, and headlines of each.
+    config.evaluate.seeds = Several((0,), of=Whole(0, least=0), distinct=True)
+    # Policies to evaluate: last; or for a curve over training all that train.keep_every keeps, or a list of steps, of
+    # which 0 is the reference. The best one is chosen on one half of the prompts and reported on the other.
+    config.evaluate.checkpoints = Several(("last",), of=Either(Choice("last", "all"), Whole(0, least=0)), distinct=True)
+    # Without stage train: another model, as in model.path, that the one of model.path is compared with; "": none.
+    config.evaluate.against = Text("")
 
     config.report = Config()
     config.report.examples = Whole(6, least=0)  # prompts shown with completions
 
     config.export = Config()
+    # The last policy, the best one that stage evaluate found with evaluate.checkpoints, or that of a step that is kept.
+    config.export.checkpoint = Either(Choice("last", "best"), Whole(0, least=1))
     config.export.dtype = Choice("float32", "bfloat16")  # of the written tensors
     # LoRA: merged into the base, or adapters for the model in model.path.
     config.export.adapter = Choice("merged", "peft")

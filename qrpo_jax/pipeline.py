@@ -19,7 +19,8 @@ from qrpo_jax.job import fork, integrity, judge, manifest, memory, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
-from qrpo_jax.job.model_folders import setting
+from qrpo_jax.job.model_folders import ModelFolder, commit_setting
+from qrpo_jax.job.policies import AGAINST, job_against
 from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.source_check import brings_rows
@@ -174,13 +175,18 @@ def settings(job: Job, name: str) -> dict[str, Any]:
         flat["judge.prompt sha256"] = judge.template_digest(config)
     for section in ("model", "reward"):
         if section in sections and config[section].path:
-            found = job.model_folder if section == "model" else job.reward_folder
-            flat[f"{section}.path config sha256"] = sha256(found.folder / "config.json")
-            if found.commit:  # stands for all files
-                flat[setting(section)] = found.commit
-            else:
-                flat[f"{section}.path weight bytes"] = sum(path.stat().st_size for path in weight_files(found.folder))
+            flat |= identity_of(f"{section}.path", job.model_folder if section == "model" else job.reward_folder)
+    if "evaluate" in sections and (other := job_against(job)) is not None:
+        flat |= identity_of(AGAINST, other.model_folder)
     return flat
+
+
+def identity_of(key: str, found: ModelFolder) -> dict[str, Any]:
+    """What tells the model of a config key from others in the same folder."""
+    identity: dict[str, Any] = {f"{key} config sha256": sha256(found.folder / "config.json")}
+    if found.commit:  # stands for all files
+        return identity | {commit_setting(key): found.commit}
+    return identity | {f"{key} weight bytes": sum(path.stat().st_size for path in weight_files(found.folder))}
 
 
 def complete(job: Job, name: str) -> bool:

@@ -1,65 +1,71 @@
-"""Held-out figures of the reference and the policy, and of the gain from one to the other."""
+"""Held-out figures of the reference and the policy, and of the gain from one to the other, as results.json has them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from qrpo_jax.evaluation.answers import Answers
+from qrpo_jax.evaluation.halves import HALVES, half_of
 from qrpo_jax.evaluation.intervals import mean_with_interval
-from qrpo_jax.evaluation.ranks import mid_rank_quantile
+from qrpo_jax.evaluation.side_figures import Figures, figures_against, kl_figures, own_figures, prompt_means
 
-SIDES = ("reference", "policy")
-
-
-class Answers(NamedTuple):
-    """The S completions with which one side answers one prompt.
-
-    Attributes:
-      reward_S: [S].
-      length_S: [S] tokens.
-      finished_S: [S] bool; false for completions cut by the length limit.
-    """
-
-    reward_S: np.ndarray
-    length_S: np.ndarray
-    finished_S: np.ndarray
+SIDES = REFERENCE, POLICY = "reference", "policy"
 
 
-def compare(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
-    """Held-out figures of both sides, and of their difference prompt by prompt.
+def compare(answers: Mapping[str, Sequence[Answers]], *, tests: bool = False) -> dict[str, Any]:
+    """Held-out figures of both sides, and of their difference prompt by prompt; or of the policy alone.
 
     Args:
-      answers: for each of SIDES one `Answers` per prompt; both sides have the same prompts in the same order.
+      answers: for each of SIDES, or for "policy" alone, one `Answers` per prompt; both sides have the same prompts in
+        the same order.
+      tests: rewards are shares of tests.
 
     Returns:
-      For each side mean_reward, ci95 (95 % interval over prompts), prompts, completions, mean_tokens, share_finished
-      and share_full_reward (a reward of 1 or more); for the policy also mean_quantile, the mean mid-rank quantile
-      among the reference's completions of the same prompt; and gain, with mean_reward and ci95.
+      For each side the figures of `own_figures` and `kl_figures`, for the policy also those of `figures_against`; with
+      ci95, the interval of mean_reward, intervals, that of each figure by name, prompts, completions, and
+      stored_prompts, those with stored references; and gain, with mean_reward and ci95, if there are two sides.
     """
-    results: dict[str, Any] = {side: side_figures(answers[side]) for side in SIDES}
-    gain, ci95 = mean_with_interval(prompt_means(answers["policy"]) - prompt_means(answers["reference"]))
-    results["gain"] = {"mean_reward": gain, "ci95": ci95}
-    pairs = zip(answers["reference"], answers["policy"], strict=True)
-    quantiles = [mid_rank_quantile(policy.reward_S, reference.reward_S).mean() for reference, policy in pairs]
-    results["policy"]["mean_quantile"] = float(np.mean(quantiles))
+    results: dict[str, Any] = {}
+    for side, other in (SIDES, SIDES[::-1]):
+        if side in answers:
+            figures = own_figures(answers[side], tests=tests) | kl_figures(answers[side], other)
+            if side == POLICY and other in answers:
+                figures |= figures_against(answers[side], answers[other])
+            results[side] = written(figures) | sizes(answers[side])
+    if len(results) == len(SIDES):
+        difference_P = prompt_means(answers[POLICY]) - prompt_means(answers[REFERENCE])
+        gain, ci95 = mean_with_interval(difference_P)
+        results["gain"] = {"mean_reward": gain, "ci95": ci95}
     return results
 
 
-def side_figures(answers: Sequence[Answers]) -> dict[str, Any]:
-    """Figures of one side alone, see `compare`."""
-    mean, ci95 = mean_with_interval(prompt_means(answers))
-    reward_C, length_C, finished_C = map(np.concatenate, zip(*answers, strict=True))
-    return {
-        "mean_reward": mean,
-        "ci95": ci95,
-        "prompts": len(answers),
-        "completions": len(reward_C),
-        "mean_tokens": float(np.mean(length_C)),
-        "share_finished": float(np.mean(finished_C)),
-        "share_full_reward": float(np.mean(reward_C >= 1.0)),
-    }
+def compare_halves(
+    ids: Sequence[str], answers: Mapping[str, Sequence[Answers]], *, tests: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The figures of `compare` on each half of the prompts; those of a half without prompts are empty.
+
+    Args:
+      ids: of the rows of the prompts.
+      answers, tests: as in `compare`.
+    """
+    found = {}
+    for half in HALVES:
+        chosen = [index for index, row_id in enumerate(ids) if half_of(row_id) == half]
+        of_half = {side: [of_side[index] for index in chosen] for side, of_side in answers.items()}
+        found[half] = compare(of_half, tests=tests) if chosen else {}
+    return found
 
 
-def prompt_means(answers: Sequence[Answers]) -> np.ndarray:
-    """Mean reward of each prompt, [P]."""
-    return np.asarray([a.reward_S.mean() for a in answers])
+def written(figures: Figures) -> dict[str, Any]:
+    """A table of figures as results.json has it."""
+    intervals = {name: interval for name, (_, interval) in figures.items()}
+    plain = {name: figure for name, (figure, _) in figures.items()}
+    return plain | {"ci95": intervals["mean_reward"], "intervals": intervals}
+
+
+def sizes(answers: Sequence[Answers]) -> dict[str, int]:
+    """How many prompts and completions figures are of."""
+    stored = sum(len(a.stored_N) > 0 for a in answers)
+    completions = int(np.sum([len(a.reward_S) for a in answers]))
+    return {"prompts": len(answers), "completions": completions} | ({"stored_prompts": stored} if stored else {})

@@ -1,32 +1,40 @@
 """Estimators of KL(p ‖ q) from samples of p (John Schulman, "Approximating KL Divergence", 2020).
 
-For a sample x of p let r = log q(x) − log p(x). Both estimators have mean KL(p ‖ q) if q covers p.
+For a sample x of p let r = log q(x) − log p(x). The means of both terms are KL(p ‖ q) if q covers p. A completion is a
+sequence of tokens, so there are two ways to k3: of r of the whole completion, and of r of each token given those before
+it, summed over the completion. The sums have the same mean, and vary much less where completions are long.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 
-def k1(log_ratio_C: np.ndarray) -> float:
-    """KL in nats as the mean of −r; unbiased, of high variance, may be negative.
+class LogRatios(NamedTuple):
+    """What completions of one side say about its KL to the other side.
 
-    Args:
-      log_ratio_C: [C] r = log q − log p of samples of p; values that are not finite are left out.
-
-    >>> k1(np.array([-0.5, 0.25, np.nan]))
-    0.125
+    Attributes:
+      log_ratio_C: [C] r = log q − log p of each completion, in nats; NaN where it is not known.
+      token_k3_C: [C] k3 of each token, summed over the completion, in nats.
     """
-    log_ratio_C = log_ratio_C[np.isfinite(log_ratio_C)]
-    return float(np.mean(-log_ratio_C))
+
+    log_ratio_C: np.ndarray
+    token_k3_C: np.ndarray
 
 
-def k3(log_ratio_C: np.ndarray) -> float:
-    """KL in nats as the mean of e^r − 1 − r; unbiased and never negative, because each term is at least 0.
+def k1(log_ratio_C: np.ndarray) -> np.ndarray:
+    """−r of each sample, in nats; of high variance, may be negative.
 
-    Args:
-      log_ratio_C: [C] r = log q − log p of samples of p; values that are not finite are left out.
-
-    >>> round(k3(np.array([-0.5, 0.25, np.nan])), 6)
-    0.070278
+    >>> k1(np.array([-0.5, 0.25])).tolist()
+    [0.5, -0.25]
     """
-    log_ratio_C = log_ratio_C[np.isfinite(log_ratio_C)]
-    return float(np.mean(np.expm1(log_ratio_C) - log_ratio_C))
+    return -log_ratio_C
+
+
+def k3(log_ratio_C: np.ndarray) -> np.ndarray:
+    """e^r − 1 − r of each sample, in nats; never negative.
+
+    >>> k3(np.array([-0.5, 0.0])).round(4).tolist()
+    [0.1065, 0.0]
+    """
+    return np.expm1(log_ratio_C) - log_ratio_C

@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from qrpo_jax.data import row_files
-from qrpo_jax.data.rows import Row
-from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.evaluation.histogram import Spread
 from qrpo_jax.job import summary, verdicts
 from qrpo_jax.job.job import Job
@@ -36,13 +33,6 @@ PREVENTS = {
     "cpu": "use more CPU time than its limit",
     "repeatable": "see addresses in memory that differ from run to run",
 }
-
-
-def held_out(job: Job) -> dict[str, Iterator[Row]]:
-    """Evaluated rows of both sides in the same order, without the prompts that lost all completions on one side."""
-    folder = job.folder("evaluate")
-    shared = set.intersection(*({row.id for row in row_files.read(folder / side)} for side in SIDES))
-    return {side: (row for row in row_files.read(folder / side) if row.id in shared) for side in SIDES}
 
 
 def stage_counts(job: Job) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -103,7 +93,9 @@ def _row_folders(job: Job) -> Iterator[tuple[str, Path, dict[str, int]]]:
         if manifest is None or "row_flow" not in manifest:
             continue
         if stage == "evaluate":
-            yield from ((f"{stage}, {side}", job.folder(stage) / side, manifest["row_flow"][side]) for side in SIDES)
+            yield from (
+                (f"{stage}, {side}", job.folder(stage) / side, flow) for side, flow in manifest["row_flow"].items()
+            )
         else:
             yield stage, job.folder(stage), manifest["row_flow"]
 

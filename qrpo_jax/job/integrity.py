@@ -22,7 +22,7 @@ from qrpo_jax.job.manifest import MANIFEST
 
 # Arrays, which have their own checksums, and what no later stage reads. Tokens are removed before the listing, but some
 # network file systems keep a removed file under another name for as long as it is open.
-UNLISTED = ("checkpoints", "parameters", "tensorboard", "wandb", "profile", "time.json", "tokens")
+UNLISTED = ("checkpoints", "parameters", "kept", "tensorboard", "wandb", "profile", "time.json", "tokens")
 FILES = "files"  # the manifest's entry
 
 Listing = dict[str, list[Any]]  # path, relative to the stage's folder: [bytes, sha256]

@@ -35,7 +35,7 @@ from qrpo_jax.model.decoder import DecoderSettings, Parameters
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.rewards.models import RewardModel, open_reward_model
 from qrpo_jax.rewards.parts import SUM, reward_names
-from qrpo_jax.training.saved_parameters import load_parameters
+from qrpo_jax.training.saved_parameters import kept_folder, load_parameters
 from qrpo_jax.training.state import forward_layout, parameter_layout, stored_for_forward
 from qrpo_jax.training.step import LogProbSettings
 
@@ -254,12 +254,18 @@ class Job:
         shapes = decoder.abstract_parameters(settings, adapted)
         return parameter_shardings(mesh, decoder.logical_axes(settings, adapted), shapes)
 
-    def trained_parameters(self, stage: str, mesh: Mesh) -> Parameters:
-        """The parameters that a finished stage saved; for `train` with LoRA, the adapters alone."""
+    def trained_parameters(self, stage: str, mesh: Mesh, step: int | None = None) -> Parameters:
+        """The parameters that a finished stage saved; for `train` with LoRA, the adapters alone.
+
+        Args:
+          step: of stage `train`, one that is kept; None for the last.
+        """
         adapted = self.shape.lora if stage == "train" else None
         dtype = FLOATS[self.config.model.parameter_dtype] if adapted is None else jnp.float32
         layout = parameter_layout(mesh, self.shape.settings, dtype, adapted)
         folder = self.folder(stage)
+        if step is not None:
+            return load_parameters(kept_folder(folder, step), layout)
         try:
             return load_parameters(folder / "parameters", layout)
         except DamagedError as error:
@@ -270,26 +276,27 @@ class Job:
         """Parameters of the reference policy: the result of SFT, or the imported model."""
         return self.trained_parameters("sft", mesh) if "sft" in self.config.stages else self.fresh_parameters(mesh)
 
-    def policy_parameters(self, mesh: Mesh, reference: Parameters) -> Parameters:
-        """Parameters of `trained_graph` after stage `train`; with LoRA their base is `reference` itself, not a copy."""
-        trained = self.trained_parameters("train", mesh)
-        return trained if self.shape.lora is None else lora.join(reference, trained)
-
-    def unit_parameters(self, *sides: str) -> tuple[Parameters, ...]:
-        """Parameters on the unit mesh, as forward passes use them.
+    def policy_parameters(self, mesh: Mesh, reference: Parameters, step: int | None = None) -> Parameters:
+        """Parameters of `trained_graph` after stage `train`; with LoRA their base is `reference` itself, not a copy.
 
         Args:
-          sides: "reference", and perhaps "policy" after it.
+          step: one that is kept; None for the last.
         """
-        mesh, dtype = self.unit_mesh, FLOATS[self.config.model.compute_dtype]
-        reference = stored_for_forward(self.reference_parameters(mesh), dtype)
-        if sides == ("reference",):
-            return (reference,)
-        assert sides == ("reference", "policy"), sides
-        return reference, stored_for_forward(self.policy_parameters(mesh, reference), dtype)
+        trained = self.trained_parameters("train", mesh, step)
+        return trained if self.shape.lora is None else lora.join(reference, trained)
+
+    def unit_reference(self) -> Parameters:
+        """Those of `reference_parameters` on the unit mesh, as forward passes use them."""
+        parameters = self.reference_parameters(self.unit_mesh)
+        return stored_for_forward(parameters, FLOATS[self.config.model.compute_dtype])
+
+    def unit_policy(self, reference: Parameters, step: int | None = None) -> Parameters:
+        """Those of `policy_parameters` on the unit mesh, as forward passes use them; `reference` is so already."""
+        parameters = self.policy_parameters(self.unit_mesh, reference, step)
+        return stored_for_forward(parameters, FLOATS[self.config.model.compute_dtype])
 
     def unit_layout(self, mesh: Mesh) -> Parameters:
-        """Shapes, types and shardings of `unit_parameters`, those of one side."""
+        """Shapes, types and shardings of `unit_reference`."""
         layout = parameter_layout(mesh, self.shape.settings, FLOATS[self.config.model.parameter_dtype])
         return forward_layout(layout, FLOATS[self.config.model.compute_dtype])
 

@@ -1,12 +1,14 @@
 """Log-probabilities of the completions of rows, packed and computed exactly as in training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
+from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.corpus import tokenize
 from qrpo_jax.data.examples import select
 from qrpo_jax.data.loader import assemble
@@ -56,23 +58,41 @@ def make_log_probs(job: Job, side: str = "reference", temperature: float | None 
       A function from parameters and rows to one array [S] a row and counts. Completions that are too long are dropped:
       their value is NaN. Tokens are counted with a prompt once for each of its completions.
     """
-    pack, text, mesh = job.config.pack, job.text, job.unit_mesh
-    view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
     jitted = jitted_log_probs(job, side, temperature)
 
     def log_probs(parameters: Parameters, data: list[Row]) -> tuple[list[np.ndarray], Counts]:
-        examples = select(tokenize(data, text, vocab_size=job.shape.settings.vocab_size), view, transform=None)
-        values_K = np.full(len(examples.corpus.lengths_K), np.nan)
-        if len(examples.sizes_U):
-            plan = plan_log_probs(job, mesh, examples.packing_units())
-            rows = own_rows(mesh, plan.rows)
-            for index in range(plan.steps):
-                batch = place_rows(assemble(examples, plan, index, rows), mesh)
-                with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
-                    values_BxS, example_BxS = fetch((jitted(parameters, batch), batch.example_BxS))
-                present = example_BxS >= 0
-                values_K[examples.entries_C[example_BxS[present]]] = values_BxS[present]
-        tokens = int(examples.prompt_lengths_C.sum(dtype=np.int64) + examples.completions_C.length.sum(dtype=np.int64))
-        return np.split(values_K, examples.corpus.first_R1[1:-1]), examples.counts | {"tokens": tokens}
+        (values,), counts = over_completions(job, data, 1, lambda batch: (jitted(parameters, batch),))
+        return values, counts
 
     return log_probs
+
+
+def over_completions(
+    job: Job, data: list[Row], numbers: int, compute: Callable[[Batch], Sequence[Array]]
+) -> tuple[list[list[np.ndarray]], Counts]:
+    """Numbers of the completions of rows, which are packed as in training.
+
+    Args:
+      numbers: how many there are of each completion.
+      compute: from a batch on the job's `unit_mesh` to the numbers of its completions, [B, S] each.
+
+    Returns:
+      For each of these numbers one array [S] a row, NaN for completions that are too long, and counts.
+    """
+    pack, mesh = job.config.pack, job.unit_mesh
+    view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
+    examples = select(tokenize(data, job.text, vocab_size=job.shape.settings.vocab_size), view, transform=None)
+    values = [np.full(len(examples.corpus.lengths_K), np.nan) for _ in range(numbers)]
+    if len(examples.sizes_U):
+        plan = plan_log_probs(job, mesh, examples.packing_units())
+        rows = own_rows(mesh, plan.rows)
+        for index in range(plan.steps):
+            batch = place_rows(assemble(examples, plan, index, rows), mesh)
+            with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
+                *found, example_BxS = fetch((*compute(batch), batch.example_BxS))
+            present = example_BxS >= 0
+            for values_K, values_BxS in zip(values, found, strict=True):
+                values_K[examples.entries_C[example_BxS[present]]] = values_BxS[present]
+    tokens = int(examples.prompt_lengths_C.sum(dtype=np.int64) + examples.completions_C.length.sum(dtype=np.int64))
+    by_row = [np.split(values_K, examples.corpus.first_R1[1:-1]) for values_K in values]
+    return by_row, examples.counts | {"tokens": tokens}

@@ -35,9 +35,9 @@ class ModelFolder(NamedTuple):
     note: str = ""
 
 
-def setting(section: str) -> str:
-    """The name of a commit among the settings of a stage."""
-    return f"{section}.path commit"
+def commit_setting(key: str) -> str:
+    """The name of the commit of a config key's model among the settings of a stage."""
+    return f"{key} commit"
 
 
 def find(section: str, text: str, runs: Sequence[Path], *, weights: bool) -> ModelFolder:
@@ -68,8 +68,8 @@ def commit_of(section: str, text: str, runs: tuple[Path, ...]) -> str:
     key = f"{section}.path"
     for path in (path for run in runs if run.is_dir() for path in sorted(run.glob(f"*/{SETTINGS}"))):
         settings = read_record(path)
-        if settings.get(key) == text and setting(section) in settings:
-            return settings[setting(section)]
+        if settings.get(key) == text and commit_setting(key) in settings:
+            return settings[commit_setting(key)]
     model = hub.read_id(text)
     assert model is not None, "callers look for others in the file system"
     return hub.resolve(model)

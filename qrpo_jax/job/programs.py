@@ -18,7 +18,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.memory import WIDTH, cache_bytes, kept_bytes, slots_at_once
 from qrpo_jax.job.trainer import configured_optimizer
-from qrpo_jax.job.training_options import calibrated_target, chosen_objective, configured_objective
+from qrpo_jax.job.training_options import chosen_objective, configured_objective, prediction
 from qrpo_jax.model import flops
 from qrpo_jax.model.flops import Flops, causal_pairs
 from qrpo_jax.model.layout import Layout
@@ -63,7 +63,7 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
         optimizer,
         log_prob_settings=settings,
         microbatches=config.microbatches or 1,
-        calibrated_target=calibrated_target(job) if chosen_objective(job).ranked else None,
+        predict=prediction(job) if chosen_objective(job).ranked else None,
         reference_graph=shape.graph if on_the_fly else None,
     )
     base = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])

@@ -35,8 +35,7 @@ class Stage(NamedTuple):
       needs_model: it uses the policy. A job whose stages do not need a model opens none.
       repeats: it only looks, and no stage reads what it writes. It runs each time that it is named, with whatever
         settings; those of other stages do not know of it.
-      needs_data: it uses prompts, and parameters that were imported or trained. A job without such a stage needs only
-        the shape of a model.
+      needs_data: it uses prompts, and a model that they fit. A job without such a stage has no prompts to check.
       needs_weights: whether it loads parameters of the policy, or trains them, with this config; else shape and
         tokenizer do.
     """
@@ -61,7 +60,7 @@ Stages = Mapping[str, Stage]
 def needs_weights(config: Any, stages: Stages) -> bool:
     """Whether one of `config.stages` loads parameters of the policy."""
     chosen = [stages[name] for name in config.stages]
-    return any(stage.needs_model and stage.needs_data and stage.needs_weights(config) for stage in chosen)
+    return any(stage.needs_model and stage.needs_weights(config) for stage in chosen)
 
 
 def check_order(names: Sequence[str], stages: Stages, brings_rows: bool = False) -> None:

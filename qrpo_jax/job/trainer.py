@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax import Array
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
@@ -20,12 +19,14 @@ from qrpo_jax.devices.peaks import peak_bytes
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.faults import interruption
+from qrpo_jax.job.held_out_loss import held_out_visitor
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.kept_steps import kept_steps
 from qrpo_jax.job.packing import make_plan
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints
-from qrpo_jax.training.fit import Step, fit
+from qrpo_jax.training.fit import Step, Visitor, fit
 from qrpo_jax.training.host_skew import HostSkew
 from qrpo_jax.training.local_checkpoints import LocalCheckpoints
 from qrpo_jax.training.logbook import Logbook
@@ -33,9 +34,9 @@ from qrpo_jax.training.metrics import MACHINE, METRICS, MetricsWriter, read_metr
 from qrpo_jax.training.objectives import LossFunction
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.profile import parse_profile
-from qrpo_jax.training.saved_parameters import save_parameters
+from qrpo_jax.training.saved_parameters import kept_folder, save_parameters
 from qrpo_jax.training.state import Trainable, parameter_layout
-from qrpo_jax.training.step import LogProbSettings, make_step
+from qrpo_jax.training.step import BatchLoss, LogProbSettings, Prediction, make_step
 from qrpo_jax.training.step_watch import StepWatch
 from qrpo_jax.training.time_sheet import TimeSheet
 
@@ -50,7 +51,8 @@ class Training(NamedTuple):
       start: returns the parameters before the first update; with `frozen`, the adapters.
       frozen: with LoRA the base of the adapters, which is the reference policy; None if all parameters are trained.
       reference_on_the_fly: compute log π_ref from `frozen` with every batch.
-      calibrated_target: f(R_q) − β log Z of each completion [B, S], for the metrics of QRPO.
+      predict: what QRPO asks of a batch, for its metrics.
+      held_out: completions that are not trained on, whose loss is computed every so many steps; None without any.
       on_first: called with the first batch, on the mesh, and its metrics, unless the run resumes.
     """
 
@@ -60,8 +62,9 @@ class Training(NamedTuple):
     start: Callable[[], Parameters]
     frozen: Parameters | None = None
     reference_on_the_fly: bool = False
-    calibrated_target: Callable[[Batch], Array] | None = None
+    predict: Callable[[Batch], Prediction] | None = None
     on_first: Callable[[Batch, dict[str, float]], None] | None = None
+    held_out: Examples | None = None
 
 
 def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
             times=times,
             profile=parse_profile(job.config.log.profile if is_first() else "", folder),
             frozen=training.frozen,
+            visitors=visitors(job, stage, training, plan.steps),
         )
     save_parameters(folder / "parameters", parameters)
     return {
@@ -107,6 +111,31 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
         "separate_tokens": plan.separate_tokens,
         "last": last_metrics(folder),
     }
+
+
+def visitors(job: Job, stage: str, training: Training, steps: int) -> list[Visitor]:
+    """What looks at the parameters while a stage trains: `train` keeps those of some steps, and has held-out rows."""
+    kept, found = kept_steps(job.config, steps) if stage == "train" else [], []
+
+    def keep(step: int, parameters: Parameters) -> dict[str, float]:
+        save_parameters(kept_folder(job.folder(stage), step), parameters)
+        return {}
+
+    if training.held_out is not None and len(training.held_out.sizes_U):
+        every, loss = job.config[stage].evaluate_every, batch_loss(job, training, job.log_prob_settings(job.mesh))
+        found.append(held_out_visitor(job, training.held_out, loss, training.frozen, every, steps))
+    return [*found, Visitor(kept.__contains__, keep, "save")] if kept else found
+
+
+def batch_loss(job: Job, training: Training, settings: LogProbSettings) -> BatchLoss:
+    """How the loss of a batch is computed.
+
+    Args:
+      settings: of log-probs, with or without a backward pass.
+    """
+    graph = job.shape.graph if training.frozen is None else job.shape.trained_graph
+    reference = job.shape.graph if training.reference_on_the_fly else None
+    return BatchLoss(graph, training.objective, settings, training.predict, reference)
 
 
 def memory_keys(stage: str) -> dict[str, str]:
@@ -127,7 +156,7 @@ def policy_step(job: Job, training: Training, optimizer: optax.GradientTransform
         optimizer,
         log_prob_settings=training.log_prob_settings,
         microbatches=microbatches,
-        calibrated_target=training.calibrated_target,
+        predict=training.predict,
         reference_graph=job.shape.graph if training.reference_on_the_fly else None,
     )
 

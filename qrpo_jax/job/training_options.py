@@ -17,6 +17,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.source_check import sampled_completions
 from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
+from qrpo_jax.training.step import Prediction
 
 # Config keys of the arguments that errors of objectives and transforms are about.
 KEYS = {
@@ -78,6 +79,17 @@ def calibrated_target(job: Job) -> Callable[[Batch], Array]:
         return losses.calibrated_target(c.quantile, beta, transforms.scale_by(transform, c.reward_scale), log_z=c.log_z)
 
     return target
+
+
+def prediction(job: Job) -> Callable[[Batch], Prediction]:
+    """The calibrated targets of a batch, and the log-ratios at which the loss of QRPO is 0."""
+    target = calibrated_target(job)
+
+    def predict(batch: Batch) -> Prediction:
+        target_BxS, beta = target(batch), make_length(job).beta(job.config.train.beta, batch.completions_BxS.length)
+        return Prediction(target_BxS, target_BxS / beta)
+
+    return predict
 
 
 def check_training(job: Job) -> None:

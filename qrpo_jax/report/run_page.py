@@ -8,8 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.report import compile_page, run_plots, speed
+from qrpo_jax.report.evaluation_pictures import sentence
+from qrpo_jax.report.headline import headline, sides_of
 from qrpo_jax.report.page import number, render
 from qrpo_jax.report.run_pictures import Picture
 from qrpo_jax.training.host_skew import Summary
@@ -17,12 +18,6 @@ from qrpo_jax.training.time_sheet import Goodput
 
 TEMPLATE = "report.html"
 SHOWN_COMPLETIONS = 4  # of each side, in an example
-HEADLINE = {
-    "mean_quantile": "Mean quantile among reference completions",
-    "mean_tokens": "Mean tokens per completion",
-    "share_finished": "Finished within the length limit",
-    "share_full_reward": "With full reward (1)",
-}
 
 
 class HeldOut(NamedTuple):
@@ -140,15 +135,19 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
       pictures: plots with their captions.
       record: everything else that the page lists.
     """
-    rewards = [number(results[side]["mean_reward"]) for side in SIDES]
+    sides = sides_of(results)
+    rewards = [number(results[side]["mean_reward"]) for side in sides]
+    what = f"{results['settings']['objective'].upper()} run" if "objective" in results["settings"] else "Evaluation"
     return render(
         TEMPLATE,
-        title=f"{results['settings']['objective'].upper()} run: held-out reward {' → '.join(rewards)}",
+        title=f"{what}: held-out reward {' → '.join(rewards)}",
         results=results,
+        sides=sides,
         verdict=verdict(results),
         headline=headline(results, held_out.rewards),
-        intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in SIDES})),
+        intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in sides})),
         optimum=optimum_table(results),
+        achieved=sentence(results["achieved"]["verdict"]) if results.get("achieved") else "",
         plots=pictures,
         examples=examples(held_out),
         verdict_names=list(dict.fromkeys(name for one in record.verdicts for name in one.completions)),
@@ -162,7 +161,16 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
 
 def verdict(results: dict[str, Any]) -> str:
     """The result in a few sentences."""
-    reference, policy, gain = results["reference"], results["policy"], results["gain"]
+    policy = results["policy"]
+    sample = (
+        f"On {policy['prompts']} held-out prompts, with {policy['completions'] / policy['prompts']:g} completions each "
+        f"at temperature {results['settings']['temperature']:g}, the mean reward is"
+    )
+    if "reference" not in results:
+        low, high = (number(end) for end in policy["ci95"])
+        return f"{sample} {number(policy['mean_reward'])} (95 % interval {low} to {high})."
+    reference, gain = results["reference"], results["gain"]
+    policy_name = "trained policy" if "objective" in results["settings"] else "policy"
     low, high = gain["ci95"]
     if not (math.isfinite(low) and math.isfinite(high)):
         conclusion = "There are too few prompts for an interval."
@@ -173,45 +181,12 @@ def verdict(results: dict[str, Any]) -> str:
     else:
         conclusion = "The interval contains zero: these prompts show no clear difference between policy and reference."
     return (
-        f"On {policy['prompts']} held-out prompts, with {policy['completions'] / policy['prompts']:g} completions each "
-        f"at temperature {results['settings']['temperature']:g}, the mean reward is {number(reference['mean_reward'])} "
-        f"for the reference and {number(policy['mean_reward'])} for the trained policy: a change of "
+        f"{sample} {number(reference['mean_reward'])} "
+        f"for the reference and {number(policy['mean_reward'])} for the {policy_name}: a change of "
         f"{number(gain['mean_reward'], sign=True)} (95 % interval {number(low, sign=True)} to "
         f"{number(high, sign=True)}). {conclusion} On average a completion of the policy ranks at quantile "
         f"{number(policy['mean_quantile'])} among the reference's completions of the same prompt; 0.5 means no change."
     )
-
-
-def headline(results: dict[str, Any], rewards: dict[str, list[np.ndarray]]) -> list[tuple[str, ...]]:
-    """Rows of the table of results: label, reference, policy."""
-    gain = results["gain"]
-    low, high = (number(end, sign=True) for end in gain["ci95"])
-    table: list[tuple[str, ...]] = [
-        ("Mean reward", *(number(results[side]["mean_reward"]) for side in SIDES)),
-        ("95 % interval", *(" to ".join(map(number, results[side]["ci95"])) for side in SIDES)),
-        ("Gain, with 95 % interval", "", f"{number(gain['mean_reward'], sign=True)} ({low} to {high})"),
-    ]
-    # The reference's completions have mean mid-rank quantile 1/2 by definition.
-    figures = {side: {"mean_quantile": 0.5} | results[side] for side in SIDES}
-    for name, label in HEADLINE.items():
-        if name == "share_full_reward" and not in_unit_interval(rewards):
-            continue  # 1 is no special value of an unbounded reward
-        written = "{:.1%}".format if name.startswith("share") else number
-        table.append((label, *(written(figures[side][name]) for side in SIDES)))
-    for estimator in ("k1", "k3"):
-        estimates = (
-            results["reference"].get(f"kl_to_policy_{estimator}", math.nan),
-            results["policy"].get(f"kl_to_reference_{estimator}", math.nan),
-        )
-        table.append((f"KL to the other side, {estimator} estimate (nats)", *map(number, estimates)))
-    sizes = [(results[side]["prompts"], results[side]["completions"]) for side in SIDES]
-    table.append(("Prompts × completions per prompt", *(f"{p} × {round(c / p, 2):g}" for p, c in sizes)))
-    return table
-
-
-def in_unit_interval(rewards: dict[str, list[np.ndarray]]) -> bool:
-    every = np.concatenate([reward_S for side in SIDES for reward_S in rewards[side]])
-    return bool(every.min() >= 0 and every.max() <= 1)
 
 
 def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -231,14 +206,14 @@ def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def examples(held_out: HeldOut) -> list[dict[str, Any]]:
     """The first held-out prompts with the first completions of each side."""
-    entries = []
-    for i, (reference, policy) in enumerate(zip(*(held_out.examples[side] for side in SIDES), strict=True)):
-        rows = {"reference": reference, "policy": policy}
+    entries, sides = [], list(held_out.examples)
+    for i, of_prompt in enumerate(zip(*held_out.examples.values(), strict=True)):
+        rows = dict(zip(sides, of_prompt, strict=True))
         entries.append(
             {
-                "messages": policy.messages,
+                "messages": rows["policy"].messages,
                 "completions": {side: row.completions[:SHOWN_COMPLETIONS] for side, row in rows.items()},
-                "means": {side: float(held_out.rewards[side][i].mean()) for side in SIDES},
+                "means": {side: float(held_out.rewards[side][i].mean()) for side in sides},
                 "counts": {side: len(row.completions) for side, row in rows.items()},
             }
         )

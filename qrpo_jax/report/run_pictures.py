@@ -27,17 +27,20 @@ class Picture(NamedTuple):
 
 
 def held_out_pictures(rewards: dict[str, list[np.ndarray]], results: dict[str, Any]) -> list[Picture]:
-    """Rewards, prompts and ranks of both sides.
+    """Rewards of each side, and prompts and ranks of both.
 
     Args:
-      rewards: for each side the rewards [S] of each held-out prompt.
+      rewards: for each side the rewards [S] of each held-out prompt; of a policy alone, for this side.
       results: content of results.json.
     """
-    every = [np.concatenate(rewards[side]).tolist() for side in SIDES]
+    every = {side: np.concatenate(of_side).tolist() for side, of_side in rewards.items()}
+    histogram = Picture(Markup(run_plots.reward_histogram(every)), "Rewards of all held-out completions.")
+    if len(rewards) < len(SIDES):
+        return [histogram]
     means = [[float(reward_S.mean()) for reward_S in rewards[side]] for side in SIDES]
     achieved = rank_density(rewards["reference"], rewards["policy"])
     return [
-        Picture(Markup(run_plots.reward_histogram(*every)), "Rewards of all held-out completions."),
+        histogram,
         Picture(
             Markup(run_plots.prompt_means(*means)),
             "One dot per prompt; prompts with the same two means share a larger dot.",
@@ -93,7 +96,8 @@ def training_pictures(metrics: Mapping[str, Lines], results: dict[str, Any], los
 def train_pictures(lines: Lines, results: dict[str, Any], loss_unit: str) -> list[Picture]:
     steps, pictures = column(lines, "step"), []
     if has(lines, "log_ratio_high") or has(lines, "log_ratio_low"):
-        svg = run_plots.log_ratios(steps, column(lines, "log_ratio_high"), column(lines, "log_ratio_low"))
+        high, low = (column(lines, f"log_ratio_{side}") for side in ("high", "low"))
+        svg = run_plots.log_ratios(steps, high, low, predicted_log_ratios(lines))
         pictures.append(Picture(Markup(svg), log_ratio_caption(results)))
     svg = run_plots.loss(steps, column(lines, "loss"), name="loss", title="Training loss", unit=loss_unit)
     objective = results["settings"]["objective"]
@@ -107,6 +111,14 @@ def train_pictures(lines: Lines, results: dict[str, Any], loss_unit: str) -> lis
     return pictures
 
 
+def predicted_log_ratios(lines: Lines) -> tuple[float, float] | None:
+    """Mean log-ratios of the optimum for high- and for low-reward completions, over all lines that know them."""
+    high, low = (np.asarray(column(lines, f"predicted_log_ratio_{side}")) for side in ("high", "low"))
+    if not (np.isfinite(high).any() and np.isfinite(low).any()):
+        return None
+    return float(np.nanmean(high)), float(np.nanmean(low))
+
+
 def column(lines: Lines, name: str) -> list[float]:
     """One metric by line, NaN where it is missing."""
     return [line.get(name, math.nan) for line in lines]
@@ -117,7 +129,8 @@ def has(lines: Lines, name: str) -> bool:
 
 
 def log_ratio_caption(results: dict[str, Any]) -> str:
-    text = "The two curves should separate. High: the chosen completion of a pair, or a quantile above one half."
+    text = "The two curves should separate, towards the dotted lines of the optimum if they are known. "
+    text += "High: the chosen completion of a pair, or a quantile above one half."
     share = results["optimum"].get("losing_share")
     if share is None:
         return text

@@ -20,17 +20,20 @@ def intervals(means: Mapping[str, tuple[float, Sequence[float]]]) -> str:
     """Mean rewards with their 95 % intervals.
 
     Args:
-      means: for "reference" and "policy" the mean and (low, high), in units of the reward.
+      means: for "reference" and "policy", or for the policy alone, the mean and (low, high), in units of the reward.
     """
 
+    sides = [side for side in ("policy", "reference") if side in means]
+
     def draw(axes: Axes) -> None:
-        for place, (side, colour) in enumerate((("policy", POLICY), ("reference", REFERENCE))):
+        for place, side in enumerate(sides):
+            colour = {"policy": POLICY, "reference": REFERENCE}[side]
             mean, (low, high) = means[side]
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
             axes.plot([mean], [place], "o" if side == "policy" else "s", color=colour, markersize=7)
             axes.annotate(f"{mean:.3g}", (mean, place), (0, 8), textcoords="offset points", ha="center")
-        axes.set_yticks([0, 1], ["policy", "reference"])
-        axes.set_ylim(-0.5, 1.6)
+        axes.set_yticks(range(len(sides)), sides)
+        axes.set_ylim(-0.5, len(sides) - 0.4)
         axes.margins(x=0.12)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("mean reward per prompt, with 95 % interval")
@@ -49,11 +52,20 @@ def loss(steps: Sequence[float], losses: Sequence[float], *, name: str, title: s
     return render(name, title, draw)
 
 
-def log_ratios(steps: Sequence[float], high: Sequence[float], low: Sequence[float]) -> str:
-    """Mean log-ratio, in nats per completion, of high- and of low-reward completions by step."""
+def log_ratios(
+    steps: Sequence[float], high: Sequence[float], low: Sequence[float], predicted: tuple[float, float] | None = None
+) -> str:
+    """Mean log-ratio, in nats per completion, of high- and of low-reward completions by step.
+
+    Args:
+      predicted: those of the optimum, for high- and for low-reward completions; None where no optimum is known.
+    """
 
     def draw(axes: Axes) -> None:
         axes.axhline(0, color=INK, linewidth=0.8)
+        if predicted is not None:
+            for value, colour, side in zip(predicted, (HIGH, LOW), ("high", "low"), strict=True):
+                axes.axhline(value, color=colour, linewidth=1, linestyle=":", label=f"optimum, {side}")
         _curve(axes, steps, high, HIGH, label="high-reward completions")
         _curve(axes, steps, low, LOW, label="low-reward completions", linestyle="--")
         axes.set_ylabel("log π − log π_ref (nats)")
@@ -112,25 +124,22 @@ def learning_rate(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]])
     return render("learning-rate", "Learning rate", draw, panels=len(curves), shared=False)
 
 
-def reward_histogram(reference: Sequence[float], policy: Sequence[float]) -> str:
-    """Share of completions by reward, for both sides.
+def reward_histogram(rewards: Mapping[str, Sequence[float]]) -> str:
+    """Share of completions by reward.
 
     Args:
-      reference: rewards of the reference's completions.
-      policy: rewards of the policy's completions.
+      rewards: of the completions of "reference" and "policy", or of the policy alone.
     """
-    edges = bins([*reference, *policy])
+    edges = bins([reward for of_side in rewards.values() for reward in of_side])
+    colours = {"reference": REFERENCE, "policy": POLICY}
 
     def draw(axes: Axes) -> None:
-        width = 0.42 * (edges[1] - edges[0])
+        width = 0.84 / len(rewards) * (edges[1] - edges[0])
         centres = (edges[1:] + edges[:-1]) / 2
-        for values, side, colour, shift in (
-            (reference, "reference", REFERENCE, -width / 2),
-            (policy, "policy", POLICY, width / 2),
-        ):
+        for place, (side, values) in enumerate(rewards.items()):
             counts, _ = np.histogram(np.asarray(values), edges)
-            share = counts / max(len(values), 1)
-            axes.bar(centres + shift, share, width, color=colour, label=side)
+            shift = (place - (len(rewards) - 1) / 2) * width
+            axes.bar(centres + shift, counts / max(len(values), 1), width, color=colours[side], label=side)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("reward of a held-out completion")
         axes.set_ylabel("share of completions")

@@ -20,6 +20,7 @@ MODEL = "model"
 JUDGE = "judge"
 LENGTH = "length"
 RUN_CODE = (TESTS, MATH_VERIFY)  # in a sandbox
+GRADED = (TESTS, ANSWER, MATH_VERIFY)  # a share of tests, from 0 to 1
 NAMES = (
     *(TESTS, ANSWER, MATH_VERIFY, MODEL, *TEXT_REWARDS),
     *(JUDGE, "format(REGEX)", "length(LOW, HIGH)", SUM, "or package.module:function"),
@@ -34,7 +35,7 @@ def check_name(name: str) -> None:
     Raises:
       UserError: about `name`.
     """
-    if name in (TESTS, ANSWER, MATH_VERIFY, *OPENED_ELSEWHERE):
+    if name in (*GRADED, *OPENED_ELSEWHERE):
         return
     if kind(name) == LENGTH:
         read_length(name)

@@ -71,14 +71,14 @@ STAGES: dict[str, Stage] = {
     ),
     "evaluate": stage(
         "evaluate",
-        needs=("train",),
-        sections=("log_probs", "reward", "judge", "evaluate"),
+        sections=("model", "prompts", "pack", "log_probs", "reward", "judge", "evaluate"),
         machine_keys=("log_probs.batch_rows", "evaluate.slots", *REWARD_PACE),
         outside=(RESULTS,),
         shardable=True,
     ),
     "report": stage("report", needs=("evaluate",), sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),
+    "chat": stage("chat", sections=("model", "evaluate"), needs_data=False, repeats=True),
     "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "sandbox": stage("sandbox", sections=("reward",), needs_model=False, needs_data=False, repeats=True),
     "compile": stage(
@@ -95,5 +95,6 @@ STAGES: dict[str, Stage] = {
         sections=("model", "mesh", "pack", "log_probs", "sample", "lora", "train", "benchmark"),
         machine_keys=("train.log_every", "train.checkpoint_every"),
         needs_data=False,
+        needs_weights=lambda config: False,
     ),
 }

@@ -12,6 +12,7 @@ from qrpo_jax.files import is_complete
 from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.config import read_config
 from qrpo_jax.hugging_face.text_part import layers_in
+from qrpo_jax.job.exported_step import check_exported_step, exported_step
 from qrpo_jax.job.job import Job
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
@@ -34,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def merged_parameters(job: Job) -> Parameters:
     """The trained parameters, with adapters merged into their base."""
-    trained, adapted = job.trained_parameters("train", job.mesh), job.shape.lora
+    trained, adapted = job.trained_parameters("train", job.mesh, exported_step(job)), job.shape.lora
     if adapted is None:
         return trained
     # The sum is rounded once, directly to the exported type. If that is also the type of the base, the sum replaces the
@@ -49,7 +50,7 @@ def export_adapter(job: Job) -> dict[str, Any]:
     """Writes the folder `adapter`, for the model that config.model.path names."""
     folder, adapted = job.folder("export") / "adapter", job.shape.lora
     assert adapted is not None, "check refuses adapters without LoRA"
-    adapters = jax.tree.map(lambda x: gather_to(x, 0), job.trained_parameters("train", job.mesh))
+    adapters = jax.tree.map(lambda x: gather_to(x, 0), job.trained_parameters("train", job.mesh, exported_step(job)))
     if is_first() and not is_complete(folder):
         found, dtype = job.model_folder, job.config.export.dtype
         base, revision = found.hub_id or job.config.model.path, found.commit
@@ -62,6 +63,7 @@ def export_adapter(job: Job) -> dict[str, Any]:
 
 def check(job: Job) -> None:
     config = job.config
+    check_exported_step(job)
     if config.export.adapter == "peft":
         if not config.lora.rank:
             raise UserError("export.adapter 'peft' needs LoRA (config.lora.rank); or set config.export.adapter=merged")

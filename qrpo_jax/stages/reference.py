@@ -16,7 +16,7 @@ from qrpo_jax.job.units import Counts, run_units
 
 def run(job: Job) -> dict[str, Any] | None:
     source = rows_of(job, "reference")
-    (parameters,) = job.unit_parameters("reference")
+    parameters = job.unit_reference()
     log_probs = make_log_probs(job)
 
     def work(unit: int) -> tuple[list[Row], Counts]:

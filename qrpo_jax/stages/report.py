@@ -9,9 +9,11 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
 from qrpo_jax.job import accounting
+from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
 from qrpo_jax.report import run_page
+from qrpo_jax.report.evaluation_pictures import evaluation_pictures
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import HeldOut, RunRecord
 from qrpo_jax.report.run_pictures import held_out_pictures, score_pictures, training_pictures
@@ -28,6 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     held_out = read_held_out(job)
 
     pictures = [
+        *evaluation_pictures(results),
         *held_out_pictures(held_out.rewards, results),
         *score_pictures(accounting.reward_spread(job)),
         *training_pictures(metrics, results, unit),
@@ -45,7 +48,7 @@ def read_held_out(job: Job) -> HeldOut:
     """The rewards of all held-out completions, and the rows of the examples."""
     rewards: dict[str, list[np.ndarray]] = {}
     examples: dict[str, list[Row]] = {}
-    for side, rows in accounting.held_out(job).items():
+    for side, rows in shared_rows(job).items():
         rewards[side], examples[side] = [], []
         for row in rows:
             rewards[side].append(np.asarray([c.reward for c in row.completions]))

@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any] | None:
 
 def sample(job: Job) -> tuple[Prompts, Counts | None]:
     """Samples with the reference policy's weights, on the devices of this process or of all together."""
-    (parameters,) = job.unit_parameters("reference")
+    parameters = job.unit_reference()
     prompts = open_prompts(job, NAME, parameters)
     complete = make_completer(job, job.config.sample, parameters, side="reference", purpose=NAME, most=prompts.size)
     work, folder = work_of(complete, prompts), job.folder(NAME)

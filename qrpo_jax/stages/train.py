@@ -10,8 +10,10 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax import losses, transforms
+from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples, select
+from qrpo_jax.data.held_rows import part
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation.ties import tied_shares
 from qrpo_jax.job.brought_log_probs import gap_warning
@@ -29,6 +31,7 @@ from qrpo_jax.job.training_options import (
     configured_objective,
     make_length,
     make_view,
+    prediction,
 )
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.report import forecast
@@ -37,13 +40,28 @@ from qrpo_jax.report import forecast
 def run(job: Job) -> dict[str, Any]:
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
-    examples = read_examples(job, transform)
+    examples, held_out = parted_examples(job, read_examples(job, transform))
     figures = print_forecast(job, examples, transform) if len(examples.sizes_U) else None
     warn_of_temperature(job)
     facts = {"forecast": figures, "comparisons": tied_shares(examples.corpus)}
-    result = train(job, "train", make_training(job, examples)) | facts
+    result = train(job, "train", make_training(job, examples)._replace(held_out=held_out)) | facts
     discard_corpus(job, "train")
     return result
+
+
+def parted_examples(job: Job, examples: Examples) -> tuple[Examples, Examples | None]:
+    """What is trained on, and the rows that are held out if their loss is asked for.
+
+    Raises:
+      UserError: nothing is left to train on.
+    """
+    config = job.config.train
+    if not config.evaluate_every:
+        return examples, None
+    parts = part(examples, config.held_out)
+    if len(examples.sizes_U) and not len(parts.trained.sizes_U):
+        raise refuse("train.held_out", f"{config.held_out}, all of the rows; hold out fewer, or set evaluate_every=0")
+    return parts.trained, parts.held_out
 
 
 def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
@@ -88,7 +106,7 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: reference(job.mesh)),
         frozen=reference(job.mesh) if lora else None,
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
-        calibrated_target=target if ranked else None,
+        predict=prediction(job) if ranked else None,
         on_first=on_first,
     )
 

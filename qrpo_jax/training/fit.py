@@ -1,6 +1,8 @@
 """The training loop: batches through the step, with metrics, checkpoints and exact resumption."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import grain
 import jax
@@ -18,6 +20,21 @@ from qrpo_jax.training.state import State, Trainable
 from qrpo_jax.training.time_sheet import TimeSheet
 
 Step = Callable[..., tuple[State, dict[str, Array]]]
+
+
+class Visitor(NamedTuple):
+    """What looks at the parameters between steps, on all processes together.
+
+    Attributes:
+      due: whether it does so after this step.
+      visit: called with the step and the parameters, which later steps replace; returns figures for the step's line
+        of metrics.
+      cause: of its time, in the time sheet.
+    """
+
+    due: Callable[[int], bool]
+    visit: Callable[[int, Parameters], dict[str, float]]
+    cause: str
 
 
 def jitted(step: Step, trainable: Trainable) -> CheckedProgram:
@@ -45,6 +62,7 @@ def fit(
     times: TimeSheet,
     profile: Profile = NO_PROFILE,
     frozen: Parameters | None = None,
+    visitors: Sequence[Visitor] = (),
 ) -> Parameters:
     """Trains until `steps` updates are made, from the latest whole checkpoint if any, and returns the parameters.
 
@@ -55,6 +73,7 @@ def fit(
       times: counts the seconds of this start by cause.
       profile: steps to profile.
       frozen: parameters on the mesh that the step reads and does not change: the base of LoRA's adapters.
+      visitors: a step that is made again after a kill is visited again, before its checkpoint is saved.
 
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
@@ -78,6 +97,12 @@ def fit(
         with profile.step(number):
             state, metrics = update(*inputs)
             logbook.record(number, batch, metrics)
+        for visitor in (each for each in visitors if each.due(number)):
+            jax.block_until_ready(state)  # or the rest of the step would count as part of the visit
+            began = time.perf_counter()
+            with times.spent(visitor.cause):
+                found = visitor.visit(number, state.parameters)
+            logbook.add(found, time.perf_counter() - began)
         stop = RUN.reached(number)
         last = number == steps or stop
         saved = last or checkpoints.due(number)

@@ -80,6 +80,7 @@ class Logbook:
         self._title, self._bar = title, tqdm(disable=True)
         self._pending: PendingStep | None = None
         self._clock = Clock()
+        self._added: dict[str, float] = {}
 
     def begin(self, step: int, kept: Written) -> None:
         """Opens the files and the progress bar of a run that goes on after `step`.
@@ -109,6 +110,15 @@ class Logbook:
         self._pending = PendingStep(step, batch, metrics, self._skew.lap(step) if self._has_line(step) else None)
         self._watch.step(step)
 
+    def add(self, figures: dict[str, float], seconds: float) -> None:
+        """Adds figures to the line of the step that was recorded last, which has one then.
+
+        Args:
+          seconds: that they took; they are no part of the speed of training.
+        """
+        self._added |= figures
+        self._clock.leave_out(seconds)
+
     def settle(self) -> Written:
         """Reports every recorded step, waiting for the device, flushes the files, and returns what metrics are written.
 
@@ -123,6 +133,7 @@ class Logbook:
         if self._pending is None:
             return
         record, self._pending = self._pending, None
+        added, self._added = self._added, {}
         step, batch, metrics, host_seconds_P = record
         values = scalars(metrics)
         if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
@@ -134,10 +145,10 @@ class Logbook:
         if step == 1 and self._on_first is not None:
             self._on_first(batch, values)
         self._clock.tokens += int(values["tokens"])
-        if self._has_line(step):
+        if self._has_line(step) or added:
             rate = {"learning_rate": learning_rate(self._schedule, step)}
             speed = self._clock.lap() | self._watch.lap() | host_skew.figures(host_seconds_P)
-            self._writer.write(step, values | rate | speed | self._figures())
+            self._writer.write(step, values | rate | speed | self._figures() | added)
             self._bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
         self._bar.update()
 
@@ -181,6 +192,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.tokens, self._since, self._laps = 0, time.perf_counter(), 0
+
+    def leave_out(self, seconds: float) -> None:
+        """Seconds of this lap that were not spent on tokens."""
+        self._since += seconds
 
     def lap(self) -> dict[str, float]:
         """Starts the next lap and returns the speed of the one that ends."""

@@ -12,6 +12,11 @@ from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.training.orbax_folders import attempt, compare, readable, written
 
 
+def kept_folder(folder: Path, step: int) -> Path:
+    """Where a training stage, whose folder is given, keeps the parameters after a step."""
+    return folder / "kept" / str(step)
+
+
 def save_parameters(directory: Path, parameters: Parameters) -> None:
     """Writes parameters and their checksums; the folder appears when it is complete and replaces an earlier one."""
     record = sealed({"arrays": array_sums(parameters)}, place(directory))

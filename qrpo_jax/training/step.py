@@ -69,7 +69,19 @@ def numbers_in_use(batch: Batch) -> PerCompletion:
     return jax.tree.map(lambda x_BxS, neutral: jnp.where(used_BxS, x_BxS, neutral), batch.completions_BxS, NEUTRAL)
 
 
-def diagnostics(batch: Batch, log_prob_BxS: Array, target_BxS: Array | None) -> Sums:
+class Prediction(NamedTuple):
+    """What QRPO asks of the completions of a batch, [B, S] each.
+
+    Attributes:
+      target_BxS: f(R_q) − β log Z.
+      log_ratio_BxS: log π/π_ref at the optimum, nats: the target over β.
+    """
+
+    target_BxS: Array
+    log_ratio_BxS: Array
+
+
+def diagnostics(batch: Batch, log_prob_BxS: Array, predicted: Prediction | None) -> Sums:
     """Figures of a batch besides its loss, over the completions present."""
     c, present_BxS, groups_BxL = batch.completions_BxS, batch.present_BxS, batch.layout.groups_BxL
     log_ratio_BxS = log_prob_BxS - c.reference_log_prob
@@ -87,9 +99,50 @@ def diagnostics(batch: Batch, log_prob_BxS: Array, target_BxS: Array | None) -> 
         "length": over(c.length.astype(jnp.float32), present_BxS),
         "padding": (jnp.sum(groups_BxL == 0).astype(jnp.float32), jnp.float32(groups_BxL.size)),
     }
-    if target_BxS is not None:
-        sums["calibrated_target"] = over(target_BxS, present_BxS)
+    if predicted is not None:
+        sums["calibrated_target"] = over(predicted.target_BxS, present_BxS)
+        sums["predicted_log_ratio_high"] = over(predicted.log_ratio_BxS, present_BxS & c.high)
+        sums["predicted_log_ratio_low"] = over(predicted.log_ratio_BxS, present_BxS & ~c.high)
     return sums
+
+
+def means(sums: Sums) -> dict[str, Array]:
+    """The figures of `diagnostics`; where no completion counts (no low-reward one, say), the mean is NaN and not 0."""
+    return {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
+
+
+class BatchLoss(NamedTuple):
+    """How the loss of a batch is computed, for training and for held-out rows alike.
+
+    Attributes:
+      graph: of the policy.
+      objective: from log-probs and numbers of completions to losses and weights, see `objectives`.
+      settings: how log-probs are computed.
+      predict: what QRPO asks of a batch, for its metrics.
+      reference_graph: of the reference policy, whose parameters are `frozen`. With it log π_ref is computed, and the
+        batch's is ignored.
+    """
+
+    graph: nnx.GraphDef
+    objective: LossFunction
+    settings: LogProbSettings
+    predict: Callable[[Batch], Prediction] | None = None
+    reference_graph: nnx.GraphDef | None = None
+
+    def with_reference(self, frozen: Parameters, batch: Batch) -> Batch:
+        """The batch with log π_ref."""
+        if self.reference_graph is None:
+            return batch
+        log_prob = completion_log_probs(self.reference_graph, frozen, batch, self.settings)
+        return batch.with_numbers(reference_log_prob=log_prob)
+
+    def sums(self, parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
+        """Σ loss·weight, and with it Σ weight, diagnostics, and each completion's loss; of a batch with log π_ref."""
+        log_probs = batch_log_probs(self.graph, join(frozen, parameters), batch, self.settings)
+        loss_BxS, weight_BxS = self.objective(log_probs, numbers_in_use(batch))
+        loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
+        sums = diagnostics(batch, log_probs.completion, self.predict(batch) if self.predict else None)
+        return jnp.sum(loss_BxS * weight_BxS), (jnp.sum(weight_BxS), sums, loss_BxS)
 
 
 def make_step(
@@ -99,7 +152,7 @@ def make_step(
     *,
     log_prob_settings: LogProbSettings,
     microbatches: int = 1,
-    calibrated_target: Callable[[Batch], Array] | None = None,
+    predict: Callable[[Batch], Prediction] | None = None,
     reference_graph: nnx.GraphDef | None = None,
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """A pure function `(state, batch, frozen) -> (state, metrics)`, to be jitted with shardings.
@@ -113,25 +166,14 @@ def make_step(
     Args:
       objective: from log-probs and numbers of completions to losses and weights, see `objectives`.
       microbatches: B must be a multiple of it; each needs the memory of B / microbatches rows.
-      calibrated_target: f(R_q) − β log Z of each completion, [B, S], for the metrics of QRPO.
-      reference_graph: graph of the reference policy, whose parameters are `frozen`. With it the step computes log π_ref
-        and ignores the batch's.
+      predict, reference_graph: as in `BatchLoss`.
     """
-
-    def microbatch_loss(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
-        log_probs = batch_log_probs(graph, join(frozen, parameters), batch, log_prob_settings)
-        loss_BxS, weight_BxS = objective(log_probs, numbers_in_use(batch))
-        loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
-        sums = diagnostics(batch, log_probs.completion, calibrated_target(batch) if calibrated_target else None)
-        return jnp.sum(loss_BxS * weight_BxS), (jnp.sum(weight_BxS), sums, loss_BxS)
+    batch_loss = BatchLoss(graph, objective, log_prob_settings, predict, reference_graph)
 
     def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         """Sums over a microbatch (gradient, loss, weight, diagnostics), and each completion's loss."""
-        if reference_graph is not None:
-            batch = batch.with_numbers(
-                reference_log_prob=completion_log_probs(reference_graph, frozen, batch, log_prob_settings)
-            )
-        value_and_gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
+        batch = batch_loss.with_reference(frozen, batch)
+        value_and_gradient = jax.value_and_grad(batch_loss.sums, has_aux=True)
         (loss, (weight, sums, loss_BxS)), gradient = value_and_gradient(parameters, frozen, batch)
         return (wide(gradient), loss, weight, sums), loss_BxS
 
@@ -163,9 +205,7 @@ def make_step(
         updates, new_optimizer = optimizer.update(gradient, state.optimizer, wide(state.parameters))
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         new = State(state.step + 1, apply_updates(state.parameters, updates, key), new_optimizer, state.key)
-        # Where no completion counts (a batch without low-reward ones, say), the mean is unknown and not 0.
-        metrics = {name: jnp.where(b > 0, a / jnp.maximum(b, 1.0), jnp.nan) for name, (a, b) in sums.items()}
-        metrics |= {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}
+        metrics = means(sums) | {"loss": loss / weight, "gradient_norm": optax.global_norm(gradient)}
         empty, positions = sums["padding"]
         metrics |= {"update_norm": optax.global_norm(updates), "completions": sums["reward"][1]}
         metrics |= {"tokens": positions - empty}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from qrpo_jax.files import write_json
 
 NAME = "time.json"
-CAUSES = ("restore", "compile", "data", "save", "steps")  # "steps" is all that has no other cause
+CAUSES = ("restore", "compile", "data", "save", "evaluate", "steps")  # "steps" is all that has no other cause
 PAUSE = 10.0  # seconds from one writing to the next
 
 

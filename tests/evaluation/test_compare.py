@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from qrpo_jax.evaluation.compare import Answers, compare
+from qrpo_jax.evaluation.answers import Answers
+from qrpo_jax.evaluation.compare import compare, compare_halves
+from qrpo_jax.evaluation.halves import HALVES, half_of
 from qrpo_jax.evaluation.intervals import mean_with_interval
 
 
@@ -54,3 +56,60 @@ def test_exchanged_sides_turn_the_gain_around() -> None:
 def test_sides_with_different_prompts_are_no_comparison() -> None:
     with pytest.raises(ValueError):
         compare({"reference": draw(0), "policy": draw(1)[:-1]})
+
+
+def test_each_figure_has_an_interval_around_it() -> None:
+    results = compare({"reference": draw(0, 41), "policy": draw(1, 41)}, tests=True)
+    for side in ("reference", "policy"):
+        intervals = results[side]["intervals"]
+        assert results[side]["ci95"] == intervals["mean_reward"] and len(intervals) >= 8
+        for name, (low, high) in intervals.items():
+            assert low <= results[side][name] <= high, (name, low, results[side][name], high)
+
+
+def test_passes_are_counted_by_prompt_only_where_rewards_are_shares_of_tests() -> None:
+    answers = [
+        Answers(np.array([1.0, 0.0, 0.9, 0.0]), np.ones(4, int), np.ones(4, bool)),
+        Answers(np.array([1.0, 1.0, 1.0]), np.ones(3, int), np.ones(3, bool)),
+    ]
+    policy = compare({"policy": answers}, tests=True)["policy"]
+    assert policy["pass_rate"] == policy["pass_at_1"] == pytest.approx((1 / 4 + 1) / 2)
+    assert policy["pass_at_2"] == pytest.approx((1 / 2 + 1) / 2) and "pass_at_4" not in policy
+    assert not [name for name in compare({"policy": answers})["policy"] if name.startswith("pass")]
+
+
+def test_a_policy_alone_has_no_gain_and_nothing_against_a_reference() -> None:
+    answers = {"reference": draw(0), "policy": draw(1)}
+    alone, both = compare({"policy": answers["policy"]}), compare(answers)
+    assert list(alone) == ["policy"] and "win_rate" in both["policy"] and "win_rate" not in alone["policy"]
+    assert alone["policy"]["mean_reward"] == both["policy"]["mean_reward"]
+    assert alone["policy"]["ci95"] == both["policy"]["ci95"]
+
+
+def test_stored_quantiles_are_of_the_prompts_that_bring_references() -> None:
+    answers = draw(0, 3)
+    with_some = [answers[0]._replace(stored_N=np.array([-1.0, 2.0])), answers[1], answers[2]]
+    policy = compare({"policy": with_some})["policy"]
+    assert policy["stored_quantile"] == 0.5 and policy["stored_prompts"] == 1
+    assert "stored_quantile" not in compare({"policy": answers})["policy"]
+
+
+def test_the_halves_are_comparisons_of_their_prompts_whatever_the_order() -> None:
+    ids = [f"row-{i}" for i in range(23)]
+    answers = {"reference": draw(0, 23), "policy": draw(1, 23)}
+    halves = compare_halves(ids, answers)
+    for half in HALVES:
+        chosen = [i for i, row_id in enumerate(ids) if half_of(row_id) == half]
+        assert 0 < len(chosen) < 23
+        assert halves[half] == compare({side: [a[i] for i in chosen] for side, a in answers.items()})
+    order = np.random.default_rng(0).permutation(23)
+    moved = compare_halves([ids[i] for i in order], {side: [a[i] for i in order] for side, a in answers.items()})
+    for half in HALVES:
+        assert moved[half]["policy"]["mean_reward"] == pytest.approx(halves[half]["policy"]["mean_reward"])
+        assert moved[half]["policy"]["prompts"] == halves[half]["policy"]["prompts"]
+
+
+def test_a_half_without_prompts_is_empty() -> None:
+    ids = [row_id for row_id in (f"row-{i}" for i in range(23)) if half_of(row_id) == "reporting"]
+    halves = compare_halves(ids, {"policy": draw(0, len(ids))})
+    assert halves["selection"] == {} and halves["reporting"]["policy"]["prompts"] == len(ids)

@@ -12,7 +12,7 @@ from qrpo_jax.model.compute import Compute
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
-from qrpo_jax.training.step import LogProbSettings, make_step
+from qrpo_jax.training.step import LogProbSettings, Prediction, make_step
 from tests.helpers import tiny
 
 BETA = 0.3
@@ -35,6 +35,10 @@ def target(batch):
     return losses.calibrated_target(batch.completions_BxS.quantile, BETA, transforms.identity)
 
 
+def predict(batch):
+    return Prediction(target(batch), target(batch) / BETA)
+
+
 @functools.cache
 def compiled(name="qrpo", microbatches=1, mesh_sizes=None, settings=tiny.SETTINGS, remat="none"):
     objective = make_objective(name, **OPTIONS[name])
@@ -45,7 +49,7 @@ def compiled(name="qrpo", microbatches=1, mesh_sizes=None, settings=tiny.SETTING
         OPTIMIZER,
         log_prob_settings=LogProbSettings(vocab_chunk=7, compute=Compute(remat=remat, mesh=mesh)),
         microbatches=microbatches,
-        calibrated_target=target if name == "qrpo" else None,
+        predict=predict if name == "qrpo" else None,
     )
     if mesh is None:
         return jax.jit(step)

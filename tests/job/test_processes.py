@@ -23,6 +23,7 @@ from qrpo_jax.data.sources import SOURCES
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.model import decoder
 from qrpo_jax.training import saved_parameters
+from qrpo_jax.training.metrics import read_metrics
 from tests.helpers.jobs import ROOT, SMALL, environment
 from tests.job.test_resume import compare
 from tests.job.test_resume import outputs as outputs_of
@@ -115,6 +116,29 @@ def test_units_of_all_processes_together_are_those_of_each_alone(tmp_path: Path)
         for name in ("apart", "together")
     ]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_held_out_figures_and_kept_steps_of_two_processes_agree_with_those_of_one(tmp_path: Path) -> None:
+    """Models and rows are split over both processes, and each evaluates units of its own."""
+    keys = ["--config.train.evaluate_every=3", "--config.train.held_out=7", "--config.train.keep_every=4"]
+    keys += ["--config.evaluate.checkpoints=0,4,last", "--config.evaluate.seeds=0,1", "--config.export.checkpoint=4"]
+    run(tmp_path / "one", 1, *keys)
+    shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=shutil.ignore_patterns("journal*", "results.json"))
+    for stage in ("train", "evaluate", "report", "export"):
+        shutil.rmtree(tmp_path / "two" / stage)
+    run(tmp_path / "two", 2, *keys, "--config.mesh.fsdp=2")
+    lines = [
+        [line for line in read_metrics(tmp_path / name / "train" / "metrics.jsonl") if "held_out_loss" in line]
+        for name in ("one", "two")
+    ]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] and len(lines[0]) >= 3
+    for one, two in zip(*lines, strict=True):
+        for name in (name for name in one if name.startswith("held_out")):
+            assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-3), (one["step"], name)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    for one, two in zip(*(found["curve"] for found in results), strict=True):
+        assert one["step"] == two["step"] and abs(one["mean_reward"] - two["mean_reward"]) < 0.1, (one, two)
 
 
 @pytest.mark.slow

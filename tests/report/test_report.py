@@ -15,13 +15,17 @@ from configs import default
 from qrpo_jax import transforms
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.evaluation import curve
+from qrpo_jax.evaluation.achieved import achieved
 from qrpo_jax.evaluation.compare import SIDES, compare
 from qrpo_jax.evaluation.histogram import spread
 from qrpo_jax.faults.records import write_record
 from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest, pace
+from qrpo_jax.job.held_out import answers
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import forecast, run_page, run_plots
+from qrpo_jax.report.run_pictures import predicted_log_ratios
 from qrpo_jax.stages import STAGES, evaluate, report
 from tests.helpers import tiny
 
@@ -67,6 +71,7 @@ def metrics(calibrated: bool) -> list[dict[str, float]]:
         }
         if calibrated:
             line["calibrated_target"] = -0.27 + 0.02 * rng.normal()
+            line |= {"predicted_log_ratio_high": 0.875, "predicted_log_ratio_low": -3.125}
         lines.append({"step": step, **line})
     return lines
 
@@ -91,9 +96,10 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
     for side, rows in sides.items():
         row_files.write_unit(job.folder("evaluate") / side, 0, 1, rows)
         row_files.finish(job.folder("evaluate") / side, 1)
-    results = compare({side: [evaluate.answers(row) for row in rows] for side, rows in sides.items()})
+    results = compare({side: [answers(row) for row in rows] for side, rows in sides.items()})
     results["reference"] |= {"kl_to_policy_k1": 1.75, "kl_to_policy_k3": 1.5}
     results["policy"] |= {"kl_to_reference_k1": 1.25, "kl_to_reference_k3": 1.125}
+    results["policy"]["intervals"]["kl_to_reference_k1"] = [1.0, 1.5]
     row_files.write_unit(job.folder("reference"), 0, 1, sides["reference"])
     row_files.finish(job.folder("reference"), 1)
     counts = {"rows": PROMPTS, "dropped: too long": 4321}
@@ -104,6 +110,7 @@ def make_job(workdir: Path, stages: tuple[str, ...] = WITH_SFT, objective: str =
             (job.folder(stage) / "metrics.jsonl").write_text("".join(lines))
             manifest.complete(job.folder(stage), {"counts": counts, "padding": 0.0625, "forecast": forecast_of(job)})
     results |= {"settings": evaluate.shown_settings(job), "optimum": evaluate.training_forecast(job)}
+    results["achieved"] = achieved(results["optimum"], results["policy"])
     write_json(workdir / "evaluate" / "results.json", results)
     protections = {"network": False, "filesystem": True, "memory": True}
     lines = {"error": {HOSTILE: 203, "NameError: name 'b' is not defined": 4}, "time": {"more than 1 s": 7}}
@@ -150,6 +157,59 @@ def test_the_headline_figures_are_those_of_results_json(job: Job, page: str) -> 
         assert f"{figure:.3f}" in page, figure
     assert f"+{gain['mean_reward']:.3f}" in page
     assert "The interval lies above zero" in page
+
+
+def test_the_page_has_the_verdict_on_what_was_asked_for_and_figures_with_their_intervals(job: Job, page: str) -> None:
+    results = json.loads((job.workdir / "evaluate" / "results.json").read_text())
+    assert results["achieved"]["verdict"].startswith("asked for quantile")
+    assert page.count(f"A{results['achieved']['verdict'][1:]}.") == 2  # below the table, and below the plot
+    assert "at KL" in results["achieved"]["verdict"]
+    assert 'aria-label="Asked for and achieved"' in page
+    low, high = results["policy"]["intervals"]["win_rate"]
+    assert f"{results['policy']['win_rate']:.1%} ({low:.1%} to {high:.1%})" in page
+    for name in ("length_controlled_reward", "length_controlled_reward_own_slope"):
+        assert f"{results['policy'][name]:.3f} (" in page, name
+
+
+def test_a_curve_over_training_is_drawn_with_the_step_that_is_best(job: Job, page: str, tmp_path: Path) -> None:
+    moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "curve"), job.shard, STAGES)
+    path = moved.folder("evaluate") / "results.json"
+    results = json.loads(path.read_text())
+    answered = [answers(row) for row in held_out("reference", 0.0)]
+    ids = [f"eval-{i}" for i in range(PROMPTS)]
+    steps = {step: [answers(row) for row in held_out("policy", step / 100)] for step in (10, 20, 35)}
+    results["curve"] = curve.curve(ids, answered, steps)
+    results["best"] = curve.best(results["curve"])
+    write_json(path, results)
+    drawn = page_of(moved)
+    label = 'aria-label="Held-out figures over training"'
+    assert label in drawn and label not in page
+    assert "Best on the selection half: step 35, with mean reward 0." in drawn
+
+
+def test_log_ratios_stand_beside_those_of_the_optimum_where_it_is_known(page: str, tmp_path: Path) -> None:
+    assert predicted_log_ratios(metrics(True)) == (0.875, -3.125) and predicted_log_ratios(metrics(False)) is None
+    dpo = page_of(make_job(tmp_path, objective="dpo"))
+    for label in ("optimum, high", "optimum, low"):
+        assert label in page and label not in dpo, label
+
+
+def test_a_policy_alone_has_a_page_without_a_reference(tmp_path: Path) -> None:
+    config: ConfigDict = default.get_config()
+    config.stages, config.model.path = ("evaluate", "report"), "models/<b>mine</b>"
+    alone = Job(FrozenConfigDict(config), tmp_path, Shard(0, 1), STAGES)
+    rows = held_out("policy", 0.35)
+    row_files.write_unit(alone.folder("evaluate") / "policy", 0, 1, rows)
+    row_files.finish(alone.folder("evaluate") / "policy", 1)
+    results: dict[str, Any] = compare({"policy": [answers(row) for row in rows]}, tests=True)
+    results |= {"settings": evaluate.shown_settings(alone), "optimum": {}, "achieved": {}}
+    write_json(tmp_path / "evaluate" / "results.json", results)
+    alone.folder("report").mkdir()
+    text = page_of(alone)
+    assert f"{results['policy']['pass_rate']:.1%} (" in text and "Pass@4" in text
+    assert "models/&lt;b&gt;mine&lt;/b&gt;" in text and "Held-out rewards" in text
+    for absent in ("Gain", "Win rate", "reference</th>", "optimum of"):
+        assert absent not in text, absent
 
 
 def test_the_page_lists_dropped_rows_and_what_the_machine_could_not_prevent(page: str) -> None:

@@ -17,8 +17,10 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.errors import UserError
+from qrpo_jax.evaluation.compare import SIDES
 from qrpo_jax.hugging_face.reward_config import read_reward_config
-from qrpo_jax.job import accounting, manifest
+from qrpo_jax.job import manifest
+from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.scoring import PAIRS_DROPPED, ROWS_DROPPED, score_rows
 from qrpo_jax.model.compute import Compute
@@ -367,13 +369,13 @@ def test_another_reward_model_changes_the_settings_of_the_stage(tmp_path):
 
 
 def test_a_prompt_that_lost_all_completions_on_one_side_is_compared_on_neither(tmp_path):
-    run = job(tmp_path)
+    run = job(tmp_path, stages=("sample", "score", "reference", "train", "evaluate"))
     for side, kept in (("reference", "acd"), ("policy", "abc")):
         rows = [row("Hello!", name=name) for name in kept]
         row_files.write_unit(run.folder("evaluate") / side, 0, 2, rows)
         row_files.write_unit(run.folder("evaluate") / side, 1, 2, [])  # a unit without rows
         row_files.finish(run.folder("evaluate") / side, 2)
-    sides = {side: [one.id for one in rows] for side, rows in accounting.held_out(run).items()}
+    sides = {side: [one.id for one in rows] for side, rows in shared_rows(run).items()}
     assert sides == {"reference": ["a", "c"], "policy": ["a", "c"]}
 
 
@@ -393,7 +395,7 @@ def test_a_whole_job_trains_and_is_evaluated_by_a_reward_model(tmp_path):
     assert pipeline.run(run)
     results = json.loads((run.workdir / "results.json").read_text())
     scored = manifest.read_manifest(run.folder("score"))["counts"]
-    long = [scored[f"completions: {TOO_LONG}"], *(results[side]["not_scored"] for side in accounting.SIDES)]
+    long = [scored[f"completions: {TOO_LONG}"], *(results[side]["not_scored"] for side in SIDES)]
     assert 0 < sum(long) < 5 * 6 + 2 * 2 * 4, long
     for side in ("reference", "policy"):
         rows = list(row_files.read(run.folder("evaluate") / side))

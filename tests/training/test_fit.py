@@ -13,7 +13,7 @@ from qrpo_jax.data import loader
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.training.fit import fit
+from qrpo_jax.training.fit import Visitor, fit
 from qrpo_jax.training.logbook import NonFiniteLossError
 from qrpo_jax.training.metrics import MetricsWriter, Written, read_metrics
 from qrpo_jax.training.objectives import make_objective
@@ -49,14 +49,16 @@ def mesh_of(*sizes):
     return make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
 
 
-def run(directory, *, step=STEP, table=TABLE, kill_at=0, sizes=(1, 1, 1), before=None, frozen=None, **options):
+def run(
+    directory, *, step=STEP, table=TABLE, kill_at=0, sizes=(1, 1, 1), before=None, frozen=None, visitors=(), **options
+):
     """Trains to the end, or until the `kill_at`-th batch of this call; returns parameters on the host."""
     assert plan(table).steps >= STEPS
     batches = killing(loader.batches(table, plan(table)), kill_at)
     what = trainable(OPTIMIZER, mesh_of(*sizes), tiny.parameters)
     with books(directory, steps=STEPS, name=table.name, schedule=SCHEDULE, **options) as writing:
         batches = Watched(batches, before) if before else batches
-        return jax.device_get(fit(step, what, batches, frozen=frozen, **writing))
+        return jax.device_get(fit(step, what, batches, frozen=frozen, visitors=visitors, **writing))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,29 @@ def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(undisturbed, tmp
     assert figures(tmp_path) == undisturbed[1]
     # Once more with nothing left to do.
     tiny.assert_trees_equal(run(tmp_path), undisturbed[0])
+
+
+def test_visits_change_no_step_and_their_figures_are_the_same_after_a_kill(undisturbed, tmp_path):
+    """Of every third step and the last; the line of a step has the figures of the parameters that it made."""
+    visited = []
+
+    def visit(step, parameters):
+        visited.append(step)
+        total = sum(float(np.abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(parameters))
+        return {"held_out_size": total}
+
+    visitor = Visitor(lambda step: step % 3 == 0 or step == STEPS, visit, "evaluate")
+    for kill_at in (4, 5):
+        with pytest.raises(Killed):
+            run(tmp_path, kill_at=kill_at, visitors=[visitor])
+    parameters = run(tmp_path, visitors=[visitor])
+    tiny.assert_trees_equal(parameters, undisturbed[0])
+    assert visited == [3, 3, 6, 7], visited  # the first kill came before the checkpoint that follows step 3
+    lines = figures(tmp_path)
+    assert [line["step"] for line in lines if "held_out_size" in line] == [3, 6, 7]
+    assert lines[-1]["held_out_size"] == visit(STEPS, parameters)["held_out_size"]
+    plain = [{name: value for name, value in line.items() if name != "held_out_size"} for line in lines]
+    assert plain == undisturbed[1]
 
 
 def test_another_mesh_resumes_from_the_same_checkpoint(undisturbed, tmp_path):

@@ -25,6 +25,7 @@ from tests.helpers.steps import (
     assert_same_update,
     moments,
     plain,
+    predict,
     target,
     update,
 )
@@ -83,13 +84,11 @@ def test_microbatches_without_completions_are_not_computed():
 
     def counted(batch):
         jax.debug.callback(lambda: computed.append(1))
-        return target(batch)
+        return predict(batch)
 
     objective = make_objective("qrpo", **OPTIONS["qrpo"])
     settings = LogProbSettings(vocab_chunk=7)
-    step = make_step(
-        tiny.GRAPH, objective, OPTIMIZER, log_prob_settings=settings, microbatches=5, calibrated_target=counted
-    )
+    step = make_step(tiny.GRAPH, objective, OPTIMIZER, log_prob_settings=settings, microbatches=5, predict=counted)
     got = jax.jit(step)(initial_state(tiny.parameters(), OPTIMIZER, seed=0), batch)
     assert_same_update(jax.device_get(got), plain(), reordered=True)
     jax.effects_barrier()
@@ -121,6 +120,8 @@ def test_diagnostics_are_means_over_the_completions_present():
         "log_ratio_low": ratio[here & ~high].mean(),
         "length": BATCH.completions_BxS.length[here].mean(),
         "calibrated_target": np.asarray(target(BATCH))[here].mean(),
+        "predicted_log_ratio_high": np.asarray(target(BATCH))[here & high].mean() / BETA,
+        "predicted_log_ratio_low": np.asarray(target(BATCH))[here & ~high].mean() / BETA,
         "padding": (BATCH.layout.groups_BxL == 0).mean(),
         "completions": 14,
         "tokens": (BATCH.layout.groups_BxL > 0).sum(),
