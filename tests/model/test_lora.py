@@ -318,7 +318,7 @@ def tuned(folder, workdir, stages, **train):
     config.sample.update({"completions": 0, "max_new_tokens": 3})
     config.pack.update({"max_tokens": 16, "row_tokens": 16, "slots": 2})
     config.reward.name = "dialogue_share"
-    config.evaluate.update({"completions": 2, "max_new_tokens": 3})
+    config.evaluate.update({"completions": 2, "max_new_tokens": 3, "checkpoints": ("all",)})
     config.train.update({"batch_size": 8, "learning_rate": 0.02, "beta": 0.5, **train})
     config.lora.update({"rank": 2, "alpha": 6.0, "targets": "self_attn.*|down_proj"})
     config.log.tensorboard = False
@@ -332,9 +332,21 @@ def tuned(folder, workdir, stages, **train):
 def finished(tmp_path_factory):
     folder = base_folder(tmp_path_factory.mktemp("model") / "base")
     stages = ("sample", "train", "evaluate", "export")
-    job = tuned(folder, tmp_path_factory.mktemp("run"), stages, reference_log_probs="on_the_fly")
+    held_out = {"keep_every": 1, "evaluate_every": 1, "held_out": 2}
+    job = tuned(folder, tmp_path_factory.mktemp("run"), stages, reference_log_probs="on_the_fly", **held_out)
     assert pipeline.run(job)
     return job, folder
+
+
+def test_kept_adapters_make_a_curve_and_held_out_rows_have_their_loss(finished):
+    job, _ = finished
+    lines = [json.loads(line) for line in (job.folder("train") / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["held_out_loss"] for line in lines]
+    assert len(losses) >= 2 and len(set(losses)) == len(losses) and np.isfinite(losses).all(), losses
+    curve = json.loads((job.workdir / "results.json").read_text())["curve"]
+    assert [point["step"] for point in curve] == list(range(len(lines) + 1))
+    kl = [point["kl_to_reference_k3"] for point in curve]
+    assert kl[0] == 0 and all(value > 0 for value in kl[1:]), kl
 
 
 def test_a_job_trains_evaluates_and_exports_adapters(finished):
