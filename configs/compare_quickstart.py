@@ -3,8 +3,8 @@
     python -m qrpo_jax.main --config=configs/compare_quickstart.py --workdir=runs/compare
 
 QRPO with three transforms, DPO, REBEL, SimPO and SFT on the best completion each have a small grid of β or learning
-rate, and Best-of-N of the reference policy needs no training. All methods of a seed share its reference policy, samples,
-scores and log π_ref (docs/sweeps.md).
+rate, and Best-of-N of the reference policy needs no training. All methods of a seed share its reference policy,
+samples, scores and log π_ref (docs/sweeps.md).
 """
 
 from ml_collections import ConfigDict

@@ -58,21 +58,32 @@ def read_point(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def best_of_reference(folder: Path, counts: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Best-of-N of the reference policy's held-out completions, by N and by half; a prompt with fewer has no part.
+    """Best-of-N of the reference policy's held-out completions.
 
     Args:
       folder: scored rows.
       counts: each N.
+
+    Returns:
+      By N: the mean over `all` prompts and over those of each half, the number of prompts, and of those left out
+      because they have fewer completions with a reward.
     """
     values: dict[str, dict[str, list[float]]] = {str(n): {"all": [], **{half: [] for half in HALVES}} for n in counts}
+    total = 0
     for row in row_files.read(folder):
+        total += 1
         reward_M = np.asarray([completion.reward for completion in row.completions])
         for n in counts:
             if len(reward_M) >= n:
                 value = best_of(reward_M, n)
                 values[str(n)]["all"].append(value)
                 values[str(n)][half_of(row.id)].append(value)
-    return {n: {part: mean(of_part) for part, of_part in parts.items() if of_part} for n, parts in values.items()}
+    found: dict[str, dict[str, float]] = {}
+    for n, parts in values.items():
+        prompts = len(parts["all"])
+        found[n] = {part: mean(of_part) for part, of_part in parts.items() if of_part}
+        found[n] |= {"prompts": prompts, "left_out": total - prompts}
+    return found
 
 
 def mean(values: Sequence[float]) -> float:
@@ -184,5 +195,6 @@ def best_of_lines(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
             values = [of_seed[n][part] for of_seed in by_seed.values() if part in of_seed[n]]
             if len(values) == len(by_seed):
                 parts[part] = {"mean": mean(values), "spread": spread(values), "values": values}
-        lines.append({"n": int(n), "seeds": list(by_seed), **parts})
+        if "all" in parts:
+            lines.append({"n": int(n), "seeds": list(by_seed), **parts})
     return lines, ""
