@@ -21,6 +21,7 @@ from qrpo_jax.job.source_check import brings_rows, check_source
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
 from qrpo_jax.stores.path import StorePath, as_path
+from qrpo_jax.sweep import status as sweep_status
 from qrpo_jax.sweep.points import Point, points_of
 
 HELP = {
@@ -192,8 +193,10 @@ def answer_status(values: flags.FlagValues) -> NoReturn:
     """
     if not values.status or values.workdir is None:
         raise UserError("--status needs --workdir=DIR, and --json is for --status")
-    report = status.read_status(folder("workdir", values.workdir))
-    show(json.dumps(report, indent=2) if values.json else "\n".join(status.lines(report)))
+    workdir = folder("workdir", values.workdir)
+    of = sweep_status if sweep_status.is_sweep(workdir) else status
+    report = of.read_status(workdir)
+    show(json.dumps(report, indent=2) if values.json else "\n".join(of.lines(report)))
     raise SystemExit(0)
 
 

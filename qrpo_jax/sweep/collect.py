@@ -13,11 +13,10 @@ from qrpo_jax.config.config import keys_of
 from qrpo_jax.files import write_json, write_text
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.sweep.figures import FIGURES, REWARD, best_of_lines, choose, over_seeds, read_point
-from qrpo_jax.sweep.plan import FAILURES, POINTS, Plan
+from qrpo_jax.sweep.plan import FAILURES, POINTS, RECORD, Plan
 from qrpo_jax.sweep.points import SEED, Point, short_key
 from qrpo_jax.sweep.tables import WRITERS, Cell, Mean, Table, as_text
 
-RECORD = "sweep.json"
 COMPLETE, FAILED, OPEN = "complete", "failed", "not complete"
 
 

@@ -79,10 +79,10 @@ def best_of_reference(folder: Path, counts: Sequence[int]) -> dict[str, dict[str
                 values[str(n)]["all"].append(value)
                 values[str(n)][half_of(row.id)].append(value)
     found: dict[str, dict[str, float]] = {}
-    for n, parts in values.items():
+    for name, parts in values.items():
         prompts = len(parts["all"])
-        found[n] = {part: mean(of_part) for part, of_part in parts.items() if of_part}
-        found[n] |= {"prompts": prompts, "left_out": total - prompts}
+        found[name] = {part: mean(of_part) for part, of_part in parts.items() if of_part}
+        found[name] |= {"prompts": prompts, "left_out": total - prompts}
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SHARED, POINTS, FAILURES = "shared", "points", "failures"
+RECORD = "sweep.json"
 Records = Mapping[str, Mapping[str, Any]]  # the settings of each stage of a point, in order
 
 

@@ -77,6 +77,8 @@ def run(sweep: Sweep) -> bool:
     plan = make_plan(sweep.workdir, records)
     with pipeline.owned(sweep.workdir, sweep.shard):
         runner = Runner(sweep, plan, records)
+        if is_first():
+            collect.write(sweep.workdir, sweep.points, plan)  # says what there is to run, for `--status`
         runner.run()
         wait("points have run")
         if is_first():

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from qrpo_jax import command_line, main
 from qrpo_jax.errors import PointsError, UserError
 from qrpo_jax.files import write_text
 from qrpo_jax.job import fork
 from qrpo_jax.job.owner import read_record as owner_record
+from qrpo_jax.stages import STAGES
 from qrpo_jax.sweep import run as sweep
+from qrpo_jax.sweep import status
 from tests.helpers.jobs import ROOT, environment
 from tests.helpers.sweep_jobs import FAILING, GRID, outcome, ran, toy_sweep
 
@@ -240,3 +243,35 @@ def test_writing_a_shared_file_anew_leaves_the_others(whole, tmp_path):
     before = other.read_text()
     write_text(one, "made again")
     assert other.read_text() == before != one.read_text()
+
+
+def test_status_says_which_points_are_complete_failed_and_open(tmp_path, capsys):
+    grid = {"train.beta": [0.1, 0.3], "report.examples": [FAILING, 2]}
+    assert not sweep.run(toy_sweep(tmp_path / "run", grid, shard=(1, 4)))
+    report = status.read_status(tmp_path / "run")
+    assert [point["state"] for point in report["points"]] == ["waiting", "done", "waiting", "waiting"], report
+    assert report["state"] == "incomplete" and "1 of 4 points are complete" in status.lines(report)[0]
+    with pytest.raises(PointsError):
+        sweep.run(toy_sweep(tmp_path / "run", grid))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        command_line.read(["qrpo-jax", "--status", f"--workdir={tmp_path / 'run'}"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and "2 of 4 points are complete" in said, said
+    assert "failed      beta=0.1,report.examples=666: the server does not answer" in said, said
+    assert "done        beta=0.3,report.examples=2" in said, said
+
+
+def test_the_command_says_what_failed_and_ends_with_1(tmp_path, monkeypatch, capsys):
+    words = ["qrpo-jax", "--config=optimum", "--config.stages=compare_transforms", f"--workdir={tmp_path / 'run'}"]
+    words += ['--config.sweep={"compare_transforms.betas": [[0.1], [0.3]]}']
+    broken = STAGES["compare_transforms"]._replace(run=lambda job: 1 // 0)
+    monkeypatch.setitem(STAGES, "compare_transforms", broken)
+    with pytest.raises(SystemExit) as left:
+        main.run(words)
+    said = capsys.readouterr().err
+    assert left.value.code == main.RUN_ERROR and "error: 2 of 2 points failed: betas=0.1, betas=0.3;" in said, said
+    with pytest.raises(SystemExit) as left:
+        main.run([*words[:-1], '--config.sweep={"compare_transforms.betas": []}'])
+    assert left.value.code == main.USER_ERROR
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
