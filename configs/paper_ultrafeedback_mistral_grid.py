@@ -3,8 +3,8 @@
     qrpo-jax --config=paper_ultrafeedback_mistral_grid --workdir=runs/paper_ultrafeedback_mistral
 
 36 runs, 9 of each method. Stage `reference` runs once for all. On several machines that share the work directory, each
-with `--shard=i/n`, every machine takes its share of the runs. Data, hardware, time and the
-paper's figures are in `configs/paper_ultrafeedback_mistral.py`; docs/sweeps.md explains sweeps.
+with `--shard=i/n`, every machine takes its share of the runs. Data, hardware, time and the paper's
+figures are in `configs/paper_ultrafeedback_mistral.py`; docs/sweeps.md explains sweeps.
 """
 
 from ml_collections import ConfigDict
