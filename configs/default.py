@@ -287,6 +287,10 @@ def get_config() -> ConfigDict:
     config.export.dtype = Choice("float32", "bfloat16")  # of the written tensors
     # LoRA: merged into the base, or adapters for the model in model.path.
     config.export.adapter = Choice("merged", "peft")
+    # ORG/NAME of a model of the hub that the exported folder is uploaded to (extra hf, and a token that may write); "":
+    # nothing leaves this machine.
+    config.export.push_to_hub = Text("")
+    config.export.private = Switch(True)  # a model of the hub that this upload makes is private
 
     # Stage compile needs no TPU, no weights and no tokenizer: model.path may hold a config.json alone.
     config.compile = Config()

@@ -142,18 +142,15 @@ def write(workdir: Path, points: Sequence[Point], plan: Plan) -> dict[str, Any]:
 
 
 def lines_of(found: Mapping[str, Any]) -> list[str]:
-    """What a terminal shows: the tables, and what is missing."""
-    tables = tables_of(found)
-    lines = ["", "Held-out figures, mean ± standard deviation over seeds:", as_text(tables["table"]), ""]
+    """What a terminal shows: the tables, if there are figures, and what is missing."""
+    tables, lines = tables_of(found), []
+    if any(line["figures"] for line in found["settings"]):
+        lines += ["", "Held-out figures, mean ± standard deviation over seeds:", as_text(tables["table"]), ""]
+        lines += [line for line in (found["choice_missing"], found["best_of_missing"]) if line]
     if "choice" in tables:
-        lines += [
-            "Chosen on the selection half of held-out prompts, with figures of the reporting half:",
-            as_text(tables["choice"]),
-            "",
-        ]
-    lines += [line for line in (found["choice_missing"], found["best_of_missing"]) if line]
+        title = "Chosen on the selection half of held-out prompts, with figures of the reporting half:"
+        lines += [title, as_text(tables["choice"]), ""]
     states = [point["state"] for point in found["points"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (COMPLETE, FAILED, OPEN) if state in states)
     lines.append(f"sweep: {len(states)} points: {counts}")
-    lines += [f"  failed: {p['name']}: {p['message']}" for p in found["points"] if p["state"] == FAILED]
-    return lines
+    return lines + [f"  failed: {p['name']}: {p['message']}" for p in found["points"] if p["state"] == FAILED]

@@ -6,7 +6,7 @@ Imports no jax, so that a mistake in `config.sweep` is answered at once.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from qrpo_jax.config.config import Config, completed, keys_of, unknown
@@ -56,6 +56,7 @@ def points_of(config: Config) -> tuple[Point, ...]:
                 if point.name in points:
                     raise UserError(f"the sweep has the point {point.name} twice")
                 points[point.name] = point
+        check_published(points.values())
     except UserError as error:
         error.keys = (SWEEP, *(key for key in error.keys if key != SWEEP))
         raise
@@ -76,6 +77,23 @@ def check_collect(config: Config) -> None:
     for n in config.collect.best_of:
         if n > most:
             raise refuse("collect.best_of", f"{n}; allowed: up to evaluate.completions, which is {most}", "has")
+
+
+def check_published(points: Iterable[Point]) -> None:
+    """Refuses points that would all be published as one model of the hub.
+
+    Raises:
+      UserError: naming two of them.
+    """
+    seen: dict[str, str] = {}
+    for point in points:
+        name = point.config.export.push_to_hub
+        if name and name in seen:
+            raise UserError(
+                f"points {seen[name]} and {point.name} would both be published as {name}; give each a name of its own, "
+                "or publish none (config.export.push_to_hub)"
+            )
+        seen[name] = point.name
 
 
 def combinations(grid: Grid) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ from qrpo_jax.job.owner import HeldError
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.job.stage import Stages
 from qrpo_jax.sweep import collect
-from qrpo_jax.sweep.plan import FAILURES, POINTS, Part, Plan, Records, make_plan
+from qrpo_jax.sweep.plan import FAILURES, POINTS, SHARED, Part, Plan, Records, make_plan
 from qrpo_jax.sweep.points import Point
 from qrpo_jax.training.logbook import NonFiniteLossError
 
@@ -108,7 +108,24 @@ def check(sweep: Sweep) -> list[Records]:
             for name in settings:
                 manifest.check_settings(job.folder(name), settings[name])
         records.append(settings)
+    check_fork(sweep, records)
     return records
+
+
+def check_fork(sweep: Sweep, records: Sequence[Records]) -> None:
+    """Refuses a run from which no point could begin; a sweep that has begun keeps what it took over.
+
+    Raises:
+      UserError: naming what differs for the first point.
+    """
+    if sweep.fork is None or (sweep.workdir / POINTS).exists() or (sweep.workdir / SHARED).exists():
+        return
+    found = [fork.compare(list(settings), sweep.fork, settings.__getitem__) for settings in records]
+    if not any(one.stages for one in found):
+        raise UserError(
+            f"--fork={sweep.fork}: nothing can be taken over by any point: point {sweep.points[0].name}: "
+            f"{found[0].reason}"
+        )
 
 
 @contextmanager

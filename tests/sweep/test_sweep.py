@@ -275,3 +275,13 @@ def test_the_command_says_what_failed_and_ends_with_1(tmp_path, monkeypatch, cap
         main.run([*words[:-1], '--config.sweep={"compare_transforms.betas": []}'])
     assert left.value.code == main.USER_ERROR
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_run_from_which_no_point_can_begin_is_refused_before_anything_runs(tmp_path, whole):
+    for other, message in ((tmp_path / "none", "stage 'first' is not complete"), (whole, "is not complete")):
+        with pytest.raises(UserError, match=f"nothing can be taken over by any point.*{message}"):
+            sweep.run(toy_sweep(tmp_path / "run")._replace(fork=other))
+    plain = whole / "points" / "sample.top_k=3,beta=0.1,report.examples=2"
+    with pytest.raises(UserError, match=r"other settings \(sample.top_k: 3 -> 7\)"):
+        sweep.run(toy_sweep(tmp_path / "run", {"sample.top_k": [7, 8]})._replace(fork=plain))
+    assert not (tmp_path / "run").exists()
