@@ -14,6 +14,7 @@ from typing import Any
 from configs import default
 from qrpo_jax.config import Config
 from qrpo_jax.errors import ServerError
+from qrpo_jax.files import write_text
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.job.manifest import SETTINGS
 from qrpo_jax.job.stage import Stage
@@ -26,8 +27,8 @@ GRID = {"sample.top_k": [3, 5], "train.beta": [0.1, 0.3], "report.examples": [2,
 FAILING = 666  # examples with which stage `third` fails
 
 
-def toy_stages(slow: float = 0.0) -> Mapping[str, Stage]:
-    """Stages that depend on one section each, and write its values."""
+def toy_stages(log: Path, slow: float = 0.0) -> Mapping[str, Stage]:
+    """Stages that depend on one section each, write its values, and add a line to a log."""
 
     def stage(name: str, section: str) -> Stage:
         def run(job: Job) -> dict[str, Any]:
@@ -35,21 +36,15 @@ def toy_stages(slow: float = 0.0) -> Mapping[str, Stage]:
             if job.config.report.examples == FAILING and name == NAMES[-1]:
                 raise ServerError("the server does not answer")
             folder = job.folder(name)
-            (folder / "parameters").mkdir(exist_ok=True)
             for path in (folder / "rows", folder / "parameters" / "array"):
-                path.write_text(f"{name} {job.config[section].to_dict()}")
-            with (ran_of(job.workdir) / "ran").open("a") as log:
-                log.write(f"{name} {job.workdir.name}\n")
+                write_text(path, f"{name} {job.config[section].to_dict()}")
+            with log.open("a") as file:
+                file.write(f"{name} {job.workdir.name}\n")
             return {"done": name}
 
         return Stage(run, sections=(section,), needs_model=False)
 
     return dict(STAGES) | {name: stage(name, of) for name, of in zip(NAMES, ("sample", "train", "report"), strict=True)}
-
-
-def ran_of(workdir: Path) -> Path:
-    """The folder of the file `ran`, from the folder of a point or of a shared part."""
-    return workdir.parents[2]
 
 
 def toy_config(grids: Any = GRID, **overrides: Any) -> Config:
@@ -63,10 +58,16 @@ def toy_config(grids: Any = GRID, **overrides: Any) -> Config:
 
 
 def toy_sweep(
-    workdir: Path, grids: Any = GRID, shard: tuple[int, int] = (0, 1), *, slow: float = 0.0, **overrides: Any
+    workdir: Path,
+    grids: Any = GRID,
+    shard: tuple[int, int] = (0, 1),
+    *,
+    log: Path | None = None,
+    slow: float = 0.0,
+    **overrides: Any,
 ) -> Sweep:
     points = points_of(toy_config(grids, **overrides))
-    return Sweep(workdir, points, Shard(*shard), Shard(0, 1), toy_stages(slow))
+    return Sweep(workdir, points, Shard(*shard), Shard(0, 1), toy_stages(log or workdir.parent / "ran", slow))
 
 
 def ran(folder: Path) -> Counter[str]:

@@ -16,8 +16,9 @@ from qrpo_jax.files import write_text
 from qrpo_jax.job import fork
 from qrpo_jax.job.owner import read_record as owner_record
 from qrpo_jax.stages import STAGES
+from qrpo_jax.stores.path import as_path
+from qrpo_jax.sweep import plan, status
 from qrpo_jax.sweep import run as sweep
-from qrpo_jax.sweep import status
 from tests.helpers.jobs import ROOT, environment
 from tests.helpers.sweep_jobs import FAILING, GRID, outcome, ran, toy_sweep
 
@@ -285,3 +286,16 @@ def test_a_run_from_which_no_point_can_begin_is_refused_before_anything_runs(tmp
     with pytest.raises(UserError, match=r"other settings \(sample.top_k: 3 -> 7\)"):
         sweep.run(toy_sweep(tmp_path / "run", {"sample.top_k": [7, 8]})._replace(fork=plain))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_in_an_object_store_is_the_same(bucket, tmp_path, whole):
+    workdir = as_path(f"{bucket}/run")
+    for shard in ((1, 2), (0, 2)):
+        sweep.run(toy_sweep(workdir, shard=shard, log=tmp_path / "ran")._replace(begun=plan.begun(workdir, None)))
+    assert ran(tmp_path) == {"first": 2, "second": 4, "third": 8}
+    wanted = json.loads((whole / "sweep.json").read_text())
+    assert json.loads((workdir / "sweep.json").read_bytes()) == wanted
+    for point in wanted["points"]:
+        for stage in ("first", "second", "third"):
+            name = f"{point['folder']}/{stage}/rows"
+            assert (workdir / name).read_bytes() == (whole / name).read_bytes()
