@@ -25,7 +25,7 @@ def documents(job: Job, results: Mapping[str, Any] | None) -> dict[str, bytes]:
       results: what results.json says; None if the policy was not evaluated before.
     """
     base = read_base(local_folder(job.model_folder.folder)) if job.config.model.path else BaseCard({}, {})
-    if "license" not in base.metadata:
+    if job.config.model.path and "license" not in base.metadata:
         job.say("export: WARNING: the base names no licence; say in README.md under which one the model is published")
     return {CARD: card(facts(job, base, results)).encode(), **base.documents}
 
