@@ -22,7 +22,7 @@ from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
 from qrpo_jax.stores.path import StorePath, as_path
 from qrpo_jax.sweep import status as sweep_status
-from qrpo_jax.sweep.points import Point, points_of
+from qrpo_jax.sweep.points import Point, check_shard, points_of
 
 HELP = {
     "config": "a shipped config by name, such as quickstart, or the path of a config file",
@@ -244,21 +244,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     if found is None or int(found[1]) >= int(found[2]):
         raise UserError(f"shard is {text!r}; allowed: i/n with 0 <= i < n, such as --shard=0/4")
     return int(found[1]), int(found[2])
-
-
-def check_shard(shard: tuple[int, int], points: Sequence[Point], *, forked: bool) -> None:
-    """Refuses a shard of a run that is forked, and more shards than a sweep has points.
-
-    Raises:
-      UserError: naming the flags.
-    """
-    if forked and shard[1] > 1 and not points:
-        raise UserError("--fork is for the first start of a run: start once without --shard")
-    if points and shard[1] > len(points):
-        raise UserError(
-            f"--shard={shard[0]}/{shard[1]}: a sweep is split by its points, and this one has {len(points)}; allowed: "
-            f"n up to {len(points)}; to split the units of shared stages, run these alone (docs/sweeps.md)"
-        )
 
 
 def check_processes(values: Any, shard: tuple[int, int], distributed: bool) -> None:

@@ -28,9 +28,9 @@ Figures = dict[str, float]
 
 
 def read_figures(results: Mapping[str, Any]) -> Figures:
-    """The figures that a results.json, or one half of it, has; a KL that was not estimated is left out."""
+    """The figures of a results.json, or of one half of it, without those that were not estimated or have no prompt."""
     found = {name: results.get(side, {}).get(key) for name, (side, key) in FIGURES.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def read_point(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def choose(lines: Sequence[Mapping[str, Any]], method: Sequence[str]) -> list[di
         methods.setdefault(json.dumps(named, sort_keys=True), []).append(line)
     chosen = []
     for candidates in methods.values():
-        whole = [line for line in candidates if line["halves"] and len(line["seeds"]) == line["points"]]
+        whole = [line for line in candidates if is_whole(line)]
         if not whole:
             continue
         best = max(whole, key=lambda line: line["halves"][SELECTION][REWARD]["mean"])
@@ -173,6 +173,15 @@ def choose(lines: Sequence[Mapping[str, Any]], method: Sequence[str]) -> list[di
             }
         )
     return chosen
+
+
+def is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether all seeds of a setting are complete, with a reward on both halves."""
+    return (
+        len(line["seeds"]) == line["points"]
+        and line["halves"] is not None
+        and all(REWARD in line["halves"][half] for half in HALVES)
+    )
 
 
 def best_of_lines(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:

@@ -6,7 +6,7 @@ Imports no jax, so that a mistake in `config.sweep` is answered at once.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qrpo_jax.config.config import Config, completed, keys_of, unknown
@@ -94,6 +94,21 @@ def check_published(points: Iterable[Point]) -> None:
                 "or publish none (config.export.push_to_hub)"
             )
         seen[name] = point.name
+
+
+def check_shard(shard: tuple[int, int], points: Sequence[Point], *, forked: bool) -> None:
+    """Refuses a shard of a run that is forked, and more shards than a sweep has points.
+
+    Raises:
+      UserError: naming the flags.
+    """
+    if forked and shard[1] > 1 and not points:
+        raise UserError("--fork is for the first start of a run: start once without --shard")
+    if points and shard[1] > len(points):
+        raise UserError(
+            f"--shard={shard[0]}/{shard[1]}: a sweep is split by its points, and this one has {len(points)}; allowed: "
+            f"n up to {len(points)}; to split the units of shared stages, run these alone (docs/sweeps.md)"
+        )
 
 
 def combinations(grid: Grid) -> Iterator[dict[str, Any]]:

@@ -79,10 +79,12 @@ def test_a_base_of_the_hub_is_named_and_a_published_folder_is_the_exported_one(t
     assert token.created["me/aligned"]["visibility"] == "private", token.created
 
 
-def test_nothing_is_uploaded_by_default(tmp_path, base, token):
+def test_nothing_is_uploaded_by_default_and_a_base_without_a_licence_is_said(tmp_path, base, token, capsys):
     calls = token.calls
+    (base / "README.md").unlink()
     assert pipeline.run(stories(tmp_path, base))
     assert token.calls == calls and not token.created
+    assert "WARNING: the base names no licence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["aligned", "me/", "me/aligned/x", "https://hub/me/aligned"])

@@ -117,6 +117,18 @@ def test_a_setting_that_lacks_a_seed_is_shown_and_not_chosen(tmp_path):
     assert f"failed: {missing.name}: the loss is not finite" in said
 
 
+def test_a_half_without_prompts_chooses_nothing(tmp_path):
+    points = write_points(tmp_path, toy_config(SWEEP[:1]))
+    for point in points:
+        path = tmp_path / "points" / point.name / "evaluate" / "results.json"
+        content = json.loads(path.read_text())
+        content["halves"]["selection"]["policy"]["mean_reward"] = float("nan")
+        write_json(path, content)
+    found = collect.collect(tmp_path, points, NO_PLAN)
+    assert found["choice"] == [] and len(found["settings"]) == 2
+    assert "choice" not in collect.tables_of(found)
+
+
 def test_without_halves_there_is_a_table_and_no_choice(tmp_path):
     found = collect.collect(tmp_path, write_points(tmp_path, toy_config(SWEEP), halves=False), NO_PLAN)
     assert found["choice"] == [] and "no results.json has halves" in found["choice_missing"]
