@@ -26,7 +26,7 @@ def collect(workdir: Path, points: Sequence[Point], plan: Plan) -> dict[str, Any
     entries = [entry(workdir, point, config.best_of) for point in points]
     lines = over_seeds(entries)
     halved = [line for line in lines if line["halves"]]
-    best, why_not = best_of_lines(entries)
+    best, why_not = best_of_lines(entries) if config.best_of else ([], "")
     if config.sort != "order":
         lines.sort(key=lambda line: -line["figures"].get(config.sort, {"mean": float("-inf")})["mean"])
     return {
@@ -96,7 +96,7 @@ def choice_table(found: Mapping[str, Any]) -> Table:
     for one in found["choice"]:
         chosen = ", ".join(f"{columns[key]}={text(value)}" for key, value in one["settings"].items())
         cells: list[Cell] = [
-            ", ".join(map(str, one["method"].values())) or None,
+            ", ".join(map(str, one["method"].values())) or "all settings",
             chosen or None,
             one["candidates"],
             len(one["seeds"]),

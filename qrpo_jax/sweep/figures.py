@@ -48,12 +48,13 @@ def read_point(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
     if not path.exists():
         return {"figures": {}, "ci95": None, "halves": None, "best_of": {}}
     results = json.loads(path.read_text())
+    references = folder / "evaluate" / "reference"
     halves = results.get("halves")
     return {
         "figures": read_figures(results),
         "ci95": results["policy"]["ci95"],
         "halves": None if halves is None else {half: read_figures(halves[half]) for half in HALVES},
-        "best_of": best_of_reference(folder / "evaluate" / "reference", counts) if counts else {},
+        "best_of": best_of_reference(references, counts) if counts and references.exists() else {},
     }
 
 
@@ -196,7 +197,7 @@ def best_of_lines(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
             continue
         seed = point["settings"].get(SEED)
         if by_seed.setdefault(seed, point["best_of"]) != point["best_of"]:
-            return [], f"the sweep changes the reference policy or how it is sampled (seed {seed})"
+            return [], f"no Best-of-N: the sweep changes the reference policy or how it is sampled (seed {seed})"
     lines = []
     for n in next(iter(by_seed.values()), {}):
         parts = {}
@@ -206,4 +207,4 @@ def best_of_lines(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
                 parts[part] = {"mean": mean(values), "spread": spread(values), "values": values}
         if "all" in parts:
             lines.append({"n": int(n), "seeds": list(by_seed), **parts})
-    return lines, ""
+    return lines, "" if lines else "no Best-of-N: no complete point has completions of the reference policy"

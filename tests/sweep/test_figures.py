@@ -170,6 +170,12 @@ def test_best_of_n_counts_prompts_with_too_few_completions(tmp_path):
     assert best["5"] == {"prompts": 0, "left_out": 12} and [line["n"] for line in found["best_of"]] == [3], best
 
 
+def test_without_completions_of_the_reference_policy_there_is_no_best_of_n(tmp_path):
+    config = toy_config(SWEEP[:1], collect__best_of=(3,))
+    found = collect.collect(tmp_path, write_points(tmp_path, config), NO_PLAN)
+    assert found["best_of"] == [] and "no complete point has completions of the reference" in found["best_of_missing"]
+
+
 def test_best_of_n_is_left_out_where_points_of_a_seed_have_other_references(tmp_path):
     calls: list[int] = []
 
