@@ -67,6 +67,7 @@ setup(
         "tensorboardX>=2.6,<2.7",
         "matplotlib>=3.9,<3.12",
         "jinja2>=3.1,<4",
+        "pyyaml>=6.0,<7",
         "tqdm>=4.66,<5",
         "fsspec>=2025.3",
     ],

@@ -5,7 +5,7 @@ A section with the name of a stage holds the options of that stage. Stages share
 
 from ml_collections import ConfigDict
 
-from qrpo_jax.config import Choice, Config, Either, Name, Number, Several, Switch, Text, Whole
+from qrpo_jax.config import Choice, Config, Either, Grids, Name, Number, Several, Switch, Text, Whole
 
 
 def optimization(learning_rate: float) -> Config:
@@ -36,6 +36,10 @@ def get_config() -> ConfigDict:
     # needs no weights. compare_transforms, benchmark and compile need no data and no weights. These four run alone, or
     # anywhere before report. chat talks in the terminal, with the settings of evaluate.
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
+
+    # Several values of some keys: {"train.beta": [0.1, 0.3], "seed": [0, 1, 2]} runs all combinations, and a list of
+    # such dicts has values that go together. Stages that do not depend on these keys run once (docs/sweeps.md).
+    config.sweep = Grids()
 
     config.model = Config()
     # A Hugging Face folder, its address, or ORG/NAME[@REVISION] of the hub; "": a new model, trained from scratch.
@@ -301,6 +305,10 @@ def get_config() -> ConfigDict:
     config.export.dtype = Choice("float32", "bfloat16")  # of the written tensors
     # LoRA: merged into the base, or adapters for the model in model.path.
     config.export.adapter = Choice("merged", "peft")
+    # ORG/NAME of a model of the hub that the exported folder is uploaded to (extra hf, and a token that may write); "":
+    # nothing leaves this machine.
+    config.export.push_to_hub = Text("")
+    config.export.private = Switch(True)  # a model of the hub that this upload makes is private
 
     # Stage compile needs no TPU, no weights and no tokenizer: model.path may hold a config.json alone.
     config.compile = Config()
@@ -311,6 +319,15 @@ def get_config() -> ConfigDict:
     )
     # Packed rows of a training batch; 0: search for the largest batch that fits.
     config.compile.rows = Whole(0, least=0)
+
+    # The table of a sweep (docs/sweeps.md).
+    config.collect = Config()
+    # Its lines: in the order of the sweep, or those with the highest value of a figure first.
+    config.collect.sort = Choice("order", "reward", "reference", "gain", "quantile", "kl", "tokens")
+    # Keys that make a method; of each, the selection half of held-out prompts chooses the values of the others.
+    config.collect.method = Several(("train.objective", "train.transform"), of=Text(empty=False), distinct=True)
+    # Best-of-N of the reference policy, for each N up to evaluate.completions, from its held-out completions.
+    config.collect.best_of = Several((), of=Whole(1, least=1))
 
     config.inspect = Config()
     config.inspect.rows = Whole(1000, least=0)  # that are read and measured, spread over all; 0: all, in memory

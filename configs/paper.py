@@ -1,6 +1,13 @@
 """What the records of the QRPO paper (arXiv 2507.08068) share: the published settings, and its grids as command lines.
 
-A record has GRIDS: for each name the values of keys, of which a sweep takes all combinations. In a checkout,
+A record has GRIDS: for each name the values of keys, of which a sweep takes all combinations. Configs of sweeps run
+them with one command, and make a table in which one half of the held-out prompts chooses (docs/sweeps.md):
+
+    paper_magpie_llama_grid, paper_ultrafeedback_mistral_grid    chat: QRPO, DPO, REBEL and SimPO
+    paper_leetcode_llama_grid                                    code: the same
+    paper_magpie_llama_scaling                                   1 to 50 references
+
+To start each run on its own, as for a queue of jobs, in a checkout
 
     python -m configs.paper paper_magpie_llama qrpo
 
@@ -42,6 +49,11 @@ def grid(objective: str, *betas: float, **others: tuple[float | str, ...]) -> Gr
         "train.beta": betas,
     }
     return keys | {key.replace("__", "."): values for key, values in others.items()}
+
+
+def sweep(grids: Mapping[str, Grid], *names: str) -> list[dict[str, list[float | str]]]:
+    """The grids of these names as a config's `sweep`."""
+    return [{key: list(values) for key, values in grids[name].items()} for name in names]
 
 
 def flags(record: str, name: str, values: Grid) -> Iterator[str]:

@@ -21,12 +21,14 @@ from qrpo_jax.job.source_check import brings_rows, check_source
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
 from qrpo_jax.stores.path import StorePath, as_path
+from qrpo_jax.sweep import status as sweep_status
+from qrpo_jax.sweep.points import Point, check_shard, points_of
 
 HELP = {
     "config": "a shipped config by name, such as quickstart, or the path of a config file",
     "workdir": "folder of the run, or its address in an object store; the same command resumes an interrupted run",
     "fork": "work directory of another run: take over its stages whose settings agree, and run the others",
-    "shard": "i/n: run only slice i of n of the stages that split into units",
+    "shard": "i/n: run only slice i of n of the stages that split into units; of a sweep, the points i, i+n, ...",
     "distributed": "join the other hosts of a TPU pod or a SLURM job",
     "coordinator": "HOST:PORT of process 0, for clusters that do not provide it",
     "processes": "number of processes, with --coordinator",
@@ -51,10 +53,11 @@ class Request(NamedTuple):
       config: every key, checked on its own.
       workdir: folder of the run.
       fork: folder of a run whose stages are taken over, or None.
-      shard: (i, n): slice i of n of the work.
+      shard: (i, n): slice i of n of the work; of a sweep, of its points.
       distributed: other processes work on the same run.
       coordinator, processes, process: how they find each other; None if the cluster says it.
       join_timeout: seconds to wait for those that have not come.
+      points: of the config's sweep; empty without one.
     """
 
     config: Config
@@ -66,6 +69,7 @@ class Request(NamedTuple):
     processes: int | None
     process: int | None
     join_timeout: int
+    points: tuple[Point, ...] = ()
 
 
 class RowsRequest(NamedTuple):
@@ -125,8 +129,10 @@ def read(argv: Sequence[str]) -> Request | RowsRequest:
     check_order(config.stages, STAGES, brings_rows(config))
     if any(STAGES[name].needs_model for name in config.stages):
         check_source(config)
+    points = points_of(config)
+    check_shard(shard, points, forked=other is not None)
     many = distributed, values.coordinator, values.processes, values.process, values["join-timeout"].value
-    return Request(config, workdir, other, shard, *many)
+    return Request(config, workdir, other, shard, *many, points)
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -187,8 +193,10 @@ def answer_status(values: flags.FlagValues) -> NoReturn:
     """
     if not values.status or values.workdir is None:
         raise UserError("--status needs --workdir=DIR, and --json is for --status")
-    report = status.read_status(folder("workdir", values.workdir))
-    show(json.dumps(report, indent=2) if values.json else "\n".join(status.lines(report)))
+    workdir = folder("workdir", values.workdir)
+    of = sweep_status if sweep_status.is_sweep(workdir) else status
+    report = of.read_status(workdir)
+    show(json.dumps(report, indent=2) if values.json else "\n".join(of.lines(report)))
     raise SystemExit(0)
 
 
@@ -248,8 +256,6 @@ def check_processes(values: Any, shard: tuple[int, int], distributed: bool) -> N
         raise UserError(
             "--shard is for independent processes; --distributed and --coordinator split the work themselves"
         )
-    if values.fork is not None and shard[1] > 1:
-        raise UserError("--fork is for the first start of a run: start once without --shard")
     count, index = values.processes, values.process
     if values.coordinator:
         if not re.fullmatch(r".+:[0-9]{1,5}", values.coordinator):

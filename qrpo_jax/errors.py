@@ -69,6 +69,10 @@ class FailuresError(RuntimeError):
     """Too many completions have no reward, in one line. `main` prints it and exits with status 1."""
 
 
+class PointsError(RuntimeError):
+    """Points of a sweep failed, in one line that names them. `main` prints it and exits with status 1."""
+
+
 class PeerError(RuntimeError):
     """Another process of the job is missing, in one line that names it. `main` prints it and exits with status 1."""
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qrpo_jax import command_line
 from qrpo_jax.command_line import Request, RowsRequest
-from qrpo_jax.errors import DamagedError, FailuresError, PeerError, ServerError, UserError, located
+from qrpo_jax.errors import DamagedError, FailuresError, PeerError, PointsError, ServerError, UserError, located
 from qrpo_jax.faults import storage
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.stages import STAGES
 
 if TYPE_CHECKING:
     from qrpo_jax.job.job import Job
+    from qrpo_jax.job.shard import Shard
 
 USER_ERROR, RUN_ERROR = 2, 1
 
@@ -57,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     from qrpo_jax.training.logbook import NonFiniteLossError
 
     with peers.together(), errors_in_one_line(request.workdir, NonFiniteLossError):
-        complete = pipeline.run(make_job(request), request.fork)
+        complete = run_sweep(request) if request.points else pipeline.run(make_job(request), request.fork)
     if complete and is_first():
         print(f"done: {request.workdir}", file=sys.stderr)
 
@@ -73,7 +74,7 @@ def errors_in_one_line(workdir: Path, *others: type[Exception]) -> Iterator[None
         yield
     except UserError as error:
         fail(str(error), USER_ERROR)
-    except (DamagedError, FailuresError, PeerError, ServerError) as error:
+    except (DamagedError, FailuresError, PeerError, PointsError, ServerError) as error:
         fail(str(error), RUN_ERROR)
     except Exception as error:
         if isinstance(error, others):
@@ -118,16 +119,41 @@ def quiet() -> None:
 
 def make_job(request: Request) -> "Job":
     """The job that was asked for; joins the other processes of a distributed job first."""
-    import jax
     from ml_collections import FrozenConfigDict
+
+    from qrpo_jax.job.job import Job
+
+    shard = prepare(request)
+    return Job(FrozenConfigDict(request.config), request.workdir, shard, STAGES, request.fork)
+
+
+def run_sweep(request: Request) -> bool:
+    """Runs the points of a sweep; returns whether all are complete."""
+    from qrpo_jax.job.shard import Shard
+    from qrpo_jax.sweep import run as sweep
+    from qrpo_jax.sweep.plan import begun
+
+    shard = prepare(request)
+    # Without --distributed the shard is one of points, and each of them is whole.
+    points, units = (Shard(0, 1), shard) if request.distributed else (shard, Shard(0, 1))
+    known = begun(request.workdir, request.fork)
+    return sweep.run(sweep.Sweep(request.workdir, request.points, points, units, STAGES, request.fork, known))
+
+
+def prepare(request: Request) -> "Shard":
+    """Sets this process up, and joins the others of a distributed job; returns its share of the work."""
+    import jax
 
     from qrpo_jax.devices.cores import use_cores
     from qrpo_jax.devices.program.cache import keep_programs
-    from qrpo_jax.job.job import Job, Shard
+    from qrpo_jax.job.shard import Shard
+    from qrpo_jax.sweep.plan import begun
 
     config, shard = request.config, Shard(*request.shard)
-    runs = (request.workdir,) if request.fork is None else (request.workdir, request.fork)
-    use_cores(cpu_devices(config, request.distributed, runs))
+    runs: tuple[Path, ...] = (request.workdir,) if request.fork is None else (request.workdir, request.fork)
+    runs = begun(request.workdir, request.fork) if request.points else runs
+    configs = [point.config for point in request.points] or [config]
+    use_cores(min(cpu_devices(one, request.distributed, runs) for one in configs))
     keep_programs()
     if tuple(config.stages) == ("inspect",) or (tuple(config.stages) == ("compile",) and config.compile.topology):
         jax.config.update("jax_platforms", "cpu")  # the devices that are here are not needed, and may be busy
@@ -140,7 +166,7 @@ def make_job(request: Request) -> "Job":
         facts, seconds = program_facts() | given, request.join_timeout
         peers.join(request.coordinator, request.processes, request.process, facts=facts, seconds=seconds)
         shard = Shard(jax.process_index(), jax.process_count())
-    return Job(FrozenConfigDict(config), request.workdir, shard, STAGES, request.fork)
+    return shard
 
 
 def cpu_devices(config: Any, distributed: bool, runs: Sequence[Path] = ()) -> int:

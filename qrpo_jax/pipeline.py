@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
 from qrpo_jax.job.model_folders import ModelFolder, commit_setting
+from qrpo_jax.job.owner import HeldError
 from qrpo_jax.job.policies import AGAINST, job_against
 from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
@@ -30,29 +31,32 @@ from qrpo_jax.stores.path import StorePath
 from qrpo_jax.training import orbax_folders
 
 
-def run(job: Job, fork_from: Path | None = None) -> bool:
+def run(job: Job, fork_from: Path | None = None, *, stages: Sequence[str] = (), linked: bool = False) -> bool:
     """Runs the stages that are not complete yet; returns whether all are.
 
     Args:
       fork_from: work directory of another run, whose stages are taken over as far as their settings agree.
+      stages: the first stages of the job, if others are not to run now; by default all.
+      linked: as in `fork.take_over`.
 
     Raises:
       UserError: a mistake of the user. Mistakes in the config are found before anything is compiled or written.
       DamagedError: files of the run changed, and it cannot go on without them.
     """
     check(job)
-    forked = None if fork_from is None else fork.agreed(job, fork_from, lambda name: settings(job, name))
-    with owned(job):
+    names = stages or job.config.stages
+    forked = None if fork_from is None else fork.agreed(job, fork_from, lambda name: settings(job, name), names)
+    with owned(job.workdir, whole(job)):
         if forked is not None:
-            fork.take_over(job, forked)
+            fork.take_over(job, forked, linked=linked)
         forget(job)
         for name in job.config.stages:
             manifest.check_settings(job.folder(name), settings(job, name))
         wait("settings checked")
         for line in job.notes:
             job.say_once(line)
-        with kept(journal(job)) as written:
-            waits = next((name for name in job.config.stages if not complete(job, name)), None)
+        with kept(journal(job, names)) as written:
+            waits = next((name for name in names if not complete(job, name)), None)
             written.end("done" if waits is None else "incomplete")
             if waits is not None:
                 say_waiting(job, waits)
@@ -79,27 +83,30 @@ def whole(job: Job) -> Shard:
     return job.shard if jax.process_count() == 1 else Shard(0, 1)
 
 
-def journal(job: Job) -> Journal:
-    """The journal of this run, which the first process writes."""
-    return Journal(job.workdir, whole(job), job.config.stages, jax.process_count(), silent=not is_first())
+def journal(job: Job, stages: Sequence[str]) -> Journal:
+    """The journal of this run of some stages, which the first process writes."""
+    return Journal(job.workdir, whole(job), stages, jax.process_count(), silent=not is_first())
 
 
 @contextmanager
-def owned(job: Job) -> Iterator[None]:
-    """Holds a job's work directory inside the block; the first process does so for all of a distributed job.
+def owned(workdir: Path, shard: Shard) -> Iterator[None]:
+    """Holds a work directory inside the block; the first process does so for all of a distributed job.
+
+    Args:
+      shard: what this run works on.
 
     Raises:
-      UserError: another run holds it. All processes raise it.
+      HeldError: another run holds it. All processes raise it.
     """
-    owner = owner_of(job.workdir, whole(job))
+    owner = owner_of(workdir, shard)
     refused = ""
     if is_first():
         try:
             owner.acquire()
-        except UserError as error:
+        except HeldError as error:
             refused = str(error)
     if refused := from_first(refused):
-        raise UserError(refused)
+        raise HeldError(refused)
     RUN.before_leaving(owner.release)
     try:
         yield

@@ -41,6 +41,7 @@ FLOORS = (
     ("job",),
     ("stages",),
     ("pipeline",),
+    ("sweep",),
     ("command_line",),
     ("main",),
     ("__main__",),

@@ -1,7 +1,9 @@
 """Adapters as a folder that `peft` loads on top of their base: adapter_config.json and adapter_model.safetensors."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ def save(
     layers: str = "model.layers",
     revision: str = "",
     dtype: str = "float32",
+    documents: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Writes the folder; like a model folder it appears complete or not at all.
 
@@ -40,6 +43,7 @@ def save(
       layers: where transformers keeps the layers of that model; `text_part.LAYERS` in one that also reads images.
       revision: commit of a base of the hub; "" for a folder.
       dtype: "float32", "bfloat16" or "float16".
+      documents: further files by name, such as README.md.
 
     Raises:
       UserError: the folder exists and is not empty, an unknown dtype, or an adapter that is not finite in it.
@@ -50,6 +54,8 @@ def save(
     adapted = [module for module in modules(settings) if module.matrices[0][1] in lora.matrices]
     with files.whole_folder(folder) as partial:
         write_json(partial / "adapter_config.json", adapter_config(lora, adapted, base, layers, revision))
+        for name, content in documents.items():
+            (partial / name).write_bytes(content)
         write_tensors(partial / "adapter_model.safetensors", _tensors(settings, adapted, adapters, layers, dtype))
 
 

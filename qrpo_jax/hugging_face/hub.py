@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub, by id: resolved to a commit, and downloaded into the hub's cache (extra `hf`).
 
-Of a model only its configuration, tokenizer and safetensors are downloaded, so no code and no pickle. The cache's own
-locks let several processes of a host share a download.
+Of a model only its configuration, tokenizer, safetensors, model card and licence are downloaded, so no code and no
+pickle. The cache's own locks let several processes of a host share a download.
 """
 
 import errno
@@ -15,13 +15,23 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from qrpo_jax.errors import UserError, reason
+from qrpo_jax.hugging_face.base_card import CARD, DOCUMENTS
 from qrpo_jax.hugging_face.json_values import read_json
 from qrpo_jax.hugging_face.tokenizer import FILES, SETTINGS, TEMPLATES
 from qrpo_jax.hugging_face.weights import INDEX
 
 ID = re.compile(r"(?P<name>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 CONFIG = "config.json"
-WITHOUT_WEIGHTS = (CONFIG, "generation_config.json", *FILES.split(), SETTINGS, f"{TEMPLATES}/*.jinja", INDEX)
+WITHOUT_WEIGHTS = (
+    CONFIG,
+    "generation_config.json",
+    *FILES.split(),
+    SETTINGS,
+    f"{TEMPLATES}/*.jinja",
+    INDEX,
+    CARD,
+    *DOCUMENTS,
+)
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 

@@ -115,6 +115,7 @@ def save(
     *,
     dtype: str = "float32",
     generation: Mapping[str, Any] | None = None,
+    documents: Mapping[str, bytes] = MappingProxyType({}),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a folder that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
@@ -126,6 +127,7 @@ def save(
       text: the tokenizer, and the end tokens that generation stops at.
       dtype: "float32", "bfloat16" or "float16".
       generation: further entries of generation_config.json, such as {"do_sample": True, "temperature": 0.7}.
+      documents: further files by name, such as README.md.
       max_shard_bytes: size above which the weights are spread over several files.
 
     Raises:
@@ -144,6 +146,8 @@ def save(
             write_json(partial / "config.json", {**hugging_face_config(settings, dtype), **tokens})
             write_json(partial / "generation_config.json", {**tokens, **(generation or {})})
             save_tokenizer(tokenizer, partial)
+            for name, content in documents.items():
+                (partial / name).write_bytes(content)
         save_weights(partial, settings, parameters, dtype, max_shard_bytes)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import TEMPORARY, copy_file, is_complete, local_folder, whole_folder
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import SETTINGS, difference, read_manifest
+from qrpo_jax.stores.path import as_path
 
 RECORD = "fork.json"  # in the work directory: where its first stages come from
 LINKED = "parameters"  # no stage writes into this folder again, so both runs may share its files
@@ -25,12 +26,15 @@ class Agreement(NamedTuple):
     reason: str
 
 
-def agreed(job: Job, other: Path, settings: Callable[[str], Mapping[str, Any]]) -> Agreement:
+def agreed(
+    job: Job, other: Path, settings: Callable[[str], Mapping[str, Any]], stages: Sequence[str] | None = None
+) -> Agreement:
     """What a job takes over from another run; what it decided once stays so if it is killed.
 
     Args:
       other: work directory of the other run.
       settings: from a stage to the settings that it has in this job.
+      stages: that may be taken over; by default all of the job.
 
     Raises:
       UserError: the other folder is no work directory, nothing agrees, or the job's work directory is not new.
@@ -44,16 +48,19 @@ def agreed(job: Job, other: Path, settings: Callable[[str], Mapping[str, Any]]) 
             )
         return Agreement(other, origin["stages"], "")
     check_new(job, other)
-    agreement = compare(job, other, settings)
+    agreement = compare(stages or job.config.stages, other, settings)
     if not agreement.stages:
         raise UserError(f"--fork={other}: nothing can be taken over: {agreement.reason}")
     return agreement
 
 
-def take_over(job: Job, agreement: Agreement) -> None:
+def take_over(job: Job, agreement: Agreement, *, linked: bool = False) -> None:
     """Copies the agreeing stages of another run into the work directory of a job, each whole or not at all.
 
     A second call goes on where a killed one stopped.
+
+    Args:
+      linked: both are parts of one sweep, and share all files where the file system can.
     """
     other = agreement.other
     wait("fork checked")
@@ -62,11 +69,12 @@ def take_over(job: Job, agreement: Agreement) -> None:
         if not record.exists():
             write_record(record, {"from": str(other.resolve()), "stages": agreement.stages})
             following = job.config.stages[len(agreement.stages) :]
-            if following:
+            if following and not linked:
                 job.say(f"{following[0]} and what follows run anew: {agreement.reason}")
         for name in agreement.stages:
             if not is_complete(job.folder(name)):
-                copy(other / name, job.folder(name), job.stages[name].outside)
+                place = link if linked else copy
+                place(other / name, job.folder(name), job.stages[name].outside)
                 job.say(f"{name}: taken over from {other / name}")
     wait("forked")
 
@@ -86,10 +94,30 @@ def check_new(job: Job, other: Path) -> None:
         raise UserError(f"--workdir={job.workdir} has stage {present[0]!r} already; --fork needs a new folder")
 
 
-def compare(job: Job, other: Path, settings: Callable[[str], Mapping[str, Any]]) -> Agreement:
-    """The first stages of the job that are complete in the other run and had the same settings."""
+def origin_of(job: Job, other: Path | None, settings: Callable[[str], Mapping[str, Any]]) -> Path | None:
+    """The run from which a part of a sweep is forked, with whatever earlier starts have decided.
+
+    Args:
+      other: where it would begin today; None to begin anew.
+      settings: as in `agreed`.
+
+    Returns:
+      None if it has its first stages already, or if there is nothing to take over.
+    """
+    record = job.workdir / RECORD
+    if record.exists():
+        origin = read_record(record)
+        missing = not all(is_complete(job.folder(name)) for name in origin["stages"])
+        return as_path(origin["from"]) if missing else None
+    if other is None or any(job.folder(name).exists() for name in job.stages):
+        return None
+    return other if compare(job.config.stages, other, settings).stages else None
+
+
+def compare(names: Sequence[str], other: Path, settings: Callable[[str], Mapping[str, Any]]) -> Agreement:
+    """The first of these stages that are complete in the other run and had the same settings."""
     stages: list[str] = []
-    for name in job.config.stages:
+    for name in names:
         if read_manifest(other / name) is None:
             return Agreement(other, stages, f"stage {name!r} is not complete in {other}")
         changes = difference(read_record(other / name / SETTINGS), settings(name))
@@ -105,9 +133,19 @@ def copy(source: Path, target: Path, outside: tuple[str, ...]) -> None:
     Args:
       outside: files beside the folder that belong to the stage too.
     """
+    _place(source, target, outside, lambda file: LINKED in file.parts[:1])
+
+
+def link(source: Path, target: Path, outside: tuple[str, ...]) -> None:
+    """As `copy`, with the same files in both places. Stages replace files and never write into them."""
+    _place(source, target, outside, lambda file: True)
+
+
+def _place(source: Path, target: Path, outside: tuple[str, ...], is_linked: Callable[[Path], bool]) -> None:
+    """Copies a complete stage; `is_linked` says of a file, relative to the stage's folder, whether both share it."""
 
     def copy_linked(file: str, to: str) -> None:
-        if LINKED in Path(file).relative_to(local).parts[:1]:
+        if is_linked(Path(file).relative_to(local)):
             try:
                 os.link(file, to)
                 return

@@ -73,7 +73,7 @@ class Job:
         self, config: FrozenConfigDict, workdir: Path, shard: Shard, stages: Stages, fork: Path | None = None
     ) -> None:
         self.config, self.workdir, self.shard, self.stages = config, workdir, shard, stages
-        self.runs = (workdir,) if fork is None else (workdir, fork)
+        self.runs: tuple[Path, ...] = (workdir,) if fork is None else (workdir, fork)
         self._printed: set[str] = set()
         self.notes: list[str] = []
 

@@ -242,6 +242,10 @@ def overlap(a: Shard, b: Shard) -> bool:
     return (a.index - b.index) % math.gcd(a.parts, b.parts) == 0
 
 
-def refusal(workdir: Path, record: Record | None) -> UserError:
+class HeldError(UserError):
+    """Another run holds a work directory."""
+
+
+def refusal(workdir: Path, record: Record | None) -> HeldError:
     who: Any = record or "a run that has just started"
-    return UserError(f"--workdir={workdir} is in use by {who}; wait for it, stop it, or choose another --workdir")
+    return HeldError(f"--workdir={workdir} is in use by {who}; wait for it, stop it, or choose another --workdir")

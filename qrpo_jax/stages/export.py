@@ -1,21 +1,27 @@
 """Stage `export`: the trained policy as a Hugging Face folder, or its LoRA adapters as a PEFT folder."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import gather_to
-from qrpo_jax.devices.processes import everywhere, is_first
+from qrpo_jax.devices.processes import everywhere, from_first, is_first, made_by_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.files import is_complete
 from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.config import read_config
+from qrpo_jax.hugging_face.publish import check_access, check_name, push
 from qrpo_jax.hugging_face.text_part import layers_in
+from qrpo_jax.job import card
 from qrpo_jax.job.exported_step import check_exported_step, exported_step
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.stages import RESULTS
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -28,9 +34,32 @@ def run(job: Job) -> dict[str, Any]:
         parameters, path = merged_parameters(job), job.config.model.path
         generation = model_folder.generation_settings(job.model_folder.folder) if path else {}
         settings, dtype = job.shape.settings, job.config.export.dtype
-        model_folder.save(folder, settings, parameters, job.text, dtype=dtype, generation=generation)
+        documents = card.documents(job, results_before(job))
+        model_folder.save(
+            folder, settings, parameters, job.text, dtype=dtype, generation=generation, documents=documents
+        )
     job.say(f"export: {folder}")
-    return {"model": "model"}
+    return {"model": "model"} | publish(job, folder)
+
+
+def results_before(job: Job) -> dict[str, Any] | None:
+    """What stage `evaluate` found of the exported policy; None if it does not come before, or if the step is another."""
+    if exported_step(job) is not None:
+        return None
+    before = job.config.stages[: job.config.stages.index("export")]
+    return json.loads((job.folder("evaluate") / RESULTS).read_text()) if "evaluate" in before else None
+
+
+def publish(job: Job, folder: Path) -> dict[str, str]:
+    """Uploads the exported folder if the config asks for that; returns the address of the commit by name."""
+    config = job.config.export
+    if not config.push_to_hub:
+        return {}
+    published = ""
+    if is_first():
+        published = push(folder, config.push_to_hub, private=config.private)
+        job.say(f"export: published as {published}")
+    return {"published": from_first(published)}
 
 
 def merged_parameters(job: Job) -> Parameters:
@@ -56,14 +85,16 @@ def export_adapter(job: Job) -> dict[str, Any]:
         base, revision = found.hub_id or job.config.model.path, found.commit
         layers, shape = layers_in(read_config(found.folder)), job.shape.settings
         names = {"base": base, "layers": layers, "revision": revision, "dtype": dtype}
+        names |= {"documents": card.documents(job, results_before(job))}
         adapter_folder.save(folder, shape, adapted, adapters, **names)
     job.say(f"export: {folder}")
-    return {"adapter": "adapter"}
+    return {"adapter": "adapter"} | publish(job, folder)
 
 
 def check(job: Job) -> None:
     config = job.config
     check_exported_step(job)
+    check_published(job)
     if config.export.adapter == "peft":
         if not config.lora.rank:
             raise UserError("export.adapter 'peft' needs LoRA (config.lora.rank); or set config.export.adapter=merged")
@@ -74,3 +105,18 @@ def check(job: Job) -> None:
             )
     with located("model", dtype="export.dtype"):
         model_folder.check_export(job.shape.settings, job.text, config.export.dtype)
+
+
+def check_published(job: Job) -> None:
+    """Refuses a name that no model can have, and a hub that cannot be written to, before anything runs.
+
+    Raises:
+      UserError: naming the key.
+    """
+    name = job.config.export.push_to_hub
+    if not name:
+        return
+    with located("export.push_to_hub"):
+        check_name(name)
+        if read_manifest(job.folder("export")) is None:
+            made_by_first(check_access)

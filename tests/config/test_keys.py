@@ -21,6 +21,7 @@ from qrpo_jax.model.compute import REMAT
 from qrpo_jax.rewards.problems import BLOCKS
 from qrpo_jax.rewards.sandbox.pool import LEVELS
 from qrpo_jax.sampling.openai import KINDS
+from qrpo_jax.sweep.figures import FIGURES
 from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import SCHEDULES
 
@@ -147,7 +148,7 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
     }
     # These three are compared with names in the code.
     tables |= {"train.reference_log_probs": ("stored", "on_the_fly"), "export.adapter": ("merged", "peft")}
-    tables |= {"sample.backend": ("local", "openai")}
+    tables |= {"sample.backend": ("local", "openai"), "collect.sort": ("order", *FIGURES)}
     choices = {
         name: (key.of if isinstance(key, Several) else key).names
         for name, key in keys_of(default.get_config())

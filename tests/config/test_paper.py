@@ -19,6 +19,7 @@ from qrpo_jax import command_line, pipeline
 from qrpo_jax.config import files
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.stages import STAGES
+from qrpo_jax.sweep.points import combinations, points_of
 from tests.helpers import reward_folders as folders
 from tests.helpers.jobs import ROOT, override
 from tests.helpers.tables import write_parquet
@@ -147,6 +148,32 @@ def test_each_line_of_a_grid_is_a_command(record):
     if record == "paper_magpie_llama":
         expected |= {"qrpo": 18, "references": 45, "transforms": 18}
     assert counts == expected
+
+
+SWEEPS = {
+    "paper_magpie_llama_grid": 45,
+    "paper_ultrafeedback_mistral_grid": 36,
+    "paper_leetcode_llama_grid": 36,
+    "paper_magpie_llama_scaling": 45,
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_points_of_a_grid_are_those_of_its_record_and_pass_the_checks(made, name):
+    config = files.read(name)
+    points = points_of(config)
+    assert len(points) == SWEEPS[name]
+    record = name.removesuffix("_grid").removesuffix("_scaling")
+    grids = importlib.import_module(f"configs.{record}").GRIDS
+    of_sweep = ("references",) if "scaling" in name else ("qrpo", "dpo", "rebel", "simpo")
+    assert [len(list(paper.flags(record, one, grids[one]))) for one in of_sweep] == [
+        len(list(combinations(grid))) for grid in config.sweep
+    ]
+    for grid in config.sweep:
+        settings = next(combinations(grid))
+        run = made(record, **{key.replace(".", "__"): value for key, value in settings.items()})
+        pipeline.check(run)
+        assert run.config.train.objective == settings["train.objective"]
 
 
 @pytest.mark.parametrize("words", [["paper_magpie_llama", "none"], ["none", "qrpo"], ["paper_magpie_llama"], []])

@@ -1,5 +1,6 @@
 """A Hugging Face hub on this machine: the calls that huggingface_hub makes to find and to download a model."""
 
+import base64
 import hashlib
 import json
 import re
@@ -36,6 +37,7 @@ class Model:
 class FakeHub:
     """A server of models by name, as a context manager.
 
+    Who has its `token` may upload: `created` has what was asked of each new model, `cards` the texts of model cards.
     `fetched` counts downloads by model and file, `asked` by model the questions which commit a revision is.
     """
 
@@ -44,11 +46,17 @@ class FakeHub:
         self.fetched: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
         self.calls = 0
+        self.token = "hf_secret"
+        self.created: dict[str, Any] = {}
+        self.cards: list[str] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.answer(self, body=True)
+
+            def do_POST(self) -> None:
+                hub.receive(self, self.rfile.read(int(self.headers["Content-Length"])))
 
             def do_HEAD(self) -> None:
                 hub.answer(self, body=False)
@@ -70,8 +78,37 @@ class FakeHub:
         self._server.shutdown()
         self._server.server_close()
 
+    def receive(self, request: BaseHTTPRequestHandler, sent: bytes) -> None:
+        """The calls of an upload: a new model, which files are sent how, and a commit with their contents."""
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
+            return self._send(request, 401, b"{}", {}, True)
+        path = request.path.partition("?")[0]
+        if path == "/api/repos/create":
+            asked = json.loads(sent)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.created[name] = asked
+            self.models.setdefault(name, Model())
+            answer: Any = {"url": f"{self.endpoint}/{name}"}
+        elif path == "/api/validate-yaml":
+            self.cards.append(json.loads(sent)["content"])
+            answer = {"errors": [], "warnings": []}
+        elif "/preupload/" in path:
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            answer = {"files": [{"path": file["path"], **modes} for file in json.loads(sent)["files"]]}
+        else:
+            name = path.removeprefix("/api/models/").partition("/commit/")[0]
+            lines = [json.loads(line) for line in sent.splitlines()]
+            files = {one["value"]["path"]: one["value"] for one in lines if one["key"] == "file"}
+            commit = self.models[name].push({key: base64.b64decode(one["content"]) for key, one in files.items()})
+            url = f"{self.endpoint}/{name}/commit/{commit}"
+            answer = {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""}
+        self._send(request, 200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
+
     def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         self.calls += 1
+        if request.path == "/api/whoami-v2":
+            known = request.headers.get("Authorization") == f"Bearer {self.token}"
+            return self._send(request, 200 if known else 401, json.dumps({"name": "me"}).encode(), {}, body)
         file, found = None, RESOLVE.fullmatch(request.path)
         if found is not None:
             file = found["file"]

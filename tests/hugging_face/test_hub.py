@@ -16,8 +16,9 @@ from tests.helpers.fake_hub import Model
 from tests.helpers.jobs import environment
 
 TEXT = {"config.json": b"{}", "tokenizer.json": b"{}", "generation_config.json": b"{}", "chat_template.jinja": b"x"}
+TEXT |= {"README.md": b"---\nlicense: mit\n---", "LICENSE.txt": b"terms"}
 REFUSED = {"modeling_custom.py": b"raise SystemExit", "pytorch_model.bin": b"pickle", "consolidated.safetensors": b"c"}
-WHOLE = TEXT | REFUSED | {"model.safetensors": b"weights", "original/model.safetensors": b"o", "README.md": b"r"}
+WHOLE = TEXT | REFUSED | {"model.safetensors": b"weights", "original/model.safetensors": b"o", "train.py": b"r"}
 NAME = HubModel("org/tiny-model_1.0", "")
 
 
@@ -41,7 +42,7 @@ def test_an_id_has_two_parts_and_may_have_a_revision(text, model):
     assert read_id(text) == (None if model is None else HubModel(*model))
 
 
-def test_only_configuration_tokenizer_and_safetensors_are_downloaded(hub):
+def test_only_configuration_tokenizer_safetensors_card_and_licence_are_downloaded(hub):
     hub.models[NAME.name] = Model()
     commit = hub.models[NAME.name].push(WHOLE)
     assert resolve(NAME) == commit

@@ -1,0 +1,112 @@
+"""The model card of a job's export, and its publication. Paths of this machine stay out of both."""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from qrpo_jax.data.sources import split_name
+from qrpo_jax.files import local_folder
+from qrpo_jax.hugging_face import hub
+from qrpo_jax.hugging_face.base_card import CARD, BaseCard, read_base
+from qrpo_jax.job.job import Job
+from qrpo_jax.report.model_card import CardFacts, card
+
+DATA_SET = re.compile(r"hf:([\w.-]+/[\w.-]+)")
+# Settings of training that a card shows, with those that the objective does not use left out.
+SHOWN = ("objective", "transform", "beta", "length_normalised", "learning_rate", "schedule", "batch_size", "epochs")
+WITHOUT_TRANSFORM = ("dpo", "rebel", "simpo", "sft")
+
+
+def documents(job: Job, results: Mapping[str, Any] | None) -> dict[str, bytes]:
+    """The model card and the base's licence files, by name, for the exported folder.
+
+    Args:
+      results: what results.json says; None if the policy was not evaluated before.
+    """
+    base = read_base(local_folder(job.model_folder.folder)) if job.config.model.path else BaseCard({}, {})
+    if job.config.model.path and "license" not in base.metadata:
+        job.say("export: WARNING: the base names no licence; say in README.md under which one the model is published")
+    return {CARD: card(facts(job, base, results)).encode(), **base.documents}
+
+
+def facts(job: Job, base: BaseCard, results: Mapping[str, Any] | None) -> CardFacts:
+    """What the card says."""
+    config = job.config
+    hub_id = job.model_folder.hub_id if config.model.path else ""
+    name = hub_id or public_name(config.model.path)
+    objective = config.train.objective
+    return CardFacts(
+        title=f"{name.rpartition('/')[2] or 'A small model'}, trained with {objective.upper()}",
+        base=hub_id,
+        base_name=f"a folder named {name}" if name else "random weights, trained from scratch",
+        adapter=config.export.adapter == "peft",
+        objective=objective,
+        data_sets=data_sets(config),
+        data=describe_data(config),
+        reward=describe_reward(config, job),
+        settings=settings(config),
+        results=results,
+        evaluation=describe_evaluation(config),
+        carried=base.metadata,
+        documents=sorted(base.documents),
+    )
+
+
+def data_sets(config: Any) -> list[str]:
+    """Ids of the data sets of the hub that the prompts come from."""
+    found = [DATA_SET.match(text) for text in (config.prompts.source, *config.prompts.mix)]
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def describe_data(config: Any) -> str:
+    """The source of the prompts without folders of this machine."""
+    kind, address = split_name(config.prompts.source)
+    parts = [public_source(text.split()[0]) for text in config.prompts.mix] if kind == "mix" else []
+    named = f"a mix of {', '.join(parts)}" if parts else public_source(config.prompts.source)
+    sampled = f", with {config.sample.completions} completions of the reference policy for each prompt"
+    return named + (sampled if "sample" in config.stages else "")
+
+
+def public_source(text: str) -> str:
+    """A source without the folders of its files.
+
+    >>> [public_source(text) for text in ("jsonl:/home/me/secret/prompts.jsonl", "hf:org/name:config", "programs")]
+    ['jsonl:prompts.jsonl', 'hf:org/name:config', 'programs']
+    """
+    kind, address = split_name(text)
+    if not address or kind in ("hf", "tfds"):
+        return text
+    return f"{kind}:{public_name(address)}"
+
+
+def public_name(text: str) -> str:
+    """The last part of a path or address."""
+    return PurePosixPath(text).name
+
+
+def describe_reward(config: Any, job: Job) -> str:
+    """The reward, and the model that gives it."""
+    names = ", ".join(job.rewards)
+    if "model" not in job.rewards:
+        return names
+    path = config.reward.path
+    return f"{names} ({path if hub.read_id(path) else public_name(path)})"
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Settings of training by key."""
+    used = [name for name in SHOWN if name != "transform" or config.train.objective not in WITHOUT_TRANSFORM]
+    used = [name for name in used if name != "beta" or config.train.objective != "sft"]
+    shown = {f"train.{name}": config.train[name] for name in used}
+    if config.lora.rank:
+        shown |= {f"lora.{name}": config.lora[name] for name in ("rank", "alpha", "targets")}
+    return shown | {"select.units": config.select.units, "seed": config.seed}
+
+
+def describe_evaluation(config: Any) -> str:
+    evaluate = config.evaluate
+    return (
+        f"On held-out prompts, with {evaluate.completions} completions each at temperature {evaluate.temperature:g}; "
+        "95 % intervals over prompts in parentheses."
+    )
