@@ -13,6 +13,20 @@ from qrpo_jax.model.settings import DecoderSettings
 RING_BLOCK = 128  # places of the ring that attention reads at a time
 
 
+class Order(NamedTuple):
+    """How keys and values of a cache lie in memory.
+
+    Attributes:
+      slots_last: the axis of tokens is the last one, behind that of the head dimension.
+      pinned: the compiler is told to keep the order of the axes. The one for TPUs would store a cache so that a part of
+        it is replaced fastest, and copy all of it to read it. Those for CPUs and GPUs keep it anyway, and would gather
+        what is split over devices to obey.
+    """
+
+    slots_last: bool
+    pinned: bool
+
+
 class Ring(NamedTuple):
     """Keys and values of B completions in M layers, in a ring of R places.
 
@@ -71,14 +85,14 @@ def start_cache(
     completions: int,
     max_new_tokens: int,
     settings: DecoderSettings,
-    slots_last: bool,
+    order: Order,
 ) -> Cache:
     """The cache of prompts with m = `completions` empty completions each."""
     _, prompts, kv_heads, *rest = prompt_k.shape
-    head_dim, batch = rest[0 if slots_last else 1], prompts * completions
+    head_dim, batch = rest[0 if order.slots_last else 1], prompts * completions
 
     def ring(layers: int, places: int) -> Ring | None:
-        shape = (layers, batch, kv_heads, *((head_dim, places) if slots_last else (places, head_dim)))
+        shape = (layers, batch, kv_heads, *((head_dim, places) if order.slots_last else (places, head_dim)))
         return Ring(*[jnp.zeros(shape, prompt_k.dtype)] * 2) if layers else None
 
     narrow = sum(settings.slides)
@@ -96,13 +110,13 @@ def ring_layers(settings: DecoderSettings) -> np.ndarray:
     return np.where(slides_N, np.cumsum(slides_N), np.cumsum(~slides_N)).astype(np.int32) - 1
 
 
-def extended(cache: Cache, k_NxBxGxK: Array, v_NxBxGxK: Array, settings: DecoderSettings, slots_last: bool) -> Cache:
+def extended(cache: Cache, k_NxBxGxK: Array, v_NxBxGxK: Array, settings: DecoderSettings, order: Order) -> Cache:
     """The cache with one more token of every completion, written in place where the cache is the carry of a loop."""
-    axis = 4 if slots_last else 3
+    axis = 4 if order.slots_last else 3
 
     def written(x: Array, token_MxBxGxK: Array) -> Array:
         token = jnp.expand_dims(token_MxBxGxK.astype(x.dtype), axis)
-        return in_order(jax.lax.dynamic_update_slice_in_dim(x, token, cache.step % x.shape[axis], axis))
+        return pinned(jax.lax.dynamic_update_slice_in_dim(x, token, cache.step % x.shape[axis], axis), order)
 
     slides_N = np.asarray(settings.slides)
     wide, narrow = (
@@ -112,14 +126,11 @@ def extended(cache: Cache, k_NxBxGxK: Array, v_NxBxGxK: Array, settings: Decoder
     return cache._replace(rings=(wide, narrow), ages_B=cache.ages_B + 1, step=cache.step + 1)
 
 
-def in_order(x: Array) -> Array:
-    """x with its axes in memory in the order of its shape.
-
-    The compiler for TPUs would store a cache so that a part of it is replaced fastest, and copy all of it to read it.
-    """
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+def pinned(x: Array, order: Order) -> Array:
+    """x, which is a part of a cache that was written to."""
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim)))) if order.pinned else x
 
 
-def stored(x_BxLxGxK: Array, slots_last: bool) -> Array:
+def stored(x_BxLxGxK: Array, order: Order) -> Array:
     """Keys or values of prompts as the cache has them."""
-    return x_BxLxGxK.transpose(0, 2, 3, 1) if slots_last else x_BxLxGxK.transpose(0, 2, 1, 3)
+    return x_BxLxGxK.transpose(0, 2, 3, 1) if order.slots_last else x_BxLxGxK.transpose(0, 2, 1, 3)

@@ -101,7 +101,7 @@ class Decoder(nnx.Module):
                 scale=self.scale,
                 cap=self.settings.attention_cap,
             )
-            kept = (stored(k, compute.slots_last), stored(v, compute.slots_last)) if keep_keys else None
+            kept = (stored(k, compute.cache_order), stored(v, compute.cache_order)) if keep_keys else None
             return layer.residual(x_BxLxD, mixed_BxLxHxK, compute), kept
 
         x_BxLxD = self.embed(tokens_BxL, compute)
@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
                     prompt_k,
                     prompt_v,
                     blocks[which],
-                    slots_last=compute.slots_last,
+                    slots_last=compute.cache_order.slots_last,
                     scale=self.scale,
                     cap=self.settings.attention_cap,
                     window=windows[which],
@@ -157,7 +157,7 @@ class Decoder(nnx.Module):
         places_N = jnp.asarray(ring_layers(self.settings)), jnp.asarray(self.settings.slides)
         scanned = (places_N, stacked, varied, cache.prompt_k, cache.prompt_v)
         x_Bx1xD, kept = jax.lax.scan(step, self.embed(tokens_B[:, None], compute), scanned)
-        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept, self.settings, compute.slots_last)
+        return self._normed(x_Bx1xD, compute)[:, 0], extended(cache, *kept, self.settings, compute.cache_order)
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] of hidden states [..., D], float32."""

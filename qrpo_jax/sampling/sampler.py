@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from qrpo_jax.model.cache import Cache, in_order, start_cache
+from qrpo_jax.model.cache import Cache, pinned, start_cache
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
 from qrpo_jax.model.layout import one_sequence
@@ -162,7 +162,7 @@ def make_sampler(
 
         def put(x: Array, source: Array) -> Array:
             apart = x.reshape(x.shape[0], *taken_DxQ.shape, *x.shape[2:])
-            return in_order(replace(apart, pick(source, prompt_D), group_Dx1[:, 0]).reshape(x.shape))
+            return pinned(replace(apart, pick(source, prompt_D), group_Dx1[:, 0]).reshape(x.shape), compute.cache_order)
 
         k, v = put(cache.prompt_k, prompts.k), put(cache.prompt_v, prompts.v)
         return cache._replace(prompt_k=k, prompt_v=v, prompt_lengths_Q=lengths_of(prompts, prompt_DxQ))
@@ -230,7 +230,7 @@ def make_sampler(
                 each,
                 max_new_tokens,
                 decoder.settings,
-                compute.slots_last,
+                compute.cache_order,
             ),
             queue=queue,
             logits_BxV=first_logits(prompts, queue.prompt_DxQ, each),

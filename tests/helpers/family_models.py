@@ -53,7 +53,7 @@ def decoded(
         prompts = np.stack([tokens_L[: prompt + 2]] * 2)
         _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
         cache = start_cache(
-            k, v, lengths, completions=2, max_new_tokens=steps, settings=settings, slots_last=DEFAULT.slots_last
+            k, v, lengths, completions=2, max_new_tokens=steps, settings=settings, order=DEFAULT.cache_order
         )
 
         def step(cache: Cache, token: jax.Array) -> Any:

@@ -242,7 +242,7 @@ def test_an_export_keeps_the_sampling_settings_of_its_base(
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     before = {**sampling, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
     (copy / "generation_config.json").write_text(json.dumps(before))
-    sections = {"export": {"adapter": "merged", "dtype": "float32"}, "model": {"path": str(copy)}}
+    sections = {"export": {"adapter": "merged", "dtype": "float32", "checkpoint": "last"}, "model": {"path": str(copy)}}
     config = FrozenConfigDict({"stages": ("export",)} | sections)
     graph = decoder.graph(TIED)
     job = Job(config, tmp_path / "run", Shard(0, 1), STAGES)

@@ -12,7 +12,7 @@ from flax import nnx
 from qrpo_jax.devices.program.memory import memory
 from qrpo_jax.errors import UserError
 from qrpo_jax.model import decoder, rope
-from qrpo_jax.model.cache import start_cache
+from qrpo_jax.model.cache import Order, start_cache
 from qrpo_jax.model.compute import REMAT, Compute, check_remat
 from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.model.settings import inverse_frequencies
@@ -97,7 +97,8 @@ def test_untied_head_and_not_the_embedding_makes_logits():
 @pytest.mark.parametrize("slots_last", [False, True])
 def test_decoding_with_a_cache_equals_the_whole_forward(monkeypatch, slots_last):
     """n = 2 completions of prompts of different lengths, token by token, for both orders of the cache's axes."""
-    monkeypatch.setattr(Compute, "slots_last", slots_last)
+    order = Order(slots_last, pinned=not slots_last)
+    monkeypatch.setattr(Compute, "cache_order", order)
     settings, parameters = tiny.SETTINGS, tiny.parameters()
     rng = np.random.default_rng(2)
     prompts, lengths, steps = rng.integers(1, 46, (2, 7)).astype(np.int32), np.asarray([3, 7], np.int32), 3
@@ -105,7 +106,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward(monkeypatch, slots_last)
     model = nnx.merge(decoder.graph(settings), parameters)
     within = np.broadcast_to(np.arange(7), (2, 7))
     _, (k, v) = model(prompts, one_sequence(lengths, within), keep_keys=True)
-    cache = start_cache(k, v, jnp.asarray(lengths), 2, steps, settings, slots_last)
+    cache = start_cache(k, v, jnp.asarray(lengths), 2, steps, settings, order)
     decode = jax.jit(lambda p, tokens, c: nnx.merge(decoder.graph(settings), p).decode(tokens, c))
     got = []
     for t in range(steps):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,23 @@ def test_devices_do_not_change_what_is_drawn(samples, sizes):
     np.testing.assert_allclose(other.log_probs_Pxn[:3], samples.log_probs_Pxn, rtol=1e-5)
 
 
+def test_devices_ask_each_other_only_whether_they_are_done():
+    """A step that gathered caches or prompts would cost more than all it computes."""
+    mesh = make_mesh(2, 1, 1, devices=jax.devices()[:2])
+    prompts, lengths, keys = (
+        np.zeros((14, 7), np.int32),
+        np.full(14, 7, np.int32),
+        jax.random.split(jax.random.key(0), 14),
+    )
+    shardings = parameter_shardings(mesh, decoder.logical_axes(tiny.SETTINGS), tiny.parameters())
+    parameters = jax.device_put(tiny.parameters(), shardings)
+    drawing = compiled(compute=Compute(mesh=mesh), slots=3)
+    text = drawing.lower(parameters, *place((prompts, lengths), row_sharding(mesh)), keys).compile().as_text()
+    loops = [line for line in text.splitlines() if "while/body" in line or "while/cond" in line]
+    assert any("all-reduce(" in line for line in loops), "the loop ends when all are done"
+    assert not [line for line in loops if re.search("(all-gather|all-to-all|collective-permute)[-a-z]*\\(", line)]
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3, 7, 14])
 def test_the_number_of_slots_does_not_change_what_is_drawn(samples, slots):
     other = draw(slots=slots)
@@ -185,7 +203,7 @@ def test_layers_with_a_window_keep_no_more_than_it_and_have_the_scored_log_probs
     settings = dataclasses.replace(tiny.SETTINGS, layers=3, sliding_window=window, sliding_layers=slides)
     graph, parameters = decoder.graph(settings), decoder.initial_parameters(settings, jax.random.key(3))
     k = jnp.zeros((3, 2, settings.kv_heads, 7, settings.head_dim))
-    wide, narrow = cache.start_cache(k, k, jnp.ones(2, jnp.int32), 5, 29, settings, slots_last=False).rings
+    wide, narrow = cache.start_cache(k, k, jnp.ones(2, jnp.int32), 5, 29, settings, cache.Order(False, False)).rings
     assert (wide is None) == all(slides) and (wide is None or wide.k.shape[3] == -(-29 // block) * block + block)
     assert narrow.k.shape[0] == sum(slides) and narrow.k.shape[3] < max(block, min(window, 29) + 2 * block)
     drawing = jax.jit(
