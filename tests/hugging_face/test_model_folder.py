@@ -11,6 +11,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import load_file
 
+from configs import default
 from qrpo_jax import files
 from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import CHAT_TEMPLATE, vocabulary_tokenizer
@@ -242,10 +243,9 @@ def test_an_export_keeps_the_sampling_settings_of_its_base(
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     before = {**sampling, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
     (copy / "generation_config.json").write_text(json.dumps(before))
-    sections = {"export": {"adapter": "merged", "dtype": "float32", "checkpoint": "last"}, "model": {"path": str(copy)}}
-    config = FrozenConfigDict({"stages": ("export",)} | sections)
-    graph = decoder.graph(TIED)
-    job = Job(config, tmp_path / "run", Shard(0, 1), STAGES)
+    config, graph = default.get_config(), decoder.graph(TIED)
+    config.stages, config.model.path = ("export",), str(copy)
+    job = Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
     job.__dict__ |= {"shape": Shape(TIED, graph, None, graph), "text": tokenizer_text}
     monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
     export.run(job)

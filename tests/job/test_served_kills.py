@@ -42,6 +42,7 @@ def start(workdir: Path, policy: Path, fake: FakeOpenAI) -> "subprocess.Popen[st
     )
 
 
+@pytest.mark.slow
 def test_killed_runs_end_in_the_rows_of_an_undisturbed_one(tmp_path, policy):
     with server(policy, seconds=0.02, key=KEY) as fake:
         program = start(tmp_path / "undisturbed", policy, fake)

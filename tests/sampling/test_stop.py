@@ -105,11 +105,9 @@ def test_a_run_with_stop_strings_has_the_beginnings_of_one_without(tmp_path, slo
             assert one.text == (whole.text if before is None else before), (one, whole)
             assert one.tokens.tolist() == whole.tokens[: len(one.tokens)].tolist()
             if before is None:
-                assert (one.finished, len(one.tokens), one.log_prob) == (
-                    whole.finished,
-                    len(whole.tokens),
-                    whole.log_prob,
-                )
+                assert (one.finished, len(one.tokens)) == (whole.finished, len(whole.tokens)), (one, whole)
+                # Slots have other neighbours, and sums of products round in another way.
+                assert one.log_prob == pytest.approx(whole.log_prob, rel=1e-5), (one, whole)
             else:
                 stopped += 1
                 assert one.finished and one.log_prob >= whole.log_prob, (one, whole)
