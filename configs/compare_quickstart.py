@@ -17,9 +17,11 @@ seed 0, of which single settings were tried on all held-out prompts (reward of t
     QRPO normal-icdf  beta 1     0.464                        SimPO   beta 10    0.467
     Best of 2, 4, 8   0.502, 0.691, 0.854                     SFT     learning rate 3e-4  0.580    1e-3  0.607
 
+The grids were thus chosen with prompts of both halves of seed 0; only seeds 1 and 2 are clean in that respect.
+
 Time: not run as a whole. On 2 cores of an Intel Xeon with other work beside it, on 2026-11-28, the shared stages of a
-seed took about 50 s, and nine points 42 s each (31 s of CPU time), so the whole takes at most 47 min. Two shards
-(`--shard=0/2`, `--shard=1/2`) on two machines that share the work directory halve that.
+seed took about 50 s, and nine points of seed 0 took 42 s each (31 s of CPU time). At this rate the whole takes 47 min.
+Two shards (`--shard=0/2`, `--shard=1/2`) on two machines that share the work directory take about half of that.
 """
 
 from ml_collections import ConfigDict
