@@ -47,7 +47,8 @@ def job(workdir: Path, name: str, fixtures: Path, data: list[dict[str, Any]], he
     return Job(FrozenConfigDict(config), workdir, Shard(0, 1), STAGES)
 
 
-@pytest.mark.parametrize("name", [pytest.param("mbpp", marks=pytest.mark.slow), "leetcode"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mbpp", "leetcode"])
 def test_a_record_walks_the_whole_road_on_the_story_model(
     name: str, fixtures: Path, tmp_path: Path, capsys: Any
 ) -> None:

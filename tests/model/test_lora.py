@@ -338,6 +338,7 @@ def finished(tmp_path_factory):
     return job, folder
 
 
+@pytest.mark.slow
 def test_kept_adapters_make_a_curve_and_held_out_rows_have_their_loss(finished):
     job, _ = finished
     lines = [json.loads(line) for line in (job.folder("train") / "metrics.jsonl").read_text().splitlines()]

@@ -47,6 +47,7 @@ def token(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return hub
 
 
+@pytest.mark.slow
 def test_the_folder_has_a_card_with_results_and_the_base_s_licence_and_no_path(tmp_path, base):
     run = stories(tmp_path, base)
     assert pipeline.run(run)

@@ -48,6 +48,7 @@ def counted(calls: Counter[str]) -> dict[str, Stage]:
     return {name: count(name, stage) for name, stage in STAGES.items()}
 
 
+@pytest.mark.slow
 def test_points_are_the_runs_of_their_settings_alone_and_share_what_agrees(tmp_path: Path) -> None:
     plain = job(tmp_path / "plain", stages=STAGE_NAMES, train__beta=0.7, **TINY)
     assert pipeline.run(plain)

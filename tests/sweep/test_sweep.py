@@ -62,6 +62,7 @@ def test_a_second_start_runs_nothing_and_changes_nothing(whole):
     assert ran(whole.parent) == {"first": 2, "second": 4, "third": 8} and outcome(whole) == before
 
 
+@pytest.mark.slow
 def test_a_sweep_that_grows_runs_its_new_points_alone(tmp_path):
     assert sweep.run(toy_sweep(tmp_path / "run", {"sample.top_k": [3], "train.beta": [0.1, 0.3]}))
     assert ran(tmp_path) == {"first": 1, "second": 2, "third": 2}
@@ -210,6 +211,7 @@ def test_the_same_command_twice_is_refused_while_it_runs(tmp_path):
     assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_is_forked_from_another_run_as_far_as_points_agree(tmp_path, whole):
     plain = whole / "points" / "sample.top_k=3,beta=0.1,report.examples=2"
     assert plain.is_dir()
@@ -288,6 +290,7 @@ def test_a_run_from_which_no_point_can_begin_is_refused_before_anything_runs(tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_in_an_object_store_is_the_same(bucket, tmp_path, whole):
     workdir = as_path(f"{bucket}/run")
     for shard in ((1, 2), (0, 2)):
