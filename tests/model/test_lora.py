@@ -301,6 +301,9 @@ def base_folder(folder):
     return folder
 
 
+HELD_OUT = {"keep_every": 1, "evaluate_every": 1, "held_out": 2}  # of the rows to train on
+
+
 def tuned(folder, workdir, stages, **train):
     """A job that trains adapters on completions that come with their rewards."""
     rng, lines = np.random.default_rng(0), []
@@ -332,8 +335,7 @@ def tuned(folder, workdir, stages, **train):
 def finished(tmp_path_factory):
     folder = base_folder(tmp_path_factory.mktemp("model") / "base")
     stages = ("sample", "train", "evaluate", "export")
-    held_out = {"keep_every": 1, "evaluate_every": 1, "held_out": 2}
-    job = tuned(folder, tmp_path_factory.mktemp("run"), stages, reference_log_probs="on_the_fly", **held_out)
+    job = tuned(folder, tmp_path_factory.mktemp("run"), stages, reference_log_probs="on_the_fly", **HELD_OUT)
     assert pipeline.run(job)
     return job, folder
 
@@ -378,7 +380,7 @@ def test_a_job_trains_evaluates_and_exports_adapters(finished):
 @pytest.mark.slow
 def test_a_job_with_stored_log_probs_trains_the_same_adapters(finished, tmp_path):
     on_the_fly, folder = finished
-    job = tuned(folder, tmp_path, ("sample", "reference", "train"))
+    job = tuned(folder, tmp_path, ("sample", "reference", "train"), **HELD_OUT)
     assert pipeline.run(job)
     trained = [jax.device_get(j.trained_parameters("train", j.mesh)) for j in (job, on_the_fly)]
     tiny.assert_trees_close(*trained, rtol=1e-3, atol=1e-4)
