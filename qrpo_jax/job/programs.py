@@ -128,12 +128,8 @@ def sampler_bytes(job: Job, mesh: Mesh, prompts: int) -> float:
     groups, each = arrange(slots_at_once(job, section, mesh), count, section.completions)
     weights = bytes_per_device(job.unit_layout(mesh))
     if not shape.tie_embeddings:  # of the embedding a step reads few rows
-        weights -= (
-            shape.vocab_size
-            * shape.d_model
-            * np.dtype(dtype).itemsize
-            / (axis_size(mesh, "vocab") * axis_size(mesh, "embed"))
-        )
+        ways = axis_size(mesh, "vocab") * axis_size(mesh, "embed")
+        weights -= shape.vocab_size * shape.d_model * np.dtype(dtype).itemsize / ways
     caches = cache_bytes(job, groups * width) + groups * each * kept_bytes(job, section.max_new_tokens) / 2
     steps = -(-count // groups) * -(-section.completions // each) * section.max_new_tokens
     return steps * (weights + caches / axis_size(mesh, "kv_heads"))

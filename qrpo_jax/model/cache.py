@@ -19,8 +19,8 @@ class Order(NamedTuple):
     Attributes:
       slots_last: the axis of tokens is the last one, behind that of the head dimension.
       pinned: the compiler is told to keep the order of the axes. The one for TPUs would store a cache so that a part of
-        it is replaced fastest, and copy all of it to read it. Those for CPUs and GPUs keep it anyway, and would gather
-        what is split over devices to obey.
+        it is replaced fastest, and copy all of it to read it. That for CPUs keeps it anyway, and would gather what is
+        split over devices to obey; those for GPUs are not told either.
     """
 
     slots_last: bool
