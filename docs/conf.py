@@ -1,4 +1,4 @@
-"""Builds these pages as a site: `sphinx-build -W docs build/docs` (extra `docs`).
+"""Builds these pages as a site: `sphinx-build -W -c docs . build/site` in the repository's folder (extra `docs`).
 
 Pages are plain Markdown that reads as well on a code host. What Sphinx needs besides is added here when it reads them:
 the contents, from the folders, and docstrings where api.md has `<!-- module: NAME -->`.
@@ -11,11 +11,16 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 MODULE = re.compile(r"^<!-- module: ([\w.]+) -->$", re.MULTILINE)
-CONTENTS = {  # of the start page: pages by their names, and the order of those that are not all of a folder
-    "Guides": "guides/*",
-    "Stages": "stages\nstages/*\nshared_keys",
-    "Using it": "runs\ndata\nrewards\nevaluation\nsweeps\nmodels\nsampling\nlaunch\nsandbox\ntroubleshooting\nquestions\n*",
-    "How it works": "api\nroad\npartition_functions\nexactness\npacking\nscale",
+OTHERS = "*"  # pages of the folder that no part names, so that a new page needs no entry
+CONTENTS = {
+    "Guides": ["guides/*"],
+    "Stages": ["stages", "stages/*", "shared_keys"],
+    "Using it": [
+        *("runs", "data", "rewards", "evaluation", "sweeps", "models", "sampling", "launch", "sandbox"),
+        *(OTHERS, "troubleshooting", "questions"),
+    ],
+    "How it works": ["api", "partition_functions", "exactness", "packing", "scale", "road"],
+    "The project": ["../README", "../CHANGELOG", "../CONTRIBUTING"],
 }
 
 project = "qrpo-jax"
@@ -26,36 +31,48 @@ release = next(
     if isinstance(node, ast.Assign)
 )
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-root_doc = "index"
+root_doc = "docs/index"
+include_patterns = ["*.md", "docs/**.md"]
 html_theme = "furo"
 html_title = f"{project} {release}"
+default_role = "code"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes that a docstring lists are not described a second time
 
 
 def contents() -> str:
-    """The trees of contents. A page that none names is in the third, so that a new page needs no entry."""
-    named = {name for tree in CONTENTS.values() for name in tree.split("\n")}
-    others = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in named | {"index"})
-    trees = (
-        f"```{{toctree}}\n:caption: {title}\n:hidden:\n:glob:\n\n{tree}\n```"
-        for title, tree in ((title, tree.replace("\n*", "".join(f"\n{name}" for name in others))) for title, tree in CONTENTS.items())
-    )
+    """The trees of contents of the start page, one a part."""
+    named = {name for part in CONTENTS.values() for name in part} | {"index"}
+    others = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in named)
+    trees = []
+    for title, part in CONTENTS.items():
+        names = [name for entry in part for name in (others if entry == OTHERS else [entry])]
+        trees.append("\n".join(["```{toctree}", f":caption: {title}", ":hidden:", ":glob:", "", *names, "```"]))
     return "\n\n".join(trees)
 
 
-def completed(name: str, text: str) -> str:
+def completed(page: str, text: str) -> str:
     """The text of a page with what Sphinx needs besides."""
-    if name == root_doc:
+    if page == root_doc:
         return f"{text}\n{contents()}\n"
-    return MODULE.sub(r"```{eval-rst}\n.. automodule:: \1\n   :members:\n   :no-index-entry:\n```", text)
+    return MODULE.sub(r"```{eval-rst}\n.. automodule:: \1\n   :members:\n```", text)
 
 
 def setup(app: Any) -> None:
-    def read(app: Any, name: str, source: list[str]) -> None:
-        source[0] = completed(name, source[0])
+    def read(app: Any, page: str, source: list[str]) -> None:
+        source[0] = completed(page, source[0])
+
+    def skips(app: Any, kind: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+        """Fields of named tuples have no words of their own; docstrings of the classes describe them."""
+        return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+
+    def begin(app: Any, error: Exception | None) -> None:
+        start = f'<meta http-equiv="refresh" content="0; url={root_doc}.html">'
+        (Path(app.outdir) / "index.html").write_text(start, "utf-8")
 
     app.connect("source-read", read)
+    app.connect("autodoc-skip-member", skips)
+    app.connect("build-finished", begin)

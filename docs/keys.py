@@ -3,7 +3,7 @@
     python docs/keys.py
 
 A page has `<!-- keys: train -->` where the table of section `train` belongs (`<!-- keys: top -->` for keys outside of
-sections), and `<!-- stage: train -->` where the facts of stage `train` do. What is written ends at the next `<!-- end -->`.
+sections), and `<!-- stage: train -->` where the facts of stage `train` do. What is written ends at `<!-- end -->`.
 """
 
 import os

@@ -30,7 +30,10 @@ def test_commands_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_wrong_command_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    good = typed("cat > a.py <<'EOF'\nx = 1\nEOF\nB=0.1\nqrpo-jax --config=quickstart \\\n  --workdir=r --config.train.beta=$B", tmp_path)
+    script = (
+        "cat > a.py <<'EOF'\nx = 1\nEOF\nB=0.1\nqrpo-jax --config=quickstart \\\n  --workdir=r --config.train.beta=$B"
+    )
+    good = typed(script, tmp_path)
     assert good == [["qrpo-jax", "--config=quickstart", "--workdir=r", "--config.train.beta=0.1"]]
     assert (tmp_path / "a.py").read_text() == "x = 1\n"
     check(good[0])
@@ -89,6 +92,8 @@ def check_launcher(words: list[str]) -> None:
         if not PROGRAM.match(word):
             flag = word.partition("=")[0]
             assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", described), f"{script} has no {word}"
-    passed_on = [word.replace("gs://", "/") for word in given if PROGRAM.match(word)]  # no client of a store is installed
+    passed_on = [
+        word.replace("gs://", "/") for word in given if PROGRAM.match(word)
+    ]  # no client of a store is installed
     if passed_on:
         check_program(passed_on)

@@ -57,7 +57,8 @@ def typed(script: str, folder: Path) -> list[list[str]]:
     names = ["qrpo-jax", "python", "pip", "pytest", "sbatch", "bash", "pre-commit", *LAUNCHERS]
     noted = folder / "commands"
     lines = [f"COMMANDS={noted}", *(STAND_IN.format(name=name) for name in names), script]
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True)
+    words = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if not noted.exists():
         return []
