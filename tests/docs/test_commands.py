@@ -30,11 +30,9 @@ def test_commands_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_wrong_command_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    script = (
-        "cat > a.py <<'EOF'\nx = 1\nEOF\nB=0.1\nqrpo-jax --config=quickstart \\\n  --workdir=r --config.train.beta=$B"
-    )
+    script = "cat > a.py <<'EOF'\nx = 1\nEOF\nB=0.1\nqrpo-jax --config=optimum \\\n  --workdir=r --config.train.beta=$B"
     good = typed(script, tmp_path)
-    assert good == [["qrpo-jax", "--config=quickstart", "--workdir=r", "--config.train.beta=0.1"]]
+    assert good == [["qrpo-jax", "--config=optimum", "--workdir=r", "--config.train.beta=0.1"]]
     assert (tmp_path / "a.py").read_text() == "x = 1\n"
     check(good[0])
     for wrong in (
