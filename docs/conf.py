@@ -35,10 +35,12 @@ root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**.md"]
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_show_copyright = False
 default_role = "code"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings give shapes and units
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes that a docstring lists are not described a second time
 
