@@ -67,7 +67,8 @@ def check(words: list[str]) -> None:
 
 def check_program(words: list[str]) -> None:
     try:
-        request = command_line.read(["qrpo-jax", *words])
+        # No client of a store is installed.
+        request = command_line.read(["qrpo-jax", *(word.replace("gs://", "/") for word in words)])
     except SystemExit as asked:  # help, version
         assert asked.code == 0
         return
