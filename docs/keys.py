@@ -102,7 +102,7 @@ def requirements(stage: str) -> Iterator[str]:
 
 
 def link(section: str, page: Path, where: Mapping[str, list[Path]]) -> str:
-    target = where[section][0]
+    target = where.get(section, [page])[0]
     if target == page:
         return f"`{section}`"
     return f"[{section}]({Path(os.path.relpath(target, page.parent)).as_posix()}#keys-of-{section})"

@@ -20,13 +20,17 @@ def test_a_page_has_the_keys_of_the_defaults(page: Path) -> None:
 
 
 def test_each_section_is_on_one_page() -> None:
-    where = {section: len(pages) for section, pages in keys.places(TEXTS).items()}
-    assert where == dict.fromkeys(keys.sections(), 1), Counter(keys.sections()) - Counter(where)
+    where = Counter({section: len(pages) for section, pages in keys.places(TEXTS).items()})
+    missing, twice = Counter(keys.sections()) - where, where - Counter(keys.sections())
+    assert not missing, (
+        f"put `<!-- keys: NAME -->` and `<!-- end -->` on a page of docs/, and run docs/keys.py: {missing}"
+    )
+    assert not twice, f"more than one page has, or no section is called: {twice}"
 
 
 def test_each_stage_has_a_page_with_what_the_table_of_stages_says() -> None:
     stages = {path.stem for path in TEXTS if path.parent.name == "stages"}
-    assert stages == set(STAGES), stages ^ set(STAGES)
+    assert stages == set(STAGES), f"docs/stages has no page, or one of no stage: {stages ^ set(STAGES)}"
     for name in STAGES:
         assert f"<!-- stage: {name} -->" in TEXTS[keys.DOCS / "stages" / f"{name}.md"], name
 
