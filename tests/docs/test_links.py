@@ -36,6 +36,12 @@ def test_every_page_is_two_clicks_from_the_readme() -> None:
     assert not far, far
 
 
+def test_the_readme_leads_to_every_walk() -> None:
+    linked = {link.target for link in links((ROOT / "README.md").read_text("utf-8"))}
+    walks = {name_of(page) for page in PAGES if page.parent.name == "guides"}
+    assert walks and walks <= linked, walks - linked
+
+
 def test_a_heading_has_the_anchor_that_code_hosts_give_it() -> None:
     text = "# Keys of `log_probs`\n## A [link](b.md), and 2 × 3\n## Twice\n## Twice\n```\n# code\n```\n"
     assert list(anchors(text)) == ["keys-of-log_probs", "a-link-and-2--3", "twice", "twice-1"]
