@@ -9,6 +9,7 @@ from configs import default
 from qrpo_jax import losses, partition, quantiles
 from qrpo_jax.config.config import keys_of
 from qrpo_jax.config.keys import Choice, Either, Name, NotAllowedError, Number, Several, Switch, Text, Whole
+from qrpo_jax.config.overrides import Override, apply
 from qrpo_jax.data import batch_order, mixes, views
 from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.text import TEMPLATES
@@ -155,3 +156,13 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         if isinstance(key.of if isinstance(key, Several) else key, Choice)
     }
     assert {name: set(names) for name, names in choices.items()} == {n: set(table) for n, table in tables.items()}
+
+
+@pytest.mark.parametrize("first", [7, 0.1, "test_prefs"])
+@pytest.mark.parametrize("then", [20, 0.25, "test", 1])
+def test_a_key_of_several_kinds_takes_each_after_each(first: object, then: object) -> None:
+    """A share in a config file, then a number on the command line, is that number."""
+    config = default.get_config()
+    config.prompts.held_out = first
+    apply(config, [Override("prompts.held_out", str(then))])
+    assert config.prompts.held_out == then and type(config.prompts.held_out) is type(then)
