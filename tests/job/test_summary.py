@@ -1,5 +1,6 @@
 """What a stage says at its end, and its pace: of shards and starts together, and whatever it is said to."""
 
+import dataclasses
 import io
 import re
 import sys
@@ -100,6 +101,14 @@ def test_a_few_rewards_have_a_bin_each_and_no_reward_has_none() -> None:
     assert found is not None and [count for *_, count in found.bins] == [1] * 6
     assert all(low == high for low, high, _ in found.bins) and FEW >= 6
     assert reward_counts.parted({"rows": 2}) == ({"rows": 2}, None)
+
+
+def test_a_reward_below_zero_that_is_zero_is_counted_with_the_others() -> None:
+    row = make_row(0, completions=5)
+    rewards = (0.0, -0.0, -0.0, 0.5, 0.0)
+    completions = [dataclasses.replace(c, reward=r) for c, r in zip(row.completions, rewards, strict=True)]
+    _, found = reward_counts.parted(reward_counts.counts_of([dataclasses.replace(row, completions=tuple(completions))]))
+    assert found is not None and found.bins == [(0.0, 0.0, 4), (0.5, 0.5, 1)] and found.completions == 5, found
 
 
 class Terminal(io.StringIO):
