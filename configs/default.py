@@ -195,7 +195,7 @@ def get_config() -> ConfigDict:
     config.judge.prompt = Text(
         "Grade the answer to a question from 1 to 10.\n\n{prompt}\n\nAnswer: {completion}", empty=False, lines=True
     )
-    # Where its grade is: the last number | json:KEY | a regular expression, whose last match has it
+    # Where its grade is: the last number, 7 of 7/10 | json:KEY | a regular expression, whose last match has it
     config.judge.grade = Text("number", empty=False)
     config.judge.low = Number(1.0)  # the grade that is reward 0; lower ones are no grade
     config.judge.high = Number(10.0)  # the grade that is reward 1; higher ones are no grade

@@ -232,10 +232,12 @@ def read_number(value: Any) -> float | None:
 
     >>> read_number(True), read_number(np.float32(0.5)), read_number("0.5"), read_number(np.ones(1))
     (1.0, 0.5, None, None)
+    >>> read_number(np.complex64(1 + 2j))  # None
     """
     try:
-        # float() would also read text, and arrays of one number.
-        return None if isinstance(value, str | bytes | bytearray) or np.shape(value) else float(value)
+        # float() would also read text, arrays of one number, and the real part of NumPy's complex numbers.
+        other = isinstance(value, str | bytes | bytearray | np.complexfloating) or np.shape(value)
+        return None if other else float(value)
     except Exception:  # whatever __float__ of a user's class raises
         return None
 
