@@ -119,6 +119,7 @@ def test_rewards_that_are_there_stay_and_have_no_components():
         ((), "without parts; name at least one"),
         (("tests", "tests weight=2"), "has the reward 'tests' twice"),
         (("tests name=a", "answer name=a"), "has the name 'a' twice"),
+        (("tests", "sum weight=2"), "'sum weight=2' is a sum itself"),
         (("tests wieght=2",), "has the option 'wieght'; allowed: weight, mean, std, clip, name"),
         (("tests weight=x",), "has weight='x'; it must be a finite number"),
         (("tests weight=nan",), "it must be a finite number"),

@@ -11,7 +11,7 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.sampling.stop import cut, make_stops
 from tests.helpers import chats
-from tests.helpers.jobs import job
+from tests.helpers.jobs import job, refused
 
 STRINGS = [
     ["ab"],
@@ -113,3 +113,9 @@ def test_a_run_with_stop_strings_has_the_beginnings_of_one_without(tmp_path, slo
                 assert one.finished and one.log_prob >= whole.log_prob, (one, whole)
     assert 0 < stopped < counts["with"]["completions"], stopped
     assert counts["with"]["completion tokens"] < counts["without"]["completion tokens"], counts
+
+
+@pytest.mark.parametrize("section", ["sample", "evaluate"])
+def test_stop_strings_whose_table_would_be_too_large_are_refused(tmp_path, section):
+    message = f"the stop strings have 1,001 bytes together.*config.{section}.stop"
+    refused(tmp_path, message, **{f"{section}__stop": ("é" * 500, "a")})
