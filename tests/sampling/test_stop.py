@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from configs import default
 from qrpo_jax import pipeline
+from qrpo_jax.config import overrides
 from qrpo_jax.data import row_files
 from qrpo_jax.data.encoder import make_encoder
 from qrpo_jax.data.pieces import pieces
@@ -113,6 +115,13 @@ def test_a_run_with_stop_strings_has_the_beginnings_of_one_without(tmp_path, slo
                 assert one.finished and one.log_prob >= whole.log_prob, (one, whole)
     assert 0 < stopped < counts["with"]["completions"], stopped
     assert counts["with"]["completion tokens"] < counts["without"]["completion tokens"], counts
+
+
+@pytest.mark.parametrize("section", ["sample", "evaluate"])
+def test_the_config_takes_line_breaks_and_spaces_as_stop_strings(section):
+    config = default.get_config()
+    overrides.apply(config, [(f"{section}.stop", r"('\n\n', 'Question:', ' ')")])
+    assert config[section].stop == ("\n\n", "Question:", " ")
 
 
 @pytest.mark.parametrize("section", ["sample", "evaluate"])
