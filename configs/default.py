@@ -127,8 +127,9 @@ def get_config() -> ConfigDict:
     config.sample.top_k = Whole(0, least=0)  # 0: no cut
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
     config.sample.min_p = Number(0.0, least=0, most=1)  # tokens with so much of the largest probability; 0: all
-    # Strings that end a completion, as end tokens do. Its text ends before them; its tokens end with them.
-    config.sample.stop = Several((), of=Text(empty=False))
+    # Strings that end a completion, as end tokens do. Its text ends before them; its tokens end with them. On a command
+    # line with commas or spaces in them: "('\\n', ' END')".
+    config.sample.stop = Several((), of=Text(empty=False, lines=True))
     # Completions that a device decodes at a time; one that ends makes room for the next. 0: chosen by the sizes of the
     # model and of its cache. What is drawn does not depend on it.
     config.sample.slots = Whole(0, least=0)
@@ -195,7 +196,7 @@ def get_config() -> ConfigDict:
     config.judge.prompt = Text(
         "Grade the answer to a question from 1 to 10.\n\n{prompt}\n\nAnswer: {completion}", empty=False, lines=True
     )
-    # Where its grade is: the last number | json:KEY | a regular expression, whose last match has it
+    # Where its grade is: the last number, 7 of 7/10 | json:KEY | a regular expression, whose last match has it
     config.judge.grade = Text("number", empty=False)
     config.judge.low = Number(1.0)  # the grade that is reward 0; lower ones are no grade
     config.judge.high = Number(10.0)  # the grade that is reward 1; higher ones are no grade
@@ -299,7 +300,7 @@ def get_config() -> ConfigDict:
     config.evaluate.top_k = Whole(0, least=0)  # as in sample
     config.evaluate.top_p = Number(1.0, above=0, most=1)  # as in sample
     config.evaluate.min_p = Number(0.0, least=0, most=1)  # as in sample
-    config.evaluate.stop = Several((), of=Text(empty=False))  # as in sample
+    config.evaluate.stop = Several((), of=Text(empty=False, lines=True))  # as in sample
     config.evaluate.slots = Whole(0, least=0)  # as in sample
     # Each draws evaluate.completions anew; figures are of all together, and headlines of each.
     config.evaluate.seeds = Several((0,), of=Whole(0, least=0), distinct=True)

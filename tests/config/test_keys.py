@@ -54,6 +54,8 @@ from qrpo_jax.training.optimizer import SCHEDULES
         (Text(""), "a\0b", "it must be a text in quotes, of one line"),
         (Text("a", empty=False), " ", "it must not be empty"),
         (Several((1,), of=Whole(1, least=1)), 3, "it must be a tuple or list"),
+        (Several((), of=Text(empty=False)), ",", "it must be a tuple or list"),
+        (Several((), of=Text(empty=False)), "\n\n", "it must be a tuple or list"),
         (Several((1,), of=Whole(1, least=1)), (3, 0), "each must be at least 1|it must be at least 1"),
         (Several((1,), of=Whole(1, least=1), distinct=True), (3, 3), "name at least one, each once"),
         (Several((1,), of=Whole(1, least=1), distinct=True), (), "name at least one, each once"),
@@ -74,6 +76,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(key, value, rule) -
         (Switch(False), True, True),
         (Several(("a",), of=Text()), ["b", "c"], ("b", "c")),
         (Several(("a",), of=Text()), "b, c", ("b", "c")),
+        (Several((), of=Text(empty=False, lines=True)), ("\n\n", " ", "a\n"), ("\n\n", " ", "a\n")),
     ],
 )
 def test_an_allowed_value_gets_the_type_of_the_default(key, value, expected) -> None:
