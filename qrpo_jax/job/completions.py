@@ -99,7 +99,16 @@ def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> A
     return CheckedProgram(jitted, compute.mesh, "sampling", ("completions", "max_new_tokens", "max_tokens"))
 
 
-def make_completer(job: Job, section: Any, parameters: Parameters, *, side: str, purpose: str, most: int) -> Completer:
+def make_completer(
+    job: Job,
+    section: Any,
+    parameters: Parameters,
+    *,
+    side: str,
+    purpose: str,
+    most: int,
+    text: Text | None = None,
+) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
@@ -108,8 +117,9 @@ def make_completer(job: Job, section: Any, parameters: Parameters, *, side: str,
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
+      text: lays out the prompts; by default the job's.
     """
-    text, mesh = job.text, job.unit_mesh
+    text, mesh = text or job.text, job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens, stops=stops_of(job, section))
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
