@@ -1,5 +1,6 @@
 """Tasks of lm-evaluation-harness (the package lm_eval, extra `eval`), answered by our decoder and sampler."""
 
+import functools
 import importlib.util
 import math
 from importlib.metadata import version
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qrpo_jax.errors import UserError, reason
-from qrpo_jax.evaluation.intervals import mean_with_interval
+from qrpo_jax.evaluation.intervals import bootstrap
 from qrpo_jax.evaluation.side_figures import Figures
 from qrpo_jax.harnesses.record import digest, figures_record, task_record, with_error
 from qrpo_jax.harnesses.requests import WaitingError
@@ -34,7 +35,7 @@ def check(job: TaskJob) -> None:
         raise UserError("lm_eval is not installed: pip install -e '.[eval]', or leave the task out", about="tasks")
     if job.task.options.get("template") == "chat" and not job.text.tokenizer.chat_template:
         raise UserError("template=chat, and the tokenizer has no chat template", about="tasks")
-    known = manager(job)
+    known = manager(job.task.options.get("include"))
     for name in job.task.inside:
         if not known.match_tasks([name]):
             raise UserError(
@@ -43,11 +44,12 @@ def check(job: TaskJob) -> None:
             )
 
 
-def manager(job: TaskJob) -> Any:
-    """The tasks that lm_eval knows, with those of the folder that the user includes."""
+@functools.lru_cache(maxsize=4)
+def manager(include: str | None) -> Any:
+    """The tasks that lm_eval knows, which it reads in seconds, with those of the folder that the user includes."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=job.task.options.get("include"))
+    return TaskManager(include_path=include)
 
 
 def run(job: TaskJob, base: Parameters) -> dict[str, Any] | None:
@@ -89,7 +91,7 @@ def evaluate(job: TaskJob, model: Any) -> dict[str, Any]:
     import lm_eval
 
     options = job.task.options
-    known = manager(job)
+    known = manager(job.task.options.get("include"))
     try:
         known.load(list(job.task.inside))
     except Exception as error:  # of lm_eval, of the library datasets, of the network
@@ -106,11 +108,7 @@ def evaluate(job: TaskJob, model: Any) -> dict[str, Any]:
 
 
 def read_results(results: dict[str, Any]) -> tuple[Figures, dict[str, int]]:
-    """Figures by "TASK METRIC", and how many documents each is of.
-
-    A figure that is the mean over documents has the interval of its documents; others have that of lm_eval's standard
-    error, and none where there is none.
-    """
+    """Figures by "TASK METRIC", and how many documents each is of."""
     figures: Figures = {}
     prompts: dict[str, int] = {}
     for task, found in results["results"].items():
@@ -119,23 +117,52 @@ def read_results(results: dict[str, Any]) -> tuple[Figures, dict[str, int]]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             label = f"{task} {metric}" + ("" if chosen == "none" else f" {chosen}")
-            error = found.get(f"{metric}_stderr,{chosen}")
-            values_P = np.asarray(of_documents(results["samples"].get(task, ()), metric, chosen))
-            if len(values_P) > 1 and math.isclose(values_P.mean(), value, rel_tol=1e-9, abs_tol=1e-12):
-                figures[label] = mean_with_interval(values_P)
-            elif isinstance(error, int | float):
-                figures[label] = with_error(float(value), float(error))
-            else:
-                figures[label] = float(value), [math.nan, math.nan]
+            documents = of_documents(results["samples"].get(task, ()), metric, chosen)
+            figures[label] = with_interval(float(value), found.get(f"{metric}_stderr,{chosen}"), metric, documents)
             if task in results["n-samples"]:
                 prompts[label] = results["n-samples"][task]["effective"]
     return figures, prompts
 
 
-def of_documents(samples: Any, metric: str, chosen: str) -> list[float]:
+def with_interval(value: float, error: Any, metric: str, documents: np.ndarray) -> tuple[float, list[float]]:
+    """A figure with the interval of its documents, if it is the mean over them or one of RATIOS.
+
+    Others have that of lm_eval's standard error; both ends are NaN where there is none.
+
+    Args:
+      error: what lm_eval has for a standard error.
+      documents: the values of each, [P], or pairs of a sum and what it is a share of, [P, 2].
+    """
+    statistic = RATIOS.get(metric, mean_of_sums)
+    columns = documents.T if documents.ndim == 2 else (documents, np.ones(len(documents)))
+    if len(documents) > 1 and documents.ndim == (2 if metric in RATIOS else 1):
+        figure, interval = bootstrap(statistic, *columns)
+        if math.isclose(figure, value, rel_tol=1e-9, abs_tol=1e-12):
+            return value, interval
+    if isinstance(error, int | float) and math.isfinite(error):
+        return with_error(value, float(error))
+    return value, [math.nan, math.nan]
+
+
+def mean_of_sums(sums: np.ndarray) -> np.ndarray:
+    return sums[0] / sums[1]
+
+
+# Metrics of log-likelihoods of whole texts, from the sums of log-likelihoods and of words or bytes.
+RATIOS = {
+    "word_perplexity": lambda sums: np.exp(-sums[0] / sums[1]),
+    "byte_perplexity": lambda sums: np.exp(-sums[0] / sums[1]),
+    "bits_per_byte": lambda sums: -sums[0] / sums[1] / math.log(2),
+}
+
+
+def of_documents(samples: Any, metric: str, chosen: str) -> np.ndarray:
     """The values of a metric document by document; none where these are no numbers."""
     values = [one[metric] for one in samples if one.get("filter", "none") == chosen and metric in one]
-    return [float(value) for value in values] if all(isinstance(value, int | float) for value in values) else []
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError):
+        return np.zeros(0)
 
 
 def settings(job: TaskJob, results: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.rows import Row
 from qrpo_jax.errors import UserError
 from qrpo_jax.evaluation.answers import Answers
@@ -41,7 +42,7 @@ def check(job: TaskJob) -> None:
     section = job.config.evaluate
     if section.temperature == 0 and section.completions > 1:
         raise UserError(
-            f"completions={section.completions} at temperature 0 are all the same: set a temperature, or one completion",
+            f"completions={section.completions} at temperature 0 are all alike: set a temperature, or one completion",
             about="tasks",
         )
     shared_checks.check_model(job)
@@ -54,9 +55,8 @@ def check(job: TaskJob) -> None:
     lengths = [len(text.prompt(row.messages, f"row {row.id!r}")) for row in problems.rows(range(problems.count))]
     too_long = sum(length > most for length in lengths)
     if too_long == len(lengths):
-        raise UserError(
-            f"all {too_long} prompts are longer than {most} tokens, the shortest has {min(lengths)}",
-            about="max_tokens",
+        raise refuse(
+            "harness.max_prompt_tokens", f"{most}; all prompts are longer, the shortest has {min(lengths)} tokens"
         )
     if too_long:
         job.note(
