@@ -76,7 +76,8 @@ def judge(job: TaskJob, side: str, rows: Sequence[Row]) -> Judged:
         write_json(outputs, records(rows, {row.id: row for row in rows_by_seed(job, side)[0]}, generator))
     wait(f"{job.task.name} {side} outputs")
     command = command_of(job, outputs, target)
-    leaderboard = target / section.annotator / LEADERBOARD
+    # A judge by name has a folder of its own there; one by the path of its config has none.
+    leaderboard = target / ("" if "/" in section.annotator else section.annotator) / LEADERBOARD
     how = f"judged by {section.annotator}"
     if not leaderboard.exists():
         why = reason_not(job)

@@ -115,3 +115,18 @@ def test_right_numbers_pass_by_value_and_by_both_rules_of_extraction(
     assert shares["pass_at_1"] >= counts[0] + counts[1], (shares, counts)
     assert all((question in asked[0]) == (shots == 8) for question, _ in EXEMPLARS), asked[0]
     assert record["settings"]["shots"] == shots and asked[0].count("\nA:") == (9 if shots else 0), asked[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "passing", "of"), [("humaneval", 164, 164), ("mbpp", 963, 974)])
+def test_all_published_solutions_have_the_pass_at_1_that_their_own_harness_gives(
+    name: str, passing: int, of: int, fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = problems(fixtures, name, tmp_path / "problems.jsonl")
+    long = {"model__path": str(long_model(fixtures, tmp_path / "model")), "harness__max_prompt_tokens": 8000}
+    writes(monkeypatch, lambda row: [solution(row)])
+    run = harness_job(tmp_path / "run", fixtures, f"{name} source={source}", **long)
+    assert pipeline.run(run)
+    record = results_of(run)[name]["policy"]
+    assert record["prompts"] == of
+    assert record["figures"]["pass_at_1"]["value"] == pytest.approx(passing / of, abs=0.5 / of), record
