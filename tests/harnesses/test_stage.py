@@ -14,11 +14,14 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.job import answering
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.row_lookup import row_lines
 from qrpo_jax.job.shard import Shard
+from qrpo_jax.job.written_rows import stages_with_rows
 from qrpo_jax.report.harness_table import lines
 from qrpo_jax.stages import STAGES
 from tests.helpers.harness_jobs import harness_job, problems, results_of
 from tests.helpers.jobs import refused
+from tests.job.test_processes import start
 
 QUESTIONS = 23
 
@@ -59,6 +62,12 @@ def test_figures_are_those_of_the_rows_and_the_table_has_them(whole: Job) -> Non
         ["sampled", "pass@1"],
         ["sampled", "pass@2"],
     ], shown
+
+
+def test_a_row_of_a_task_can_be_printed(whole: Job) -> None:
+    assert stages_with_rows(whole.workdir) == ["harness/gsm8k/policy", "harness/sampled/policy"]
+    text = "\n".join(row_lines(whole.workdir, "harness/sampled/policy:0", 80))
+    assert "Janet" in text and "Think step by step." in text, text
 
 
 def test_a_killed_harness_samples_only_what_it_lacks_and_ends_alike(
@@ -168,6 +177,22 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
         reward__require_isolation="limits",
         **{f"harness__{key}": value for key, value in of_job.items()},
     )
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_results_of_one(
+    whole: Job, fixtures: Path, tasks: tuple[str, ...], tmp_path: Path
+) -> None:
+    overrides = ["--config.stages=harness", "--config.model.template=plain", "--config.prompts.unit=5"]
+    overrides += [f"--config.model.path={fixtures / 'stories260K-hf'}", f"--config.harness.tasks={','.join(tasks)}"]
+    overrides += ["--config.harness.max_prompt_tokens=400", "--config.harness.max_new_tokens=7"]
+    for process in (started := start(tmp_path / "run", 2, *overrides)):
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+    assert len(started) == 2
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["harnesses"]
+    expected = results_of(whole)
+    assert {name: one["policy"] for name, one in results.items()} == {n: one["policy"] for n, one in expected.items()}
 
 
 def test_other_data_at_the_same_place_is_another_run(fixtures: Path, tmp_path: Path) -> None:
