@@ -23,7 +23,7 @@ RESAMPLES = 1000  # for standard errors of figures that are no means
 
 
 def check(job: TaskJob) -> None:
-    """Refuses tasks that lm_eval does not know, and chat without a template.
+    """Refuses tasks that lm_eval does not know or cannot load, and chat without a template.
 
     Raises:
       UserError: naming what is wrong.
@@ -42,6 +42,8 @@ def check(job: TaskJob) -> None:
                 f"lm_eval knows no task {name!r}; `lm_eval ls tasks` lists them, and include=FOLDER adds your own",
                 about="tasks",
             )
+    if not job.finished:
+        check_loaded(job, known)
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,20 +84,32 @@ def run(job: TaskJob, base: Parameters) -> dict[str, Any] | None:
     return record
 
 
-def evaluate(job: TaskJob, model: Any) -> dict[str, Any]:
-    """What lm_eval finds, with the metrics of each document.
+def check_loaded(job: TaskJob, known: Any) -> None:
+    """Loads the tasks with their data, and refuses those that would run code here, or that are no text.
 
     Raises:
-      UserError: about `tasks`: a task cannot be loaded.
+      UserError: about `tasks`.
     """
+    try:
+        loaded = known.load(list(job.task.inside))["tasks"]
+    except Exception as error:  # of lm_eval, of the library datasets, of the network
+        raise UserError(f"lm_eval cannot load {', '.join(job.task.inside)}: {reason(error)}", about="tasks") from None
+    for name, task in loaded.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(
+                f"task {name!r} of lm_eval runs code that a model wrote, without a sandbox; take this program's "
+                "humaneval, mbpp or leetcode",
+                about="tasks",
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise UserError(f"task {name!r} of lm_eval has images or sound; tasks of text are allowed", about="tasks")
+
+
+def evaluate(job: TaskJob, model: Any) -> dict[str, Any]:
+    """What lm_eval finds, with the metrics of each document."""
     import lm_eval
 
     options = job.task.options
-    known = manager(job.task.options.get("include"))
-    try:
-        known.load(list(job.task.inside))
-    except Exception as error:  # of lm_eval, of the library datasets, of the network
-        raise UserError(f"lm_eval cannot load {', '.join(job.task.inside)}: {reason(error)}", about="tasks") from None
     return lm_eval.simple_evaluate(
         model=model,
         tasks=list(job.task.inside),
@@ -103,7 +117,7 @@ def evaluate(job: TaskJob, model: Any) -> dict[str, Any]:
         limit=options.get("prompts", job.config.harness.prompts) or None,
         bootstrap_iters=RESAMPLES,
         apply_chat_template=options.get("template") == "chat",
-        task_manager=known,
+        task_manager=manager(options.get("include")),
     )
 
 

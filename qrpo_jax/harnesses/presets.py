@@ -27,11 +27,11 @@ class Preset(NamedTuple):
     columns: tuple[str, ...] = ()
 
 
-TESTS = "tests"
+TESTS, UNGRADED = "tests", "length"
 # Sources are those that the authors of the data sets publish; their sizes are in docs/harnesses.md.
 PRESETS = {
     "alpaca_eval": Preset(
-        "hf:tatsu-lab/alpaca_eval/alpaca_eval.json", "", "prompts", "length", questions.as_it_is, ("payload=dataset",)
+        "hf:tatsu-lab/alpaca_eval/alpaca_eval.json", "", "prompts", UNGRADED, questions.as_it_is, ("payload=dataset",)
     ),
     "humaneval": Preset("hf:openai/openai_humaneval", "test", "code", TESTS, questions.function),
     "humaneval_plus": Preset("hf:evalplus/humanevalplus", "test", "code", TESTS, questions.function),

@@ -30,7 +30,6 @@ from qrpo_jax.job.unit_size import unit_size
 from qrpo_jax.model.decoder import Parameters
 
 SHOWN = ("temperature", "completions", "max_new_tokens", "top_k", "top_p", "min_p")
-TOO_LONG = "prompts dropped: too long"
 
 
 def check(job: TaskJob) -> None:
@@ -63,8 +62,12 @@ def check(job: TaskJob) -> None:
             f"harness {job.task.name}: WARNING: {too_long} of {len(lengths)} prompts are longer than {most} tokens and "
             "count as failed (config.harness.max_prompt_tokens)"
         )
+    for dropped in open_listed(job, "train").dropped:
+        job.note(f"harness {job.task.name}: WARNING: {dropped.line()}")
     check_reward(job)
     memory.check(job)
+    if job.task.kind == ALPACA_EVAL:
+        alpaca_eval.check(job)
 
 
 def asked(job: TaskJob) -> Asked:

@@ -13,7 +13,7 @@ from qrpo_jax.data.sources.source import Source
 from qrpo_jax.data.text import Text
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.harnesses.data import source_of
-from qrpo_jax.harnesses.presets import PRESETS
+from qrpo_jax.harnesses.presets import PRESETS, UNGRADED
 from qrpo_jax.harnesses.tasks import Task, read_tasks
 from qrpo_jax.job.job import Job, Shape
 from qrpo_jax.job.manifest import read_manifest
@@ -80,6 +80,9 @@ def config_of(run: Job, task: Task) -> ConfigDict:
     config.evaluate.update({"seeds": (0,), "checkpoints": ("last",), "stop": ()})
     config.prompts.max_tokens = section.max_prompt_tokens
     preset = PRESETS.get(task.kind)
+    # All tests of a problem count, whatever a training run of it has. Where others grade, our reward is of no account.
+    reward = preset.reward if preset else UNGRADED
+    config.reward.update({"name": reward, "parts": (), "path": "", "replace": False, "max_tests": 0})
     if preset is None:
         return config
     config.prompts.update(
@@ -93,8 +96,6 @@ def config_of(run: Job, task: Task) -> ConfigDict:
             "held_out": 0,
         }
     )
-    # All tests of a problem count, whatever a training run of it has.
-    config.reward.update({"name": preset.reward, "parts": (), "path": "", "replace": False, "max_tests": 0})
     return config
 
 

@@ -149,6 +149,16 @@ def test_unknown_tasks_and_options_are_refused(fixtures: Path, task: str, tmp_pa
     keys = {"model__path": str(fixtures / "stories260K-hf"), "model__template": "plain", "stages": ("harness",)}
     keys |= {"harness__max_prompt_tokens": 300, "harness__max_new_tokens": 100}
     refused(tmp_path, "lm_eval knows no task 'local_chess'", harness__tasks=("lm_eval(local_chess)",), **keys)
+    include = Path(task.partition("include=")[2])
+    content = (include / "generate.yaml").read_text()
+    unsafe = tmp_path / "unsafe"
+    unsafe.mkdir()
+    (unsafe / "code.yaml").write_text(content.replace("local_generate", "local_code") + "unsafe_code: true\n")
+    (unsafe / "lost.yaml").write_text(
+        content.replace("local_generate", "local_lost").replace("docs.jsonl", "none.jsonl")
+    )
+    for name, message in (("code", "runs code that a model wrote"), ("lost", "lm_eval cannot load local_lost: .*none")):
+        refused(tmp_path, message, harness__tasks=(f"lm_eval(local_{name}) include={unsafe}",), **keys)
     chat = f"{task} template=chat"
     refused(tmp_path, "template=chat, and the tokenizer has no chat template", harness__tasks=(chat,), **keys)
 

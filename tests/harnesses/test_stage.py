@@ -1,5 +1,6 @@
 """Stage harness as a stage: killed, sharded, beside evaluate, on two policies, and refused before anything runs."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -177,6 +178,26 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
         reward__require_isolation="limits",
         **{f"harness__{key}": value for key, value in of_job.items()},
     )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm_eval is installed")
+def test_a_missing_lm_eval_is_one_line(fixtures: Path, tmp_path: Path) -> None:
+    keys = {"harness__max_prompt_tokens": 300, "harness__max_new_tokens": 100, "harness__tasks": ("lm_eval(arc_easy)",)}
+    keys |= {"model__path": str(fixtures / "stories260K-hf"), "model__template": "plain", "stages": ("harness",)}
+    refused(tmp_path, r"lm_eval is not installed: pip install -e '.\[eval\]'", **keys)
+
+
+def test_records_that_are_no_problems_are_counted_and_said(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = problems(fixtures, "gsm8k", tmp_path / "questions.jsonl", most=5)
+    with (tmp_path / "questions.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "How many?", "ground_truth": ""}) + "\n")
+    run = harness_job(tmp_path / "run", fixtures, f"gsm8k source={source}")
+    assert pipeline.run(run)
+    assert "harness gsm8k: WARNING: 1 " in capsys.readouterr().err
+    record = results_of(run)["gsm8k"]
+    assert record["policy"]["prompts"] == 5 and list(record["counts"].values()) == [1], record["counts"]
 
 
 @pytest.mark.slow
