@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from qrpo_jax import pipeline
-from qrpo_jax.data.rows import Row
+from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.evaluation.passes import pass_at_k
+from qrpo_jax.harnesses import questions
 from qrpo_jax.harnesses.exemplars import EXEMPLARS
 from tests.helpers.harness_jobs import harness_job, long_model, problems, results_of, writes
 from tests.helpers.problem_sets import fenced
@@ -87,6 +88,27 @@ def test_pass_at_k_is_the_unbiased_estimator_over_problems_and_an_unasked_proble
     assert pipeline.run(run)
     record = results_of(run)["humaneval"]["policy"]
     assert record["prompts"] == 7 > record["not_asked"] > 0 and record["figures"]["pass_at_1"]["value"] == 0.0, record
+
+
+def test_eight_examples_are_turns_of_a_conversation_or_one_text() -> None:
+    row = Row("row-1", (Message("user", "How many?"),), '{"answer": "3"}')
+    turns = questions.arithmetic(row, True, 8).messages
+    assert [turn.role for turn in turns] == ["user", "assistant"] * 8 + ["user"]
+    assert turns[-1].content == "Q: How many?\nA:" and turns[1].content.endswith("The answer is 6.")
+    (text,) = questions.arithmetic(row, False, 8).messages
+    assert text.content == "\n\n".join(
+        [f"{q.content} {a.content}" for q, a in zip(turns[::2], turns[1::2], strict=False)] + [turns[-1].content]
+    )
+    (alone,) = questions.arithmetic(row, True, 0).messages
+    assert alone.content.startswith("How many?\n\nThink step by step.")
+
+
+def test_a_function_head_is_asked_to_be_completed_and_a_text_to_be_answered_with_a_function() -> None:
+    payload = json.dumps({"entry_point": "f"})
+    head = questions.function(Row("row-1", (Message("user", "def f(x):\n  pass\n"),), payload), True, 0)
+    assert head.messages[0].content.endswith("```python\ndef f(x):\n  pass\n```"), head.messages
+    words = questions.function(Row("row-1", (Message("user", "Write f.\n"),), payload), True, 0)
+    assert words.messages[0].content == f"Write f.{questions.IN_A_BLOCK}"
 
 
 @pytest.mark.parametrize("shots", [0, 8])
