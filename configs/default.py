@@ -127,8 +127,9 @@ def get_config() -> ConfigDict:
     config.sample.top_k = Whole(0, least=0)  # 0: no cut
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
     config.sample.min_p = Number(0.0, least=0, most=1)  # tokens with so much of the largest probability; 0: all
-    # Strings that end a completion, as end tokens do. Its text ends before them; its tokens end with them.
-    config.sample.stop = Several((), of=Text(empty=False))
+    # Strings that end a completion, as end tokens do. Its text ends before them; its tokens end with them. On a command
+    # line with commas or spaces in them: "('\\n', ' END')".
+    config.sample.stop = Several((), of=Text(empty=False, lines=True))
     # Completions that a device decodes at a time; one that ends makes room for the next. 0: chosen by the sizes of the
     # model and of its cache. What is drawn does not depend on it.
     config.sample.slots = Whole(0, least=0)
@@ -195,7 +196,7 @@ def get_config() -> ConfigDict:
     config.judge.prompt = Text(
         "Grade the answer to a question from 1 to 10.\n\n{prompt}\n\nAnswer: {completion}", empty=False, lines=True
     )
-    # Where its grade is: the last number | json:KEY | a regular expression, whose last match has it
+    # Where its grade is: the last number, 7 of 7/10 | json:KEY | a regular expression, whose last match has it
     config.judge.grade = Text("number", empty=False)
     config.judge.low = Number(1.0)  # the grade that is reward 0; lower ones are no grade
     config.judge.high = Number(10.0)  # the grade that is reward 1; higher ones are no grade
@@ -279,6 +280,19 @@ def get_config() -> ConfigDict:
     config.train.reference_log_probs = Choice("stored", "on_the_fly")
     config.train.gamma_beta_ratio = Number(0.5)  # SimPO's margin over beta
 
+    # Held-out prompts that stage train samples and scores as it goes, for the metrics, from the selection half.
+    config.watch = Config()
+    config.watch.every = Whole(0, least=0)  # steps from one time to the next; 0: never
+    config.watch.prompts = Whole(32, least=1)  # at most
+    config.watch.completions = Whole(1, least=1)  # a prompt
+    config.watch.max_new_tokens = Whole(64, least=1)  # longest completion
+    config.watch.temperature = Number(1.0, least=0)  # as in sample
+    config.watch.top_k = Whole(0, least=0)  # as in sample
+    config.watch.top_p = Number(1.0, above=0, most=1)  # as in sample
+    config.watch.min_p = Number(0.0, least=0, most=1)  # as in sample
+    config.watch.stop = Several((), of=Text(empty=False))  # as in sample
+    config.watch.slots = Whole(16, least=1)  # completions that a device decodes at a time, beside the training state
+
     config.evaluate = Config()
     config.evaluate.completions = Whole(8, least=1)  # a held-out prompt, from reference and policy each
     config.evaluate.max_new_tokens = Whole(64, least=1)  # longest completion
@@ -286,7 +300,7 @@ def get_config() -> ConfigDict:
     config.evaluate.top_k = Whole(0, least=0)  # as in sample
     config.evaluate.top_p = Number(1.0, above=0, most=1)  # as in sample
     config.evaluate.min_p = Number(0.0, least=0, most=1)  # as in sample
-    config.evaluate.stop = Several((), of=Text(empty=False))  # as in sample
+    config.evaluate.stop = Several((), of=Text(empty=False, lines=True))  # as in sample
     config.evaluate.slots = Whole(0, least=0)  # as in sample
     # Each draws evaluate.completions anew; figures are of all together, and headlines of each.
     config.evaluate.seeds = Several((0,), of=Whole(0, least=0), distinct=True)

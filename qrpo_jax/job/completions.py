@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from qrpo_jax.data.encoder import Encoder
 from qrpo_jax.data.pieces import pieces
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
@@ -24,7 +25,7 @@ from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
-from qrpo_jax.sampling.stop import Stops, cut, make_stops
+from qrpo_jax.sampling.stop import Stops, check_stops, cut, make_stops
 
 # From rows, and the index of each row's prompt in its split, to the completed rows and counts. It drops rows whose
 # prompt is empty or too long. This module samples here; `served_completions` asks servers.
@@ -32,15 +33,17 @@ Completer = Callable[[list[Row], Sequence[int]], tuple[list[Row], Counts]]
 
 
 def check_sampling(job: Job, name: str) -> None:
-    """Refuses sampling settings that exceed the model's positions.
+    """Refuses sampling settings that exceed the model's positions, and stop strings that are too long.
 
     Args:
-      name: of the config section, "sample" or "evaluate".
+      name: of the config section: "sample", "evaluate" or "watch".
 
     Raises:
       UserError: naming the key.
     """
     config, positions = job.config, job.shape.settings.max_positions
+    with located(stop=f"{name}.stop"):
+        check_stops(config[name].stop)
     longest = config.prompts.max_tokens + config[name].max_new_tokens
     if longest > positions:
         raise UserError(
@@ -86,7 +89,13 @@ def stops_of(job: Job, section: Any) -> Stops | None:
     """The stop strings of a section for the job's tokenizer; None if there are none."""
     if not section.stop:
         return None
-    return make_stops(section.stop, pieces(job.text.encoder), job.shape.settings.vocab_size)
+    return stop_table(tuple(section.stop), job.text.encoder, job.shape.settings.vocab_size)
+
+
+@functools.lru_cache(maxsize=4)
+def stop_table(stop: tuple[str, ...], encoder: Encoder, vocab_size: int) -> Stops:
+    """The table of `stops_of`, remembered so that all policies and steps that sample alike share it and its program."""
+    return make_stops(stop, pieces(encoder), vocab_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -108,19 +117,21 @@ def make_completer(
     purpose: str,
     most: int,
     text: Text | None = None,
+    mesh: Mesh | None = None,
 ) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
       section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p, stop and slots.
-      parameters: of the side.
+      parameters: of the side, on the mesh.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
       text: lays out the prompts; by default the job's.
+      mesh: by default that of units of work.
     """
-    text, mesh = text or job.text, job.unit_mesh
-    jitted = jitted_sampler(job, section, side, text.end_tokens, stops=stops_of(job, section))
+    text, mesh = text or job.text, mesh or job.unit_mesh
+    jitted = jitted_sampler(job, section, side, text.end_tokens, mesh, stops_of(job, section))
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 
