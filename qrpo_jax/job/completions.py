@@ -116,6 +116,7 @@ def make_completer(
     side: str,
     purpose: str,
     most: int,
+    text: Text | None = None,
     mesh: Mesh | None = None,
 ) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
@@ -126,9 +127,10 @@ def make_completer(
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
+      text: lays out the prompts; by default the job's.
       mesh: by default that of units of work.
     """
-    text, mesh = job.text, mesh or job.unit_mesh
+    text, mesh = text or job.text, mesh or job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens, mesh, stops_of(job, section))
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}

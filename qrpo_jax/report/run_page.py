@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from qrpo_jax.data.rows import Row
-from qrpo_jax.report import compile_page, run_plots, speed
+from qrpo_jax.report import compile_page, harness_table, run_plots, speed
 from qrpo_jax.report.evaluation_pictures import sentence
 from qrpo_jax.report.headline import headline, sides_of
 from qrpo_jax.report.page import number, render
@@ -135,7 +135,7 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
       pictures: plots with their captions.
       record: everything else that the page lists.
     """
-    sides = sides_of(results)
+    sides, found = sides_of(results), results.get("harnesses", {})
     rewards = [number(results[side]["mean_reward"]) for side in sides]
     what = f"{results['settings']['objective'].upper()} run" if "objective" in results["settings"] else "Evaluation"
     return render(
@@ -147,6 +147,7 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
         headline=headline(results, held_out.rewards),
         intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in sides})),
         optimum=optimum_table(results),
+        benchmarks=[harness_table.columns(found), *harness_table.rows(found)] if found else [],
         achieved=sentence(results["achieved"]["verdict"]) if results.get("achieved") else "",
         plots=pictures,
         examples=examples(held_out),

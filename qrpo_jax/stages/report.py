@@ -8,7 +8,7 @@ import numpy as np
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
-from qrpo_jax.job import accounting
+from qrpo_jax.job import accounting, results_file
 from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
@@ -17,7 +17,7 @@ from qrpo_jax.report.evaluation_pictures import evaluation_pictures
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import HeldOut, RunRecord
 from qrpo_jax.report.run_pictures import held_out_pictures, score_pictures, training_pictures
-from qrpo_jax.stages import RESULTS, compile
+from qrpo_jax.stages import compile
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
 
@@ -25,7 +25,7 @@ from qrpo_jax.training.objectives import OBJECTIVES
 def run(job: Job) -> dict[str, Any]:
     config = job.config.train
     unit = OBJECTIVES[config.objective].loss_unit.format(loss=config.loss)
-    results = json.loads((job.folder("evaluate") / RESULTS).read_text())
+    results = results_file.read(job, job.config.stages)
     metrics = {stage: read_metrics(job.folder(stage) / "metrics.jsonl") for stage in ("sft", "train")}
     held_out = read_held_out(job)
 
