@@ -8,7 +8,7 @@ Columns, each a mean with the standard deviation over seeds where there are seve
     Best-of-N                    N with which the reference's Best-of-N has this reward; > M beyond its M completions
     by quantile                  N with which Best-of-N has this quantile: q / (1 - q)
     rho                          Spearman's correlation of log π/π_ref with length, over the policy's completions
-    high, low                    mean log-ratio of held-out training completions of high and low reward, and the optimum's
+    high, low                    mean log-ratio of held-out training completions of high and low reward; of the optimum
 """
 
 import json
