@@ -208,7 +208,7 @@ def test_all_formats_have_the_same_cells(tmp_path):
 
 
 def test_latex_and_markdown_escape_what_they_would_obey():
-    from qrpo_jax.sweep.tables import Table, as_latex, as_markdown
+    from qrpo_jax.report.tables import Table, as_latex, as_markdown
 
     table = Table(["units_a|b", "x"], [["50 % of {a}~b^2\\c & $d$ #1", 3]])
     latex = as_latex(table)
