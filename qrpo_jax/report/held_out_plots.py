@@ -138,7 +138,7 @@ def quantile_density(
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.25 * np.nanmax(tallest))
         axes.set_xlabel("quantile of the reward among reference completions")
-        axes.set_ylabel("density (reference = 1)")
+        axes.set_ylabel("density")
         legend_below(axes)
 
     return render(name, title, draw)

@@ -58,15 +58,14 @@ def compared(
     """
 
     def draw(axes: Axes) -> None:
-        for place, (method, one) in enumerate(methods.items()):
+        for place, one in enumerate(methods.values()):
             color, marker = style(place)
             axes.plot([one.low, one.high], [place, place], color=color, linewidth=5, alpha=0.3, solid_capstyle="round")
             if len(one.values) > 1:
                 axes.plot(one.values, [place + 0.22] * len(one.values), ".", color=color, markersize=4, alpha=0.7)
             axes.plot([one.mean], [place], marker, color=color, markersize=7)
-            axes.annotate(
-                f"{one.mean:.3f}", (one.mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8
-            )
+            above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes.annotate(f"{one.mean:.3f}", (one.mean, place), (0, 7), **above)
         for place, (text, value) in enumerate(baselines.items()):
             color, dashes = (REFERENCE, "--") if text == "reference" else (GREY, ["-.", ":", (0, (1, 3))][place % 3])
             axes.axvline(value, color=color, linestyle=dashes, linewidth=1.2, label=plain(text))
@@ -129,21 +128,13 @@ def by_references(counts: Sequence[str], curves: Mapping[str, Mapping[str, Estim
     def draw(axes: Axes) -> None:
         named = len(curves) <= MOST_NAMED
         for place, (name, rewards) in enumerate(curves.items()):
-            x = [counts.index(count) for count in rewards]
-            values = list(rewards.values())
-            if name:
-                color, marker = style(place)
-                text = plain(name) if named else "_"
-                axes.plot(
-                    x, [one.mean for one in values], marker=marker, color=color, markersize=4, alpha=0.6, label=text
-                )
-                spread = [[one.low for one in values], [one.high for one in values]]
-                axes.vlines(x, *spread, color=color, linewidth=2, alpha=0.25)
-            else:
-                axes.plot(x, [one.mean for one in values], "o-", color=INK, linewidth=2, label=chosen, zorder=5)
-                axes.vlines(
-                    x, [one.low for one in values], [one.high for one in values], color=INK, linewidth=2.5, alpha=0.4
-                )
+            color, marker = style(place) if name else (INK, "o")
+            label = (plain(name) if named else "_") if name else chosen
+            x, means = [counts.index(count) for count in rewards], [one.mean for one in rewards.values()]
+            ends = [[one.low for one in rewards.values()], [one.high for one in rewards.values()]]
+            wide: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7} if name else {"linewidth": 2.2, "alpha": 1.0}
+            axes.plot(x, means, color=color, marker=marker, markersize=4, label=label, **wide)
+            axes.vlines(x, *ends, color=color, linewidth=2.5, alpha=0.3)
         axes.set_xticks(range(len(counts)), counts)
         axes.set_xlim(-0.3, len(counts) - 0.7)
         axes.set_xlabel("references a prompt")

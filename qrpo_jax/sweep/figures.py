@@ -43,8 +43,9 @@ def read_point(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
       counts: N of Best-of-N.
 
     Returns:
-      figures; ci95 of the policy's reward, and reporting_ci95 on the reporting half; `halves`, the figures of each, or None if results.json has none; and
-      best_of, for each N the mean over all held-out prompts and over those of each half.
+      figures; ci95 of the policy's reward, and reporting_ci95 on the reporting half; `halves`, the figures of each, or
+      None if results.json has none; and best_of, for each N the mean over all held-out prompts and over those of each
+      half.
     """
     path = folder / "evaluate" / RESULTS
     if not path.exists():
