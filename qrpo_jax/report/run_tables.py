@@ -68,7 +68,7 @@ def stages(starts: Starts) -> Table:
         stopped = sum(one["seconds"] is None for one in several)
         peak = f"{max(peaks) / 2**30:.2f}" if peaks else None
         rows.append([stage, time_of(several[0]["started"]), len(several), stopped, f"{seconds:,.1f}", peak])
-    return Table(["stage", "first start", "starts", "stopped early", "seconds", "peak memory, GiB"], rows)
+    return Table(["stage", "first start", "starts", "not ended", "seconds", "peak memory, GiB"], rows)
 
 
 def seconds_by_stage(starts: Starts) -> dict[str, float]:

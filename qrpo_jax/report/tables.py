@@ -22,10 +22,20 @@ class Mean(NamedTuple):
     spread: float | None = None
 
     def text(self, plus_minus: str = "±") -> str:
-        """The mean with four decimals, or two from 10 on, and its spread with as many."""
-        decimals = 2 if abs(self.value) >= 10 else 4
-        shown = f"{self.value:.{decimals}f}"
-        return shown if self.spread is None else f"{shown} {plus_minus} {self.spread:.{decimals}f}"
+        """The mean with its spread."""
+        return self.main() if self.spread is None else f"{self.main()} {plus_minus} {self.around()}"
+
+    def main(self) -> str:
+        """The mean, with four decimals, or two from 10 on."""
+        return f"{self.value:.{self._decimals}f}"
+
+    def around(self) -> str:
+        """The spread, with as many decimals as the mean; "" where there is none."""
+        return "" if self.spread is None else f"{self.spread:.{self._decimals}f}"
+
+    @property
+    def _decimals(self) -> int:
+        return 2 if abs(self.value) >= 10 else 4
 
 
 class Interval(NamedTuple):

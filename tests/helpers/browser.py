@@ -1,6 +1,7 @@
 """A headless Chromium, driven by its DevTools protocol through two pipes; it needs no Python package."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -23,6 +24,15 @@ def find() -> str | None:
     return os.environ.get("QRPO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
+def high_pipe() -> tuple[int, int]:
+    """A pipe whose ends are not among the first files, which the browser's own take the place of."""
+    low = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low]
+    for end in low:
+        os.close(end)
+    return high[0], high[1]
+
+
 class Browser:
     """One page in a browser; a context manager.
 
@@ -33,8 +43,8 @@ class Browser:
 
     def __init__(self, program: str) -> None:
         self._profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
-        to_browser, self._write = os.pipe()
-        self._read, from_browser = os.pipe()
+        to_browser, self._write = high_pipe()
+        self._read, from_browser = high_pipe()
         flags = [
             *FLAGS,
             *(AS_ROOT if os.geteuid() == 0 else ()),
@@ -43,7 +53,7 @@ class Browser:
             "about:blank",
         ]
         # The browser reads commands from file 3 and answers on file 4.
-        command = ["sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', program, *flags]
+        command = ["bash", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', program, *flags]
         self._process = subprocess.Popen(
             command, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
