@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qrpo_jax.data import row_files
+from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest
 from qrpo_jax.sweep.plan import Plan
@@ -53,3 +56,19 @@ def write_points(workdir: Path, config: Any, *, halves: bool = True, references:
             row_files.write_unit(rows, 0, 1, references(point.settings["seed"]))
             row_files.finish(rows, 1)
     return list(points)
+
+
+def references(seed: int) -> list[Row]:
+    """Rows with 4 rewards each."""
+    rng = np.random.default_rng(seed)
+    return [
+        Row(
+            id=f"eval-{i}",
+            messages=(Message("user", "?"),),
+            completions=tuple(
+                Completion("x", np.zeros(1, np.int32), True, "reference", reward=float(reward))
+                for reward in rng.uniform(size=4)
+            ),
+        )
+        for i in range(12)
+    ]

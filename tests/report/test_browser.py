@@ -91,23 +91,19 @@ def test_samples_are_found_by_their_words_and_by_kind(window: Browser, pages: di
     window.open(pages["run"], 1100)
     shown = '[...document.querySelectorAll(".sample")].filter((one) => one.getBoundingClientRect().height > 0).length'
     every = window.run(shown)
-    search = "search.value = {}; search.dispatchEvent(new Event('input')); search.value"
 
-    def found(words: str) -> int:
-        window.run(
-            f"(() => {{ const search = document.getElementById('search'); return {search.format(repr(words))} }})()"
-        )
+    def change(name: str, value: str, event: str) -> int:
+        """Samples that are shown once a control has this value."""
+        control = f"document.getElementById({name!r})"
+        window.run(f"{control}.value = {value!r}; {control}.dispatchEvent(new Event({event!r}))")
         return int(window.run(shown))
 
     title = window.run('document.querySelector(".sample .title").textContent')
     number = title.split("f(2,5)=")[1].split()[0]
-    assert every > 6 and 0 < found(f"F(2,5)={number}") < every and found("no such words") == 0 and found("") == every
+    assert every > 6 and 0 < change("search", f"F(2,5)={number}", "input") < every
+    assert change("search", "no such words", "input") == 0 and change("search", "", "input") == every
     assert window.run('document.getElementById("shown").textContent') == f"{every} of {every} prompts"
-    window.run(
-        "(() => { const kind = document.getElementById('kind'); kind.value = 'worsened most';"
-        " kind.dispatchEvent(new Event('change')); })()"
-    )
-    assert 0 < window.run(shown) < every
+    assert 0 < change("kind", "worsened most", "change") < every
 
 
 def test_no_other_script_runs_on_the_page(window: Browser, pages: dict[str, Path], tmp_path: Path) -> None:

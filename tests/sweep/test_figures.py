@@ -8,29 +8,13 @@ import re
 import numpy as np
 import pytest
 
-from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.halves import half_of
 from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest
 from qrpo_jax.sweep import collect, figures
 from tests.helpers.sweep_jobs import toy_config
-from tests.helpers.sweep_points import NO_PLAN, SWEEP, rewards_of, write_points
-
-
-def references(seed: int) -> list[Row]:
-    """Rows with 4 rewards each."""
-    rng = np.random.default_rng(seed)
-    return [
-        Row(
-            id=f"eval-{i}",
-            messages=(Message("user", "?"),),
-            completions=tuple(
-                Completion("x", np.zeros(1, np.int32), True, "reference", reward=float(reward))
-                for reward in rng.uniform(size=4)
-            ),
-        )
-        for i in range(12)
-    ]
+from tests.helpers.sweep_points import NO_PLAN, SWEEP, references, rewards_of, write_points
 
 
 def test_means_and_spreads_are_over_seeds(tmp_path):
