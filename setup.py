@@ -81,6 +81,7 @@ setup(
         "math": ["math-verify>=0.9,<0.10"],
         "openai": ["httpx2>=2.0,<3"],
         "wandb": ["wandb>=0.19,<1"],
+        "docs": ["sphinx>=9.0,<10", "myst-parser>=5.2,<6", "furo>=2025.12"],
         "test": TEST,
         "parity": [*TEST, "torch==2.13.0", "peft>=0.21,<0.22"],
     },

@@ -280,6 +280,19 @@ def get_config() -> ConfigDict:
     config.train.reference_log_probs = Choice("stored", "on_the_fly")
     config.train.gamma_beta_ratio = Number(0.5)  # SimPO's margin over beta
 
+    # Held-out prompts that stage train samples and scores as it goes, for the metrics, from the selection half.
+    config.watch = Config()
+    config.watch.every = Whole(0, least=0)  # steps from one time to the next; 0: never
+    config.watch.prompts = Whole(32, least=1)  # at most
+    config.watch.completions = Whole(1, least=1)  # a prompt
+    config.watch.max_new_tokens = Whole(64, least=1)  # longest completion
+    config.watch.temperature = Number(1.0, least=0)  # as in sample
+    config.watch.top_k = Whole(0, least=0)  # as in sample
+    config.watch.top_p = Number(1.0, above=0, most=1)  # as in sample
+    config.watch.min_p = Number(0.0, least=0, most=1)  # as in sample
+    config.watch.stop = Several((), of=Text(empty=False))  # as in sample
+    config.watch.slots = Whole(16, least=1)  # completions that a device decodes at a time, beside the training state
+
     config.evaluate = Config()
     config.evaluate.completions = Whole(8, least=1)  # a held-out prompt, from reference and policy each
     config.evaluate.max_new_tokens = Whole(64, least=1)  # longest completion

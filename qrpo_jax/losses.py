@@ -176,13 +176,13 @@ def simpo(
     beta: ArrayLike,
     gamma_beta_ratio: ArrayLike,
 ) -> Array:
-    """SimPO: -log sigmoid(beta (log p_w / |w| - log p_l / |l| - gamma / beta)), reference-free (arXiv 2405.14734).
+    """SimPO: -log sigmoid(beta (log p_w / L_w - log p_l / L_l - gamma / beta)), reference-free (arXiv 2405.14734).
 
     Args:
       chosen_log_prob: [...], log p_w = log pi_theta of each pair's chosen completion w.
       rejected_log_prob: [...], log p_l = log pi_theta of the rejected completion l.
-      chosen_length: [...], |w|, tokens of the chosen completion.
-      rejected_length: [...], |l|, tokens of the rejected completion.
+      chosen_length: [...], L_w, tokens of the chosen completion.
+      rejected_length: [...], L_l, tokens of the rejected completion.
       beta: > 0, scale of the length-normalised margin.
       gamma_beta_ratio: gamma / beta, the target margin, in nats per token.
 

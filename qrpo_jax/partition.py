@@ -2,13 +2,14 @@
 
 log Z normalises: exp(f(R_q) / beta - log Z) has mean 1 under the reference policy. `Transform.log_z` satisfies this for
 the exact quantile of a reward without ties, the limit of infinitely many references. An estimate from n references has
-finitely many values, and its mean of exp(f / beta) is a different number:
+finitely many values, and its mean of exp(f / beta) is a different number. A partition says what it is averaged over:
 
-| partition | averages exp(f / beta) over | the mean is exactly 1 for |
-|---|---|---|
-| `population` | t uniform on (0, 1) | no finite n; the error falls as 1 / n where f is bounded |
-| `finite_sample` | the n + 1 possible ranks of a completion | rewards that never tie, or ties ranked `random` |
-| `empirical` | the n + 1 observed rewards, each ranked among the others | any rewards, ties, estimator and n |
+- `population` averages over t uniform on (0, 1). The mean is exactly 1 for no finite n; the error falls as 1 / n where
+  f is bounded.
+- `finite_sample` averages over the n + 1 possible ranks of a completion. The mean is exactly 1 for rewards that never
+  tie, or ties ranked `random`.
+- `empirical` averages over the n + 1 observed rewards, each ranked among the others. The mean is exactly 1 for any
+  rewards, ties, estimator and n.
 
 `empirical` is exact because a completion of the reference policy and its n references are exchangeable: given the n + 1
 rewards, each is equally likely to be the completion's. Its log Z therefore includes the completion's own reward, and

@@ -16,6 +16,7 @@ class Answers(NamedTuple):
       finished_S: [S] bool; false for completions cut by the length limit.
       log_ratio_S: [S] log-prob of the other side minus that of this one, nats; NaN where unknown, [0] if all are.
       token_k3_S: [S] see `kl.LogRatios`; [0] if unknown.
+      graded_S: [S] shares of tests that completions passed; [0] where rewards are of another kind.
       stored_N: [N] rewards of reference completions that the data set brings with the prompt.
     """
 
@@ -24,6 +25,7 @@ class Answers(NamedTuple):
     finished_S: np.ndarray
     log_ratio_S: np.ndarray = NOTHING
     token_k3_S: np.ndarray = NOTHING
+    graded_S: np.ndarray = NOTHING
     stored_N: np.ndarray = NOTHING
 
 

@@ -14,13 +14,12 @@ from qrpo_jax.evaluation.side_figures import Figures, figures_against, kl_figure
 SIDES = REFERENCE, POLICY = "reference", "policy"
 
 
-def compare(answers: Mapping[str, Sequence[Answers]], *, tests: bool = False) -> dict[str, Any]:
+def compare(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
     """Held-out figures of both sides, and of their difference prompt by prompt; or of the policy alone.
 
     Args:
       answers: for each of SIDES, or for "policy" alone, one `Answers` per prompt; both sides have the same prompts in
         the same order.
-      tests: rewards are shares of tests.
 
     Returns:
       For each side the figures of `own_figures`, `kl_figures` and `length_bias`, for the policy also those of
@@ -31,7 +30,7 @@ def compare(answers: Mapping[str, Sequence[Answers]], *, tests: bool = False) ->
     results: dict[str, Any] = {}
     for side, other in (SIDES, SIDES[::-1]):
         if side in answers:
-            figures = own_figures(answers[side], tests=tests) | kl_figures(answers[side], other)
+            figures = own_figures(answers[side]) | kl_figures(answers[side], other)
             figures |= length_bias.figures(answers[side], side)
             if side == POLICY and other in answers:
                 figures |= figures_against(answers[side], answers[other])
@@ -43,20 +42,18 @@ def compare(answers: Mapping[str, Sequence[Answers]], *, tests: bool = False) ->
     return results
 
 
-def compare_halves(
-    ids: Sequence[str], answers: Mapping[str, Sequence[Answers]], *, tests: bool = False
-) -> dict[str, dict[str, Any]]:
+def compare_halves(ids: Sequence[str], answers: Mapping[str, Sequence[Answers]]) -> dict[str, dict[str, Any]]:
     """The figures of `compare` on each half of the prompts; those of a half without prompts are empty.
 
     Args:
       ids: of the rows of the prompts.
-      answers, tests: as in `compare`.
+      answers: as in `compare`.
     """
     found = {}
     for half in HALVES:
         chosen = [index for index, row_id in enumerate(ids) if half_of(row_id) == half]
         of_half = {side: [of_side[index] for index in chosen] for side, of_side in answers.items()}
-        found[half] = compare(of_half, tests=tests) if chosen else {}
+        found[half] = compare(of_half) if chosen else {}
     return found
 
 

@@ -1,13 +1,13 @@
-"""Passes: completions that solve their problem, for rewards that are shares of tests. A reward of 1 has passed."""
+"""Passes: completions that solve their problem, for rewards that are shares of tests. A share of 1 has passed."""
 
 import numpy as np
 
 FULL = 1.0
 
 
-def passed(reward_S: np.ndarray) -> np.ndarray:
+def passed(share_S: np.ndarray) -> np.ndarray:
     """Which completions passed all tests, [S] bool."""
-    return reward_S >= FULL
+    return share_S >= FULL
 
 
 def pass_at_k(passes: int, samples: int, k: int) -> float:

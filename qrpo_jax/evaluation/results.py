@@ -10,9 +10,7 @@ from qrpo_jax.evaluation.compare import REFERENCE, SIDES, compare, compare_halve
 BySeed = Mapping[int, Mapping[str, Answers]]  # for each seed the answers by the id of their row
 
 
-def held_out_results(
-    sides: Mapping[str, BySeed], steps: Mapping[int, BySeed], *, tests: bool = False
-) -> dict[str, Any]:
+def held_out_results(sides: Mapping[str, BySeed], steps: Mapping[int, BySeed]) -> dict[str, Any]:
     """All figures of a held-out evaluation.
 
     Figures are of prompts that all sides answered; those of the curve, of prompts that all steps answered too.
@@ -20,7 +18,6 @@ def held_out_results(
     Args:
       sides: answers of "reference" and "policy", or of "policy" alone.
       steps: answers of the policy after some updates, for a curve over training; it may have none.
-      tests: rewards are shares of tests.
 
     Returns:
       What `compare` returns, over all prompts and seeds, with `halves`; `seeds`, by seed, if there are several; with
@@ -28,7 +25,7 @@ def held_out_results(
     """
     ids = shared_ids(list(sides.values()))
     answers = {side: together(of_side, ids) for side, of_side in sides.items()}
-    results = compare(answers, tests=tests) | {"halves": compare_halves(ids, answers, tests=tests)}
+    results = compare(answers) | {"halves": compare_halves(ids, answers)}
     seeds = list(next(iter(sides.values())))
     if len(seeds) > 1:
         results["seeds"] = {str(seed): headline(sides, seed, ids) for seed in seeds}

@@ -21,18 +21,18 @@ def prompt_means(answers: Sequence[Answers]) -> np.ndarray:
     return np.asarray([a.reward_S.mean() for a in answers])
 
 
-def own_figures(answers: Sequence[Answers], *, tests: bool = False) -> Figures:
+def own_figures(answers: Sequence[Answers]) -> Figures:
     """Figures of a side alone.
 
     Rewards, passes and quantiles are averaged by prompt, the others by completion.
 
     Args:
       answers: one for each prompt, at least one.
-      tests: rewards are shares of tests, so that a reward of 1 has passed.
 
     Returns:
-      mean_reward, mean_tokens, share_finished, share_unfinished, share_full_reward; with tests pass_rate and pass_at_K
-      for powers of two; and, where prompts have rewards of stored references, stored_quantile, over these prompts.
+      mean_reward, mean_tokens, share_finished, share_unfinished, share_full_reward; where completions are graded by
+      tests, pass_rate and pass_at_K for powers of two; and, where prompts have rewards of stored references,
+      stored_quantile, over these prompts.
     """
     count_P = np.asarray([len(a.reward_S) for a in answers], float)
 
@@ -46,7 +46,7 @@ def own_figures(answers: Sequence[Answers], *, tests: bool = False) -> Figures:
         "share_unfinished": by_completion([~a.finished_S for a in answers]),
         "share_full_reward": by_completion([passes.passed(a.reward_S) for a in answers]),
     }
-    if tests:
+    if all(len(a.graded_S) for a in answers):
         figures |= pass_figures(answers)
     if any(len(a.stored_N) for a in answers):
         figures["stored_quantile"] = mean_with_interval(np.asarray([stored_quantile(a) for a in answers]))
@@ -55,7 +55,7 @@ def own_figures(answers: Sequence[Answers], *, tests: bool = False) -> Figures:
 
 def pass_figures(answers: Sequence[Answers]) -> Figures:
     """pass_rate, and pass_at_K for the k that all prompts have samples for."""
-    passed = [(int(passes.passed(a.reward_S).sum()), len(a.reward_S)) for a in answers]
+    passed = [(int(passes.passed(a.graded_S).sum()), len(a.graded_S)) for a in answers]
     figures = {"pass_rate": mean_with_interval(np.asarray([c / n for c, n in passed]))}
     for k in passes.ks(min(n for _, n in passed)):
         figures[f"pass_at_{k}"] = mean_with_interval(np.asarray([passes.pass_at_k(c, n, k) for c, n in passed]))

@@ -11,7 +11,7 @@ from qrpo_jax.evaluation.histogram import Spread
 from qrpo_jax.evaluation.kl import LogRatios
 from qrpo_jax.job import reward_counts, verdicts
 from qrpo_jax.job.completions import make_completer
-from qrpo_jax.job.held_out import answers_by_seed, folder_of, rows_by_seed
+from qrpo_jax.job.held_out import answers_by_seed, folder_of, graded_by, rows_by_seed
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_ratios import describes_samples, make_log_ratios
 from qrpo_jax.job.pace import SAMPLED
@@ -76,7 +76,7 @@ def answer(job: Job, prompts: Prompts, policies: list[Policy], base: Parameters)
     of_verdicts = {name: verdicts.parted(found) for name, (found, _) in parts.items()}
     names = [policy.name for policy in policies]
     return Answered(
-        {name: answers_by_seed(rows_by_seed(job, name), ratios.get(name, {})) for name in names},
+        {name: answers_by_seed(rows_by_seed(job, name), ratios.get(name, {}), graded_by(job)) for name in names},
         {name: found for name, (found, _) in of_verdicts.items()},
         {name: lines for name, (_, lines) in of_verdicts.items()},
         {name: spread for name, (_, spread) in parts.items()},

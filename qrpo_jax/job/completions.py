@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from qrpo_jax.data.encoder import Encoder
 from qrpo_jax.data.pieces import pieces
 from qrpo_jax.data.rows import Completion, Row
 from qrpo_jax.data.text import Text
@@ -35,7 +36,7 @@ def check_sampling(job: Job, name: str) -> None:
     """Refuses sampling settings that exceed the model's positions.
 
     Args:
-      name: of the config section, "sample" or "evaluate".
+      name: of the config section: "sample", "evaluate" or "watch".
 
     Raises:
       UserError: naming the key.
@@ -86,7 +87,13 @@ def stops_of(job: Job, section: Any) -> Stops | None:
     """The stop strings of a section for the job's tokenizer; None if there are none."""
     if not section.stop:
         return None
-    return make_stops(section.stop, pieces(job.text.encoder), job.shape.settings.vocab_size)
+    return stop_table(tuple(section.stop), job.text.encoder, job.shape.settings.vocab_size)
+
+
+@functools.lru_cache(maxsize=4)
+def stop_table(stop: tuple[str, ...], encoder: Encoder, vocab_size: int) -> Stops:
+    """The table of `stops_of`, remembered so that all policies and steps that sample alike share it and its program."""
+    return make_stops(stop, pieces(encoder), vocab_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -99,18 +106,28 @@ def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> A
     return CheckedProgram(jitted, compute.mesh, "sampling", ("completions", "max_new_tokens", "max_tokens"))
 
 
-def make_completer(job: Job, section: Any, parameters: Parameters, *, side: str, purpose: str, most: int) -> Completer:
+def make_completer(
+    job: Job,
+    section: Any,
+    parameters: Parameters,
+    *,
+    side: str,
+    purpose: str,
+    most: int,
+    mesh: Mesh | None = None,
+) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
       section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p, stop and slots.
-      parameters: of the side.
+      parameters: of the side, on the mesh.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
+      mesh: by default that of units of work.
     """
-    text, mesh = job.text, job.unit_mesh
-    jitted = jitted_sampler(job, section, side, text.end_tokens, stops=stops_of(job, section))
+    text, mesh = job.text, mesh or job.unit_mesh
+    jitted = jitted_sampler(job, section, side, text.end_tokens, mesh, stops_of(job, section))
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 

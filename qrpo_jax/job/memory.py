@@ -180,11 +180,13 @@ def prompt_bytes(job: Job, section: Any) -> float:
 
 
 def prefill_bytes(job: Job) -> float:
-    """Bytes that a device needs while it reads some prompts.
+    """Bytes that a device needs while it reads some prompts, or a piece of one.
 
-    Attention may store scores of a block of queries for all keys, so they count as those of one prompt.
+    Attention may store scores of a block of queries for all keys, so they count as those of one piece. A prompt that is
+    read in pieces has its keys and values there twice.
     """
     settings, size = job.shape.settings, np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
     length = round_up(job.config.prompts.max_tokens, WIDTH)
-    tokens = max(length, PREFILL_TOKENS)
-    return tokens * layer_numbers(settings)["none"] * size + 2 * settings.heads * length**2 * 4
+    again = cache_bytes(job, length) if length > PREFILL_TOKENS else 0
+    scores = 2 * settings.heads * min(length, PREFILL_TOKENS) * length * 4
+    return PREFILL_TOKENS * layer_numbers(settings)["none"] * size + scores + again

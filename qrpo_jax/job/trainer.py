@@ -53,6 +53,7 @@ class Training(NamedTuple):
       reference_on_the_fly: compute log π_ref from `frozen` with every batch.
       predict: what QRPO asks of a batch, for its metrics.
       held_out: completions that are not trained on, whose loss is computed every so many steps; None without any.
+      watch: makes what samples and scores held-out prompts between steps, from the number of all steps and `frozen`.
       on_first: called with the first batch, on the mesh, and its metrics, unless the run resumes.
     """
 
@@ -65,6 +66,7 @@ class Training(NamedTuple):
     predict: Callable[[Batch], Prediction] | None = None
     on_first: Callable[[Batch, dict[str, float]], None] | None = None
     held_out: Examples | None = None
+    watch: Callable[[int, Parameters | None], Visitor] | None = None
 
 
 def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
 
 
 def visitors(job: Job, stage: str, training: Training, steps: int) -> list[Visitor]:
-    """What looks at the parameters while a stage trains: `train` keeps those of some steps, and has held-out rows."""
+    """What looks at the parameters while a stage trains: `train` keeps those of some steps, and has held-out data."""
     kept, found = kept_steps(job.config, steps) if stage == "train" else [], []
 
     def keep(step: int, parameters: Parameters) -> dict[str, float]:
@@ -124,6 +126,8 @@ def visitors(job: Job, stage: str, training: Training, steps: int) -> list[Visit
     if training.held_out is not None and len(training.held_out.sizes_U):
         every, loss = job.config[stage].evaluate_every, batch_loss(job, training, job.log_prob_settings(job.mesh))
         found.append(held_out_visitor(job, training.held_out, loss, training.frozen, every, steps))
+    if training.watch is not None:
+        found.append(training.watch(steps, training.frozen))
     return [*found, Visitor(kept.__contains__, keep, "save")] if kept else found
 
 

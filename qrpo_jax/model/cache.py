@@ -1,6 +1,6 @@
 """The cache of decoding: keys and values that are already computed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,3 +134,20 @@ def pinned(x: Array, order: Order) -> Array:
 def stored(x_BxLxGxK: Array, order: Order) -> Array:
     """Keys or values of prompts as the cache has them."""
     return x_BxLxGxK.transpose(0, 2, 3, 1) if order.slots_last else x_BxLxGxK.transpose(0, 2, 1, 3)
+
+
+def as_rows(x: Array, order: Order) -> Array:
+    """Keys or values [B, L, G, K] of what `stored` made of them."""
+    return x.transpose(0, 3, 1, 2) if order.slots_last else x.transpose(0, 2, 1, 3)
+
+
+def empty_row(settings: DecoderSettings, prompts: int, width: int, dtype: Any, order: Order) -> Array:
+    """Room for the keys or values of `prompts` prompts of `width` tokens in all layers, as the cache has them."""
+    places = (settings.head_dim, width) if order.slots_last else (width, settings.head_dim)
+    return jnp.zeros((settings.layers, prompts, settings.kv_heads, *places), dtype)
+
+
+def with_tokens(x: Array, tokens: Array, start: Array, order: Order) -> Array:
+    """Keys or values of prompts with those of some tokens from place `start` on; both as the cache has them."""
+    axis = x.ndim - (1 if order.slots_last else 2)
+    return pinned(jax.lax.dynamic_update_slice_in_dim(x, tokens.astype(x.dtype), start, axis), order)

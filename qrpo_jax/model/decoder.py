@@ -6,7 +6,7 @@ inside a jitted function. Layers are stacked on a leading axis and scanned, so c
 grow with depth.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,26 @@ from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.attention import sharded
 from qrpo_jax.model.attention.cached import attend_cached, block_count
 from qrpo_jax.model.attention.rules import soft_cap
-from qrpo_jax.model.cache import Cache, extended, ring_layers, stored
+from qrpo_jax.model.cache import Cache, as_rows, extended, ring_layers, stored, with_tokens
 from qrpo_jax.model.compute import DEFAULT, LAYER_INPUT, Compute
 from qrpo_jax.model.layers import Layer, RMSNorm, normal, scaled, split_by_token
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.model.settings import DecoderSettings, LayerConstants, Lora, combine, layer_constants
 
 Parameters = dict[str, Any]
+
+
+class Past(NamedTuple):
+    """Keys and values of the tokens before those that a pass computes.
+
+    Attributes:
+      k, v: [N, B, ...] of whole rows, as the cache has them; what is there from `start` on does not matter.
+      start: [] int32, the place in the rows of the first token that the pass computes.
+    """
+
+    k: Array
+    v: Array
+    start: Array
 
 
 class Decoder(nnx.Module):
@@ -73,41 +86,53 @@ class Decoder(nnx.Module):
         *,
         compute: Compute = DEFAULT,
         keep_keys: bool = False,
+        past: Past | None = None,
     ) -> tuple[Array, Any]:
         """Hidden states [B, L, D] after the last norm; and keys and values of all layers if kept, else None.
 
         Args:
           tokens_BxL: token ids.
-          layout: which tokens belong to one prompt and completion.
+          layout: which tokens belong to one prompt and completion; of whole rows, also where these have a past.
           compute: how the pass is computed.
-          keep_keys: also return the keys and values from which `start_cache` makes a cache.
+          keep_keys: also return the keys and values of these tokens, from which `start_cache` makes a cache.
+          past: of the rows whose tokens from `past.start` on these are; None: the tokens are whole rows.
         """
         graph, stacked = nnx.split(self.layers)
         shared, varied = layer_constants(self.settings)
+        order, queries, start = compute.cache_order, layout, 0 if past is None else past.start
+        if past is not None:
+            queries = Layout(*(jax.lax.dynamic_slice_in_dim(x, start, tokens_BxL.shape[1], 1) for x in layout))
 
-        def step(x_BxLxD: Array, scanned: tuple[Any, LayerConstants]) -> tuple[Array, Any]:
-            parameters, constants = scanned
+        def step(x_BxLxD: Array, scanned: tuple[Any, LayerConstants, Any]) -> tuple[Array, Any]:
+            parameters, constants, before = scanned
             layer, constants = nnx.merge(graph, compute.gathered(parameters)), combine(shared, constants)
             x_BxLxD = checkpoint_name(x_BxLxD, LAYER_INPUT)
-            q, k, v = layer.project(x_BxLxD, layout.positions_BxL, constants, compute)
+            q, k, v = layer.project(x_BxLxD, queries.positions_BxL, constants, compute)
+            own = stored(k, order), stored(v, order)
+            if past is not None:
+                k, v = (
+                    as_rows(with_tokens(x, new, past.start, order), order) for x, new in zip(before, own, strict=True)
+                )
             mixed_BxLxHxK = sharded.attend(
                 compute.attention,
                 compute.mesh,
                 q,
                 k,
                 v,
+                queries,
                 layout,
+                start,
                 constants.window,
                 scale=self.scale,
                 cap=self.settings.attention_cap,
             )
-            kept = (stored(k, compute.cache_order), stored(v, compute.cache_order)) if keep_keys else None
-            return layer.residual(x_BxLxD, mixed_BxLxHxK, compute), kept
+            return layer.residual(x_BxLxD, mixed_BxLxHxK, compute), own if keep_keys else None
 
         x_BxLxD = self.embed(tokens_BxL, compute)
         unroll = min(compute.unroll, self.settings.layers)
         body = compute.checkpointed(step, looped=unroll < self.settings.layers)
-        x_BxLxD, kept = jax.lax.scan(body, x_BxLxD, (stacked, varied), unroll=unroll)
+        before = None if past is None else (past.k, past.v)
+        x_BxLxD, kept = jax.lax.scan(body, x_BxLxD, (stacked, varied, before), unroll=unroll)
         return self._normed(x_BxLxD, compute), kept
 
     def _normed(self, x_BxLxD: Array, compute: Compute) -> Array:

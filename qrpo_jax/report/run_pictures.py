@@ -209,6 +209,9 @@ def train_pictures(lines: Lines, results: dict[str, Any], loss_unit: str) -> lis
     image = training_plots.loss("loss", "Training loss", points(lines, "loss"), points_of(lines, "held_out_loss"))
     caption = f"Objective {results['settings']['objective']}: {loss_unit}. {density(lines)}"
     pictures.append(Picture(image, caption))
+    if (rewards := points_of(lines, "held_out_reward")) is not None:
+        caption = "Of the prompts of config.watch, in the selection half: few, and sampled anew at each point."
+        pictures.append(Picture(training_plots.sampled_reward(rewards), caption))
     if has(lines, "quantile"):
         target = column(lines, "calibrated_target") if has(lines, "calibrated_target") else None
         image = training_plots.targets(steps, column(lines, "quantile"), target)

@@ -50,6 +50,17 @@ def loss(name: str, title: str, losses: Points, held_out: Points | None) -> Mark
     return render(name, title, draw)
 
 
+def sampled_reward(rewards: Points) -> Markup:
+    """Mean reward of held-out prompts that are sampled while the policy trains."""
+
+    def draw(axes: Axes) -> None:
+        curve(axes, *rewards, POLICY)
+        axes.set_ylabel("mean reward")
+        label_steps(axes)
+
+    return render("sampled-reward", "Sampled reward", draw)
+
+
 def log_ratios(
     steps: Sequence[float],
     sides: Mapping[str, Sequence[float]],

@@ -6,7 +6,7 @@ that short completions do not wait for long ones.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from jax import Array
 from qrpo_jax.model.cache import Cache, pinned, start_cache
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
-from qrpo_jax.model.layout import one_sequence
 from qrpo_jax.sampling.draw import pick, truncate
+from qrpo_jax.sampling.prefill import Prompts, read_prompts
 from qrpo_jax.sampling.queue import Queue, advance_queue, arrange, start_queue
 from qrpo_jax.sampling.stop import Stops
 
@@ -36,18 +36,6 @@ class Samples(NamedTuple):
     def log_probs_Pxn(self) -> Array:
         """Those of whole completions."""
         return self.log_probs_PxnxT.sum(-1)
-
-
-class Prompts(NamedTuple):
-    """P prompts on each of D devices, after their pass through the decoder."""
-
-    k: Any  # [N, D, P, ...], as the cache has them
-    v: Any
-    lengths_DxP: Any
-    logits_DxPxV: Any  # of the first token of a completion
-
-
-PROMPT_AXES = Prompts(2, 2, 1, 1)
 
 
 class Progress(NamedTuple):
@@ -92,7 +80,7 @@ def make_sampler(
       top_k, top_p, min_p: as in `truncate`; 0, 1 and 0 cut nothing.
       stops: strings that end a completion with the token in which they end.
       slots: completions that each device decodes at a time, or fewer; 0: all.
-      prefill_tokens: of prompts that each device reads at a time, or one whole prompt; 0: all.
+      prefill_tokens: places of prompts that each device reads at a time; 0: all.
       compute: how the decoder is computed.
     """
     ends = jnp.asarray(end_tokens, jnp.int32)
@@ -108,42 +96,6 @@ def make_sampler(
             tokens_B = pick(truncate(tempered_BxV, top_k, top_p, min_p), uniform_B)
         picked_B = jnp.take_along_axis(tempered_BxV, tokens_B[:, None], axis=-1)[:, 0]
         return tokens_B.astype(jnp.int32), picked_B - jax.nn.logsumexp(tempered_BxV, axis=-1)
-
-    def read(decoder: Decoder, tokens_DxPxL: Array, lengths_DxP: Array) -> Prompts:
-        tokens_PxL, lengths_P = tokens_DxPxL.reshape(-1, tokens_DxPxL.shape[-1]), lengths_DxP.reshape(-1)
-        positions_PxL = jnp.broadcast_to(jnp.arange(tokens_PxL.shape[1]), tokens_PxL.shape)
-        hidden_PxLxD, kept = decoder(
-            tokens_PxL, one_sequence(lengths_P, positions_PxL), compute=compute, keep_keys=True
-        )
-        last_PxD = jnp.take_along_axis(hidden_PxLxD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
-        k, v = (x.reshape(x.shape[0], devices, -1, *x.shape[2:]) for x in kept)
-        logits_PxV = decoder.logits(last_PxD)
-        return Prompts(k, v, lengths_DxP, logits_PxV.reshape(devices, -1, logits_PxV.shape[-1]))
-
-    def read_prompts(decoder: Decoder, tokens_PxL: Array, lengths_P: Array) -> Prompts:
-        """All prompts, some at a time: what a layer computes of all of them need not be there at once."""
-        tokens_DxPxL, lengths_DxP = (x.reshape(devices, -1, *x.shape[1:]) for x in (tokens_PxL, lengths_P))
-        count, width = tokens_DxPxL.shape[1:]
-        parts = min(count, -(-count * width // prefill_tokens)) if prefill_tokens else 1
-        size = -(-count // parts)
-        if size == count:
-            return read(decoder, tokens_DxPxL, lengths_DxP)
-
-        def some(start: Array) -> Prompts:
-            part = (jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (tokens_DxPxL, lengths_DxP))
-            return read(decoder, *part)
-
-        def with_more(part: Array, prompts: Prompts) -> Prompts:
-            start = jnp.minimum(part * size, count - size)  # the last part may read some once more
-            update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start)
-            return jax.tree.map(lambda x, found, axis: update(x, found, axis=axis), prompts, some(start), PROMPT_AXES)
-
-        def room(found: jax.ShapeDtypeStruct, axis: int) -> Array:
-            shape = (*found.shape[:axis], count, *found.shape[axis + 1 :])
-            return jnp.zeros(shape, found.dtype)
-
-        empty = jax.tree.map(room, jax.eval_shape(some, jnp.int32(0)), PROMPT_AXES)
-        return jax.lax.fori_loop(0, parts, with_more, empty)
 
     def lengths_of(prompts: Prompts, prompt_DxQ: Array) -> Array:
         return jnp.take_along_axis(prompts.lengths_DxP, prompt_DxQ, axis=1, mode="clip").reshape(-1)
@@ -220,7 +172,7 @@ def make_sampler(
         groups, each = arrange(slots, count, completions)
         indices_n = jnp.arange(completions)
         keys_Pxn = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, indices_n))(keys_P)
-        prompts = read_prompts(decoder, tokens_PxL, lengths_P)
+        prompts = read_prompts(decoder, tokens_PxL, lengths_P, prefill_tokens, compute)
         queue = start_queue(devices, groups, each)
         shape = (devices, count * completions)
         start = Progress(

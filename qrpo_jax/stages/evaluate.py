@@ -21,7 +21,6 @@ from qrpo_jax.job.policies import Policy, check_policies, open_policies
 from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import report_dropped
-from qrpo_jax.rewards.rewards import GRADED
 from qrpo_jax.stages import LENGTHS, RESULTS
 
 
@@ -68,7 +67,7 @@ def figures(job: Job, policies: list[Policy], found: Answered) -> dict[str, Any]
     steps = {policy.step: found.policies[policy.name] for policy in policies if policy.step is not None}
     if job.config.evaluate.checkpoints != ("last",) and "train" in job.config.stages:
         steps |= {train_steps(job): sides[POLICY]}
-    return held_out_results(sides, steps, tests=job.config.reward.name in GRADED)
+    return held_out_results(sides, steps)
 
 
 def lengths(found: Answered) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation.ties import tied_shares
 from qrpo_jax.job.brought_log_probs import gap_warning
 from qrpo_jax.job.corpus import discard_corpus, open_corpus
+from qrpo_jax.job.held_out_reward import check_watch, open_watch
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.source_check import sampled_completions
@@ -44,7 +45,8 @@ def run(job: Job) -> dict[str, Any]:
     figures = print_forecast(job, examples, transform) if len(examples.sizes_U) else None
     warn_of_temperature(job)
     facts = {"forecast": figures, "comparisons": tied_shares(examples.corpus)}
-    result = train(job, "train", make_training(job, examples)._replace(held_out=held_out)) | facts
+    with open_watch(job) as watch:
+        result = train(job, "train", make_training(job, examples)._replace(held_out=held_out, watch=watch)) | facts
     discard_corpus(job, "train")
     return result
 
@@ -169,3 +171,4 @@ def warn_of_temperature(job: Job) -> None:
 def check(job: Job) -> None:
     check_training(job)
     check_units(job, "train", make_view(job))
+    check_watch(job)

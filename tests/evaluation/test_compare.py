@@ -59,7 +59,8 @@ def test_sides_with_different_prompts_are_no_comparison() -> None:
 
 
 def test_each_figure_has_an_interval_around_it() -> None:
-    results = compare({"reference": draw(0, 41), "policy": draw(1, 41)}, tests=True)
+    sides = {"reference": draw(0, 41), "policy": draw(1, 41)}
+    results = compare({side: [one._replace(graded_S=one.reward_S) for one in of] for side, of in sides.items()})
     for side in ("reference", "policy"):
         intervals = results[side]["intervals"]
         assert results[side]["ci95"] == intervals["mean_reward"] and len(intervals) >= 8
@@ -69,10 +70,12 @@ def test_each_figure_has_an_interval_around_it() -> None:
 
 def test_passes_are_counted_by_prompt_only_where_rewards_are_shares_of_tests() -> None:
     answers = [
-        Answers(np.array([1.0, 0.0, 0.9, 0.0]), np.ones(4, int), np.ones(4, bool)),
-        Answers(np.array([1.0, 1.0, 1.0]), np.ones(3, int), np.ones(3, bool)),
+        Answers(np.array([7.0, 7.0, 7.0, 7.0]), np.ones(4, int), np.ones(4, bool)),
+        Answers(np.array([7.0, 7.0, 7.0]), np.ones(3, int), np.ones(3, bool)),
     ]
-    policy = compare({"policy": answers}, tests=True)["policy"]
+    grades = np.array([1.0, 0.0, 0.9, 0.0]), np.ones(3)
+    graded = [one._replace(graded_S=grade_S) for one, grade_S in zip(answers, grades, strict=True)]
+    policy = compare({"policy": graded})["policy"]
     assert policy["pass_rate"] == policy["pass_at_1"] == pytest.approx((1 / 4 + 1) / 2)
     assert policy["pass_at_2"] == pytest.approx((1 / 2 + 1) / 2) and "pass_at_4" not in policy
     assert not [name for name in compare({"policy": answers})["policy"] if name.startswith("pass")]

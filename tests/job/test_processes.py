@@ -123,6 +123,7 @@ def test_held_out_figures_and_kept_steps_of_two_processes_agree_with_those_of_on
     """Models and rows are split over both processes, and each evaluates units of its own."""
     keys = ["--config.train.evaluate_every=3", "--config.train.held_out=7", "--config.train.keep_every=4"]
     keys += ["--config.evaluate.checkpoints=0,4,last", "--config.evaluate.seeds=0,1", "--config.export.checkpoint=4"]
+    keys += ["--config.watch.every=3", "--config.watch.prompts=5"]
     run(tmp_path / "one", 1, *keys)
     shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=shutil.ignore_patterns("journal*", "results.json"))
     for stage in ("train", "evaluate", "report", "export"):

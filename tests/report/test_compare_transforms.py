@@ -20,7 +20,7 @@ from qrpo_jax import optimum, partition, pipeline, transforms
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import picture, transform_figures
 from qrpo_jax.stages import STAGES
-from tests.helpers.pages import plots, words_of
+from tests.helpers.report_pages import plots, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("identity", "normal-icdf", "logit")

@@ -13,8 +13,8 @@ from qrpo_jax.job import provenance
 from qrpo_jax.report.sweep_plots import estimate
 from qrpo_jax.sweep import collect
 from qrpo_jax.sweep.plan import Part, Plan
-from tests.helpers.pages import plain, plots, words_of
 from tests.helpers.report_jobs import HOSTILE, START
+from tests.helpers.report_pages import plain, plots, words_of
 from tests.helpers.sweep_jobs import toy_config
 from tests.helpers.sweep_points import NO_PLAN, SWEEP, references, write_points
 

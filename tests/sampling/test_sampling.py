@@ -12,7 +12,7 @@ from flax import nnx
 
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, place, row_sharding
 from qrpo_jax.model import cache, decoder, log_probs
-from qrpo_jax.model.attention import cached
+from qrpo_jax.model.attention import cached, plain
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.sampling import sampler
@@ -144,9 +144,9 @@ def test_the_number_of_slots_does_not_change_what_is_drawn(samples, slots):
     assert samples.lengths_Pxn.sum() <= other.slot_steps
 
 
-@pytest.mark.parametrize("tokens", [1, 14, 20])
+@pytest.mark.parametrize("tokens", [1, 3, 5, 7, 14, 20])
 def test_prompts_read_some_at_a_time_give_the_same(samples, tokens):
-    """Of three prompts of 7 places: one, two of which the second is read twice, and two."""
+    """Of three prompts of 7 places: one in pieces of 1, 3 or 4 tokens; one whole; two, of which one is read twice."""
     got = draw(prefill_tokens=tokens)
     for name in ("tokens_PxnxT", "lengths_Pxn", "finished_Pxn"):
         np.testing.assert_array_equal(getattr(got, name), getattr(samples, name), err_msg=name)
@@ -195,6 +195,35 @@ def test_completions_longer_than_a_block_of_the_ring_have_the_scored_log_probs(m
     np.testing.assert_allclose(long.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=3e-5)
 
 
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 2, 4)])
+def test_devices_read_prompts_in_pieces(samples, sizes):
+    """Where `context` splits rows, it splits each piece."""
+    mesh = make_mesh(*sizes)
+    prompts, lengths = np.pad(PROMPTS, ((0, 1), (0, 0))), np.pad(LENGTHS, (0, 1))
+    keys = jax.random.wrap_key_data(jax.random.key_data(KEYS)[np.asarray([0, 1, 2, 0])])
+    shardings = parameter_shardings(mesh, decoder.logical_axes(tiny.SETTINGS), tiny.parameters())
+    rows = place((prompts, lengths), row_sharding(mesh))
+    sample = compiled(compute=Compute(mesh=mesh), prefill_tokens=4)
+    got = jax.device_get(sample(jax.device_put(tiny.parameters(), shardings), *rows, keys))
+    np.testing.assert_array_equal(got.tokens_PxnxT[:3], samples.tokens_PxnxT)
+    np.testing.assert_allclose(got.log_probs_Pxn[:3], samples.log_probs_Pxn, rtol=1e-5)
+
+
+def test_pieces_behind_the_longest_prompt_are_not_read():
+    """Of 88 pieces one has tokens of the three prompts, each of which passes through two layers."""
+    calls = []
+
+    def counted(*arrays, **options):
+        jax.debug.callback(lambda: calls.append(1))
+        return plain.attend(*arrays, **options)
+
+    wide = np.full((3, 700), 45, np.int32)
+    wide[:, :7] = PROMPTS
+    draw(wide, compute=Compute(attention=counted), prefill_tokens=8)
+    jax.effects_barrier()
+    assert len(calls) == 3 * tiny.SETTINGS.layers, len(calls)
+
+
 @pytest.mark.parametrize("slides", [(True,) * 3, (True, False, True), (False, True, True)], ids=str)
 @pytest.mark.parametrize(("window", "block"), [(3, 8), (8, 8), (5, 4), (13, 4), (40, 8)])
 def test_layers_with_a_window_keep_no_more_than_it_and_have_the_scored_log_probs(monkeypatch, window, block, slides):
@@ -207,7 +236,9 @@ def test_layers_with_a_window_keep_no_more_than_it_and_have_the_scored_log_probs
     assert (wide is None) == all(slides) and (wide is None or wide.k.shape[3] == -(-29 // block) * block + block)
     assert narrow.k.shape[0] == sum(slides) and narrow.k.shape[3] < max(block, min(window, 29) + 2 * block)
     drawing = jax.jit(
-        sampler.make_sampler(graph, completions=5, max_new_tokens=29, temperature=1.5, end_tokens=(2, 11), slots=7)
+        sampler.make_sampler(
+            graph, completions=5, max_new_tokens=29, temperature=1.5, end_tokens=(2, 11), slots=7, prefill_tokens=4
+        )
     )
     long = jax.device_get(drawing(parameters, PROMPTS, LENGTHS, KEYS))
     assert long.lengths_Pxn.max() == 29 and len(np.unique(long.lengths_Pxn)) > 3, long.lengths_Pxn

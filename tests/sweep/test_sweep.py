@@ -112,15 +112,16 @@ def test_shards_at_the_same_time_run_shared_stages_once(tmp_path, whole):
 def test_killed_at_random_moments_a_sweep_ends_like_an_undisturbed_one(tmp_path, whole):
     rng, kills, wanted = random.Random(5), 0, outcome(whole)
     hit = []
-    for _ in range(20):
+    for attempt in range(9):
         process = start(tmp_path / "run")
         wait_for_work(process, tmp_path / "run")
         began = time.monotonic()
-        try:
-            process.wait(timeout=rng.uniform(0.0, 0.7))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
+        if attempt < 8:  # the last start is left alone, or a busy machine would never come to the end
+            try:
+                process.wait(timeout=rng.uniform(0.0, 0.7))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
         if process.wait() == 0:
             break
         hit.append(round(time.monotonic() - began, 2))

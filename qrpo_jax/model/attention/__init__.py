@@ -43,7 +43,7 @@ class Backend(Protocol):
             h // (H / G).
           queries, keys: layouts [B, L] of the queries and [B, M] of the keys.
           start: where in the rows of keys the queries begin, 0 if L = M. It is a traced int32 scalar where rows are
-            split over the mesh; L divides M.
+            split over the mesh, or read piece by piece.
           window: how many tokens back a query sees, its own included; None is no limit. It is a traced int32 scalar
             where layers differ, and then the largest int32 for a layer without a limit.
           scale: factor of the scores (default: K^-1/2).

@@ -26,7 +26,7 @@ def value_and_gradients(backend, mesh, arrays, layout, window, cap=None):
     weights *= (layout.groups_BxL > 0)[..., None, None]
 
     def total(q, k, v, window):
-        mixed = sharded.attend(backend, mesh, q, k, v, layout, window, scale=None, cap=cap)
+        mixed = sharded.attend(backend, mesh, q, k, v, layout, layout, 0, window, scale=None, cap=cap)
         return jnp.sum(weights * mixed), jnp.where((layout.groups_BxL > 0)[..., None, None], mixed, 0.0)
 
     run = jax.grad(total, (0, 1, 2), has_aux=True)
@@ -72,8 +72,31 @@ def test_a_device_gets_its_queries_and_the_keys_of_whole_rows(sizes, queries, ke
 
     arrays, layout = given(4, 24)
     jax.eval_shape(
-        lambda *x: sharded.attend(record, make_mesh(*sizes), *x, layout, None, scale=None, cap=None), *arrays
+        lambda *x: sharded.attend(record, make_mesh(*sizes), *x, layout, layout, 0, None, scale=None, cap=None), *arrays
     )
     ((q, k, v, of_queries, of_keys, whole),) = received
     assert (q, k, v, whole) == (queries, keys, keys, not splits)
     assert {x.shape for x in of_queries} == {queries[:2]} and {x.shape for x in of_keys} == {keys[:2]}
+
+
+@pytest.mark.parametrize("name", list(backends.ALL))
+@pytest.mark.parametrize("sizes", [None, (2, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("window", [None, jnp.int32(7)], ids=["all", "window"])
+def test_queries_may_begin_anywhere_in_the_rows_of_keys(name, sizes, window):
+    """Pieces of prompts, whose length need not divide the rows; what follows them in the rows does not matter."""
+    arrays, _ = given(4, 38)
+    layout = sequences.layout(np.ones((4, 38), int), np.tile(np.arange(38), (4, 1)), np.zeros((4, 38), bool))
+    whole = plain.attend(*arrays, layout, layout, 0, window, scale=None, cap=2.0)
+    mesh = None if sizes is None else make_mesh(*sizes)
+
+    @jax.jit
+    def piece(start, q, k, v):
+        queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, 14, 1), layout)
+        written = jnp.arange(38)[:, None, None] < start + 14
+        k, v = jnp.where(written, k, 1e3), jnp.where(written, v, 1e3)
+        return sharded.attend(backends.ALL[name], mesh, q, k, v, queries, layout, start, window, scale=None, cap=2.0)
+
+    q, k, v = arrays
+    for start in (0, 11, 24):
+        got = piece(jnp.int32(start), q[:, start : start + 14], k, v)
+        np.testing.assert_allclose(got, whole[:, start : start + 14], rtol=1e-5, atol=1e-5, err_msg=str(start))
