@@ -48,7 +48,6 @@ REFERENCE, POLICY, HIGH, LOW, VIOLET, BROWN, TEAL, GREY, INK = (f"C{i}" for i in
 RAMP = tuple(f"C{i}" for i in range(9, 16))  # for curves of one kind in order, such as those of several β
 SERIES = (POLICY, REFERENCE, HIGH, LOW, VIOLET, BROWN, TEAL, GREY)  # curves of several kinds
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 STYLE = {
     "svg.fonttype": "none",

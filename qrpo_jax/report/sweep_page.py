@@ -33,7 +33,7 @@ def build(found: Found, tables: Mapping[str, Table], starts: Starts) -> str:
         eyebrow=eyebrow(found, starts),
         lead=lead(found),
         tiles=tiles(found),
-        counts={state: states.count(state) for state in dict.fromkeys(states)},
+        states=said_of(states),
         pictures=pictures(found),
         tables=tables,
         stages=run_tables.stages(starts) if starts else None,
@@ -44,6 +44,16 @@ def build(found: Found, tables: Mapping[str, Table], starts: Starts) -> str:
         provenance=run_tables.provenance(starts),
         spread=SPREAD,
     )
+
+
+def said_of(states: Sequence[str]) -> str:
+    """How many points are in which state.
+
+    >>> said_of(["complete", "failed", "complete"])
+    '2 of 3 points are complete, 1 failed'
+    """
+    others = [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state != "complete"]
+    return ", ".join([f"{states.count('complete')} of {len(states)} points are complete", *others])
 
 
 def eyebrow(found: Found, starts: Starts) -> list[str]:
@@ -138,6 +148,19 @@ def compared_figures(found: Found, name: str) -> dict[str, Estimate]:
     }
 
 
+def places(found: Found) -> dict[str, int]:
+    """The place of each method, and of each setting, in the order of the sweep, which gives them their colors."""
+    of_methods = [method_of(line, found) for line in found["settings"]]
+    of_settings = [setting_name(line["settings"], found["columns"]) for line in found["settings"]]
+    numbered = {name: place for place, name in enumerate(dict.fromkeys(of_settings))}
+    return numbered | {name: place for place, name in enumerate(dict.fromkeys(of_methods))}
+
+
+def method_of(line: Mapping[str, Any], found: Found) -> str:
+    """The name of a setting's method."""
+    return method_name({key: line["settings"][key] for key in found["method"] if key in line["settings"]})
+
+
 def method_picture(found: Found) -> Picture | None:
     of_methods = compared_figures(found, "reward")
     if not of_methods:
@@ -150,7 +173,9 @@ def method_picture(found: Found) -> Picture | None:
     baselines |= {f"Best-of-{line['n']}": line[part]["mean"] for line in found["best_of"] if part in line}
     what = "method" if found["choice"] else "setting"
     where = "the reporting half of held-out prompts" if found["choice"] else "held-out prompts"
-    image = sweep_plots.compared("methods", f"Reward by {what}", "mean reward", of_methods, baselines=baselines)
+    image = sweep_plots.compared(
+        "methods", f"Reward by {what}", "mean reward", of_methods, places(found), baselines=baselines
+    )
     return Picture(image, f"Mean reward on {where}. {SPREAD}")
 
 
@@ -159,9 +184,8 @@ def kl_picture(found: Found) -> Picture | None:
     groups: dict[str, list[Setting]] = {}
     lines = [line for line in found["settings"] if {"kl", "reward"} <= line["figures"].keys()]
     for line in lines:
-        method = {key: line["settings"][key] for key in found["method"] if key in line["settings"]}
         setting = Setting(estimate(line["figures"]["kl"]), estimate(line["figures"]["reward"], line["ci95"]))
-        groups.setdefault(method_name(method), []).append(setting)
+        groups.setdefault(method_of(line, found), []).append(setting)
     if not groups:
         return None
     references = {round(line["figures"]["reference"]["mean"], 9) for line in lines if "reference" in line["figures"]}
@@ -170,7 +194,7 @@ def kl_picture(found: Found) -> Picture | None:
     caption = f"Each mark is a setting, on all held-out prompts; settings of a method are joined. {SPREAD}"
     if best_of:
         caption += " Best-of-N of the reference at its KL of log N − (N − 1)/N."
-    return Picture(sweep_plots.reward_by_kl(groups, reference, best_of), caption)
+    return Picture(sweep_plots.reward_by_kl(groups, places(found), reference, best_of), caption)
 
 
 def length_picture(found: Found) -> Picture | None:
@@ -178,7 +202,7 @@ def length_picture(found: Found) -> Picture | None:
     if not of_methods:
         return None
     label = "Spearman’s ρ of implicit reward and length"
-    image = sweep_plots.compared("length", "Length bias", label, of_methods, baselines={}, zero=True)
+    image = sweep_plots.compared("length", "Length bias", label, of_methods, places(found), baselines={}, zero=True)
     caption = "Correlation of β (log π − log π_ref) with length over the policy’s held-out completions; 0 is no bias. "
     return Picture(image, caption + "Bars are ± a standard deviation over seeds (dots).")
 

@@ -8,8 +8,23 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from qrpo_jax.report.picture import GREY, INK, MARKERS, REFERENCE, SERIES, legend_below, plain, render
+from qrpo_jax.report.picture import (
+    BROWN,
+    GREY,
+    HIGH,
+    INK,
+    LOW,
+    POLICY,
+    REFERENCE,
+    TEAL,
+    VIOLET,
+    legend_below,
+    plain,
+    render,
+)
 
+COLORS = (POLICY, HIGH, LOW, VIOLET, BROWN, TEAL)  # of methods; those of the reference and of Best-of-N are others
+MARKERS = ("o", "^", "D", "v", "P", "X", "*")  # of another number than colors, so that both together tell more apart
 MOST_NAMED = 8  # curves with a name; of more, colors repeat
 
 
@@ -36,7 +51,7 @@ class Setting(NamedTuple):
 
 def style(place: int) -> tuple[str, str]:
     """Color and marker of the method at this place."""
-    return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
 
 
 def compared(
@@ -44,6 +59,7 @@ def compared(
     title: str,
     label: str,
     methods: Mapping[str, Estimate],
+    places: Mapping[str, int],
     *,
     baselines: Mapping[str, float],
     zero: bool = False,
@@ -53,13 +69,14 @@ def compared(
     Args:
       name, title, label: of the plot and its axis.
       methods: in order.
+      places: of methods, for their color and marker; in all plots the same.
       baselines: drawn as vertical lines.
       zero: whether 0 has a line.
     """
 
     def draw(axes: Axes) -> None:
-        for place, one in enumerate(methods.values()):
-            color, marker = style(place)
+        for place, (method, one) in enumerate(methods.items()):
+            color, marker = style(places[method])
             axes.plot([one.low, one.high], [place, place], color=color, linewidth=5, alpha=0.3, solid_capstyle="round")
             if len(one.values) > 1:
                 axes.plot(one.values, [place + 0.22] * len(one.values), ".", color=color, markersize=4, alpha=0.7)
@@ -83,19 +100,23 @@ def compared(
 
 
 def reward_by_kl(
-    methods: Mapping[str, Sequence[Setting]], reference: float | None, best_of: Mapping[int, float]
+    methods: Mapping[str, Sequence[Setting]],
+    places: Mapping[str, int],
+    reference: float | None,
+    best_of: Mapping[int, float],
 ) -> Markup:
     """Mean reward against KL of all settings of each method, with spreads; settings of a method are joined by KL.
 
     Args:
       methods: settings of each.
+      places: as in `compared`.
       reference: its mean reward, at KL 0.
       best_of: mean reward of Best-of-N by N, whose KL is log N − (N − 1) / N.
     """
 
     def draw(axes: Axes) -> None:
-        for place, (method, settings) in enumerate(methods.items()):
-            color, marker = style(place)
+        for method, settings in methods.items():
+            color, marker = style(places[method])
             ordered = sorted(settings, key=lambda one: one.kl.mean)
             for one in ordered:
                 axes.plot([one.kl.low, one.kl.high], [one.reward.mean] * 2, color=color, linewidth=1.6, alpha=0.4)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from qrpo_jax.files import write_json
 from qrpo_jax.job import provenance
+from qrpo_jax.report import sweep_page, sweep_plots
 from qrpo_jax.report.sweep_plots import estimate
 from qrpo_jax.sweep import collect
 from qrpo_jax.sweep.plan import Part, Plan
@@ -61,6 +64,28 @@ def test_length_bias_and_kl_are_drawn_where_they_are_known(sweep):
     assert "N = 2" in words and "N = 4" in words and "dpo" in words, words
 
 
+def test_a_method_has_the_same_color_in_every_plot(sweep, monkeypatch):
+    drawn = {}
+
+    def render(name: str, title: str, draw: Any, **size: Any) -> Markup:
+        drawn[name] = Figure().subplots()
+        draw(drawn[name])
+        return Markup()
+
+    monkeypatch.setattr(sweep_plots, "render", render)
+    found = sweep[1] | {"choice": sweep[1]["choice"][::-1]}  # whatever the order of the choice
+    sweep_page.pictures(found)
+    colors: dict[str, dict[str, str]] = {}
+    for name in ("methods", "length"):
+        labels = [label.get_text() for label in drawn[name].get_yticklabels()]
+        marks = [line for line in drawn[name].lines if len(line.get_xdata()) == 1]
+        colors[name] = dict(zip(labels, [mark.get_color() for mark in marks], strict=True))
+    named = {line.get_label(): line.get_color() for line in drawn["reward-kl"].lines}
+    colors["reward-kl"] = {method: named[method] for method in ("qrpo", "dpo")}
+    assert colors["methods"] == colors["length"] == colors["reward-kl"], colors
+    assert len(set(colors["methods"].values())) == 2, colors
+
+
 def test_reward_by_the_number_of_references_is_drawn_where_that_is_swept(tmp_path):
     grid = {"train.objective": ["qrpo"], "select.reference_count": [1, 3, 0], "train.beta": [0.1, 0.3], "seed": [0, 1]}
     page, found = page_of(tmp_path, toy_config(grid, collect__method=("select.reference_count",)))
@@ -87,7 +112,7 @@ def test_failed_points_are_named_with_what_they_said_and_it_is_inert(tmp_path):
     page = collect.write_page(tmp_path, found).read_text(encoding="utf-8")
     failures = page[page.index('<h2 id="failures">') : page.index('<h2 id="points">')]
     assert html.escape("<script>alert(1)</script>") in failures and "<script>alert" not in page, failures
-    assert name in html.unescape(failures) and "1 point is failed" in plain(page)
+    assert name in html.unescape(failures) and "11 of 12 points are complete, 1 failed" in plain(page)
 
 
 def test_without_figures_the_page_says_so(tmp_path):
@@ -99,7 +124,7 @@ def test_without_figures_the_page_says_so(tmp_path):
     assert (
         "No point has held-out figures yet." in page
         and plots(page) == {}
-        and "2 points are not complete" in plain(page)
+        and "0 of 2 points are complete, 2 not complete" in plain(page)
     )
 
 
