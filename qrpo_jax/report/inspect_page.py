@@ -27,6 +27,7 @@ def build(results: dict[str, Any], examples: Sequence[Rendered]) -> str:
     Args:
       results: content of inspect.json.
     """
+    spreads = results["tokens"] | {"reward": results["rewards"]}
     plots = {name: Histogram(**found) for name, found in results["histograms"].items()}
     return render(
         TEMPLATE,
@@ -35,8 +36,7 @@ def build(results: dict[str, Any], examples: Sequence[Rendered]) -> str:
         looked_at=looked_at(results),
         facts=facts(results),
         columns=("", "number", "mean", "least", "5%", "median", "95%", "most"),
-        tokens=[(name, *cells(spread)) for name, spread in results["tokens"].items() if spread["number"]],
-        rewards=cells(results["rewards"]),
+        tokens=[(name, *cells(spread)) for name, spread in spreads.items() if spread["number"]],
         plots=[plot(name, found) for name, found in plots.items() if len(found.counts) > 1],
         examples=examples,
         notes=notes,
