@@ -67,11 +67,17 @@ def eyebrow(found: Found, starts: Starts) -> list[str]:
 def methods(found: Found) -> list[tuple[str, Mapping[str, Any]]]:
     """The chosen setting of each method, the best on the reporting half first."""
     ordered = sorted(found["choice"], key=lambda one: -one["reporting"]["reward"]["mean"])
-    return [(method_name(one["method"]), one) for one in ordered]
+    return [(method_name(one["method"], found["columns"]), one) for one in ordered]
 
 
-def method_name(method: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, method.values())) or "all settings"
+def method_name(method: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """A method on one line; a number stands behind the name of its key.
+
+    >>> method_name({"train.objective": "dpo", "select.reference_count": 3}, {"select.reference_count": "references"})
+    'dpo, references=3'
+    """
+    parts = [value if isinstance(value, str) else setting_name({key: value}, columns) for key, value in method.items()]
+    return ", ".join(parts) or "all settings"
 
 
 def setting_name(settings: Mapping[str, Any], columns: Mapping[str, str]) -> str:
@@ -158,7 +164,8 @@ def places(found: Found) -> dict[str, int]:
 
 def method_of(line: Mapping[str, Any], found: Found) -> str:
     """The name of a setting's method."""
-    return method_name({key: line["settings"][key] for key in found["method"] if key in line["settings"]})
+    method = {key: line["settings"][key] for key in found["method"] if key in line["settings"]}
+    return method_name(method, found["columns"])
 
 
 def method_picture(found: Found) -> Picture | None:

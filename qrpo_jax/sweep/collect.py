@@ -140,18 +140,17 @@ def write(workdir: Path, points: Sequence[Point], plan: Plan) -> dict[str, Any]:
     return found
 
 
-def write_page(workdir: Path, found: Mapping[str, Any]) -> Path:
+def write_page(workdir: Path, points: Sequence[Point], found: Mapping[str, Any]) -> Path:
     """Writes the page of a sweep, and returns where it is.
 
     Args:
       found: content of sweep.json.
     """
-    folders = [part["folder"] for part in found["shared"]] + [point["folder"] for point in found["points"]]
-    stages = sorted({path for folder in folders for path in (workdir / folder).glob(f"*/{provenance.FOLDER}")})
-    starts = sweep_page.starts_of([(path.parent.name, provenance.starts(path.parent)) for path in stages])
-    ordered = dict(sorted(starts.items(), key=lambda item: item[1][0]["started"]))
+    folders = [workdir / part["folder"] for part in (*found["shared"], *found["points"])]
+    stages = list(points[0].config.stages)
+    starts = sweep_page.starts_of([(name, provenance.starts(folder / name)) for name in stages for folder in folders])
     path = workdir / REPORT / PAGE
-    write_text(path, sweep_page.build(found, tables_of(found), ordered))
+    write_text(path, sweep_page.build(found, tables_of(found), starts))
     return path
 
 

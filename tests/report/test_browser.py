@@ -50,7 +50,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     workdir = tmp_path_factory.mktemp("sweep")
     config = toy_config(SWEEP)
     points = write_points(workdir, config)
-    sweep = collect.write_page(workdir, collect.collect(workdir, points, NO_PLAN))
+    sweep = collect.write_page(workdir, points, collect.collect(workdir, points, NO_PLAN))
     return {"run": job.folder("report") / "report.html", "sweep": sweep}
 
 

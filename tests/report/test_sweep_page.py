@@ -26,7 +26,7 @@ def page_of(workdir: Path, config: Any, plan: Plan = NO_PLAN, **options: Any) ->
     """The page of a sweep with made-up figures, and its record."""
     points = write_points(workdir, config, **options)
     found = collect.collect(workdir, points, plan)
-    return collect.write_page(workdir, found).read_text(encoding="utf-8"), found
+    return collect.write_page(workdir, points, found).read_text(encoding="utf-8"), found
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_failed_points_are_named_with_what_they_said_and_it_is_inert(tmp_path):
     (tmp_path / "points" / name / points[0].config.stages[0] / "manifest.json").unlink()
     write_json(tmp_path / "failures" / f"{name}.json", {"message": HOSTILE})
     found = collect.collect(tmp_path, points, NO_PLAN)
-    page = collect.write_page(tmp_path, found).read_text(encoding="utf-8")
+    page = collect.write_page(tmp_path, points, found).read_text(encoding="utf-8")
     failures = page[page.index('<h2 id="failures">') : page.index('<h2 id="points">')]
     assert html.escape("<script>alert(1)</script>") in failures and "<script>alert" not in page, failures
     assert name in html.unescape(failures) and "11 of 12 points are complete, 1 failed" in plain(page)
@@ -119,8 +119,9 @@ def test_without_figures_the_page_says_so(tmp_path):
     config = toy_config({"train.beta": [0.1, 0.3]})
     from qrpo_jax.sweep.points import points_of
 
-    found = collect.collect(tmp_path, points_of(config), NO_PLAN)
-    page = collect.write_page(tmp_path, found).read_text(encoding="utf-8")
+    points = points_of(config)
+    found = collect.collect(tmp_path, points, NO_PLAN)
+    page = collect.write_page(tmp_path, points, found).read_text(encoding="utf-8")
     assert (
         "No point has held-out figures yet." in page
         and plots(page) == {}
@@ -139,7 +140,7 @@ def test_a_stage_that_points_share_counts_once(tmp_path):
         write_json(tmp_path / "points" / point.name / "second" / provenance.FOLDER / "0-of-1.json", [start])
     plan = Plan({shared: Part(shared, ("first",), None, tuple(range(len(points))))}, (shared,) * len(points))
     found = collect.collect(tmp_path, points, plan)
-    text = plain(collect.write_page(tmp_path, found).read_text(encoding="utf-8"))
+    text = plain(collect.write_page(tmp_path, points, found).read_text(encoding="utf-8"))
     assert "first 2026-11-28 08:34:00 UTC 1 0 79.2" in text and "second 2026-11-28 08:35:40 UTC 6 0 12.0" in text, text
     assert "'--config=a b' other" in text
 
