@@ -23,7 +23,7 @@ from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest, pace
 from qrpo_jax.job.held_out import answers
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.report import held_out_plots, run_page
+from qrpo_jax.report import held_out_plots, picture, run_page
 from qrpo_jax.report.picture import DARK, LIGHT
 from qrpo_jax.report.run_pictures import predicted_log_ratios
 from qrpo_jax.stages import STAGES, evaluate, report
@@ -44,6 +44,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture(scope="module")
 def page(job: Job) -> str:
     return page_of(job)
+
+
+@pytest.fixture(scope="module")
+def dpo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run without a known optimum."""
+    return page_of(make_job(tmp_path_factory.mktemp("dpo"), objective="dpo"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages with empty plots, for tests of what stands beside them: most of the time goes into drawing."""
+    monkeypatch.setattr(picture, "draw_svg", lambda name, *_: f"<svg>{name}</svg>")
 
 
 def test_the_headline_figures_are_those_of_results_json(job: Job, page: str) -> None:
@@ -91,12 +103,10 @@ def test_a_curve_over_training_is_drawn_with_the_step_that_is_best(job: Job, pag
     assert "Best on the selection half: step 35, with mean reward 0." in drawn
 
 
-def test_log_ratios_stand_beside_those_of_the_optimum_where_it_is_known(page: str, tmp_path: Path) -> None:
+def test_log_ratios_stand_beside_those_of_the_optimum_where_it_is_known(page: str, dpo: str) -> None:
     predicted = {"high": 0.875, "low": -3.125}
     assert predicted_log_ratios(metrics(True)) == predicted and predicted_log_ratios(metrics(False)) is None
-    of_qrpo, of_dpo = (
-        words_of(plots(one)["log-ratios"][0]) for one in (page, page_of(make_job(tmp_path, objective="dpo")))
-    )
+    of_qrpo, of_dpo = (words_of(plots(one)["log-ratios"][0]) for one in (page, dpo))
     for label in ("optimum, high", "optimum, low"):
         assert label in of_qrpo and label not in of_dpo, label
 
@@ -136,6 +146,7 @@ def test_verdicts_have_shares_by_stage_and_side_and_their_first_lines(page: str)
     assert "error 4 NameError: name 'b' is not defined" in text, text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_reward_that_is_a_number_has_no_verdicts(job: Job, tmp_path: Path) -> None:
     moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "plain"), job.shard, STAGES)
     manifest.complete(moved.folder("score"), {"counts": {"completions: ok": 371}, "isolation": "", "protections": {}})
@@ -193,8 +204,10 @@ def test_the_page_says_when_how_and_on_what_the_run_was_made(page: str) -> None:
         assert shown in section, section
 
 
-def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_only_the_speed_section_depends_on_speed(job: Job, tmp_path: Path) -> None:
     moved = Job(job.config, shutil.copytree(job.workdir, tmp_path / "slower"), job.shard, STAGES)
+    page = page_of(moved)
     for stage in ("sft", "train"):
         path = moved.folder(stage) / "metrics.jsonl"
         path.write_text(path.read_text().replace("12345.0", "77.0"))
@@ -205,6 +218,7 @@ def test_only_the_speed_section_depends_on_speed(job: Job, page: str, tmp_path: 
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_skew_between_hosts_is_in_the_speed_section_of_a_run_of_several_processes(
     job: Job, page: str, tmp_path: Path
 ) -> None:
@@ -219,6 +233,7 @@ def test_skew_between_hosts_is_in_the_speed_section_of_a_run_of_several_processe
     assert text.index("by process 3") > text.index('<section id="speed">') and "Skew between hosts" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_benchmark_has_a_table_in_the_speed_section(job: Job, page: str, tmp_path: Path) -> None:
     workdir = shutil.copytree(job.workdir, tmp_path / "measured")
     figures = {"tokens_per_second": 98765.4, "seconds": 0.4, "model_tflops_per_second": 1.75, "mfu": 0.4321}
@@ -297,13 +312,13 @@ def test_counts_of_zero_are_folded_away_and_what_was_dropped_stands_out(page: st
     assert " 0 " not in plain(folded), plain(folded)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_sft_has_no_sft_plot(page: str, tmp_path: Path) -> None:
     without = page_of(make_job(tmp_path, WITH_SFT[1:]))
     assert "SFT loss" in page and "SFT loss" not in without
 
 
-def test_an_objective_without_a_known_optimum_claims_none(page: str, tmp_path: Path) -> None:
-    dpo = page_of(make_job(tmp_path, objective="dpo"))
+def test_an_objective_without_a_known_optimum_claims_none(page: str, dpo: str) -> None:
     for claim in ("Asked for and achieved", "At the optimum", "β log Z", "optimum’s"):
         assert claim.replace("’", "'") in html.unescape(page) and claim.replace("’", "'") not in html.unescape(dpo), (
             claim
@@ -311,6 +326,7 @@ def test_an_objective_without_a_known_optimum_claims_none(page: str, tmp_path: P
     assert "no policy of the same KL exceeds" in dpo and "no policy of the same KL exceeds" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_full_reward_is_named_only_where_rewards_are_shares(page: str, tmp_path: Path) -> None:
     raw = page_of(make_job(tmp_path, scale=37.0, shift=-11.0))
     assert "full reward" in page and "full reward" not in raw
