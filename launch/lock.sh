@@ -19,13 +19,13 @@ compile() {
     --custom-compile-command=launch/lock.sh "$@"
 }
 
-compile setup.py --extra=hf --extra=wandb --output-file="$locks/base.txt"
+compile setup.py --extra=gcs --extra=hf --extra=wandb --output-file="$locks/base.txt"
 for kind in tpu:tpu gpu:cuda; do
   file=$locks/${kind%:*}.txt
   # What base.txt has is left to it, so that a package has one place.
   known=()
   while read -r package; do known+=(--no-emit-package="$package"); done < <(sed -n 's/^\([a-z0-9._-]*\)==.*/\1/p' "$locks/base.txt")
-  compile setup.py --extra=hf --extra=wandb --extra="${kind#*:}" --constraints="$locks/base.txt" "${known[@]}" \
+  compile setup.py --extra=gcs --extra=hf --extra=wandb --extra="${kind#*:}" --constraints="$locks/base.txt" "${known[@]}" \
     --output-file="$file"
   [[ -n $dry_run ]] || sed -i.old '0,/^[^#]/s//-r base.txt\n&/' "$file"
   rm -f "$file.old"

@@ -14,6 +14,7 @@ from qrpo_jax.devices.processes import from_first, is_first, wait
 from qrpo_jax.errors import DamagedError, UserError, located
 from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import TEMPORARY, remove_folder, sha256, unwritable
+from qrpo_jax.harnesses.contents import contents
 from qrpo_jax.hugging_face.weights import weight_files
 from qrpo_jax.job import fork, integrity, judge, manifest, memory, provenance, shared_checks
 from qrpo_jax.job.job import Job
@@ -183,8 +184,10 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     for section in ("model", "reward"):
         if section in sections and config[section].path:
             flat |= identity_of(f"{section}.path", job.model_folder if section == "model" else job.reward_folder)
-    if "evaluate" in sections and (other := job_against(job)) is not None:
+    if {"evaluate", "harness"} & sections.keys() and (other := job_against(job)) is not None:
         flat |= identity_of(AGAINST, other.model_folder)
+    if "harness" in sections:
+        flat |= contents(job)
     return flat
 
 

@@ -39,6 +39,7 @@ FLOORS = (
     ("report",),
     ("config",),
     ("job",),
+    ("harnesses",),
     ("stages",),
     ("pipeline",),
     ("sweep",),

@@ -45,8 +45,7 @@ class Config(ConfigDict):
         elif isinstance(value, Config):
             object.__setattr__(value, "_section", name)
         if isinstance(self._keys.get(name), Either):
-            with self.ignore_type():  # a `ConfigDict` would hold on to the type of the default
-                super().__setitem__(name, value)
+            self._fields[name] = value  # a `ConfigDict` would cast it to the type of the value before
         else:
             super().__setitem__(name, value)
 

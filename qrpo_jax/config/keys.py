@@ -186,7 +186,7 @@ class Text(Key):
 
     Attributes:
       empty: it may be empty.
-      lines: it may have several lines.
+      lines: it may have several lines, or be line breaks and spaces alone.
     """
 
     default: str = ""
@@ -199,7 +199,7 @@ class Text(Key):
         kept = "\n\t" if self.lines else ""
         if not isinstance(value, str) or not all(letter.isprintable() or letter in kept for letter in value):
             raise NotAllowedError("it must be a text in quotes" + ("" if self.lines else ", of one line"))
-        if not value.strip() and not self.empty:
+        if not (value if self.lines else value.strip()) and not self.empty:
             raise NotAllowedError("it must not be empty")
         return value
 
@@ -301,7 +301,9 @@ class Several(Key):
             values = text
         if isinstance(values, tuple | list):
             return tuple(values)
-        return tuple(self.of.parse(word) for word in words(text))
+        found = words(text)
+        # Commas and spaces alone may be meant as values, such as a line break that ends completions.
+        return text if text and not found else tuple(self.of.parse(word) for word in found)
 
     def allowed(self) -> str:
         return self.of.allowed()

@@ -31,7 +31,7 @@ class Spread(NamedTuple):
       completions: that have one.
       mean: of the rewards, after rounding.
       bins: (lowest, highest, completions) of each bin, ascending; lowest and highest are equal where each of a few
-        rewards has its own.
+        rewards has its own. Where not all rewards are whole numbers, the highest is the lowest of the next bin.
     """
 
     completions: int
@@ -84,8 +84,8 @@ def spread(numbers: Mapping[float, int]) -> Spread:
     mean, total = float(np.average(values, weights=weights)), int(weights.sum())
     if len(values) <= FEW:
         return Spread(total, mean, [(v, v, n) for v, n in zip(values.tolist(), weights.tolist(), strict=True)])
-    edges, counts, _ = histogram(values, numbers=weights)
-    return Spread(total, mean, list(zip(edges, edges[1:], counts, strict=False)))
+    edges, counts, whole = histogram(values, numbers=weights)
+    return Spread(total, mean, [(low, edge - whole, n) for low, edge, n in zip(edges, edges[1:], counts, strict=False)])
 
 
 def _quantile(values: np.ndarray, numbers: np.ndarray, share: float) -> float:

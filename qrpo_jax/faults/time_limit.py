@@ -42,12 +42,15 @@ class TimeLimit:
     Args:
       grace: seconds after the limit until a call that ignores the signal ends the run.
       say, leave: print a line, and end the process.
+
+    Attributes:
+      grace: the same.
     """
 
     def __init__(
         self, grace: float = GRACE, say: Callable[[str], None] = to_stderr, leave: Callable[[], None] = _leave
     ) -> None:
-        self._grace, self._say, self._leave = grace, say, leave
+        self.grace, self._say, self._leave = grace, say, leave
         self._due: tuple[float, float, str] | None = None  # the time when the call must end, its limit, and its name
         self._late: object = None  # a call whose first signal came too late
         self._main = False
@@ -110,12 +113,16 @@ class TimeLimit:
             raise TimeLimitError(f"no answer within {due[1]:g} s")
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._grace / 10):
+        while not self._ended.wait(self.grace / 10):
             due = self._due
-            if due is not None and time.monotonic() >= due[0] + self._grace:
-                self._say(
-                    f"error: {due[2]} did not end {self._grace:g} s after its limit of {due[1]:g} s, and cannot be "
-                    "ended; the same command goes on once it does (config.reward.seconds)"
-                )
-                self._leave()
+            if due is not None and time.monotonic() >= due[0] + self.grace:
+                self.give_up(due[1], due[2])
                 return
+
+    def give_up(self, seconds: float, what: str) -> None:
+        """Ends the run because of a call that goes on after its limit and the grace; arguments as those of `call`."""
+        self._say(
+            f"error: {what} did not end {self.grace:g} s after its limit of {seconds:g} s, and cannot be ended; the "
+            "same command goes on once it does (config.reward.seconds)"
+        )
+        self._leave()

@@ -1,4 +1,4 @@
-"""Sampling and scoring of held-out prompts, policy by policy: the work of stage `evaluate`."""
+"""Sampling and scoring of prompts, policy by policy: the work of stages `evaluate` and `harness`."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -42,11 +42,21 @@ class Answered(NamedTuple):
     held: dict[str, Any]
 
 
-def answer(job: Job, prompts: Prompts, policies: list[Policy], base: Parameters) -> Answered | None:
+def answer(
+    job: Job,
+    prompts: Prompts,
+    policies: list[Policy],
+    base: Parameters,
+    *,
+    title: str = "evaluate",
+    kl: bool = True,
+) -> Answered | None:
     """Writes the scored rows of each policy and seed; None while other shards have units to write.
 
     Args:
       base: parameters of the model that the job starts from.
+      title: of what is printed.
+      kl: compute log-ratios for the KL between two policies.
     """
     seeds, counts = job.config.evaluate.seeds, dict[str, Counts | None]()
     ratios: dict[str, dict[int, list[LogRatios]]] = {}
@@ -54,19 +64,19 @@ def answer(job: Job, prompts: Prompts, policies: list[Policy], base: Parameters)
     failures = written(job, [counts for folder in folders for counts in written_counts(folder, prompts.units)])
     reference: tuple[Policy, Parameters] | None = None
     with open_reward(job, failures) as reward:
-        job.say(f"evaluate: {describe(reward)}")
+        job.say(f"{title}: {describe(reward)}")
         for policy in policies:
             parameters = policy.load(base)
             for seed in seeds:
                 folder = folder_of(job, policy.name, seed)
                 work = make_work(policy, seed, prompts, parameters, (reward, failures))
-                title = f"evaluate {folder.name}"
+                bar = f"{title} {folder.name}"
                 counts[folder.name] = run_units(
-                    job, folder, prompts.units, work, title=title, measure=SAMPLED, together=job.together
+                    job, folder, prompts.units, work, title=bar, measure=SAMPLED, together=job.together
                 )
             if policy.name == REFERENCE:
                 reference = policy, parameters
-            elif reference is not None and None not in counts.values():
+            elif kl and reference is not None and None not in counts.values():
                 ratios |= log_ratios(job, (policy, parameters), reference)
         held = {"isolation": reward.isolation, "protections": reward.protections}
     whole = {name: found for name, found in counts.items() if found is not None}

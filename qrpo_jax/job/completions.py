@@ -25,7 +25,7 @@ from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
 from qrpo_jax.sampling.sampler import Samples, make_sampler
-from qrpo_jax.sampling.stop import Stops, cut, make_stops
+from qrpo_jax.sampling.stop import Stops, check_stops, cut, make_stops
 
 # From rows, and the index of each row's prompt in its split, to the completed rows and counts. It drops rows whose
 # prompt is empty or too long. This module samples here; `served_completions` asks servers.
@@ -33,7 +33,7 @@ Completer = Callable[[list[Row], Sequence[int]], tuple[list[Row], Counts]]
 
 
 def check_sampling(job: Job, name: str) -> None:
-    """Refuses sampling settings that exceed the model's positions.
+    """Refuses sampling settings that exceed the model's positions, and stop strings that are too long.
 
     Args:
       name: of the config section: "sample", "evaluate" or "watch".
@@ -42,6 +42,8 @@ def check_sampling(job: Job, name: str) -> None:
       UserError: naming the key.
     """
     config, positions = job.config, job.shape.settings.max_positions
+    with located(stop=f"{name}.stop"):
+        check_stops(config[name].stop)
     longest = config.prompts.max_tokens + config[name].max_new_tokens
     if longest > positions:
         raise UserError(
@@ -114,6 +116,7 @@ def make_completer(
     side: str,
     purpose: str,
     most: int,
+    text: Text | None = None,
     mesh: Mesh | None = None,
 ) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
@@ -124,9 +127,10 @@ def make_completer(
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
+      text: lays out the prompts; by default the job's.
       mesh: by default that of units of work.
     """
-    text, mesh = job.text, mesh or job.unit_mesh
+    text, mesh = text or job.text, mesh or job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens, mesh, stops_of(job, section))
     batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}

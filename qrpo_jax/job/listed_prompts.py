@@ -10,6 +10,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import Sources, open_listed
 from qrpo_jax.job.source_check import sampled_completions
 
+TRAINS = ("sample", "score", "reference", "train")  # stages that read the rows to train on
 PURPOSES = {"train": "to train on", "eval": "held out"}
 
 
@@ -27,7 +28,7 @@ def check_listed_prompts(job: Job, sources: Sources = SOURCES) -> None:
     with located(
         "prompts.source", max_tokens="prompts.max_tokens", completions="sample.completions", template="model.template"
     ):
-        if sampled_completions(config) == 0 or "sft" in config.stages:
+        if "sft" in config.stages or (sampled_completions(config) == 0 and set(TRAINS) & set(config.stages)):
             listed.check_completions(splits["train"])
         measured = {
             split: listed.check_lengths(source, job.text, most, PURPOSES[split]) for split, source in splits.items()

@@ -17,7 +17,8 @@ REWARD = "reward, "
 def counts_of(rows: Iterable[Row]) -> Counts:
     """The rewards of a unit's completions, without those that are missing."""
     rewards = (c.reward for row in rows for c in row.completions)
-    return dict(Counter(f"{REWARD}{reward:.4g}" for reward in rewards if math.isfinite(reward)))
+    # -0.0 is the reward 0, and no other one.
+    return dict(Counter(f"{REWARD}{reward + 0.0:.4g}" for reward in rewards if math.isfinite(reward)))
 
 
 def parted(counts: Mapping[str, int]) -> tuple[Counts, Spread | None]:

@@ -1,5 +1,7 @@
 """What a stage says of its rows at its end, and puts on record: rows in and out, what was cut, pace, rewards."""
 
+import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -92,7 +94,7 @@ def say_rewards(job: Job, title: str, found: Spread | None) -> dict[str, Any]:
     job.say(f"{title}: mean reward {number(found.mean)} of {found.completions:,} completions")
     labels, counts = [bin_label(low, high) for low, high, _ in found.bins], [count for *_, count in found.bins]
     if draws_bars():
-        width = min(shutil.get_terminal_size().columns, WIDEST) - 4
+        width = min(_columns(), WIDEST) - 4
         for line in labelled_bars(labels, counts, width):
             job.say(f"    {line}")
     else:
@@ -112,3 +114,11 @@ def draws_bars() -> bool:
     except UnicodeEncodeError:
         return False
     return sys.stderr.isatty()
+
+
+def _columns() -> int:
+    """Columns of the terminal that is written to; the standard library looks at that of the standard output."""
+    with contextlib.suppress(OSError):
+        if "COLUMNS" not in os.environ and (columns := os.get_terminal_size(sys.stderr.fileno()).columns):
+            return columns
+    return shutil.get_terminal_size().columns

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from qrpo_jax.job.job import Job
 from qrpo_jax.report.terminal import one_line
 from qrpo_jax.rewards.code_reward import PASSED, WITHIN_REACH
-from qrpo_jax.rewards.scores import OK, Scores
+from qrpo_jax.rewards.scores import FAILED, OK, Scores
 
 COMPLETIONS = "completions: "
 FIRST_LINE = "first line, "
@@ -53,8 +53,10 @@ def parted(counts: Mapping[str, int]) -> tuple[Counts, FirstLines]:
     others, lines = {}, dict[str, Counter[str]]()
     for name, number in counts.items():
         if name.startswith(FIRST_LINE):
-            verdict, _, line = name.removeprefix(FIRST_LINE).partition(": ")
-            lines.setdefault(verdict, Counter())[line] += number
+            found = name.removeprefix(FIRST_LINE)
+            start = FAILED if found.startswith(FAILED) else ""  # verdicts that have a colon themselves
+            verdict, _, line = found.removeprefix(start).partition(": ")
+            lines.setdefault(start + verdict, Counter())[line] += number
         else:
             others[name] = number
     return others, {verdict: _most(lines[verdict], SHOWN_LINES) for verdict in sorted(lines, key=_place)}

@@ -16,7 +16,7 @@ class WrittenRows:
     """The complete units of a stage.
 
     Attributes:
-      name: of the stage, or of one of its sides, such as evaluate/policy.
+      name: of the stage, or of one of its sides, such as evaluate/policy or harness/gsm8k/policy.
     """
 
     name: str
@@ -65,7 +65,7 @@ def open_written(workdir: Path, name: str, flag: str) -> WrittenRows:
 
 
 def stages_with_rows(workdir: Path) -> list[str]:
-    """Names of the stages, and of the sides of stages, that have written rows."""
+    """Names of the stages, of their sides, and of those of the tasks of a stage, that have written rows."""
     pattern = f"{row_files.NAME}-train.array_record-*"
-    folders = {path.parent for deep in ("*", "*/*") for path in workdir.glob(f"{deep}/{pattern}")}
+    folders = {path.parent for deep in ("*", "*/*", "*/*/*") for path in workdir.glob(f"{deep}/{pattern}")}
     return sorted(folder.relative_to(workdir).as_posix() for folder in folders)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import qrpo_jax
+from qrpo_jax.report.harness_table import columns, rows
 from qrpo_jax.report.texts import number
 
 PAPER = "[Quantile Reward Policy Optimization](https://arxiv.org/abs/2507.08068)"
@@ -59,7 +60,7 @@ def card(facts: CardFacts) -> str:
         f"---\n{yaml.safe_dump(metadata(facts), sort_keys=False, allow_unicode=True)}---\n",
         f"# {plain(facts.title)}\n",
         introduction(facts),
-        *(["## Results\n", *results_table(facts.results, facts.evaluation)] if facts.results else []),
+        *(["## Results\n", *results_tables(facts.results, facts.evaluation)] if facts.results else []),
         "## Settings\n",
         table(["key", "value"], [[f"`{key}`", f"`{plain(str(value))}`"] for key, value in facts.settings.items()]),
         "## Use\n",
@@ -91,22 +92,31 @@ def introduction(facts: CardFacts) -> str:
     )
 
 
+def results_tables(results: Mapping[str, Any], evaluation: str) -> list[str]:
+    """The tables of held-out figures and of benchmarks, as far as they are there."""
+    held_out = results_table(results, evaluation) if "policy" in results else []
+    if "harnesses" not in results:
+        return held_out
+    found = results["harnesses"]
+    return [*held_out, "Benchmarks, with 95 % intervals:\n", table(columns(found), rows(found))]
+
+
 def results_table(results: Mapping[str, Any], evaluation: str) -> list[str]:
     """Figures with 95 % intervals, and how they were measured."""
-    rows = []
+    lines = []
     for side in ("reference", "policy"):
         if side in results:
-            rows.append([f"{side}, mean reward", with_interval(results[side]["mean_reward"], results[side]["ci95"])])
+            lines.append([f"{side}, mean reward", with_interval(results[side]["mean_reward"], results[side]["ci95"])])
     if "gain" in results:
         gain = results["gain"]
-        rows.append(["gain, prompt by prompt", with_interval(gain["mean_reward"], gain["ci95"], sign=True)])
+        lines.append(["gain, prompt by prompt", with_interval(gain["mean_reward"], gain["ci95"], sign=True)])
     others = {
         "mean_quantile": "mean quantile of rewards among those of the reference policy",
         "kl_to_reference_k1": "KL to the reference policy, k1, nats a completion",
         "mean_tokens": "tokens a completion",
     }
-    rows += [[label, number(results["policy"][key])] for key, label in others.items() if key in results["policy"]]
-    return [f"{plain(evaluation)}\n", table(["figure", "value"], rows)]
+    lines += [[label, number(results["policy"][key])] for key, label in others.items() if key in results["policy"]]
+    return [f"{plain(evaluation)}\n", table(["figure", "value"], lines)]
 
 
 def with_interval(value: float, ci95: Sequence[float], *, sign: bool = False) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qrpo_jax.report import compile_page, run_tables, samples, speed, training_plots
+from qrpo_jax.report import compile_page, harness_table, run_tables, samples, speed, training_plots
 from qrpo_jax.report.headline import curve_table, headline, optimum_table, sides_of
 from qrpo_jax.report.page import render, script
 from qrpo_jax.report.run_pictures import Picture
@@ -29,6 +29,8 @@ def tables(results: dict[str, Any], held_out: HeldOut, record: RunRecord) -> dic
     optional = {"optimum": optimum_table(results), "curve": curve_table(results)}
     found = {"headline": headline(results, held_out.rewards)}
     found |= {name: table for name, table in optional.items() if table is not None}
+    if harnesses := results.get("harnesses"):
+        found["benchmarks"] = Table(harness_table.columns(harnesses), harness_table.rows(harnesses))
     return found | run_tables.run_tables(record)
 
 

@@ -80,6 +80,8 @@ class FunctionReward(Reward):
         self._limit = TimeLimit()
         self._runner: asyncio.Runner | None = None  # one for all units, because clients of a user belong to its loop
         self._blocked = 0  # calls that held up all others, so far
+        self._beats = 0  # of all units
+        self._calls: dict[Any, tuple[int, str]] = {}  # async ones under way: the beat in which each began, and its name
 
     def __exit__(self, *error: Any) -> None:
         if self._runner is not None:
@@ -130,10 +132,18 @@ class FunctionReward(Reward):
         return [one for batch in found for one in batch]
 
     async def _beat(self) -> None:
-        """Shows that the event loop is not blocked."""
+        """Shows that the event loop is not blocked, and ends the run if a call goes on after it was cancelled.
+
+        Beats count, and not seconds, because calls are cancelled late where the process was stopped or held up.
+        """
+        patience = BEATS * (1 + self._limit.grace / self._seconds)
         while True:
             self._limit.renew()
+            for began, what in self._calls.values():
+                if self._beats - began > patience:
+                    self._limit.give_up(self._seconds, what)
             await asyncio.sleep(self._seconds / BEATS)
+            self._beats += 1
 
     async def _awaited(self, asked: Sequence[Asked], slots: asyncio.Semaphore) -> list[Found]:
         async with slots:
@@ -148,6 +158,7 @@ class FunctionReward(Reward):
         task = asyncio.current_task()
         while True:
             limit, blocked = asyncio.timeout(self._seconds), self._blocked
+            self._calls[task] = self._beats, self._says("called", asked)
             try:
                 with user_code.one_line(self._says("failed", asked), "name"):
                     async with limit:
@@ -162,6 +173,8 @@ class FunctionReward(Reward):
                     return Failure(NO_TIME, f"no answer within {self._seconds:g} s", line)
                 self._blocked += isinstance(error.__cause__, TimeLimitError)
                 return failure_of(error)
+            finally:
+                del self._calls[task]
             return self._read(value, asked)
 
     def _read(self, value: Any, asked: Sequence[Asked]) -> list[Found] | Failure:
@@ -169,7 +182,11 @@ class FunctionReward(Reward):
         if not self._function.batched:
             found = self._number(value, asked[0])
             return found if isinstance(found, Failure) else [found]
-        values = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            with user_code.one_line(self._says("failed", asked), "name"):
+                values = value.tolist() if hasattr(value, "tolist") else value
+        except UserError as error:
+            return failure_of(error)
         if isinstance(values, list | tuple) and len(values) == len(asked):
             found_each = [self._number(one, to) for one, to in zip(values, asked, strict=True)]
             return [self._failures.mark(one) if isinstance(one, Failure) else one for one in found_each]
@@ -232,10 +249,12 @@ def read_number(value: Any) -> float | None:
 
     >>> read_number(True), read_number(np.float32(0.5)), read_number("0.5"), read_number(np.ones(1))
     (1.0, 0.5, None, None)
+    >>> read_number(np.complex64(1 + 2j))  # None
     """
     try:
-        # float() would also read text, and arrays of one number.
-        return None if isinstance(value, str | bytes | bytearray) or np.shape(value) else float(value)
+        # float() would also read text, arrays of one number, and the real part of NumPy's complex numbers.
+        other = isinstance(value, str | bytes | bytearray | np.complexfloating) or np.shape(value)
+        return None if other else float(value)
     except Exception:  # whatever __float__ of a user's class raises
         return None
 

@@ -12,7 +12,8 @@ from qrpo_jax.rewards.functions import prompt_of
 from qrpo_jax.servers.failures import BadAnswerError
 
 FIELD = re.compile(r"\{(\w+(?:\.\w+)*)\}")  # JSON in a template has quotes behind its braces, and is none
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?!\w)")
+# "8/10" and "8 out of 10" are the grade 8: what a grade is out of is none.
+NUMBER = re.compile(r"(?<![\w./])(?<!/ )(?<!\d of )(?<!out of )[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?!\w)")
 JSON, LAST = "json:", "number"
 FOUND = 20  # objects of an answer that are tried as JSON, the last ones
 
@@ -78,8 +79,8 @@ def make_reader(grade: str, low: float, high: float) -> Callable[[str], float]:
     """From a judge's words to a reward from 0 to 1.
 
     Args:
-      grade: "number", the last one of the answer; "json:KEY" of the last object that has it; or a regular expression
-        whose last match has the grade, in its group if it has one.
+      grade: "number", the last one of the answer, without what a grade is out of ("7/10"); "json:KEY" of the last
+        object that has it; or a regular expression whose last match has the grade, in its group if it has one.
       low, high: grades that are the rewards 0 and 1. The reader raises `BadAnswerError` for others, and for none.
 
     Raises:

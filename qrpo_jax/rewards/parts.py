@@ -75,6 +75,8 @@ def read_part(text: str) -> Part:
         if option in options:
             raise _fault(text, f"has the option {option!r} twice")
         options[option] = value
+    if reward == SUM:
+        raise _fault(text, "is a sum itself; name its parts")
     numbers: dict[str, float] = {
         option: _number(text, option, options[option]) for option in ("weight", "mean", "std") if option in options
     }

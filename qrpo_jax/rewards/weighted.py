@@ -2,18 +2,18 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
 
 from qrpo_jax.data.rows import LARGEST_REWARD, Row
-from qrpo_jax.rewards.failures import Failures
-from qrpo_jax.rewards.functions import no_number, where
+from qrpo_jax.rewards.failures import Failure, Failures, messages_of
+from qrpo_jax.rewards.functions import Found, no_number, where
 from qrpo_jax.rewards.parts import Part
 from qrpo_jax.rewards.reward import Reward
-from qrpo_jax.rewards.scores import NO_NUMBER, OK, Components, Scores
+from qrpo_jax.rewards.scores import OK, Components, Scores
 
 
 class WeightedReward(Reward):
@@ -74,8 +74,7 @@ class WeightedReward(Reward):
             ]
             scores = reward.score(asked)
             counts.update(scores.counts)
-            for verdict, lines in scores.messages.items():
-                messages[verdict] = dict(Counter(messages.get(verdict, {})) + Counter(lines))
+            _add(messages, scores.messages)
             counted = Counter[str]()
             for r, kept in enumerate(left):
                 for i, number, verdict in zip(kept, scores.rewards[r], scores.verdicts[r], strict=True):
@@ -91,11 +90,16 @@ class WeightedReward(Reward):
             counts.update(counted)
             leading = leading or reward.gives_verdicts
         rewards: list[list[float | None]] = [[None] * len(row.completions) for row in rows]
+        failed = []
         for r, kept in enumerate(left):
             for i in kept:
-                rewards[r][i] = self._sum(found[r][i], where(rows[r], i))
-                if rewards[r][i] is None:
-                    verdicts[r][i] = NO_NUMBER
+                total = self._sum(found[r][i], where(rows[r], i))
+                if isinstance(total, Failure):
+                    failed.append(total)
+                    verdicts[r][i] = total.verdict
+                else:
+                    rewards[r][i] = total
+        _add(messages, messages_of(failed))
         return Scores(
             rewards,
             [[verdict or OK for verdict in row] for row in verdicts],
@@ -104,13 +108,18 @@ class WeightedReward(Reward):
             [[self._components(one) for one in row] for row in found],
         )
 
-    def _sum(self, components: dict[str, float], of: str) -> float | None:
+    def _sum(self, components: dict[str, float], of: str) -> Found:
         total = sum(part.value(components[part.name]) for part, _ in self._parts if part.name in components)
         if abs(total) <= LARGEST_REWARD:
             return total
-        self._failures.mark(no_number("sum", total, of, f"must be at most {LARGEST_REWARD:.2g} in size"))
-        return None
+        return self._failures.mark(no_number("sum", total, of, f"must be at most {LARGEST_REWARD:.2g} in size"))
 
     def _components(self, components: dict[str, float]) -> Components:
         """In the order of the config."""
         return tuple((part.name, components[part.name]) for part, _ in self._parts if part.name in components)
+
+
+def _add(messages: dict[str, dict[str, int]], more: Mapping[str, Mapping[str, int]]) -> None:
+    """Adds numbers of messages, by verdict and line."""
+    for verdict, lines in more.items():
+        messages[verdict] = dict(Counter(messages.get(verdict, {})) + Counter(lines))

@@ -21,6 +21,8 @@ from qrpo_jax.sampling.prefill import Prompts, read_prompts
 from qrpo_jax.sampling.queue import Queue, advance_queue, arrange, start_queue
 from qrpo_jax.sampling.stop import Stops
 
+LEAST_TEMPERATURE = 1e-30  # lower ones have no reciprocal in float32, and give the same samples
+
 
 class Samples(NamedTuple):
     """P prompts with n completions each of at most T tokens."""
@@ -91,7 +93,10 @@ def make_sampler(
         if temperature == 0:
             tokens_B, tempered_BxV = jnp.argmax(logits_BxV, axis=-1), logits_BxV
         else:
-            tempered_BxV = logits_BxV / temperature
+            tempered_BxV = logits_BxV
+            if temperature != 1:
+                # From the largest logit on, because rounding errors of large quotients would pass for differences.
+                tempered_BxV = (logits_BxV - logits_BxV.max(-1, keepdims=True)) / max(temperature, LEAST_TEMPERATURE)
             uniform_B = jax.vmap(lambda key, age: jax.random.uniform(jax.random.fold_in(key, age)))(keys_B, ages_B)
             tokens_B = pick(truncate(tempered_BxV, top_k, top_p, min_p), uniform_B)
         picked_B = jnp.take_along_axis(tempered_BxV, tokens_B[:, None], axis=-1)[:, 0]

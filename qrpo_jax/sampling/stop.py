@@ -10,7 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
+from qrpo_jax.errors import UserError
+
 BYTES = 256
+MOST_BYTES = 1000  # of all strings together; the table has a state for each, and a number of V tokens for each state
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,19 @@ class Stops:
         return np.frombuffer(self.table, np.uint16).reshape(self.states, -1)
 
 
+def check_stops(strings: Sequence[str]) -> None:
+    """Refuses strings whose table would be too large.
+
+    Raises:
+      UserError: about `stop`.
+    """
+    total = sum(len(string.encode()) for string in strings)
+    if total > MOST_BYTES:
+        raise UserError(f"the stop strings have {total:,} bytes together; allowed are {MOST_BYTES:,}", about="stop")
+
+
 def make_stops(strings: Sequence[str], pieces: Sequence[bytes], vocab_size: int) -> Stops:
-    """The table of some strings, none of which is empty.
+    """The table of some strings, none of which is empty, and which `check_stops` allows.
 
     Args:
       pieces: the bytes that each token adds to the text; tokens behind them, up to `vocab_size`, add none.

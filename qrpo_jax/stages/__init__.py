@@ -20,7 +20,7 @@ REWARD_PACE = (
     *("reward.seconds", "reward.concurrency", "reward.failures"),
     *(f"judge.{key}" for key in SERVER_KEYS),
 )
-RESULTS = "results.json"  # of stage `evaluate`, in its folder and in the work directory
+RESULTS = "results.json"  # of stages `evaluate` and `harness`, in their folders and in the work directory
 LENGTHS = "lengths.json"  # of stage `evaluate`, in its folder
 
 
@@ -76,6 +76,14 @@ STAGES: dict[str, Stage] = {
         machine_keys=("log_probs.batch_rows", "evaluate.slots", *REWARD_PACE),
         outside=(RESULTS,),
         shardable=True,
+    ),
+    "harness": stage(
+        "harness",
+        sections=("model", "reward", "harness"),
+        machine_keys=("harness.slots", *REWARD_PACE),
+        outside=(RESULTS,),
+        shardable=True,
+        needs_data=False,
     ),
     "report": stage("report", needs=("evaluate",), sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),

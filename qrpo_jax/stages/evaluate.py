@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation import length_bias
 from qrpo_jax.evaluation.achieved import achieved
@@ -9,7 +10,7 @@ from qrpo_jax.evaluation.compare import POLICY, SIDES
 from qrpo_jax.evaluation.halves import HALVES
 from qrpo_jax.evaluation.results import held_out_results, shared_ids, together
 from qrpo_jax.files import write_json
-from qrpo_jax.job import summary, verdicts
+from qrpo_jax.job import results_file, summary, verdicts
 from qrpo_jax.job.answering import Answered, answer
 from qrpo_jax.job.completions import check_sampling
 from qrpo_jax.job.held_out import folder_of
@@ -21,7 +22,7 @@ from qrpo_jax.job.policies import Policy, check_policies, open_policies
 from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import report_dropped
-from qrpo_jax.stages import LENGTHS, RESULTS
+from qrpo_jax.stages import LENGTHS
 
 
 def run(job: Job) -> dict[str, Any] | None:
@@ -35,10 +36,10 @@ def run(job: Job) -> dict[str, Any] | None:
     results |= {"settings": shown_settings(job), "optimum": training_forecast(job)}
     results["achieved"] = achieved(results["optimum"], results[POLICY])
 
-    write_json(job.folder("evaluate") / LENGTHS, lengths(found))
+    if is_first():
+        write_json(job.folder("evaluate") / LENGTHS, lengths(found))
     row_flow = say_folders(job, policies, prompts, found, results)
-    for folder in (job.folder("evaluate"), job.workdir):
-        write_json(folder / RESULTS, results)
+    results_file.write_part(job, "evaluate", results)
     say_results(job, results)
     dropped = {"held out": prompts.counts} if prompts.counts else {}
     completions = {"counts": found.counts | dropped, "row_flow": row_flow, "first_lines": found.first_lines}

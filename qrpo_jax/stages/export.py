@@ -1,6 +1,5 @@
 """Stage `export`: the trained policy as a Hugging Face folder, or its LoRA adapters as a PEFT folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.config import read_config
 from qrpo_jax.hugging_face.publish import check_access, check_name, push
 from qrpo_jax.hugging_face.text_part import layers_in
-from qrpo_jax.job import card
+from qrpo_jax.job import card, results_file
 from qrpo_jax.job.exported_step import check_exported_step, exported_step
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.stages import RESULTS
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -43,11 +41,11 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def results_before(job: Job) -> dict[str, Any] | None:
-    """What stage `evaluate` found of the exported policy; None if it does not come before, or of another step."""
+    """What stages before it found of the exported policy; None if none of them evaluates it, or of another step."""
     if exported_step(job) is not None:
         return None
     before = job.config.stages[: job.config.stages.index("export")]
-    return json.loads((job.folder("evaluate") / RESULTS).read_text()) if "evaluate" in before else None
+    return results_file.read(job, before) or None
 
 
 def publish(job: Job, folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
-from qrpo_jax.job import accounting
+from qrpo_jax.job import accounting, results_file
 from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
@@ -20,7 +20,7 @@ from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.run_page import Pictures
 from qrpo_jax.report.run_pictures import data_pictures, held_out_pictures, speed_pictures, training_pictures
 from qrpo_jax.report.run_record import HeldOut, RunRecord, TrainingData
-from qrpo_jax.stages import LENGTHS, RESULTS, compile
+from qrpo_jax.stages import LENGTHS, compile
 from qrpo_jax.training.metrics import METRICS, read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
 
@@ -31,7 +31,7 @@ CHECKED_ROWS = 2000  # of the training data, the first ones, whose ranks are dra
 def run(job: Job) -> dict[str, Any]:
     config = job.config.train
     unit = OBJECTIVES[config.objective].loss_unit.format(loss=config.loss)
-    results = json.loads((job.folder("evaluate") / RESULTS).read_text())
+    results = results_file.read(job, job.config.stages)
     held_out, record = read_held_out(job), read_record(job)
     pictures = Pictures(
         held_out_pictures(held_out, results),

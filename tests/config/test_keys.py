@@ -9,6 +9,7 @@ from configs import default
 from qrpo_jax import losses, partition, quantiles
 from qrpo_jax.config.config import keys_of
 from qrpo_jax.config.keys import Choice, Either, Name, NotAllowedError, Number, Several, Switch, Text, Whole
+from qrpo_jax.config.overrides import Override, apply
 from qrpo_jax.data import batch_order, mixes, views
 from qrpo_jax.data.layouts import LAYOUTS
 from qrpo_jax.data.text import TEMPLATES
@@ -53,6 +54,8 @@ from qrpo_jax.training.optimizer import SCHEDULES
         (Text(""), "a\0b", "it must be a text in quotes, of one line"),
         (Text("a", empty=False), " ", "it must not be empty"),
         (Several((1,), of=Whole(1, least=1)), 3, "it must be a tuple or list"),
+        (Several((), of=Text(empty=False)), ",", "it must be a tuple or list"),
+        (Several((), of=Text(empty=False)), "\n\n", "it must be a tuple or list"),
         (Several((1,), of=Whole(1, least=1)), (3, 0), "each must be at least 1|it must be at least 1"),
         (Several((1,), of=Whole(1, least=1), distinct=True), (3, 3), "name at least one, each once"),
         (Several((1,), of=Whole(1, least=1), distinct=True), (), "name at least one, each once"),
@@ -73,6 +76,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(key, value, rule) -
         (Switch(False), True, True),
         (Several(("a",), of=Text()), ["b", "c"], ("b", "c")),
         (Several(("a",), of=Text()), "b, c", ("b", "c")),
+        (Several((), of=Text(empty=False, lines=True)), ("\n\n", " ", "a\n"), ("\n\n", " ", "a\n")),
     ],
 )
 def test_an_allowed_value_gets_the_type_of_the_default(key, value, expected) -> None:
@@ -155,3 +159,13 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         if isinstance(key.of if isinstance(key, Several) else key, Choice)
     }
     assert {name: set(names) for name, names in choices.items()} == {n: set(table) for n, table in tables.items()}
+
+
+@pytest.mark.parametrize("first", [7, 0.1, "test_prefs"])
+@pytest.mark.parametrize("then", [20, 0.25, "test", 1])
+def test_a_key_of_several_kinds_takes_each_after_each(first: object, then: object) -> None:
+    """A share in a config file, then a number on the command line, is that number."""
+    config = default.get_config()
+    config.prompts.held_out = first
+    apply(config, [Override("prompts.held_out", str(then))])
+    assert config.prompts.held_out == then and type(config.prompts.held_out) is type(then)

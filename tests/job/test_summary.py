@@ -1,8 +1,14 @@
 """What a stage says at its end, and its pace: of shards and starts together, and whatever it is said to."""
 
+import dataclasses
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +100,28 @@ def test_rewards_of_units_make_the_spread_of_all_rewards() -> None:
         assert abs(count - ((rewards >= low) & (rewards < high)).sum()) <= 2, (low, high, count)
 
 
+def test_bins_of_whole_rewards_name_the_lowest_and_the_highest_that_they_count() -> None:
+    rewards = np.random.default_rng(5).integers(20, 90, 997)
+    found = spread({float(reward): int((rewards == reward).sum()) for reward in set(rewards.tolist())})
+    assert len(found.bins) > 3
+    for low, high, count in found.bins:
+        assert count == ((rewards >= low) & (rewards <= high)).sum(), (low, high, count)
+
+
 def test_a_few_rewards_have_a_bin_each_and_no_reward_has_none() -> None:
     rows = [make_row(i, completions=2) for i in range(3)]
     _, found = reward_counts.parted(reward_counts.counts_of(rows))
     assert found is not None and [count for *_, count in found.bins] == [1] * 6
     assert all(low == high for low, high, _ in found.bins) and FEW >= 6
     assert reward_counts.parted({"rows": 2}) == ({"rows": 2}, None)
+
+
+def test_a_reward_below_zero_that_is_zero_is_counted_with_the_others() -> None:
+    row = make_row(0, completions=5)
+    rewards = (0.0, -0.0, -0.0, 0.5, 0.0)
+    completions = [dataclasses.replace(c, reward=r) for c, r in zip(row.completions, rewards, strict=True)]
+    _, found = reward_counts.parted(reward_counts.counts_of([dataclasses.replace(row, completions=tuple(completions))]))
+    assert found is not None and found.bins == [(0.0, 0.0, 4), (0.5, 0.5, 1)] and found.completions == 5, found
 
 
 class Terminal(io.StringIO):
@@ -137,3 +159,21 @@ def test_bars_are_for_terminals_that_show_them_and_a_log_has_plain_lines(
     else:
         assert lines[1:] == ["score:   completions by reward: 0: 30; 0.5: 15; 1: 1"] and "\n".join(lines).isascii()
     assert summary.say_rewards(job, "score", None) == {}
+
+
+def test_bars_fit_the_terminal_that_they_are_written_to_wherever_the_output_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 44, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    job = Job(FrozenConfigDict(default.get_config()), tmp_path, Shard(0, 1), STAGES)
+    with open(follower, "w", encoding="utf-8") as terminal, open(os.devnull, "w") as nowhere:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "__stdout__", nowhere)
+        summary.say_rewards(job, "score", spread({0.0: 30, 0.5: 15, 1.0: 1}))
+        terminal.flush()
+        lines = os.read(leader, 65536).decode().splitlines()
+    os.close(leader)
+    bars = [line for line in lines if "█" in line]
+    assert len(bars) == 3 and set(map(len, bars)) == {44}, lines

@@ -59,6 +59,17 @@ def test_a_line_that_looks_like_a_count_stays_a_line():
     assert counts == {"completions: error": 1} and lines == {"error": {message: 1}}
 
 
+def test_lines_of_failures_stand_under_their_own_verdict():
+    messages = {
+        "failed: ValueError": {"ValueError: a: b": 2},
+        "failed: time": {"no answer within 1 s": 3},
+        "error": {"x: y": 1},
+    }
+    each = [verdict for verdict, lines in messages.items() for _ in range(sum(lines.values()))]
+    counts, lines = verdicts.parted(verdicts.counts_of(Scores([], [each], messages=messages)))
+    assert lines == messages and set(lines) == set(verdicts.all_verdicts(counts)), (lines, counts)
+
+
 @pytest.fixture
 def scoring(tmp_path):
     """A job that scores numbers in a file, three prompts a unit."""

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ROOT / "launch" / "locks"
 KINDS = {"base": (), "tpu": ("tpu",), "gpu": ("cuda",)}
-EXTRAS = ("hf", "wandb")
+EXTRAS = ("gcs", "hf", "wandb")
 
 
 def setup_arguments() -> dict[str, ast.expr]:

@@ -1,7 +1,9 @@
 """Python functions as rewards: the kinds of functions give the same rows, and a failing completion harms no other."""
 
 import asyncio
+import contextlib
 import math
+import threading
 import time
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from qrpo_jax.data.rows import NO_TOKENS, Completion, Message, Row
 from qrpo_jax.errors import FailuresError, UserError
+from qrpo_jax.faults.time_limit import TimeLimit
 from qrpo_jax.rewards.failures import Failure, Failures
 from qrpo_jax.rewards.functions import find_function
 from qrpo_jax.rewards.rewards import make_reward
@@ -144,6 +147,39 @@ def test_a_batched_function_gets_no_more_than_the_batch_and_must_answer_for_each
     assert score("counted", rows, batch=7).outcomes == {"ok": total}
     assert sum(SIZES) == total and max(SIZES) == 7, SIZES
     assert score("short", rows, batch=7).outcomes == {NO_NUMBER: total}
+
+
+class Unreadable:
+    def tolist(self):
+        raise ValueError("no list")
+
+
+def unreadable(prompts, completions, payloads):
+    return Unreadable()
+
+
+def test_an_answer_that_cannot_be_read_is_a_failure():
+    assert score("unreadable", make_rows(count=2, each=3), batch=2).outcomes == {"failed: ValueError": 3}
+
+
+GIVEN_UP = threading.Event()
+
+
+async def stubborn(prompt, completion, payload):
+    while not GIVEN_UP.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+    return 1.0
+
+
+def test_an_async_call_that_goes_on_after_it_was_cancelled_ends_the_run_with_a_line_that_names_it():
+    failures, lines = Failures(1.0), []
+    with make_reward(f"{THIS}:stubborn", failures=failures, seconds=0.2, concurrency=2) as reward:
+        reward._limit = TimeLimit(grace=0.3, say=lines.append, leave=GIVEN_UP.set)
+        reward.score(make_rows(count=2, each=1))
+    assert (
+        lines[0].startswith(f"error: reward '{THIS}:stubborn' called for row ") and "0.3 s after its limit" in lines[0]
+    ), lines
 
 
 @pytest.mark.parametrize("name", KINDS)

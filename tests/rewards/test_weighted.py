@@ -87,6 +87,8 @@ def test_a_sum_beyond_float32_fails_on_its_completion():
     with weighted(f"{THIS}:vast weight=2", "length(words)") as reward:
         found = reward.score(rows(("a",)))
     assert found.rewards == [[None]] * 3 and found.outcomes == {NO_NUMBER: 3}
+    ((line, number),) = found.messages[NO_NUMBER].items()
+    assert number == 3 and line.startswith("returned ") and "at most 3.4e+38 in size" in line, found.messages
 
 
 def test_verdicts_are_those_of_the_part_that_has_them():
@@ -119,6 +121,7 @@ def test_rewards_that_are_there_stay_and_have_no_components():
         ((), "without parts; name at least one"),
         (("tests", "tests weight=2"), "has the reward 'tests' twice"),
         (("tests name=a", "answer name=a"), "has the name 'a' twice"),
+        (("tests", "sum weight=2"), "'sum weight=2' is a sum itself"),
         (("tests wieght=2",), "has the option 'wieght'; allowed: weight, mean, std, clip, name"),
         (("tests weight=x",), "has weight='x'; it must be a finite number"),
         (("tests weight=nan",), "it must be a finite number"),

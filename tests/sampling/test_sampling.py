@@ -72,6 +72,13 @@ def test_sampled_log_probs_are_scored_log_probs(options):
     np.testing.assert_allclose(samples.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-10, 1e-30, 1e-45])
+def test_a_temperature_near_0_is_greedy_decoding_whose_tokens_are_certain(temperature):
+    cold, greedy = draw(temperature=temperature, end_tokens=(46,)), draw(**GREEDY)
+    np.testing.assert_array_equal(cold.tokens_PxnxT, greedy.tokens_PxnxT)
+    np.testing.assert_allclose(cold.log_probs_PxnxT, 0, atol=1e-6)
+
+
 def test_sampling_in_bfloat16_runs_and_gives_log_probs_near_the_scored_ones():
     """Near, because decoding with a cache and a full forward pass round differently in bfloat16."""
     half = Compute(jnp.bfloat16)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from configs import default
 from qrpo_jax import pipeline
+from qrpo_jax.config import overrides
 from qrpo_jax.data import row_files
 from qrpo_jax.data.encoder import make_encoder
 from qrpo_jax.data.pieces import pieces
@@ -11,7 +13,7 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.sampling.stop import cut, make_stops
 from tests.helpers import chats
-from tests.helpers.jobs import job
+from tests.helpers.jobs import job, refused
 
 STRINGS = [
     ["ab"],
@@ -113,3 +115,16 @@ def test_a_run_with_stop_strings_has_the_beginnings_of_one_without(tmp_path, slo
                 assert one.finished and one.log_prob >= whole.log_prob, (one, whole)
     assert 0 < stopped < counts["with"]["completions"], stopped
     assert counts["with"]["completion tokens"] < counts["without"]["completion tokens"], counts
+
+
+@pytest.mark.parametrize("section", ["sample", "evaluate"])
+def test_the_config_takes_line_breaks_and_spaces_as_stop_strings(section):
+    config = default.get_config()
+    overrides.apply(config, [(f"{section}.stop", r"('\n\n', 'Question:', ' ')")])
+    assert config[section].stop == ("\n\n", "Question:", " ")
+
+
+@pytest.mark.parametrize("section", ["sample", "evaluate"])
+def test_stop_strings_whose_table_would_be_too_large_are_refused(tmp_path, section):
+    message = f"the stop strings have 1,001 bytes together.*config.{section}.stop"
+    refused(tmp_path, message, **{f"{section}__stop": ("é" * 500, "a")})

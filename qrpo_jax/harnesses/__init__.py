@@ -1,0 +1,1 @@
+"""Harnesses: published benchmarks on the policies of a run, through its own sampler, rewards and units of work."""

@@ -1,0 +1,62 @@
+"""The table of benchmarks in terminal and model card: what is there, and nothing that is not."""
+
+import math
+from typing import Any
+
+from qrpo_jax.report.harness_table import lines, rows
+from qrpo_jax.report.model_card import results_tables
+
+
+def figure(value: float, low: float = math.nan, high: float = math.nan) -> dict[str, Any]:
+    return {"value": value, "ci95": [low, high]}
+
+
+FOUND: dict[str, Any] = {
+    "humaneval": {
+        "reference": {"prompts": 164, "figures": {"pass_at_1": figure(0.25, 0.2, 0.3), "mean_tokens": figure(71.0)}},
+        "policy": {"prompts": 164, "figures": {"pass_at_1": figure(0.5, 0.4, 0.6), "mean_tokens": figure(70.0)}},
+        "gain": {"pass_at_1": figure(0.25, 0.15, 0.35)},
+    },
+    "alpaca_eval": {
+        "policy": {
+            "prompts": 805,
+            "judged": "not judged: no key",
+            "figures": {"mean_tokens": figure(99.0, 98.0, 100.0)},
+        },
+    },
+    "lm": {
+        "policy": {
+            "prompts": 30,
+            "prompts_of": {"a|b acc": 11},
+            "figures": {"a|b acc": figure(0.5, 0.25, 0.75), "c perplexity": figure(7.5)},
+        }
+    },
+}
+
+
+def test_each_figure_is_a_line_with_its_sides_gain_and_number_of_prompts() -> None:
+    assert rows(FOUND) == [
+        (
+            "humaneval",
+            "pass@1",
+            "0.250 (0.200 to 0.300)",
+            "0.500 (0.400 to 0.600)",
+            "+0.250 (+0.150 to +0.350)",
+            "164",
+        ),
+        ("alpaca_eval", "tokens an answer", "–", "99.000 (98.000 to 100.000)", "–", "805; not judged"),
+        ("lm", "a|b acc", "–", "0.500 (0.250 to 0.750)", "–", "11"),
+        ("lm", "c perplexity", "–", "7.500", "–", "30"),
+    ]
+    widths = {len(line.rstrip()) for line in lines({"lm": FOUND["lm"]})}
+    assert lines({"lm": FOUND["lm"]})[0].split() == ["benchmark", "figure", "policy", "prompts"] and len(widths) <= 3
+
+
+def test_a_model_card_has_the_benchmarks_also_without_held_out_figures() -> None:
+    text = "\n".join(results_tables({"harnesses": FOUND}, "nothing was held out"))
+    assert "| humaneval | pass@1 | 0.250 (0.200 to 0.300) | 0.500" in text and "a\\|b acc" in text, text
+    assert "nothing was held out" not in text and text.count("\n| --- ") == 1, text
+    policy = {"mean_reward": 0.5, "ci95": [0.4, 0.6], "mean_tokens": 9.0}
+    both = "\n".join(results_tables({"policy": policy, "harnesses": FOUND}, "On held-out prompts."))
+    assert both.startswith("On held-out prompts.") and "policy, mean reward" in both and "humaneval" in both
+    assert "Benchmarks" not in "\n".join(results_tables({"policy": policy}, "On held-out prompts."))
