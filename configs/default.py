@@ -24,7 +24,8 @@ def optimization(learning_rate: float) -> Config:
     # Of Adam's moments in memory; bfloat16 is rounded stochastically.
     config.moment_dtype = Choice("float32", "bfloat16")
     config.clip_norm = Number(0.0, least=0)  # global gradient norm; 0 never clips (the norm is logged either way)
-    config.log_every = Whole(10, least=1)  # steps
+    # Steps between figures of speed, and lines of TensorBoard and W&B; metrics.jsonl has a line for each step.
+    config.log_every = Whole(10, least=1)
     config.checkpoint_every = Whole(100, least=1)  # steps; a kill loses at most this many
     return config
 
@@ -330,7 +331,7 @@ def get_config() -> ConfigDict:
     config.harness.annotator = Text("weighted_alpaca_eval_gpt4_turbo", empty=False)  # its judge; this is AlpacaEval 2
 
     config.report = Config()
-    config.report.examples = Whole(6, least=0)  # prompts shown with completions
+    config.report.examples = Whole(6, least=0)  # prompts shown of each kind: improved most, worsened most, first ones
 
     config.export = Config()
     # The last policy, the best one that stage evaluate found with evaluate.checkpoints, or that of a step that is kept.
@@ -356,7 +357,7 @@ def get_config() -> ConfigDict:
     # The table of a sweep (docs/sweeps.md).
     config.collect = Config()
     # Its lines: in the order of the sweep, or those with the highest value of a figure first.
-    config.collect.sort = Choice("order", "reward", "reference", "gain", "quantile", "kl", "tokens")
+    config.collect.sort = Choice("order", "reward", "reference", "gain", "quantile", "kl", "tokens", "length_rho")
     # Keys that make a method; of each, the selection half of held-out prompts chooses the values of the others.
     config.collect.method = Several(("train.objective", "train.transform"), of=Text(empty=False), distinct=True)
     # Best-of-N of the reference policy, for each N up to evaluate.completions, from its held-out completions.

@@ -16,7 +16,7 @@ from qrpo_jax.faults.interruption import RUN
 from qrpo_jax.files import TEMPORARY, remove_folder, sha256, unwritable
 from qrpo_jax.harnesses.contents import contents
 from qrpo_jax.hugging_face.weights import weight_files
-from qrpo_jax.job import fork, integrity, judge, manifest, memory, shared_checks
+from qrpo_jax.job import fork, integrity, judge, manifest, memory, provenance, shared_checks
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.journal import Journal, kept
 from qrpo_jax.job.lease import owner_of
@@ -221,7 +221,7 @@ def complete(job: Job, name: str) -> bool:
     if is_first():
         manifest.begin(folder, settings(job, name), alone=not sharded)
     wait(f"{name} begun")
-    with located(template="model.template"):
+    with provenance.recorded(job, name), located(template="model.template"):
         result = stage.run(job)
     wait(f"{name} run")
     if result is None:

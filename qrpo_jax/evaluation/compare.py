@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from qrpo_jax.evaluation import length_bias
 from qrpo_jax.evaluation.answers import Answers
 from qrpo_jax.evaluation.halves import HALVES, half_of
 from qrpo_jax.evaluation.intervals import mean_with_interval
@@ -21,7 +22,8 @@ def compare(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
         the same order.
 
     Returns:
-      For each side the figures of `own_figures` and `kl_figures`, for the policy also those of `figures_against`; with
+      For each side the figures of `own_figures`, `kl_figures` and `length_bias`, for the policy also those of
+      `figures_against`; with
       ci95, the interval of mean_reward, intervals, that of each figure by name, prompts, completions, and
       stored_prompts, those with stored references; and gain, with mean_reward and ci95, if there are two sides.
     """
@@ -29,6 +31,7 @@ def compare(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
     for side, other in (SIDES, SIDES[::-1]):
         if side in answers:
             figures = own_figures(answers[side]) | kl_figures(answers[side], other)
+            figures |= length_bias.figures(answers[side], side)
             if side == POLICY and other in answers:
                 figures |= figures_against(answers[side], answers[other])
             results[side] = written(figures) | sizes(answers[side])

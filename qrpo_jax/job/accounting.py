@@ -1,21 +1,18 @@
 """Figures of a finished run for its report: rows dropped and cut, padding, ties, protections, speed."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qrpo_jax.evaluation.histogram import Spread
-from qrpo_jax.job import summary, verdicts
+from qrpo_jax.job import provenance, summary, verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.pace import READ, SAMPLED, SCORED, per_second
 from qrpo_jax.job.summary import CUT
 from qrpo_jax.job.units import pace_of, row_units
 from qrpo_jax.job.verdicts import FirstLines
-from qrpo_jax.report.run_page import Protections, StagePace, StageRows, Verdicts
+from qrpo_jax.report.run_record import Protections, StagePace, StageRows, Verdicts
 from qrpo_jax.training import host_skew, time_sheet
 from qrpo_jax.training.metrics import read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
@@ -146,14 +143,8 @@ def skews(job: Job) -> dict[str, host_skew.Summary]:
     return {stage: one for stage, one in found.items() if one is not None}
 
 
-def speeds(job: Job) -> dict[str, float]:
-    """Median tokens per second of each training stage: the only figures that depend on the machine's speed."""
-    medians = {}
-    for stage in ("sft", "train"):
-        lines = read_metrics(job.folder(stage) / "metrics.jsonl")
-        # The first line after each start has no speed, because it would include compilation.
-        speeds_of_lines = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-        finite = [speed for speed in speeds_of_lines if math.isfinite(speed)]
-        if finite:
-            medians[stage] = float(np.median(finite))
-    return medians
+def starts(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """The starts of each finished stage that has them on record."""
+    finished = [stage for stage in job.config.stages if read_manifest(job.folder(stage)) is not None]
+    found = {stage: provenance.starts(job.folder(stage)) for stage in finished}
+    return {stage: several for stage, several in found.items() if several}

@@ -17,12 +17,22 @@ from qrpo_jax.devices.cores import core_count
 from qrpo_jax.devices.processes import anywhere
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.files import DAMAGED, TEMPORARY, sha256
-from qrpo_jax.job import pace
+from qrpo_jax.job import pace, provenance
 from qrpo_jax.job.manifest import MANIFEST
 
 # Arrays, which have their own checksums, and what no later stage reads. Tokens are removed before the listing, but some
 # network file systems keep a removed file under another name for as long as it is open.
-UNLISTED = ("checkpoints", "parameters", "kept", "tensorboard", "wandb", "profile", "time.json", "tokens")
+UNLISTED = (
+    "checkpoints",
+    "parameters",
+    "kept",
+    "tensorboard",
+    "wandb",
+    "profile",
+    "time.json",
+    "tokens",
+    provenance.FOLDER,
+)
 FILES = "files"  # the manifest's entry
 
 Listing = dict[str, list[Any]]  # path, relative to the stage's folder: [bytes, sha256]

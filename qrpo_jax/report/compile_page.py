@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from qrpo_jax.report.page import number, render
+from qrpo_jax.report.page import render
+from qrpo_jax.report.texts import number
 
 TEMPLATE = "compile.html"
 TITLES = {"train": "Training step", "reference": "Reference log-probs", "sample": "Sampling"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qrpo_jax.evaluation.compare import SIDES
-from qrpo_jax.report.page import number
+from qrpo_jax.report.texts import number
 
 GAIN = "gain"
 LABELS = {

@@ -8,12 +8,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from qrpo_jax.evaluation.histogram import Histogram
-from qrpo_jax.report.page import number, render
+from qrpo_jax.report.page import render
+from qrpo_jax.report.picture import POLICY
+from qrpo_jax.report.picture import render as render_plot
 from qrpo_jax.report.rendered import Rendered, Trained
-from qrpo_jax.report.svg import POLICY
-from qrpo_jax.report.svg import render as render_plot
 from qrpo_jax.report.terminal import bars, one_line, wrapped
 from qrpo_jax.report.terminal import number as short
+from qrpo_jax.report.texts import number
 
 TEMPLATE = "inspect.html"
 PROMPT_MARGIN, TRAINED_MARGIN = "  │ ", "  █ "
@@ -26,6 +27,7 @@ def build(results: dict[str, Any], examples: Sequence[Rendered]) -> str:
     Args:
       results: content of inspect.json.
     """
+    spreads = results["tokens"] | {"reward": results["rewards"]}
     plots = {name: Histogram(**found) for name, found in results["histograms"].items()}
     return render(
         TEMPLATE,
@@ -34,9 +36,8 @@ def build(results: dict[str, Any], examples: Sequence[Rendered]) -> str:
         looked_at=looked_at(results),
         facts=facts(results),
         columns=("", "number", "mean", "least", "5%", "median", "95%", "most"),
-        tokens=[(name, *cells(spread)) for name, spread in results["tokens"].items() if spread["number"]],
-        rewards=cells(results["rewards"]),
-        plots=[Markup(plot(name, found)) for name, found in plots.items() if len(found.counts) > 1],
+        tokens=[(name, *cells(spread)) for name, spread in spreads.items() if spread["number"]],
+        plots=[plot(name, found) for name, found in plots.items() if len(found.counts) > 1],
         examples=examples,
         notes=notes,
     )
@@ -107,7 +108,7 @@ def notes(completion: Trained) -> str:
     return f"{completion.tokens:,} tokens trained on, by {completion.source}{reward}{fate}"
 
 
-def plot(name: str, found: Histogram) -> str:
+def plot(name: str, found: Histogram) -> Markup:
     """A histogram as an element of a page."""
 
     def draw(axes: Axes) -> None:

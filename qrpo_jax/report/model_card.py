@@ -7,7 +7,7 @@ import yaml
 
 import qrpo_jax
 from qrpo_jax.report.harness_table import columns, rows
-from qrpo_jax.report.page import number
+from qrpo_jax.report.texts import number
 
 PAPER = "[Quantile Reward Policy Optimization](https://arxiv.org/abs/2507.08068)"
 # How a sentence names what an objective does, with its source.

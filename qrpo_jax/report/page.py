@@ -1,51 +1,39 @@
 """Pages of reports: templates filled with numbers, and with text that may be hostile."""
 
-import math
-import unicodedata
-from typing import Any
+import base64
+import hashlib
+from importlib import resources
+from typing import Any, NamedTuple
 
 import jinja2
+from markupsafe import Markup
+
+from qrpo_jax.report.tables import shown
+from qrpo_jax.report.texts import number, visible
 
 PAGE = "report.html"  # name of a page on disk
-SHOWN_CHARACTERS = 1200  # of a prompt or completion
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
+TEMPLATES = "templates"
 
 
-def render(template: str, /, **parts: Any) -> str:
+class Script(NamedTuple):
+    """A script that a page may run, and the digest by which browsers know it; they run no other one."""
+
+    code: Markup
+    digest: str
+
+
+def script(name: str) -> Script:
+    """A script among the templates."""
+    code = resources.files("qrpo_jax.report").joinpath(TEMPLATES, name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return Script(Markup(code), f"sha256-{digest}")
+
+
+def render(template: str, /, script: Script | None = None, **parts: Any) -> str:
     """Fills a template with its parts; everything that is not Markup is escaped."""
-    loader = jinja2.PackageLoader("qrpo_jax.report", "templates")
+    loader = jinja2.PackageLoader("qrpo_jax.report", TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "visible": visible}
-    return environment.get_template(template).render(**parts)
-
-
-def number(value: float, sign: bool = False) -> str:
-    """Three decimals for values from 0.01 to 1000, four significant digits for others.
-
-    >>> number(0.5), number(-0.25, sign=True), number(12345.6), number(math.nan)
-    ('0.500', '−0.250', '1.235e+04', '–')
-    """
-    if not math.isfinite(value):
-        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    digits = ".3f" if value == 0 or 0.01 <= abs(value) < 1000 else ".4g"
-    return format(value, f"+{digits}" if sign else digits).replace("-", "−")
-
-
-def visible(text: str) -> str:
-    """Text with control, direction and other invisible characters spelled out, and cut if very long.
-
-    >>> visible("a" + chr(0x202E) + "b")
-    'a⟨U+202E⟩b'
-    """
-    shown = []
-    for character in text[:SHOWN_CHARACTERS]:
-        if character == "\n":
-            shown.append("↵\n")
-        elif unicodedata.category(character) in INVISIBLE:
-            shown.append(f"⟨U+{ord(character):04X}⟩")
-        else:
-            shown.append(character)
-    cut = len(text) - SHOWN_CHARACTERS
-    return "".join(shown) + (f" … ({cut} more characters)" if cut > 0 else "")
+    environment.filters |= {"number": number, "visible": visible, "shown": shown}
+    return environment.get_template(template).render(script=script, **parts)

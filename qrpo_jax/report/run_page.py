@@ -1,132 +1,42 @@
-"""The page of a run: from its results and records to HTML. Text, tables and examples; `run_pictures` has the plots."""
+"""The page of a run: from its results, pictures and records to HTML, and its tables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from markupsafe import Markup
-
-from qrpo_jax.data.rows import Row
-from qrpo_jax.report import compile_page, harness_table, run_plots, speed
-from qrpo_jax.report.evaluation_pictures import sentence
-from qrpo_jax.report.headline import headline, sides_of
-from qrpo_jax.report.page import number, render
+from qrpo_jax.report import compile_page, harness_table, run_tables, samples, speed, training_plots
+from qrpo_jax.report.headline import curve_table, headline, optimum_table, sides_of
+from qrpo_jax.report.page import render, script
 from qrpo_jax.report.run_pictures import Picture
-from qrpo_jax.training.host_skew import Summary
-from qrpo_jax.training.time_sheet import Goodput
+from qrpo_jax.report.run_record import HeldOut, RunRecord
+from qrpo_jax.report.tables import Table
+from qrpo_jax.report.texts import number
 
-TEMPLATE = "report.html"
-SHOWN_COMPLETIONS = 4  # of each side, in an example
-
-
-class HeldOut(NamedTuple):
-    """Held-out completions of both sides; prompts are in the same order on both.
-
-    Attributes:
-      rewards: for each side the rewards [S] of each prompt.
-      examples: for each side the rows of the first few prompts.
-    """
-
-    rewards: dict[str, list[np.ndarray]]
-    examples: dict[str, list[Row]]
+TEMPLATE = "run.html"
 
 
-class Verdicts(NamedTuple):
-    """What a stage, or one of its sides, found about completions.
+class Pictures(NamedTuple):
+    """The plots of the sections of a page."""
 
-    Attributes:
-      title: the stage, and the side if it has two.
-      completions: their number by verdict.
-      first_lines: for some failing verdicts the most frequent first lines, and their numbers. Untrusted text.
-    """
-
-    title: str
-    completions: dict[str, int]
-    first_lines: dict[str, dict[str, int]]
+    held_out: Sequence[Picture]
+    training: Sequence[Picture]
+    data: Sequence[Picture]
+    speed: Sequence[Picture]
 
 
-class StageRows(NamedTuple):
-    """Rows of a stage, or of one of its sides.
-
-    Attributes:
-      rows_in, rows_out: read and written.
-      cut: completions that the length limit cut, and `cut_share` their share; None where none were sampled.
-    """
-
-    title: str
-    rows_in: int
-    rows_out: int
-    cut: int | None
-    cut_share: float | None
+def tables(results: dict[str, Any], held_out: HeldOut, record: RunRecord) -> dict[str, Table]:
+    """All tables of a run by name; those without rows are left out."""
+    optional = {"optimum": optimum_table(results), "curve": curve_table(results)}
+    found = {"headline": headline(results, held_out.rewards)}
+    found |= {name: table for name, table in optional.items() if table is not None}
+    if harnesses := results.get("harnesses"):
+        found["benchmarks"] = Table(harness_table.columns(harnesses), harness_table.rows(harnesses))
+    return found | run_tables.run_tables(record)
 
 
-class StagePace(NamedTuple):
-    """Work of a stage, or of one of its sides.
-
-    Attributes:
-      amount: of `what` it got done.
-      seconds: of work on all units; those of processes side by side add up.
-      rate: of one process, in words.
-      warm: the rate leaves out the first unit of each start.
-    """
-
-    title: str
-    amount: int
-    what: str
-    seconds: float
-    rate: str
-    warm: bool
-
-
-class Protections(NamedTuple):
-    """How model-written code was kept apart.
-
-    Attributes:
-      level: of isolation.
-      prevented, not_prevented: actions.
-    """
-
-    level: str
-    prevented: list[str]
-    not_prevented: list[str]
-
-
-class RunRecord(NamedTuple):
-    """What the stages of a run put on record besides results.json.
-
-    Attributes:
-      counts: for each stage its counts by name.
-      rows: of the stages that write rows.
-      verdicts: of the stages that scored completions with verdicts.
-      padding: share of padding in each training stage's batches.
-      comparisons: ties among the training rewards: compared, tied, prompts, flat; empty if unknown.
-      protections: what model-written code was prevented from doing, and what not; None if no such code ran.
-      settings: all settings of the run by name.
-      speeds: tokens per second of each training stage.
-      paces: of the stages that write rows.
-      times: where the time of each training stage went.
-      skews: between the processes in each training stage; empty for a job of one process.
-      benchmark: content of benchmark.json; None for a run without this stage.
-      compiled: content of compile.json, if stage `compile` ran in the same folder.
-    """
-
-    counts: list[tuple[str, list[tuple[str, int]]]]
-    rows: list[StageRows]
-    verdicts: list[Verdicts]
-    padding: dict[str, float]
-    comparisons: dict[str, float]
-    protections: Protections | None
-    settings: dict[str, Any]
-    speeds: dict[str, float]
-    paces: list[StagePace]
-    times: dict[str, Goodput]
-    skews: dict[str, Summary]
-    benchmark: dict[str, Any] | None = None
-    compiled: dict[str, Any] | None = None
-
-
-def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture], record: RunRecord) -> str:
+def build(
+    results: dict[str, Any], held_out: HeldOut, pictures: Pictures, record: RunRecord, found: Mapping[str, Table]
+) -> str:
     """The page as HTML.
 
     Args:
@@ -134,88 +44,82 @@ def build(results: dict[str, Any], held_out: HeldOut, pictures: Sequence[Picture
       held_out: the completions behind it.
       pictures: plots with their captions.
       record: everything else that the page lists.
+      found: from `tables`.
     """
-    sides, found = sides_of(results), results.get("harnesses", {})
-    rewards = [number(results[side]["mean_reward"]) for side in sides]
+    sides = sides_of(results)
     what = f"{results['settings']['objective'].upper()} run" if "objective" in results["settings"] else "Evaluation"
+    rewards = " → ".join(number(results[side]["mean_reward"]) for side in sides)
+    means = {side: [float(reward_S.mean()) for reward_S in of_side] for side, of_side in held_out.rewards.items()}
     return render(
         TEMPLATE,
-        title=f"{what}: held-out reward {' → '.join(rewards)}",
+        script("search.js"),
+        title=f"{what}: held-out reward {rewards}",
+        eyebrow=eyebrow(record),
         results=results,
         sides=sides,
-        verdict=verdict(results),
-        headline=headline(results, held_out.rewards),
-        intervals=Markup(run_plots.intervals({s: (results[s]["mean_reward"], results[s]["ci95"]) for s in sides})),
-        optimum=optimum_table(results),
-        benchmarks=[harness_table.columns(found), *harness_table.rows(found)] if found else [],
+        conclusion=conclusion(results),
+        sample_size=sample_size(results),
         achieved=sentence(results["achieved"]["verdict"]) if results.get("achieved") else "",
-        plots=pictures,
-        examples=examples(held_out),
-        verdict_names=list(dict.fromkeys(name for one in record.verdicts for name in one.completions)),
-        benchmark_columns=speed.COLUMNS,
+        tables=found,
+        pictures=pictures,
+        samples=samples.samples(held_out.places, means, held_out.examples),
+        dropped=run_tables.dropped(record),
+        smoothed_from=training_plots.SMOOTHED_FROM,
+        most_points=training_plots.MOST_POINTS,
+        provenance=run_tables.provenance(record.starts),
         benchmark_about=speed.about(record.benchmark) if record.benchmark else "",
-        benchmark_rows=speed.rows(record.benchmark) if record.benchmark else [],
         **record._asdict(),
         **(compile_page.parts(record.compiled) if record.compiled else {"programs": None}),
     )
 
 
-def verdict(results: dict[str, Any]) -> str:
-    """The result in a few sentences."""
+def sentence(clause: str) -> str:
+    """A clause as a sentence.
+
+    >>> sentence("asked for KL 1")
+    'Asked for KL 1.'
+    """
+    return f"{clause[:1].upper()}{clause[1:]}."
+
+
+def eyebrow(record: RunRecord) -> list[str]:
+    """What stands above the title: method, model, and when."""
+    settings = record.settings
+    parts = [str(settings["model.path"]) if settings.get("model.path") else "a model trained from scratch"]
+    if settings.get("prompts.source"):
+        parts.append(str(settings["prompts.source"]))
+    started = [one["started"] for several in record.starts.values() for one in several]
+    return [*parts, *([run_tables.time_of(max(started))[:10]] if started else [])]
+
+
+def sample_size(results: dict[str, Any]) -> str:
+    """What the figures are of."""
     policy = results["policy"]
-    sample = (
-        f"On {policy['prompts']} held-out prompts, with {policy['completions'] / policy['prompts']:g} completions each "
-        f"at temperature {results['settings']['temperature']:g}, the mean reward is"
+    each = policy["completions"] / policy["prompts"]
+    return (
+        f"{policy['prompts']} held-out prompts, {each:g} completions each at temperature "
+        f"{results['settings']['temperature']:g}"
     )
+
+
+def conclusion(results: dict[str, Any]) -> str:
+    """The result in a sentence or two."""
+    policy = results["policy"]
     if "reference" not in results:
         low, high = (number(end) for end in policy["ci95"])
-        return f"{sample} {number(policy['mean_reward'])} (95 % interval {low} to {high})."
-    reference, gain = results["reference"], results["gain"]
-    policy_name = "trained policy" if "objective" in results["settings"] else "policy"
+        return f"The mean reward is {number(policy['mean_reward'])} (95 % interval {low} to {high})."
+    gain = results["gain"]
     low, high = gain["ci95"]
+    name = "trained policy" if "objective" in results["settings"] else "policy"
     if not (math.isfinite(low) and math.isfinite(high)):
-        conclusion = "There are too few prompts for an interval."
+        found = "There are too few prompts for an interval."
     elif low > 0:
-        conclusion = "The interval lies above zero: the policy improved by more than chance explains."
+        found = f"The {name} is better than the reference: the interval of the gain lies above zero."
     elif high < 0:
-        conclusion = "The interval lies below zero: the policy became worse."
+        found = f"The {name} became worse than the reference: the interval of the gain lies below zero."
     else:
-        conclusion = "The interval contains zero: these prompts show no clear difference between policy and reference."
+        found = f"No clear difference between {name} and reference here: the interval of the gain contains zero."
     return (
-        f"{sample} {number(reference['mean_reward'])} "
-        f"for the reference and {number(policy['mean_reward'])} for the {policy_name}: a change of "
-        f"{number(gain['mean_reward'], sign=True)} (95 % interval {number(low, sign=True)} to "
-        f"{number(high, sign=True)}). {conclusion} On average a completion of the policy ranks at quantile "
-        f"{number(policy['mean_quantile'])} among the reference's completions of the same prompt; 0.5 means no change."
+        f"{found} On average one of its completions ranks at quantile {number(policy['mean_quantile'])} among the "
+        "reference’s completions of the same prompt; 0.5 is no change."
     )
-
-
-def optimum_table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of the table of the optimum: label, optimum, policy; none for objectives without a known optimum."""
-    optimum, policy = results["optimum"], results["policy"]
-    if optimum.get("kl") is None:
-        return []
-    quantile = policy["mean_quantile"]
-    effective_n = quantile / (1 - quantile) if quantile < 1 else math.inf
-    k1, k3 = (number(policy.get(f"kl_to_reference_{estimator}", math.nan)) for estimator in ("k1", "k3"))
-    return [
-        ("Expected quantile", number(optimum["expected_quantile"]), number(quantile)),
-        ("KL(policy ‖ reference), nats", number(optimum["kl"]), f"{k1} (k1), {k3} (k3)"),
-        ("Effective N of Best-of-N", number(optimum["effective_best_of_n"]), number(effective_n)),
-    ]
-
-
-def examples(held_out: HeldOut) -> list[dict[str, Any]]:
-    """The first held-out prompts with the first completions of each side."""
-    entries, sides = [], list(held_out.examples)
-    for i, of_prompt in enumerate(zip(*held_out.examples.values(), strict=True)):
-        rows = dict(zip(sides, of_prompt, strict=True))
-        entries.append(
-            {
-                "messages": rows["policy"].messages,
-                "completions": {side: row.completions[:SHOWN_COMPLETIONS] for side, row in rows.items()},
-                "means": {side: float(held_out.rewards[side][i].mean()) for side in sides},
-                "counts": {side: len(row.completions) for side, row in rows.items()},
-            }
-        )
-    return entries

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from qrpo_jax.evaluation.histogram import Histogram
-from qrpo_jax.report.page import INVISIBLE
+from qrpo_jax.report.texts import INVISIBLE
 
 NARROWEST = 20  # columns of a wrapped line, at least
 TAB = 4  # columns

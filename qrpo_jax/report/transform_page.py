@@ -9,7 +9,8 @@ from scipy.stats import norm
 
 from qrpo_jax import transforms
 from qrpo_jax.report import transform_figures, transform_plots
-from qrpo_jax.report.page import number, render
+from qrpo_jax.report.page import render
+from qrpo_jax.report.texts import number
 from qrpo_jax.report.transform_figures import MOST_N, PAPER_BETA, PAPER_BETAS, SHOWN_KL, Grid
 from qrpo_jax.report.transform_plots import Curve
 from qrpo_jax.transforms import Transform
@@ -75,7 +76,7 @@ def overview_pictures(chosen: dict[str, Transform], numbers: dict[str, Any]) -> 
             "all", f"A reward that is normal under the reference, at {SHOWN_KL:g} nats", NORMAL, rewards
         ),
     }
-    return {name: Markup(svg) for name, svg in plots.items()}
+    return plots
 
 
 def frontier_columns(rows: list[TableRow], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,7 +108,7 @@ def transform_pictures(transform: Transform, grid: Grid, numbers: dict[str, Any]
         ),
         transform_plots.gaps(name, references, gap_curves),
     )
-    return [Markup(svg) for svg in plots]
+    return list(plots)
 
 
 def optimum_cells(row: TableRow) -> TableRow:

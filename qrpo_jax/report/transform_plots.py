@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from qrpo_jax.report.svg import DASHES, HIGH, INK, LOW, POLICY, RAMP, REFERENCE, SERIES, legend_below, render
+from qrpo_jax.report.picture import DASHES, HIGH, INK, LOW, POLICY, RAMP, REFERENCE, SERIES, legend_below, plain, render
 
 LEAST_DENSITY = 1e-3  # where logarithmic density axes begin
 LEAST_DISTANCE = 1e-5  # distance to quantile 1 at which logarithmic quantile axes end
@@ -15,7 +16,7 @@ LEAST_DISTANCE = 1e-5  # distance to quantile 1 at which logarithmic quantile ax
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-def lost_and_gained(quantile: np.ndarray, density: np.ndarray, crossing: float, beta: float) -> str:
+def lost_and_gained(quantile: np.ndarray, density: np.ndarray, crossing: float, beta: float) -> Markup:
     """Figure 5 of the paper: quantiles that lose probability under the optimum, and quantiles that gain.
 
     Args:
@@ -43,7 +44,7 @@ def lost_and_gained(quantile: np.ndarray, density: np.ndarray, crossing: float, 
     return render("figure-5", f"The optimum of identity at β = {beta:g}", draw)
 
 
-def sharpening(curves: Mapping[float, Curve]) -> str:
+def sharpening(curves: Mapping[float, Curve]) -> Markup:
     """Densities of the optimum of `identity` for several β, on a logarithmic axis.
 
     Args:
@@ -62,7 +63,7 @@ def sharpening(curves: Mapping[float, Curve]) -> str:
     return render("figure-5-betas", "The optimum of identity for decreasing β", draw)
 
 
-def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], points: np.ndarray) -> str:
+def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], points: np.ndarray) -> Markup:
     """Expected quantile and effective N of each transform's optimum by its KL.
 
     Args:
@@ -72,7 +73,7 @@ def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], po
 
     def draw(above: Axes, below: Axes) -> None:
         for i, (name, (kl, quantile, effective_n)) in enumerate(curves.items()):
-            above.plot(kl, quantile, **_series(i), label=_plain(name))
+            above.plot(kl, quantile, **_series(i), label=plain(name))
             below.plot(kl, effective_n, **_series(i))
         dots: dict[str, Any] = {"color": INK, "linestyle": "", "marker": "o", "markersize": 3.5, "zorder": 5}
         above.plot(points[0], points[1], **dots, label="Best-of-N")
@@ -90,7 +91,7 @@ def frontier(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], po
     return render("frontier", "Quantile by KL", draw, panels=2, height=4.4)
 
 
-def densities(name: str, curves: Mapping[float, Curve]) -> str:
+def densities(name: str, curves: Mapping[float, Curve]) -> Markup:
     """Density of the quantile under the optimum of one transform.
 
     Args:
@@ -112,10 +113,10 @@ def densities(name: str, curves: Mapping[float, Curve]) -> str:
         _plain_log(axes)
         legend_below(axes)
 
-    return render(f"densities {name}", f"{_plain(name)}: density of the quantile", draw)
+    return render(f"densities {name}", f"{name}: density of the quantile", draw)
 
 
-def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[Any, Curve]) -> str:
+def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[Any, Curve]) -> Markup:
     """Densities of a reward that is normal under the reference.
 
     Args:
@@ -130,7 +131,7 @@ def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[An
         hidden: list[float] = []
         for i, (key, curve) in enumerate(curves.items()):
             if isinstance(key, str):
-                axes.plot(*curve, **_series(i), label=_plain(key))
+                axes.plot(*curve, **_series(i), label=plain(key))
             elif curve[1].max() > LEAST_DENSITY:
                 axes.plot(*curve, **_ramp(i, len(curves)), label=f"β = {key:g}")
             else:
@@ -145,7 +146,7 @@ def reward_densities(name: str, title: str, reference: Curve, curves: Mapping[An
     return render(f"rewards {name}", title, draw)
 
 
-def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[float, np.ndarray]]) -> str:
+def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[float, np.ndarray]]) -> Markup:
     """log Z_n − log Z of one transform by number of references, one panel per estimator.
 
     Args:
@@ -174,7 +175,7 @@ def gaps(name: str, references: Sequence[int], curves: Mapping[str, Mapping[floa
         panels[-1].set_xlabel("references n")
         legend_below(panels[0])
 
-    return render(f"gaps {name}", f"{_plain(name)}: log Zₙ − log Z (nats)", draw, panels=len(curves), height=3.4)
+    return render(f"gaps {name}", f"{name}: log Zₙ − log Z (nats)", draw, panels=len(curves), height=3.4)
 
 
 def _by_beta(axes: Axes, curves: Mapping[float, Curve]) -> None:
@@ -206,11 +207,6 @@ def _ramp(i: int, count: int) -> dict[str, Any]:
         step = (len(RAMP) - 1) / max(count - 1, 1)
         return {"color": RAMP[round(i * step)], "linestyle": "-"}
     return {"color": RAMP[i * len(RAMP) // count], "linestyle": DASHES[i % 2]}
-
-
-def _plain(text: str) -> str:
-    """Text escaped so that matplotlib does not read it as a formula."""
-    return text.replace("$", r"\$")
 
 
 def _plain_log(axes: Axes) -> None:

@@ -21,6 +21,7 @@ REWARD_PACE = (
     *(f"judge.{key}" for key in SERVER_KEYS),
 )
 RESULTS = "results.json"  # of stages `evaluate` and `harness`, in their folders and in the work directory
+LENGTHS = "lengths.json"  # of stage `evaluate`, in its folder
 
 
 def stage(name: str, **facts: Any) -> Stage:

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.evaluation import length_bias
 from qrpo_jax.evaluation.achieved import achieved
 from qrpo_jax.evaluation.compare import POLICY, SIDES
 from qrpo_jax.evaluation.halves import HALVES
-from qrpo_jax.evaluation.results import held_out_results
+from qrpo_jax.evaluation.results import held_out_results, shared_ids, together
+from qrpo_jax.files import write_json
 from qrpo_jax.job import results_file, summary, verdicts
 from qrpo_jax.job.answering import Answered, answer
 from qrpo_jax.job.completions import check_sampling
@@ -19,6 +22,7 @@ from qrpo_jax.job.policies import Policy, check_policies, open_policies
 from qrpo_jax.job.prompts import Prompts, check_held_out, open_prompts
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import report_dropped
+from qrpo_jax.stages import LENGTHS
 
 
 def run(job: Job) -> dict[str, Any] | None:
@@ -32,6 +36,8 @@ def run(job: Job) -> dict[str, Any] | None:
     results |= {"settings": shown_settings(job), "optimum": training_forecast(job)}
     results["achieved"] = achieved(results["optimum"], results[POLICY])
 
+    if is_first():
+        write_json(job.folder("evaluate") / LENGTHS, lengths(found))
     row_flow = say_folders(job, policies, prompts, found, results)
     results_file.write_part(job, "evaluate", results)
     say_results(job, results)
@@ -63,6 +69,13 @@ def figures(job: Job, policies: list[Policy], found: Answered) -> dict[str, Any]
     if job.config.evaluate.checkpoints != ("last",) and "train" in job.config.stages:
         steps |= {train_steps(job): sides[POLICY]}
     return held_out_results(sides, steps)
+
+
+def lengths(found: Answered) -> dict[str, Any]:
+    """What the report plots of lengths and log-ratios, for each side."""
+    sides = {side: found.policies[side] for side in SIDES if side in found.policies}
+    ids = shared_ids(list(sides.values()))
+    return {side: length_bias.points(together(by_seed, ids), side) for side, by_seed in sides.items()}
 
 
 def say_folders(

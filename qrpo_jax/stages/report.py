@@ -1,10 +1,12 @@
-"""Stage `report`: one self-contained page on a run, from the files of the earlier stages."""
+"""Stage `report`: one self-contained page on a run, and its tables, from the files of the earlier stages."""
 
 import json
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
@@ -12,53 +14,81 @@ from qrpo_jax.job import accounting, results_file
 from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import flatten
-from qrpo_jax.report import run_page
-from qrpo_jax.report.evaluation_pictures import evaluation_pictures
+from qrpo_jax.job.stage_rows import reads_source
+from qrpo_jax.report import run_page, run_tables, samples, tables
 from qrpo_jax.report.page import PAGE
-from qrpo_jax.report.run_page import HeldOut, RunRecord
-from qrpo_jax.report.run_pictures import held_out_pictures, score_pictures, training_pictures
-from qrpo_jax.stages import compile
-from qrpo_jax.training.metrics import read_metrics
+from qrpo_jax.report.run_page import Pictures
+from qrpo_jax.report.run_pictures import data_pictures, held_out_pictures, speed_pictures, training_pictures
+from qrpo_jax.report.run_record import HeldOut, RunRecord, TrainingData
+from qrpo_jax.stages import LENGTHS, compile
+from qrpo_jax.training.metrics import METRICS, read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
+
+TABLES = "tables"  # folder of them, beside the page
+CHECKED_ROWS = 2000  # of the training data, the first ones, whose ranks are drawn
 
 
 def run(job: Job) -> dict[str, Any]:
     config = job.config.train
     unit = OBJECTIVES[config.objective].loss_unit.format(loss=config.loss)
     results = results_file.read(job, job.config.stages)
-    metrics = {stage: read_metrics(job.folder(stage) / "metrics.jsonl") for stage in ("sft", "train")}
-    held_out = read_held_out(job)
-
-    pictures = [
-        *evaluation_pictures(results),
-        *held_out_pictures(held_out.rewards, results),
-        *score_pictures(accounting.reward_spread(job)),
-        *training_pictures(metrics, results, unit),
-    ]
-    page = run_page.build(results, held_out, pictures, read_record(job))
+    held_out, record = read_held_out(job), read_record(job)
+    pictures = Pictures(
+        held_out_pictures(held_out, results),
+        training_pictures(record.metrics, results, unit),
+        data_pictures(accounting.reward_spread(job), read_training_data(job)),
+        speed_pictures(record.metrics, record.times, run_tables.seconds_by_stage(record.starts)),
+    )
+    found = run_page.tables(results, held_out, record)
+    page = run_page.build(results, held_out, pictures, record, found)
 
     path = job.folder("report") / PAGE
     if is_first():
         write_text(path, page)
+        tables.write(job.folder("report") / TABLES, found)
     job.say(f"report: {path}")
-    return {"page": PAGE, "plots": len(pictures) + 1, "examples": len(held_out.examples["policy"])}
+    plots, shown = sum(map(len, pictures)), sum(map(len, held_out.places.values()))
+    return {"page": PAGE, "plots": plots, "examples": shown, "tables": list(found)}
 
 
 def read_held_out(job: Job) -> HeldOut:
-    """The rewards of all held-out completions, and the rows of the examples."""
-    rewards: dict[str, list[np.ndarray]] = {}
-    examples: dict[str, list[Row]] = {}
-    for side, rows in shared_rows(job).items():
-        rewards[side], examples[side] = [], []
-        for row in rows:
-            rewards[side].append(np.asarray([c.reward for c in row.completions]))
-            if len(examples[side]) < job.config.report.examples:
-                examples[side].append(row)
-    return HeldOut(rewards, examples)
+    """The rewards of all held-out completions, and the rows of the samples."""
+    rows = shared_rows(job)
+    rewards = {
+        side: [np.asarray([c.reward for c in row.completions]) for row in several] for side, several in rows.items()
+    }
+    means = {side: [float(of_prompt.mean()) for of_prompt in of_side] for side, of_side in rewards.items()}
+    places = samples.chosen(means, job.config.report.examples)
+    shown = [i for several in places.values() for i in several]
+    examples = {side: {i: several[i] for i in shown} for side, several in rows.items()}
+    lengths = job.folder("evaluate") / LENGTHS
+    return HeldOut(rewards, places, examples, json.loads(lengths.read_text()) if lengths.exists() else {})
+
+
+def reward_S(row: Row) -> np.ndarray:
+    """The rewards of a row's completions, [S]."""
+    return np.asarray([completion.reward for completion in row.completions])
+
+
+def read_training_data(job: Job) -> TrainingData | None:
+    """Rewards of the first rows that stage `train` read; None without this stage, and where no stage wrote rows."""
+    if "train" not in job.config.stages or reads_source(job, "train"):
+        return None
+    folder = job.folder(job.rows_before("train"))
+    if not folder.exists():
+        return None
+    references, brought = [], []
+    for row in islice(row_files.read(folder), CHECKED_ROWS):
+        scored = [c for c in row.completions if np.isfinite(c.reward)]
+        own = [c.reward for c in scored if c.source == "reference"]
+        references.append(np.asarray([*own, *row.reference_rewards], np.float64))
+        brought.append(np.asarray([c.reward for c in scored if c.source == "dataset"], np.float64))
+    return TrainingData(references, brought)
 
 
 def read_record(job: Job) -> RunRecord:
     compiled = job.folder("compile") / compile.RESULTS
+    stages = [stage for stage in ("sft", "train") if stage in job.config.stages]
     return RunRecord(
         counts=accounting.stage_counts(job),
         rows=accounting.stage_rows(job),
@@ -67,10 +97,11 @@ def read_record(job: Job) -> RunRecord:
         comparisons=accounting.comparisons(job),
         protections=accounting.protections(job),
         settings=flatten(job.config.to_dict()),
-        speeds=accounting.speeds(job),
+        metrics={stage: read_metrics(job.folder(stage) / METRICS) for stage in stages},
         paces=accounting.paces(job),
         times=accounting.times(job),
         skews=accounting.skews(job),
+        starts=accounting.starts(job),
         benchmark=accounting.benchmark(job),
         compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
     )

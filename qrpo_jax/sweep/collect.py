@@ -1,4 +1,4 @@
-"""The table of a sweep: sweep.json, and the same as CSV, Markdown, LaTeX and text.
+"""The table of a sweep: sweep.json, the same as CSV, JSON, Markdown, LaTeX and text, and its page.
 
 It is made from the folders of the points whenever a process has run its points, so it is never older than they are.
 """
@@ -11,12 +11,16 @@ from typing import Any
 import qrpo_jax
 from qrpo_jax.config.config import keys_of
 from qrpo_jax.files import write_json, write_text
+from qrpo_jax.job import provenance
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.sweep.figures import FIGURES, REWARD, best_of_lines, choose, over_seeds, read_point
+from qrpo_jax.report import sweep_page, tables
+from qrpo_jax.report.page import PAGE
+from qrpo_jax.report.tables import Cell, Mean, Table, as_text
+from qrpo_jax.sweep.figures import FIGURES, NOTHING, REWARD, best_of_lines, choose, over_seeds, read_point
 from qrpo_jax.sweep.plan import FAILURES, POINTS, RECORD, Plan
 from qrpo_jax.sweep.points import SEED, Point, short_key
-from qrpo_jax.sweep.tables import WRITERS, Cell, Mean, Table, as_text
 
+REPORT = "report"  # folder of the page
 COMPLETE, FAILED, OPEN = "complete", "failed", "not complete"
 
 
@@ -52,7 +56,6 @@ def entry(workdir: Path, point: Point, counts: Sequence[int]) -> dict[str, Any]:
     folder, failure = workdir / POINTS / point.name, workdir / FAILURES / f"{point.name}.json"
     done = all(read_manifest(folder / name) is not None for name in point.config.stages)
     state = COMPLETE if done else FAILED if failure.exists() else OPEN
-    nothing: dict[str, Any] = {"figures": {}, "ci95": None, "halves": None, "best_of": {}}
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in point.settings.items()}
     return {
         "name": point.name,
@@ -60,7 +63,7 @@ def entry(workdir: Path, point: Point, counts: Sequence[int]) -> dict[str, Any]:
         "settings": settings,
         "state": state,
         "message": json.loads(failure.read_text())["message"] if state == FAILED else "",
-        **(read_point(folder, counts) if done else nothing),
+        **(read_point(folder, counts) if done else NOTHING),
     }
 
 
@@ -82,10 +85,8 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
     for line in found["best_of"]:
         rest: list[Cell] = [None] * (len(figures) - 1)
         rows.append([f"best of {line['n']}", *blank, len(line["seeds"]), mean_cell(line["all"]), *rest])
-    tables = {"table": Table([*columns.values(), "seeds", *figures], rows)}
-    if found["choice"]:
-        tables["choice"] = choice_table(found)
-    return tables
+    named = {"table": Table([*columns.values(), "seeds", *figures], rows)}
+    return named | ({"choice": choice_table(found)} if found["choice"] else {})
 
 
 def choice_table(found: Mapping[str, Any]) -> Table:
@@ -135,21 +136,33 @@ def write(workdir: Path, points: Sequence[Point], plan: Plan) -> dict[str, Any]:
     while found != (now := collect(workdir, points, plan)):
         found = now
         write_json(workdir / RECORD, found)
-        for name, table in tables_of(found).items():
-            for ending, writer in WRITERS.items():
-                write_text(workdir / f"{name}.{ending}", writer(table))
+        tables.write(workdir, tables_of(found))
     return found
+
+
+def write_page(workdir: Path, points: Sequence[Point], found: Mapping[str, Any]) -> Path:
+    """Writes the page of a sweep, and returns where it is.
+
+    Args:
+      found: content of sweep.json.
+    """
+    folders = [workdir / part["folder"] for part in (*found["shared"], *found["points"])]
+    stages = list(points[0].config.stages)
+    starts = sweep_page.starts_of([(name, provenance.starts(folder / name)) for name in stages for folder in folders])
+    path = workdir / REPORT / PAGE
+    write_text(path, sweep_page.build(found, tables_of(found), starts))
+    return path
 
 
 def lines_of(found: Mapping[str, Any]) -> list[str]:
     """What a terminal shows: the tables, if there are figures, and what is missing."""
-    tables, lines = tables_of(found), []
+    named, lines = tables_of(found), []
     if any(line["figures"] for line in found["settings"]):
-        lines += ["", "Held-out figures, mean ± standard deviation over seeds:", as_text(tables["table"]), ""]
+        lines += ["", "Held-out figures, mean ± standard deviation over seeds:", as_text(named["table"]), ""]
         lines += [line for line in (found["choice_missing"], found["best_of_missing"]) if line]
-    if "choice" in tables:
+    if "choice" in named:
         title = "Chosen on the selection half of held-out prompts, with figures of the reporting half:"
-        lines += [title, as_text(tables["choice"]), ""]
+        lines += [title, as_text(named["choice"]), ""]
     states = [point["state"] for point in found["points"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (COMPLETE, FAILED, OPEN) if state in states)
     lines.append(f"sweep: {len(states)} points: {counts}")

@@ -22,9 +22,11 @@ FIGURES = {
     "quantile": ("policy", "mean_quantile"),
     "kl": ("policy", "kl_to_reference_k1"),
     "tokens": ("policy", "mean_tokens"),
+    "length_rho": ("policy", "length_correlation"),
 }
 REWARD = "reward"
 Figures = dict[str, float]
+NOTHING: Mapping[str, Any] = {"figures": {}, "ci95": None, "reporting_ci95": None, "halves": None, "best_of": {}}
 
 
 def read_figures(results: Mapping[str, Any]) -> Figures:
@@ -41,18 +43,20 @@ def read_point(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
       counts: N of Best-of-N.
 
     Returns:
-      figures; ci95 of the policy's reward; `halves`, the figures of each, or None if results.json has none; and
-      best_of, for each N the mean over all held-out prompts and over those of each half.
+      figures; ci95 of the policy's reward, and reporting_ci95 on the reporting half; `halves`, the figures of each, or
+      None if results.json has none; and best_of, for each N the mean over all held-out prompts and over those of each
+      half.
     """
     path = folder / "evaluate" / RESULTS
     if not path.exists():
-        return {"figures": {}, "ci95": None, "halves": None, "best_of": {}}
+        return dict(NOTHING)
     results = json.loads(path.read_text())
     references = folder / "evaluate" / "reference"
     halves = results.get("halves")
     return {
         "figures": read_figures(results),
         "ci95": results["policy"]["ci95"],
+        "reporting_ci95": (halves or {}).get(REPORTING, {}).get("policy", {}).get("ci95"),
         "halves": None if halves is None else {half: read_figures(halves[half]) for half in HALVES},
         "best_of": best_of_reference(references, counts) if counts and references.exists() else {},
     }
@@ -115,7 +119,8 @@ def over_seeds(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
       In the order of the sweep: settings without the seed, seeds that are complete, how many there are, figures as in
-      `averaged`, and halves: figures of each, or None if one of the points has no halves.
+      `averaged`, ci95 and reporting_ci95 over prompts where there is one seed, and halves: figures of each, or None if
+      one of the points has no halves.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
@@ -130,6 +135,8 @@ def over_seeds(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": [point["settings"].get(SEED) for point in done],
                 "points": len(group),
                 "figures": averaged([point["figures"] for point in done]),
+                "ci95": done[0]["ci95"] if len(done) == 1 else None,
+                "reporting_ci95": done[0]["reporting_ci95"] if len(done) == 1 else None,
                 "halves": {half: averaged([point["halves"][half] for point in done]) for half in HALVES}
                 if halved
                 else None,
@@ -171,6 +178,7 @@ def choose(lines: Sequence[Mapping[str, Any]], method: Sequence[str]) -> list[di
                 "left_out": len(candidates) - len(whole),
                 "selection": best["halves"][SELECTION][REWARD],
                 "reporting": best["halves"][REPORTING],
+                "reporting_ci95": best["reporting_ci95"],
             }
         )
     return chosen

@@ -85,6 +85,7 @@ def run(sweep: Sweep) -> bool:
             found = collect.write(sweep.workdir, sweep.points, plan)
             for line in collect.lines_of(found):
                 tqdm.write(line, file=sys.stderr)
+            tqdm.write(f"sweep: {collect.write_page(sweep.workdir, sweep.points, found)}", file=sys.stderr)
     if runner.failed:
         raise PointsError(
             f"{len(runner.failed)} of {len(runner.own)} points failed: {', '.join(runner.failed)}; the same command "

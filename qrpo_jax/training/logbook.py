@@ -49,7 +49,8 @@ class Logbook:
     Args:
       checkpoints: for messages, the last good one.
       steps: of the whole run.
-      every: steps from one line to the next; the first and the last step are always reported.
+      every: steps from one measurement of speed to the next, and from one line of the other sinks to the next; the
+        first and the last step always have them. The metrics file has a line for each step.
       name: of an example that `Batch.example_BxS` points at, for messages.
       schedule: learning rate by number of updates made before the step.
       title: of the progress bar.
@@ -145,10 +146,12 @@ class Logbook:
         if step == 1 and self._on_first is not None:
             self._on_first(batch, values)
         self._clock.tokens += int(values["tokens"])
-        if self._has_line(step) or added:
-            rate = {"learning_rate": learning_rate(self._schedule, step)}
+        values["learning_rate"] = learning_rate(self._schedule, step)
+        if not (self._has_line(step) or added):
+            self._writer.write_step(step, values)
+        else:
             speed = self._clock.lap() | self._watch.lap() | host_skew.figures(host_seconds_P)
-            self._writer.write(step, values | rate | speed | self._figures() | added)
+            self._writer.write(step, values | speed | self._figures() | added)
             self._bar.set_postfix_str(f"loss {values['loss']:.4g}, |gradient| {values['gradient_norm']:.3g}")
         self._bar.update()
 

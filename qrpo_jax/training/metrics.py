@@ -69,10 +69,14 @@ class MetricsWriter:
         return Written() if self._lines is None else self._lines.written
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        # NaN marks a figure that a run does not have, such as a reward in SFT. JSON has no NaN, so it is left out.
-        known = {name: value for name, value in values.items() if math.isfinite(value)}
+        """A line in every sink."""
         for sink in self._sinks:
-            sink.write(step, known)
+            sink.write(step, known(values))
+
+    def write_step(self, step: int, values: dict[str, float]) -> None:
+        """A line in the metrics file alone, which has every step: the report draws no sample of them."""
+        if self._lines is not None:
+            self._lines.write(step, known(values))
 
     def flush(self) -> None:
         """Hands everything to the storage: lines before a checkpoint are not written a second time."""
@@ -85,6 +89,11 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def known(values: dict[str, float]) -> dict[str, float]:
+    """Without NaN, which marks a figure that a run does not have, such as a reward in SFT. JSON has no NaN."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class Sink(Protocol):

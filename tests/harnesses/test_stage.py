@@ -141,7 +141,7 @@ def test_results_json_has_both_stages_and_is_made_again_where_it_is_damaged(
     both = json.loads(path.read_text())
     assert both["harnesses"]["gsm8k"]["policy"]["figures"]["pass_at_1"]["value"] == 0.0
     assert {key: value for key, value in both.items() if key != "harnesses"} == alone
-    assert "<h2>Benchmarks</h2>" in (run.folder("report") / "report.html").read_text()
+    assert '<h2 id="benchmarks">Benchmarks</h2>' in (run.folder("report") / "report.html").read_text()
     content = path.read_bytes()
     path.write_bytes(b"{}")
     start()

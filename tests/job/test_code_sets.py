@@ -67,7 +67,7 @@ def test_a_record_walks_the_whole_road_on_the_story_model(
     assert re.search(r"score: \d+ completions: passed \d+ %, .*no code \d+ %", said), said
     page = (run.folder("report") / "report.html").read_text(encoding="utf-8")
     level = read_manifest(run.folder("score"))["isolation"]
-    assert "<h2>Verdicts on completions</h2>" in page and f"Level of isolation: <b>{level}</b>" in page, level
+    assert "<h3>Verdicts on completions</h3>" in page and f"Level of isolation: <b>{level}</b>" in page, level
 
 
 @pytest.mark.parametrize("name", FILES)

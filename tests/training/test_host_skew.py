@@ -63,7 +63,8 @@ with MetricsWriter(Path(arguments[0])) as writer, StepWatch(print) as watch:
 def test_the_process_whose_data_is_slow_is_named(tmp_path: Path) -> None:
     run_together(tmp_path, PROGRAM, tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 4, 6]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    lines = [line for line in lines if line["step"] in (1, 2, 4, 6)]  # those that end a lap
     assert SECONDS not in lines[0], "the loader starts"
     late = [(line[SLOWEST], line[SECONDS]) for line in lines if line["step"] > 2]
     assert all(process == 1 and seconds > 0.2 * PAUSE for process, seconds in late), late
