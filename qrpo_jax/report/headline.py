@@ -83,10 +83,10 @@ def in_unit(rewards: dict[str, list[np.ndarray]]) -> bool:
 
 
 def optimum_table(results: dict[str, Any]) -> Table | None:
-    """Optimum, and policy; None for objectives without a known optimum."""
-    optimum, policy = results["optimum"], results[POLICY]
-    if optimum.get("kl") is None:
+    """Optimum, and policy; None for objectives without a known optimum, and without a policy that was evaluated."""
+    if POLICY not in results or results["optimum"].get("kl") is None:
         return None
+    optimum, policy = results["optimum"], results[POLICY]
     settings, quantile = results["settings"], policy["mean_quantile"]
     low, high = policy.get("intervals", {}).get("mean_quantile", (math.nan, math.nan))
     effective = Interval(effective_n(quantile), effective_n(low), effective_n(high))

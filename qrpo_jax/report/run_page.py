@@ -27,7 +27,7 @@ class Pictures(NamedTuple):
 def tables(results: dict[str, Any], held_out: HeldOut, record: RunRecord) -> dict[str, Table]:
     """All tables of a run by name; those without rows are left out."""
     optional = {"optimum": optimum_table(results), "curve": curve_table(results)}
-    found = {"headline": headline(results, held_out.rewards)}
+    found = {"headline": headline(results, held_out.rewards)} if "policy" in results else {}
     found |= {name: table for name, table in optional.items() if table is not None}
     if harnesses := results.get("harnesses"):
         found["benchmarks"] = Table(harness_table.columns(harnesses), harness_table.rows(harnesses))
@@ -49,16 +49,17 @@ def build(
     sides = sides_of(results)
     what = f"{results['settings']['objective'].upper()} run" if "objective" in results["settings"] else "Evaluation"
     rewards = " → ".join(number(results[side]["mean_reward"]) for side in sides)
+    title = f"{what}: held-out reward {rewards}" if sides else what if "objective" in results["settings"] else "Rows"
     means = {side: [float(reward_S.mean()) for reward_S in of_side] for side, of_side in held_out.rewards.items()}
     return render(
         TEMPLATE,
         script("search.js"),
-        title=f"{what}: held-out reward {rewards}",
+        title=title,
         eyebrow=eyebrow(record),
         results=results,
         sides=sides,
         conclusion=conclusion(results),
-        sample_size=sample_size(results),
+        sample_size=sample_size(results) if sides else "",
         achieved=sentence(results["achieved"]["verdict"]) if results.get("achieved") else "",
         tables=found,
         pictures=pictures,
@@ -104,6 +105,8 @@ def sample_size(results: dict[str, Any]) -> str:
 
 def conclusion(results: dict[str, Any]) -> str:
     """The result in a sentence or two."""
+    if "policy" not in results:
+        return "No stage of this run evaluates a policy, so there are no held-out figures."
     policy = results["policy"]
     if "reference" not in results:
         low, high = (number(end) for end in policy["ci95"])

@@ -34,11 +34,13 @@ class Picture(NamedTuple):
 
 
 def held_out_pictures(held_out: HeldOut, results: dict[str, Any]) -> list[Picture]:
-    """Rewards, ranks, KL and length on held-out prompts.
+    """Rewards, ranks, KL and length on held-out prompts; nothing if none were answered.
 
     Args:
       results: content of results.json.
     """
+    if not held_out.rewards:
+        return []
     rewards, curve = held_out.rewards, results.get("curve", [])
     pictures = [rewards_picture(rewards, results)]
     if len(rewards) == len(SIDES):

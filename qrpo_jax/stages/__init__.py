@@ -85,7 +85,7 @@ STAGES: dict[str, Stage] = {
         shardable=True,
         needs_data=False,
     ),
-    "report": stage("report", needs=("evaluate",), sections=("report",)),
+    "report": stage("report", sections=("report",)),
     "export": stage("export", needs=("train",), sections=("export",)),
     "chat": stage("chat", sections=("model", "evaluate"), needs_data=False, repeats=True),
     "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),

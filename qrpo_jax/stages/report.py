@@ -21,6 +21,7 @@ from qrpo_jax.report.run_page import Pictures
 from qrpo_jax.report.run_pictures import data_pictures, held_out_pictures, speed_pictures, training_pictures
 from qrpo_jax.report.run_record import HeldOut, RunRecord, TrainingData
 from qrpo_jax.stages import LENGTHS, compile
+from qrpo_jax.stages.evaluate import shown_settings, training_forecast
 from qrpo_jax.training.metrics import METRICS, read_metrics
 from qrpo_jax.training.objectives import OBJECTIVES
 
@@ -31,7 +32,8 @@ CHECKED_ROWS = 2000  # of the training data, the first ones, whose ranks are dra
 def run(job: Job) -> dict[str, Any]:
     config = job.config.train
     unit = OBJECTIVES[config.objective].loss_unit.format(loss=config.loss)
-    results = results_file.read(job, job.config.stages)
+    facts = {"settings": shown_settings(job), "optimum": training_forecast(job)}  # also where no policy is evaluated
+    results = facts | results_file.read(job, job.config.stages)
     held_out, record = read_held_out(job), read_record(job)
     pictures = Pictures(
         held_out_pictures(held_out, results),
@@ -52,7 +54,9 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def read_held_out(job: Job) -> HeldOut:
-    """The rewards of all held-out completions, and the rows of the samples."""
+    """The rewards of all held-out completions, and the rows of the samples; nothing without stage `evaluate`."""
+    if "evaluate" not in job.config.stages:
+        return HeldOut({}, {}, {}, {})
     rows = shared_rows(job)
     rewards = {
         side: [np.asarray([c.reward for c in row.completions]) for row in several] for side, several in rows.items()
