@@ -51,22 +51,24 @@ def read_point(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
     if not path.exists():
         return dict(NOTHING)
     results = json.loads(path.read_text())
-    references = folder / "evaluate" / "reference"
+    # Folders of the reference policy's completions; those of the first seed have its name alone.
+    others = [f"reference-seed-{seed}" for seed in list(results.get("seeds", ()))[1:]]
+    references = [folder / "evaluate" / name for name in ("reference", *others)]
     halves = results.get("halves")
     return {
         "figures": read_figures(results),
         "ci95": results["policy"]["ci95"],
         "reporting_ci95": (halves or {}).get(REPORTING, {}).get("policy", {}).get("ci95"),
         "halves": None if halves is None else {half: read_figures(halves[half]) for half in HALVES},
-        "best_of": best_of_reference(references, counts) if counts and references.exists() else {},
+        "best_of": best_of_reference(references, counts) if counts and references[0].exists() else {},
     }
 
 
-def best_of_reference(folder: Path, counts: Sequence[int]) -> dict[str, dict[str, float]]:
+def best_of_reference(folders: Sequence[Path], counts: Sequence[int]) -> dict[str, dict[str, float]]:
     """Best-of-N of the reference policy's held-out completions.
 
     Args:
-      folder: scored rows.
+      folders: scored rows, of each of `evaluate.seeds`.
       counts: each N.
 
     Returns:
@@ -74,20 +76,20 @@ def best_of_reference(folder: Path, counts: Sequence[int]) -> dict[str, dict[str
       because they have fewer completions with a reward.
     """
     values: dict[str, dict[str, list[float]]] = {str(n): {"all": [], **{half: [] for half in HALVES}} for n in counts}
-    total = 0
-    for row in row_files.read(folder):
-        total += 1
-        reward_M = np.asarray([completion.reward for completion in row.completions])
+    rewards: dict[str, list[float]] = {}
+    for row in (row for folder in folders for row in row_files.read(folder)):
+        rewards.setdefault(row.id, []).extend(completion.reward for completion in row.completions)
+    for row_id, of_row in rewards.items():
         for n in counts:
-            if len(reward_M) >= n:
-                value = best_of(reward_M, n)
+            if len(of_row) >= n:
+                value = best_of(np.asarray(of_row), n)
                 values[str(n)]["all"].append(value)
-                values[str(n)][half_of(row.id)].append(value)
+                values[str(n)][half_of(row_id)].append(value)
     found: dict[str, dict[str, float]] = {}
     for name, parts in values.items():
         prompts = len(parts["all"])
         found[name] = {part: mean(of_part) for part, of_part in parts.items() if of_part}
-        found[name] |= {"prompts": prompts, "left_out": total - prompts}
+        found[name] |= {"prompts": prompts, "left_out": len(rewards) - prompts}
     return found
 
 

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
 
+from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.halves import half_of
 from qrpo_jax.files import write_json
@@ -99,6 +101,22 @@ def test_best_of_n_is_that_of_each_seed_s_references_on_the_same_halves(tmp_path
         np.testing.assert_allclose(three["spread"], np.std(wanted, ddof=1), rtol=1e-5)
     last = [row[0] for row in collect.tables_of(found)["choice"].rows]
     assert {"best of 1", "best of 3"} < set(last), last
+
+
+def test_best_of_n_is_of_the_completions_of_all_seeds_of_an_evaluation(tmp_path):
+    config = toy_config(SWEEP[:1], collect__best_of=(3, 7))
+    points = write_points(tmp_path, config, references=references)
+    folder = tmp_path / "points" / points[0].name
+    rows = folder / "evaluate" / "reference-seed-5"
+    row_files.write_unit(rows, 0, 1, references(41))
+    row_files.finish(rows, 1)
+    found = json.loads((folder / "evaluate" / "results.json").read_text()) | {"seeds": {"0": {}, "5": {}}}
+    write_json(folder / "evaluate" / "results.json", found)
+    best = figures.read_point(folder, (3, 7))["best_of"]
+    pairs = zip(references(0), references(41), strict=True)
+    eight = [[c.reward for row in pair for c in row.completions] for pair in pairs]
+    expected = {n: np.mean([np.mean(list(map(max, combinations(of, n)))) for of in eight]) for n in (3, 7)}
+    assert {n: best[str(n)]["all"] for n in (3, 7)} == pytest.approx(expected) and best["7"]["prompts"] == 12
 
 
 def test_best_of_n_counts_prompts_with_too_few_completions(tmp_path):
