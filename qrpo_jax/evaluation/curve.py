@@ -27,12 +27,13 @@ def point(step: int, ids: Sequence[str], policy: Sequence[Answers], reference: S
       policy, reference: their answers, with prompts in the same order.
 
     Returns:
-      step, the figures of SHOWN and KL with their intervals, and of each half its mean_reward and gain; a half without
-      prompts is empty.
+      step, the figures of SHOWN and KL with their intervals, gain, and of each half its mean_reward and gain; a half
+      without prompts is empty.
     """
     figures = compare({REFERENCE: reference, POLICY: policy})
     names = [name for name in (*SHOWN, *KL) if name in figures[POLICY]]
     found: dict[str, Any] = {"step": step} | {name: figures[POLICY][name] for name in names}
+    found["gain"] = figures["gain"]
     found["intervals"] = {name: figures[POLICY]["intervals"][name] for name in names}
     found["halves"] = {}
     for half in HALVES:
@@ -70,3 +71,17 @@ def best(points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     chosen = max(points, key=lambda one: (one["halves"][SELECTION]["mean_reward"], -one["step"]))
     halves = chosen["halves"]
     return {"step": chosen["step"], SELECTION: halves[SELECTION]["mean_reward"], REPORTING: halves[REPORTING]}
+
+
+def results_of(results: Mapping[str, Any], step: int, half: str = "") -> dict[str, Any] | None:
+    """What results.json would say of the policy after a step of its curve; None if the curve lacks it.
+
+    Args:
+      half: of the prompts, such as the reporting one for a step that the other half chose; "": all.
+    """
+    found = next((one for one in results.get("curve", ()) if one["step"] == step), None)
+    if found is None:
+        return None
+    whole = results["halves"][half] if half else results
+    policy = found["halves"][half] if half else found | {"ci95": found["intervals"]["mean_reward"]}
+    return {REFERENCE: whole[REFERENCE], POLICY: policy, "gain": policy["gain"]}

@@ -10,6 +10,7 @@ from qrpo_jax.files import local_folder
 from qrpo_jax.hugging_face import hub
 from qrpo_jax.hugging_face.base_card import CARD, BaseCard, read_base
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.kept_steps import BEST
 from qrpo_jax.report.model_card import CardFacts, card
 
 DATA_SET = re.compile(r"hf:([\w.-]+/[\w.-]+)")
@@ -106,7 +107,8 @@ def settings(config: Any) -> dict[str, Any]:
 
 def describe_evaluation(config: Any) -> str:
     evaluate = config.evaluate
+    half = ", of the half that did not choose this checkpoint" if config.export.checkpoint == BEST else ""
     return (
-        f"On held-out prompts, with {evaluate.completions} completions each at temperature {evaluate.temperature:g}; "
-        "95 % intervals over prompts in parentheses."
+        f"On held-out prompts{half}, with {evaluate.completions} completions each at temperature "
+        f"{evaluate.temperature:g}; 95 % intervals over prompts in parentheses."
     )

@@ -9,6 +9,8 @@ from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import gather_to
 from qrpo_jax.devices.processes import everywhere, from_first, is_first, made_by_first
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.evaluation import curve
+from qrpo_jax.evaluation.halves import REPORTING
 from qrpo_jax.files import is_complete
 from qrpo_jax.hugging_face import adapter_folder, model_folder
 from qrpo_jax.hugging_face.config import read_config
@@ -17,6 +19,7 @@ from qrpo_jax.hugging_face.text_part import layers_in
 from qrpo_jax.job import card, results_file
 from qrpo_jax.job.exported_step import check_exported_step, exported_step
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.kept_steps import BEST
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
@@ -41,11 +44,12 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def results_before(job: Job) -> dict[str, Any] | None:
-    """What stages before it found of the exported policy; None if none of them evaluates it, or of another step."""
-    if exported_step(job) is not None:
-        return None
-    before = job.config.stages[: job.config.stages.index("export")]
-    return results_file.read(job, before) or None
+    """What stages before it found of the exported policy; None if none of them evaluates it."""
+    before, step = job.config.stages[: job.config.stages.index("export")], exported_step(job)
+    results = results_file.read(job, before)
+    if step is None:
+        return results or None
+    return curve.results_of(results, step, REPORTING if job.config.export.checkpoint == BEST else "")
 
 
 def publish(job: Job, folder: Path) -> dict[str, str]:

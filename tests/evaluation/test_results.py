@@ -5,7 +5,7 @@ import pytest
 
 from qrpo_jax.evaluation.answers import Answers, joined
 from qrpo_jax.evaluation.compare import compare
-from qrpo_jax.evaluation.curve import best
+from qrpo_jax.evaluation.curve import best, results_of
 from qrpo_jax.evaluation.halves import half_of
 from qrpo_jax.evaluation.results import held_out_results
 
@@ -58,6 +58,19 @@ def test_the_curve_begins_with_the_reference_and_its_points_are_comparisons() ->
     for half, of_half in results["halves"].items():
         assert points[2]["halves"][half]["mean_reward"] == of_half["policy"]["mean_reward"]
         assert points[2]["halves"][half]["gain"] == of_half["gain"]
+
+
+def test_a_step_of_the_curve_has_the_results_of_a_run_that_ended_there() -> None:
+    sides = {"reference": {0: answers(0)}, "policy": {0: answers(1, 0.5)}}
+    results = held_out_results(sides, {10: {0: answers(2, 0.2)}, 20: sides["policy"]})
+    alone = held_out_results({"reference": sides["reference"], "policy": {0: answers(2, 0.2)}}, {})
+    for half in ("", "reporting"):
+        of_half = alone["halves"][half] if half else alone
+        found = results_of(results, 10, half)
+        assert found is not None and found["reference"] == of_half["reference"] and found["gain"] == of_half["gain"]
+        for name in ("mean_reward", "ci95", "mean_quantile", "mean_tokens"):
+            assert found["policy"][name] == of_half["policy"][name], (half, name)
+    assert results_of(results, 15) is None and results_of(alone, 10) is None
 
 
 def test_the_best_step_is_chosen_by_the_selection_half_alone() -> None:

@@ -62,6 +62,17 @@ def rewards(run: Job, name: str) -> dict[str, np.ndarray]:
     return {row_id: np.asarray(values) for row_id, values in found.items()}
 
 
+def test_the_card_of_the_best_step_has_its_figures_on_the_half_that_did_not_choose_it(
+    finished: tuple[Job, dict[str, Any]],
+) -> None:
+    run, results = finished
+    text = (run.folder("export") / "model" / "README.md").read_text()
+    best = results["best"]["reporting"]
+    low, high = best["ci95"]
+    assert f"| policy, mean reward | {best['mean_reward']:.3f} ({low:.3f} to {high:.3f}) |" in text, text
+    assert "of the half that did not choose this checkpoint" in text
+
+
 def test_the_curve_has_every_kept_step_and_the_figures_of_its_rows(finished: tuple[Job, dict[str, Any]]) -> None:
     run, results = finished
     manifest = read_manifest(run.folder("train"))
