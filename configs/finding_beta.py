@@ -14,7 +14,7 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
-    config.stages = ("sft", "sample", "score", "reference", "train", "evaluate")
+    config.stages = ("sft", "sample", "score", "reference", "train")
     config.train.evaluate_every = 1_000_000  # the last step alone
     config.sweep = {"train.beta": [0.03, 0.1, 0.3, 1.0, 3.0], "seed": [0, 1, 2]}
     return config

@@ -8,7 +8,7 @@ Columns, each a mean with the standard deviation over seeds where there are seve
     Best-of-N                    N with which the reference's Best-of-N has this reward; > M beyond its M completions
     by quantile                  N with which Best-of-N has this quantile: q / (1 - q)
     rho                          Spearman's correlation of log π/π_ref with length, over the policy's completions
-    high, asked                  mean log-ratio of held-out high-reward training completions, and the optimum's
+    high, low                    mean log-ratio of held-out training completions of high and low reward; of the optimum
 """
 
 import json
@@ -29,20 +29,23 @@ Figures = dict[str, float]
 
 def figures(folder: Path) -> Figures:
     """The columns of one point; those that it has no number for are left out."""
-    results = json.loads((folder / "evaluate" / "results.json").read_text())
-    policy = results["policy"]
-    found = {
-        "reward": policy["mean_reward"],
-        "gain": results["gain"]["mean_reward"],
-        "quantile": policy["mean_quantile"],
-        "KL": policy.get("kl_to_reference_k1"),
-        "Best-of-N": effective_n(folder / "evaluate" / "reference", policy["mean_reward"]),
-        "by quantile": policy["mean_quantile"] / (1 - policy["mean_quantile"]),
-        "rho": policy.get("length_correlation"),
-    }
+    found: dict[str, float | None] = {}
+    if (folder / "evaluate").exists():
+        results = json.loads((folder / "evaluate" / "results.json").read_text())
+        policy = results["policy"]
+        found |= {
+            "reward": policy["mean_reward"],
+            "gain": results["gain"]["mean_reward"],
+            "quantile": policy["mean_quantile"],
+            "KL": policy.get("kl_to_reference_k1"),
+            "Best-of-N": effective_n(folder / "evaluate" / "reference", policy["mean_reward"]),
+            "by quantile": policy["mean_quantile"] / (1 - policy["mean_quantile"]),
+            "rho": policy.get("length_correlation"),
+        }
     last = json.loads((folder / "train" / "metrics.jsonl").read_text().splitlines()[-1])
-    found["high"] = last.get("held_out_log_ratio_high")
-    found["asked"] = last.get("held_out_predicted_log_ratio_high")
+    for side in ("high", "low"):
+        found[side] = last.get(f"held_out_log_ratio_{side}")
+        found[f"{side}, asked"] = last.get(f"held_out_predicted_log_ratio_{side}")
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -80,7 +83,9 @@ def cell(values: Sequence[float]) -> str:
 
 def table(workdir: Path) -> str:
     """Markdown."""
-    points = [point for point in json.loads((workdir / "sweep.json").read_text())["points"] if point["figures"]]
+    points = [
+        point for point in json.loads((workdir / "sweep.json").read_text())["points"] if point["state"] == "complete"
+    ]
     lines = {name: [figures(workdir / path) for path in paths] for name, paths in settings(points).items()}
     columns = list(dict.fromkeys(name for of in lines.values() for one in of for name in one))
     head = ["setting", "seeds", *columns]
