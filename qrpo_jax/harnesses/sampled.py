@@ -131,7 +131,7 @@ def side_record(job: TaskJob, side: str, rows: list[Row], found: Answered) -> di
 def graded(job: TaskJob, rows: list[Row], answered: dict[str, Answers]) -> list[Answers]:
     """The answers to all problems; those that could not be asked have failed."""
     nothing = np.zeros(job.config.evaluate.completions)
-    failed = Answers(nothing, nothing.astype(np.int32), nothing.astype(bool))
+    failed = Answers(nothing, nothing.astype(np.int32), nothing.astype(bool), graded_S=nothing)
     return [answered.get(row.id, failed) for row in rows]
 
 

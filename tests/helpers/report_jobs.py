@@ -86,6 +86,9 @@ def metrics(calibrated: bool) -> list[dict[str, float]]:
         if calibrated:
             line["calibrated_target"] = -0.27 + 0.02 * rng.normal()
             line |= {"predicted_log_ratio_high": 0.875, "predicted_log_ratio_low": -3.125}
+            if step % 20 == 0:
+                line |= {"held_out_loss": 0.1, "held_out_log_ratio_high": 0.5 * t, "held_out_log_ratio_low": -2 * t}
+                line["held_out_reward"] = 0.25 + 0.25 * t
         lines.append({"step": step, **line})
     return lines
 

@@ -111,6 +111,13 @@ def test_log_ratios_stand_beside_those_of_the_optimum_where_it_is_known(page: st
         assert label in of_qrpo and label not in of_dpo, label
 
 
+def test_figures_of_held_out_rows_and_prompts_stand_beside_those_of_training(page: str, dpo: str) -> None:
+    of_run, of_dpo = plots(page), plots(dpo)
+    assert "held-out rows" in words_of(of_run["loss"][0]) and "held-out rows" not in words_of(of_dpo["loss"][0])
+    assert "held-out rows, low" in words_of(of_run["log-ratios"][0])
+    assert "sampled-reward" in of_run.keys() - of_dpo.keys()
+
+
 def test_a_policy_alone_has_a_page_without_a_reference(tmp_path: Path) -> None:
     config: ConfigDict = default.get_config()
     config.stages, config.model.path = ("evaluate", "report"), "models/<b>mine</b>"
