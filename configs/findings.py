@@ -5,7 +5,8 @@
 Columns, each a mean with the standard deviation over seeds where there are several:
 
     reward, gain, quantile, KL   of the policy on held-out prompts, as in docs/evaluation.md
-    Best-of-N                    N with which the reference's Best-of-N has this reward; > M beyond its M completions
+    Best-of-N                    N with which the reference's Best-of-N has this reward; inf beyond its M completions,
+                                 nan below one of them
     by quantile                  N with which Best-of-N has this quantile: q / (1 - q)
     rho                          Spearman's correlation of log π/π_ref with length, over the policy's completions
     high, low                    mean log-ratio of held-out training completions of high and low reward; of the optimum
@@ -15,7 +16,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,8 @@ def settings(points: Sequence[Mapping[str, Any]]) -> dict[str, list[Path]]:
 
 
 def shown(value: Any) -> str:
-    """A value; of a path what tells it from others."""
-    text = str(value)
-    return text if "/" not in text else text.split("/")[-2]
+    """A value; of the address of a file its name."""
+    return PurePosixPath(str(value)).name
 
 
 def cell(values: Sequence[float]) -> str:
