@@ -317,7 +317,8 @@ def get_config() -> ConfigDict:
     # options, such as "humaneval completions=16 temperature=0.8 name=sampled" or "gsm8k source=jsonl:FILE shots=8".
     config.harness.tasks = Several(("humaneval", "mbpp", "gsm8k"), of=Text(empty=False), distinct=True)
     config.harness.prompts = Whole(0, least=0)  # of each task, the first ones; 0: all
-    config.harness.max_prompt_tokens = Whole(2048, least=1)  # longer ones are not asked, and count as failed
+    # Longer ones are not asked, and count as failed; those that lm_eval wants completed are cut on the left.
+    config.harness.max_prompt_tokens = Whole(2048, least=1)
     config.harness.completions = Whole(1, least=1)  # of a prompt; pass@k for powers of two up to it
     config.harness.max_new_tokens = Whole(1024, least=1)  # longest completion
     config.harness.temperature = Number(0.0, least=0)  # 0 takes the most probable token

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -123,14 +124,14 @@ def read_leaderboard(path: Path, generator: str) -> Figures:
     """The figures of one model of a leaderboard, shares from 0 to 1 with intervals from its standard errors.
 
     Raises:
-      UserError: it has no line of the model, or not its columns.
+      UserError: it is no table, it has no line of the model, or not its columns, or no numbers in them.
     """
-    with path.open(newline="") as lines:
-        found = next((line for line in csv.DictReader(lines) if line.get("") == generator), None)
     figures: Figures = {}
-    for name, (column, error) in COLUMNS.items():
-        if found is not None and found.get(column) and found.get(error):
-            figures[name] = with_error(float(found[column]) / 100, float(found[error]) / 100)
+    with suppress(csv.Error, ValueError), path.open(newline="", encoding="utf-8") as lines:
+        found = next((line for line in csv.DictReader(lines) if line.get("") == generator), {})
+        for name, (column, error) in COLUMNS.items():
+            if found.get(column) and found.get(error):
+                figures[name] = with_error(float(found[column]) / 100, float(found[error]) / 100)
     if "win_rate" not in figures:
         raise UserError(
             f"{path} has no win_rate and standard_error of {generator!r}; remove it and run again", about="alpaca_eval"

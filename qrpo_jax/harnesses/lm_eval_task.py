@@ -76,7 +76,7 @@ def run(job: TaskJob, base: Parameters) -> dict[str, Any] | None:
         }
         asked = model.asked
         if model.cut:
-            job.say(f"{title}: WARNING: {model.cut} contexts were too long for the model and cut on the left")
+            job.say(f"{title}: WARNING: {model.cut} contexts were too long and cut on the left")
     if waits:
         return None
     record = task_record(PACKAGE, sides, settings(job, results), digest(asked))
@@ -187,5 +187,6 @@ def settings(job: TaskJob, results: dict[str, Any]) -> dict[str, Any]:
         "shots": results["n-shot"],
         "template": options.get("template", "plain"),
         "limit": options.get("prompts", job.config.harness.prompts),
+        "max_prompt_tokens": job.config.harness.max_prompt_tokens,
         "seed": job.config.seed,
     }

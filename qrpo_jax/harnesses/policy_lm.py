@@ -23,7 +23,6 @@ from qrpo_jax.sampling.stop import cut
 MOST_NEW = 256  # tokens of a completion where the task does not say, as lm_eval has it
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = (*LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p", "min_p")
-CUT = "contexts cut on the left"
 
 
 class Verbatim:

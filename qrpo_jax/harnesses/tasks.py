@@ -14,7 +14,7 @@ ALPACA_EVAL = "alpaca_eval"
 # The options stand at the end, as those of the parts of a reward.
 OPTION = re.compile(r"(.*[^\s])\s+([a-z_]+)=(\S*)", re.DOTALL)
 INSIDE = re.compile(rf"{LM_EVAL}\((.+)\)", re.DOTALL)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no full stop: the folder has files such as manifest.json
 ALL: dict[str, Key] = {"name": Text(empty=False), "prompts": Whole(0, least=0)}
 SAMPLED: dict[str, Key] = {
     "source": Text(empty=False),
@@ -89,7 +89,7 @@ def read_task(text: str) -> Task:
     options = {option: _value(text, kind, option, value) for option, value in given.items()}
     name = options.pop("name", kind)
     if not NAME.fullmatch(name):
-        raise _fault(text, "needs a name of letters and digits, such as name=sampled")
+        raise _fault(text, "needs a name of letters, digits, _ and -, such as name=sampled")
     names = tuple(word.strip() for word in inside[1].split(",") if word.strip()) if inside else ()
     return Task(name, kind, options, names)
 

@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
     "harness": stage(
         "harness",
         sections=("model", "reward", "harness"),
-        machine_keys=("harness.slots", *REWARD_PACE),
+        machine_keys=("harness.slots", "harness.alpaca_eval", *REWARD_PACE),
         outside=(RESULTS,),
         shardable=True,
         needs_data=False,

@@ -11,6 +11,9 @@ from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.report.harness_table import lines
 from qrpo_jax.stages import RESULTS
 
+# Numbers of a side in results.json that are counts of the manifest too.
+COUNTS = {"not_asked": "prompts that were too long", "contexts_cut": "contexts cut on the left"}
+
 
 def run(job: Job) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
@@ -40,12 +43,13 @@ def kind_of(job: TaskJob) -> Any:
 
 
 def counts(found: dict[str, Any]) -> dict[str, int]:
-    """Prompts that were not asked because they are too long, and records that were dropped, for the manifest."""
+    """Prompts that were not asked, contexts that were cut, and records that were dropped, for the manifest."""
     total: dict[str, int] = {}
     for name, record in found.items():
         for side in ("reference", "policy"):
-            if record.get(side, {}).get("not_asked"):
-                total[f"{name}, {side}: prompts that were too long"] = record[side]["not_asked"]
+            for count, what in COUNTS.items():
+                if record.get(side, {}).get(count):
+                    total[f"{name}, {side}: {what}"] = record[side][count]
         total |= {f"{name}: {what}": number for what, number in record.get("counts", {}).items()}
     return total
 

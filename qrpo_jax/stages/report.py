@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from qrpo_jax.data import row_files
-from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.files import write_text
 from qrpo_jax.job import accounting, results_file
@@ -67,11 +66,6 @@ def read_held_out(job: Job) -> HeldOut:
     examples = {side: {i: several[i] for i in shown} for side, several in rows.items()}
     lengths = job.folder("evaluate") / LENGTHS
     return HeldOut(rewards, places, examples, json.loads(lengths.read_text()) if lengths.exists() else {})
-
-
-def reward_S(row: Row) -> np.ndarray:
-    """The rewards of a row's completions, [S]."""
-    return np.asarray([completion.reward for completion in row.completions])
 
 
 def read_training_data(job: Job) -> TrainingData | None:

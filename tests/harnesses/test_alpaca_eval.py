@@ -89,6 +89,9 @@ def test_without_a_key_the_answers_are_written_and_the_exact_command_is_said(
     judged = run.folder("harness") / "alpaca_eval" / "policy_judged" / run.config.harness.annotator / "leaderboard.csv"
     found = alpaca_eval.read_leaderboard(judged, "stories260K-hf-policy")
     assert found["win_rate"] == (0.125, [0.1005, 0.1495]), found
+    (run.folder("harness") / "manifest.json").unlink()
+    assert pipeline.run(run_of(tmp_path, fixtures, harness__alpaca_eval="elsewhere/alpaca_eval"))
+    assert results_of(run)["alpaca_eval"]["policy"]["figures"]["win_rate"]["value"] == 0.125
 
 
 def test_with_a_key_its_figures_are_read_back_with_intervals(
@@ -122,8 +125,9 @@ def test_a_judge_that_fails_is_one_line_and_the_next_start_samples_nothing(
     assert results_of(run)["alpaca_eval"]["policy"]["figures"]["win_rate"]["value"] == 0.125
 
 
-def test_a_leaderboard_without_the_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["gpt4,50,1", "mine,fifty,1", "mine,50", "mine,50,\xff"])
+def test_a_leaderboard_without_figures_of_the_model_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "leaderboard.csv"
-    path.write_text(",win_rate,standard_error\ngpt4,50,1\n")
+    path.write_bytes(f",win_rate,standard_error\n{line}\n".encode("latin-1"))
     with pytest.raises(UserError, match="has no win_rate and standard_error of 'mine'"):
         alpaca_eval.read_leaderboard(path, "mine")

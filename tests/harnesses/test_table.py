@@ -5,6 +5,7 @@ from typing import Any
 
 from qrpo_jax.report.harness_table import lines, rows
 from qrpo_jax.report.model_card import results_tables
+from qrpo_jax.stages import harness
 
 
 def figure(value: float, low: float = math.nan, high: float = math.nan) -> dict[str, Any]:
@@ -60,3 +61,15 @@ def test_a_model_card_has_the_benchmarks_also_without_held_out_figures() -> None
     both = "\n".join(results_tables({"policy": policy, "harnesses": FOUND}, "On held-out prompts."))
     assert both.startswith("On held-out prompts.") and "policy, mean reward" in both and "humaneval" in both
     assert "Benchmarks" not in "\n".join(results_tables({"policy": policy}, "On held-out prompts."))
+
+
+def test_what_was_not_asked_or_cut_is_counted_in_the_manifest():
+    found = {
+        "gsm8k": {"reference": {"not_asked": 2}, "policy": {"not_asked": 0}, "counts": {"records dropped: empty": 1}},
+        "lm_eval": {"policy": {"contexts_cut": 3}},
+    }
+    assert harness.counts(found) == {
+        "gsm8k, reference: prompts that were too long": 2,
+        "gsm8k: records dropped: empty": 1,
+        "lm_eval, policy: contexts cut on the left": 3,
+    }

@@ -17,7 +17,8 @@ from qrpo_jax.harnesses.tasks import read_task, read_tasks
         ("humaneval temperature=warm", r"temperature='warm'; it must be"),
         ("gsm8k shots=5", r"shots='5'; allowed: 0, 8"),
         ("gsm8k shots=8 shots=0", r"has the option 'shots' twice"),
-        ("gsm8k name=../up", r"needs a name of letters and digits"),
+        ("gsm8k name=../up", r"needs a name of letters, digits"),
+        ("gsm8k name=manifest.json", r"needs a name of letters, digits"),
     ],
 )
 def test_a_text_that_is_no_task_is_refused_in_one_line(text: str, message: str) -> None:
