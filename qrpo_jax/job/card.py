@@ -109,6 +109,6 @@ def describe_evaluation(config: Any) -> str:
     evaluate = config.evaluate
     half = ", of the half that did not choose this checkpoint" if config.export.checkpoint == BEST else ""
     return (
-        f"On held-out prompts{half}, with {evaluate.completions} completions each at temperature "
+        f"On held-out prompts{half}, with {evaluate.completions * len(evaluate.seeds)} completions each at temperature "
         f"{evaluate.temperature:g}; 95 % intervals over prompts in parentheses."
     )

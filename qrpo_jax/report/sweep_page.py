@@ -70,6 +70,11 @@ def methods(found: Found) -> list[tuple[str, Mapping[str, Any]]]:
     return [(method_name(one["method"], found["columns"]), one) for one in ordered]
 
 
+def best_method(found: Found) -> tuple[str, Mapping[str, Any]]:
+    """The method whose chosen setting has the highest reward on the selection half, so that the other half reports."""
+    return max(methods(found), key=lambda one: one[1]["selection"]["mean"])
+
+
 def method_name(method: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """A method on one line; a number stands behind the name of its key.
 
@@ -89,13 +94,14 @@ def setting_name(settings: Mapping[str, Any], columns: Mapping[str, str]) -> str
 def lead(found: Found) -> str:
     """The result in a sentence."""
     if found["choice"]:
-        name, best = methods(found)[0]
+        name, best = best_method(found)
         chosen = setting_name(best["settings"], found["columns"])
-        reward = best["reporting"]["reward"]
-        text = f"Highest reward on the reporting half: {name}{f' ({chosen})' if chosen else ''} with {written(reward)}"
+        reward = written(best["reporting"]["reward"])
+        text = f"Best on the selection half: {name}{f' ({chosen})' if chosen else ''}. "
+        text += f"On the reporting half it has {reward}"
         if "reference" in best["reporting"]:
-            text += f"; the reference has {written(best['reporting']['reference'])}"
-        return f"{text}. Settings were chosen on the other half of the held-out prompts."
+            text += f", the reference {written(best['reporting']['reference'])}"
+        return f"{text}; nothing was chosen there."
     lines = [line for line in found["settings"] if "reward" in line["figures"]]
     if not lines:
         return "No point has held-out figures yet."
@@ -115,7 +121,7 @@ def tiles(found: Found) -> list[tuple[str, str, str]]:
     """Headline figures: a label, a figure, and a note."""
     if not found["choice"]:
         return []
-    name, best = methods(found)[0]
+    name, best = best_method(found)
     figures, of_best = best["reporting"], []
     if "reference" in figures:
         of_best.append(("Reference", f"{figures['reference']['mean']:.3f}", spread_note(figures["reference"])))

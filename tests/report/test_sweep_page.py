@@ -42,11 +42,20 @@ def test_methods_stand_in_the_order_of_their_reward_on_the_reporting_half(sweep)
     assert names == ["qrpo", "dpo"]
     words = words_of(plots(page)["methods"][0])
     assert words.index("qrpo") < words.index("dpo") and "Best-of-4" in words, words
-    best = order[0]["reporting"]["reward"]
-    assert (
-        f"qrpo (beta={order[0]['settings']['train.beta']:g}) with {best['mean']:.4f} ± {best['spread']:.4f}"
-        in plain(page)
-    )
+
+
+def test_the_best_method_is_chosen_on_the_selection_half_and_reported_on_the_other(sweep):
+    page, found = sweep
+    qrpo, dpo = sorted(found["choice"], key=lambda one: -one["reporting"]["reward"]["mean"])
+    best = qrpo["reporting"]["reward"]
+    said = f"qrpo (beta={qrpo['settings']['train.beta']:g}). On the reporting half it has {best['mean']:.4f}"
+    assert f"{said} ± {best['spread']:.4f}" in plain(page), sweep_page.lead(found)
+    # Where the halves disagree, the reporting half has no say.
+    other = {"choice": [qrpo, dpo | {"selection": {"mean": 0.9, "spread": None, "values": [0.9]}}]}
+    lead, tiles = sweep_page.lead(found | other), sweep_page.tiles(found | other)
+    figure = f"{dpo['reporting']['reward']['mean']:.4f}"
+    assert lead.startswith("Best on the selection half: dpo") and figure in lead, lead
+    assert [label for label, *_ in tiles][1] == "Best method: dpo", tiles
 
 
 def test_every_setting_is_in_the_table_with_its_spread(sweep):

@@ -11,6 +11,7 @@ from qrpo_jax.errors import ServerError, UserError
 from qrpo_jax.hugging_face import publish
 from qrpo_jax.hugging_face.base_card import front_matter
 from qrpo_jax.hugging_face.hub import HubModel
+from qrpo_jax.job.card import describe_evaluation
 from qrpo_jax.sweep.points import points_of
 from tests.helpers.fake_hub import FakeHub, Model, files_of
 from tests.helpers.jobs import job
@@ -121,3 +122,8 @@ def test_points_of_a_sweep_are_not_published_as_one_model():
         points_of(toy_config(grid, export__push_to_hub="me/aligned"))
     names = [{"train.beta": [beta], "export.push_to_hub": [f"me/aligned-{beta}"]} for beta in (0.1, 0.3)]
     assert len(points_of(toy_config(names))) == 2
+
+
+def test_completions_are_those_of_all_seeds_of_the_evaluation(tmp_path: Path, base: Path) -> None:
+    config = stories(tmp_path, base, evaluate__seeds=(0, 1, 2)).config
+    assert "with 6 completions each at temperature 1;" in describe_evaluation(config), describe_evaluation(config)
