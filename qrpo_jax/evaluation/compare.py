@@ -23,9 +23,9 @@ def compare(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
 
     Returns:
       For each side the figures of `own_figures`, `kl_figures` and `length_bias`, for the policy also those of
-      `figures_against`; with
-      ci95, the interval of mean_reward, intervals, that of each figure by name, prompts, completions, and
-      stored_prompts, those with stored references; and gain, with mean_reward and ci95, if there are two sides.
+      `figures_against`; with ci95, the interval of mean_reward, intervals, that of each figure by name, prompts,
+      completions, and stored_prompts, those with stored references; and gain, with mean_reward and ci95, if there are
+      two sides.
     """
     results: dict[str, Any] = {}
     for side, other in (SIDES, SIDES[::-1]):

@@ -84,7 +84,7 @@ def sentence(clause: str) -> str:
 
 
 def eyebrow(record: RunRecord) -> list[str]:
-    """What stands above the title: method, model, and when."""
+    """What stands above the title: model, source of the prompts, and when."""
     settings = record.settings
     parts = [str(settings["model.path"]) if settings.get("model.path") else "a model trained from scratch"]
     if settings.get("prompts.source"):

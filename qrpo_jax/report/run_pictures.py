@@ -87,7 +87,9 @@ def kl_picture(references: list[np.ndarray], results: dict[str, Any], curve: Lin
     else:
         line, asked = frontier(references, *BOUND), None
         caption += "The line is the optimum of identity, which no policy of the same KL exceeds in mean quantile."
-    caption += f" Rewards of the line come from {len(references[0])} reference completions a prompt."
+    counts = [len(reward_N) for reward_N in references]
+    each = " to ".join(f"{count}" for count in sorted({min(counts), max(counts)}))
+    caption += f" Rewards of the line come from {each} reference completions a prompt."
     return Picture(held_out_plots.reward_by_kl(line, results, asked, curve), caption)
 
 
