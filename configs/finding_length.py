@@ -7,6 +7,7 @@ The model of the quickstart writes expressions in a and b, and the reward is how
 a half, however long the expression is. QRPO, REBEL, DPO and SimPO, three seeds each (docs/findings.md).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,7 @@ PAIRS = {"select.units": ["best_worst"]}
 
 def share_of_b(prompt: Sequence[Any], completion: str, payload: Any) -> float:
     """The share of b among the arguments that an expression names; a half where it names none."""
-    words = completion.replace("(", " ").replace(")", " ").replace(",", " ").split()
-    named = [word for word in words if word in ("a", "b")]
+    named = re.findall(r"\b[ab]\b", completion)
     return named.count("b") / len(named) if named else 0.5
 
 

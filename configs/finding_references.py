@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.prompts.held_out = 96
     config.sample.completions = 30
     config.select.first = 8  # those of the data
+    config.select.exclude_own = False  # which are no references, so that one reference is enough
     config.sweep = {
         "prompts.source": [DATA.format(side) for side in SIDES],
         "select.reference_count": [1, 3, 10, 30],
