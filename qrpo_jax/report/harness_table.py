@@ -1,11 +1,11 @@
 """Benchmarks of stage `harness` as one table, for the terminal, the page of a run and the model card."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from qrpo_jax.evaluation.compare import SIDES
-from qrpo_jax.report.texts import number
+from qrpo_jax.report.tables import Cell, Interval, Table
+from qrpo_jax.report.tables import shown as written
 
 GAIN = "gain"
 LABELS = {
@@ -25,18 +25,23 @@ def columns(harnesses: Mapping[str, Any]) -> list[str]:
     return ["benchmark", "figure", *sides, *gains, "prompts"]
 
 
-def rows(harnesses: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def table(harnesses: Mapping[str, Any]) -> Table:
     """A line for each figure: benchmark, figure, a cell for each side, the gain where there is one, and prompts.
 
     Args:
       harnesses: the entry of results.json.
     """
-    head = columns(harnesses)
-    return [
-        (name, label(figure), *(cell(record, column, figure) for column in head[2:-1]), prompts(record, figure))
-        for name, record in harnesses.items()
-        for figure in shown(record)
-    ]
+    head, lines = columns(harnesses), list[list[Cell]]()
+    for name, record in harnesses.items():
+        for figure in shown(record):
+            cells = [cell(record, column, figure) for column in head[2:-1]]
+            lines.append([name, label(figure), *cells, prompts(record, figure)])
+    return Table(head, lines)
+
+
+def rows(harnesses: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The lines of the table as texts."""
+    return [tuple(map(written, line)) for line in table(harnesses).rows]
 
 
 def shown(record: Mapping[str, Any]) -> list[str]:
@@ -54,16 +59,14 @@ def label(figure: str) -> str:
     return LABELS.get(figure, figure.replace("pass_at_", "pass@"))
 
 
-def cell(record: Mapping[str, Any], column: str, figure: str) -> str:
+def cell(record: Mapping[str, Any], column: str, figure: str) -> Interval | None:
     """A figure with its interval, where it is there."""
     found = record.get(column, {})
     found = (found if column == GAIN else found.get("figures", {})).get(figure)
     if found is None:
-        return "–"
-    sign = column == GAIN
+        return None
     low, high = found["ci95"]
-    interval = f" ({number(low, sign)} to {number(high, sign)})" if math.isfinite(low) else ""
-    return f"{number(found['value'], sign)}{interval}"
+    return Interval(found["value"], low, high, sign=column == GAIN)
 
 
 def prompts(record: Mapping[str, Any], figure: str) -> str:
@@ -76,6 +79,6 @@ def prompts(record: Mapping[str, Any], figure: str) -> str:
 
 def lines(harnesses: Mapping[str, Any]) -> list[str]:
     """The table as lines of a terminal, with columns below each other."""
-    table = [tuple(columns(harnesses)), *rows(harnesses)]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    texts = [tuple(columns(harnesses)), *rows(harnesses)]
+    widths = [max(map(len, cells)) for cells in zip(*texts, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in texts]

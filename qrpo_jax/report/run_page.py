@@ -30,7 +30,7 @@ def tables(results: dict[str, Any], held_out: HeldOut, record: RunRecord) -> dic
     found = {"headline": headline(results, held_out.rewards)} if "policy" in results else {}
     found |= {name: table for name, table in optional.items() if table is not None}
     if harnesses := results.get("harnesses"):
-        found["benchmarks"] = Table(harness_table.columns(harnesses), harness_table.rows(harnesses))
+        found["benchmarks"] = harness_table.table(harnesses)
     return found | run_tables.run_tables(record)
 
 

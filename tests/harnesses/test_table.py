@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from qrpo_jax.report.harness_table import lines, rows
+from qrpo_jax.report.harness_table import lines, rows, table
 from qrpo_jax.report.model_card import results_tables
+from qrpo_jax.report.tables import as_csv
 from qrpo_jax.stages import harness
 
 
@@ -73,3 +74,10 @@ def test_what_was_not_asked_or_cut_is_counted_in_the_manifest():
         "gsm8k: records dropped: empty": 1,
         "lm_eval, policy: contexts cut on the left": 3,
     }
+
+
+def test_figures_and_the_ends_of_their_intervals_are_numbers_with_all_digits_in_files() -> None:
+    third = {"gsm8k": {"policy": {"prompts": 3, "figures": {"pass_at_1": figure(1 / 3, 0.0, 2 / 3)}}}}
+    head, line = as_csv(table(third)).splitlines()
+    assert head == "benchmark,figure,policy,policy low,policy high,prompts"
+    assert line == f"gsm8k,pass@1,{1 / 3!r},0.0,{2 / 3!r},3", line
