@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
         "train",
         needs=("sample",),
         sections=("model", "prompts", "pack", "log_probs", "select", "lora", "train", "watch"),
-        machine_keys=("log_probs.batch_rows", "watch.slots", *TRAIN_PACE),
+        machine_keys=("log_probs.batch_rows", "watch.slots", *TRAIN_PACE, *REWARD_PACE),
     ),
     "evaluate": stage(
         "evaluate",

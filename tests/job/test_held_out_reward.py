@@ -116,3 +116,17 @@ def test_a_selection_half_without_prompts_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(held_out_reward, "half_of", lambda row_id: "reporting")
     with pytest.raises(UserError, match="prompts.held_out is 19, none in the selection half"):
         held_out_reward.selected(job(tmp_path / "run", **SMALL), 7)
+
+
+def test_another_reward_is_another_setting_of_a_stage_that_watches(tmp_path: Path) -> None:
+    """Rows may bring their rewards, so that no stage before it has this one."""
+
+    def differ(**options: Any) -> set[str]:
+        alone = SMALL | {"stages": ("train",)} | options
+        runs = [job(tmp_path / "run", **alone | {"reward__name": name}) for name in ("length(1, 9)", "length(1, 7)")]
+        one, other = (pipeline.settings(run, "train") for run in runs)
+        return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+
+    assert differ() == {"reward.name"} and differ(watch__every=0) == set()
+    slower, faster = (pipeline.settings(job(tmp_path / "run", **SMALL, reward__workers=n), "train") for n in (1, 2))
+    assert slower == faster
