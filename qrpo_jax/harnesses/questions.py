@@ -8,6 +8,7 @@ from qrpo_jax.harnesses.exemplars import EXEMPLARS
 
 COMPLETE = "Complete this Python function. Answer with the whole function, in one block of Python code.\n\n"
 IN_A_BLOCK = "\n\nAnswer with the function in one block of Python code."
+NEXT = "Q:"  # begins a question behind solved ones; a base model goes on with questions of its own
 STEP_BY_STEP = 'Think step by step. End with "The answer is", the final number, and a full stop.'
 
 

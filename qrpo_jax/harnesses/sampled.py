@@ -160,7 +160,7 @@ def settings(job: TaskJob) -> dict[str, Any]:
     found |= {"source": config.prompts.source, "split": config.prompts.split, "seed": config.seed}
     found |= {"template": config.model.template, "max_prompt_tokens": config.prompts.max_tokens}
     if job.task.kind == GSM8K:
-        found["shots"] = int(job.task.options.get("shots", 0))
+        found |= {"shots": int(job.task.options.get("shots", 0)), "stop": list(config.evaluate.stop)}
     if config.reward.name == TESTS:
         found |= {name: config.reward[name] for name in ("block", "cpu_seconds", "memory_mb", "isolation")}
     return found

@@ -14,7 +14,8 @@ from qrpo_jax.data.text import Text
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.harnesses.data import source_of
 from qrpo_jax.harnesses.presets import PRESETS, UNGRADED
-from qrpo_jax.harnesses.tasks import Task, read_tasks
+from qrpo_jax.harnesses.questions import NEXT
+from qrpo_jax.harnesses.tasks import GSM8K, Task, read_tasks
 from qrpo_jax.job.job import Job, Shape
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.model_folders import ModelFolder
@@ -77,7 +78,8 @@ def config_of(run: Job, task: Task) -> ConfigDict:
     section, options = config[STAGE], task.options
     config.stages = (*(name for name in run.config.stages if name in ("sft", "train")), ANSWERS)
     config.evaluate.update({name: options.get(name, section[name]) for name in SAMPLING})
-    config.evaluate.update({"seeds": (0,), "checkpoints": ("last",), "stop": ()})
+    stop = (NEXT,) if task.kind == GSM8K and int(options.get("shots", 0)) else ()
+    config.evaluate.update({"seeds": (0,), "checkpoints": ("last",), "stop": stop})
     config.prompts.max_tokens = section.max_prompt_tokens
     preset = PRESETS.get(task.kind)
     # All tests of a problem count, whatever a training run of it has. Where others grade, our reward is of no account.

@@ -136,6 +136,8 @@ def test_right_numbers_pass_by_value_and_by_both_rules_of_extraction(
     assert shares["flexible_extract"] == counts[0] + counts[1], (shares, counts)
     assert shares["pass_at_1"] >= counts[0] + counts[1], (shares, counts)
     assert all((question in asked[0]) == (shots == 8) for question, _ in EXEMPLARS), asked[0]
+    # A base model goes on with questions of its own, whose numbers are no answer to this one.
+    assert record["settings"]["stop"] == (["Q:"] if shots else []), record["settings"]
     assert record["settings"]["shots"] == shots and asked[0].count("\nA:") == (9 if shots else 0), asked[0]
 
 
