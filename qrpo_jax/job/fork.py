@@ -10,6 +10,7 @@ from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import UserError
 from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import TEMPORARY, copy_file, is_complete, local_folder, whole_folder
+from qrpo_jax.job import results_file
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import SETTINGS, difference, read_manifest
 from qrpo_jax.stores.path import as_path
@@ -76,6 +77,8 @@ def take_over(job: Job, agreement: Agreement, *, linked: bool = False) -> None:
                 place = link if linked else copy
                 place(other / name, job.folder(name), job.stages[name].outside)
                 job.say(f"{name}: taken over from {other / name}")
+        if set(agreement.stages) & set(results_file.OWN):
+            results_file.write_common(job)  # the other run's may have what a stage found that is not taken over
     wait("forked")
 
 

@@ -20,9 +20,13 @@ OWN = {"evaluate": "", "harness": "harnesses"}  # stages, and the entry that eac
 
 def write_part(job: Job, stage: str, found: dict[str, Any]) -> None:
     """Writes what a stage found into its folder and into the common file."""
-    if not is_first():
-        return
-    write_json(job.folder(stage) / RESULTS, found)
+    if is_first():
+        write_json(job.folder(stage) / RESULTS, found)
+        write_common(job)
+
+
+def write_common(job: Job) -> None:
+    """Writes the common file from what the stages of this work directory have found."""
     content = (json.dumps(read(job, tuple(OWN)), indent=2, allow_nan=True) + "\n").encode()
     listed = [len(content), hashlib.sha256(content).hexdigest()]
     for other in OWN:

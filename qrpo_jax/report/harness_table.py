@@ -70,11 +70,14 @@ def cell(record: Mapping[str, Any], column: str, figure: str) -> Interval | None
 
 
 def prompts(record: Mapping[str, Any], figure: str) -> str:
-    """How many prompts a figure is of."""
+    """How many prompts a figure is of; nothing for a group of tasks, whose own rule says how it counts each."""
     side = next(side for side in reversed(SIDES) if side in record)
-    counted = record[side].get("prompts_of", {}).get(figure, record[side]["prompts"])
+    of_figures = record[side].get("prompts_of")
+    counted = record[side]["prompts"] if of_figures is None else of_figures.get(figure)
     judged = record[side].get("judged", "")
-    return f"{counted:,}" + (f"; {judged.partition(':')[0]}" if judged.startswith("not judged") else "")
+    return ("" if counted is None else f"{counted:,}") + (
+        f"; {judged.partition(':')[0]}" if judged.startswith("not judged") else ""
+    )
 
 
 def lines(harnesses: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """A fork takes over the stages whose settings agree, says so, and shares nothing that a run may change."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ from ml_collections import FrozenConfigDict
 from configs import default
 from qrpo_jax import pipeline
 from qrpo_jax.errors import UserError
-from qrpo_jax.job import fork
+from qrpo_jax.files import write_json
+from qrpo_jax.job import fork, results_file
 from qrpo_jax.job.job import Job, Shard
-from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.manifest import complete, read_manifest
 from qrpo_jax.job.stage import Stage
 from qrpo_jax.stages import STAGES
 from tests.helpers.faults import outcome
@@ -117,3 +120,22 @@ def test_what_cannot_be_forked_is_refused_and_nothing_is_written(tmp_path, other
     assert pipeline.run(toy(tmp_path / "mine", []))
     with pytest.raises(UserError, match="has stage 'first' already; --fork needs a new folder"):
         pipeline.run(toy(tmp_path / "mine", []), other)
+
+
+def test_results_of_a_stage_that_is_not_taken_over_stay_behind(tmp_path: Path) -> None:
+    """A run with benchmarks is forked by one without: its common results are those of `evaluate` alone."""
+    other, mine = (toy(tmp_path / name, []) for name in ("other", "mine"))
+    for stage, found in (("evaluate", {"policy": 1}), ("harness", {"gsm8k": 2})):
+        results_file.write_part(other, stage, found)
+        write_json(other.folder(stage) / "settings.json", {})
+        files = {path: [0, ""] for path in (f"../{results_file.RESULTS}",)}
+        complete(other.folder(stage), {"files": files})
+        results_file.write_part(other, stage, found)
+    assert json.loads((other.workdir / "results.json").read_text()) == {"policy": 1, "harnesses": {"gsm8k": 2}}
+    fork.take_over(mine, fork.Agreement(other.workdir, ["evaluate"], ""), linked=True)
+    content = (mine.workdir / "results.json").read_bytes()
+    assert json.loads(content) == {"policy": 1}
+    for job, written in ((mine, content), (other, (other.workdir / "results.json").read_bytes())):
+        manifest = read_manifest(job.folder("evaluate"))
+        assert manifest is not None
+        assert manifest["files"]["../results.json"] == [len(written), hashlib.sha256(written).hexdigest()]
