@@ -160,7 +160,6 @@ def test_results_json_has_both_stages_and_is_made_again_where_it_is_damaged(
         ("mbpp source={questions}", r"harness task 'mbpp': .*'prompt'"),
         ("gsm8k source={questions} max_new_tokens=900", r"harness.max_prompt_tokens \+ harness.max_new_tokens is 1300"),
         ("gsm8k source={questions} shots=8", r"harness.max_prompt_tokens is 400; all prompts are longer, the shortest"),
-        ("alpaca_eval source=hf:tatsu-lab/alpaca_eval/none.json", r"cannot be downloaded|not installed"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(

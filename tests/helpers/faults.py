@@ -48,8 +48,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """What a run made: all files but its journals, which say when, and the pace of units, which says how long."""
-    times = ("journal-*", "pace/*")
+    """What a run made: all files but journals and starts, which say when, and the pace of units: how long."""
+    times = ("journal-*", "pace/*", "starts/*")
     return {name: data for name, data in content(folder).items() if not any(map(Path(name).match, times))}
 
 
@@ -63,6 +63,9 @@ def restored(folder: Path) -> Iterator[dict[str, bytes]]:
         for name in content(folder):
             if name not in files:
                 (folder / name).unlink()
+        for path in sorted(folder.rglob("*"), reverse=True):  # a folder behind those in it
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
         for name, data in files.items():
             path = folder / name
             if not path.is_file() or path.read_bytes() != data:

@@ -55,7 +55,9 @@ def test_the_status_is_that_of_the_process_that_failed(tmp_path: Path, status: i
     assert process.returncode == status
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_signals_reach_every_process_and_are_waited_for(tmp_path: Path, number: int, status: int) -> None:
     save = f"trap 'sleep 0.5; touch {tmp_path}/saved-$process; exit 75' TERM; touch {tmp_path}/up-$process; "
     process = start(tmp_path, save + "for ((i = 0; i < 300; i++)); do sleep 0.1; done")

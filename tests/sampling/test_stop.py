@@ -91,7 +91,8 @@ def test_pieces_of_tokens_are_the_bytes_of_their_text(kind):
     assert whole > 20, (kind, whole)
 
 
-@pytest.mark.parametrize("slots", [pytest.param(0, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [0, 5])
 def test_a_run_with_stop_strings_has_the_beginnings_of_one_without(tmp_path, slots):
     """The same draws, up to the token with which a text has a stop string; its text ends before that."""
     options = dict(stages=("sft", "sample"), sft__examples=64, prompts__count=29, prompts__unit=13, sample__slots=slots)

@@ -76,7 +76,7 @@ def test_keys_on_which_no_stage_depends_share_everything(tmp_path):
     assert ran(tmp_path) == {"first": 1, "second": 1, "third": 1} and states(tmp_path / "run") == ["complete"] * 2
 
 
-@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_shards_one_after_the_other_make_what_one_process_makes(tmp_path, whole, parts):
     for index in range(parts):
         done = sweep.run(toy_sweep(tmp_path / "run", shard=(index, parts)))
@@ -109,6 +109,7 @@ def test_shards_at_the_same_time_run_shared_stages_once(tmp_path, whole):
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_sweep_ends_like_an_undisturbed_one(tmp_path, whole):
     rng, kills, wanted = random.Random(5), 0, outcome(whole)
     hit = []
