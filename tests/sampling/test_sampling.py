@@ -111,16 +111,18 @@ def test_a_prompts_samples_do_not_depend_on_its_batch_or_padding(samples):
     np.testing.assert_allclose(other.log_probs_Pxn, samples.log_probs_Pxn[order], rtol=1e-5)
 
 
+@pytest.mark.parametrize("prefill_tokens", [0, 4], ids=["whole", "pieces"])
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 2, 4)])
-def test_devices_do_not_change_what_is_drawn(samples, sizes):
-    """Of four prompts, the last one empty, so that a mesh can split them."""
+def test_devices_do_not_change_what_is_drawn(samples, sizes, prefill_tokens):
+    """Of four prompts, the last one empty, so that a mesh can split them; `context` splits each piece of a prompt."""
     mesh = make_mesh(*sizes)
     prompts, lengths = np.pad(PROMPTS, ((0, 1), (0, 0))), np.pad(LENGTHS, (0, 1))
     keys = jax.random.wrap_key_data(jax.random.key_data(KEYS)[np.asarray([0, 1, 2, 0])])
     shardings = parameter_shardings(mesh, decoder.logical_axes(tiny.SETTINGS), tiny.parameters())
     parameters = jax.device_put(tiny.parameters(), shardings)
     rows = place((prompts, lengths), row_sharding(mesh))
-    other = jax.device_get(compiled(compute=Compute(mesh=mesh))(parameters, *rows, keys))
+    sample = compiled(compute=Compute(mesh=mesh), prefill_tokens=prefill_tokens)
+    other = jax.device_get(sample(parameters, *rows, keys))
     np.testing.assert_array_equal(other.tokens_PxnxT[:3], samples.tokens_PxnxT)
     np.testing.assert_allclose(other.log_probs_Pxn[:3], samples.log_probs_Pxn, rtol=1e-5)
 
@@ -200,20 +202,6 @@ def test_completions_longer_than_a_block_of_the_ring_have_the_scored_log_probs(m
     assert long.lengths_Pxn.max() == 29 and len(np.unique(long.lengths_Pxn)) > 3, long.lengths_Pxn
     scored = np.asarray(scorer(1.5)(tiny.parameters(), *laid_out(long))).sum(1)
     np.testing.assert_allclose(long.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=3e-5)
-
-
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 2, 4)])
-def test_devices_read_prompts_in_pieces(samples, sizes):
-    """Where `context` splits rows, it splits each piece."""
-    mesh = make_mesh(*sizes)
-    prompts, lengths = np.pad(PROMPTS, ((0, 1), (0, 0))), np.pad(LENGTHS, (0, 1))
-    keys = jax.random.wrap_key_data(jax.random.key_data(KEYS)[np.asarray([0, 1, 2, 0])])
-    shardings = parameter_shardings(mesh, decoder.logical_axes(tiny.SETTINGS), tiny.parameters())
-    rows = place((prompts, lengths), row_sharding(mesh))
-    sample = compiled(compute=Compute(mesh=mesh), prefill_tokens=4)
-    got = jax.device_get(sample(jax.device_put(tiny.parameters(), shardings), *rows, keys))
-    np.testing.assert_array_equal(got.tokens_PxnxT[:3], samples.tokens_PxnxT)
-    np.testing.assert_allclose(got.log_probs_Pxn[:3], samples.log_probs_Pxn, rtol=1e-5)
 
 
 def test_pieces_behind_the_longest_prompt_are_not_read():
