@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from qrpo_jax.data.per_completion import PerCompletion
+from qrpo_jax.data.per_token import PerToken
 from qrpo_jax.model.layout import Layout
 
 Array = Any  # on the host NumPy, perhaps of some of the rows; jax on the mesh, of all of them
@@ -22,6 +23,7 @@ class Batch(NamedTuple):
     present_BxS: Array  # bool, slots in use
     example_BxS: Array  # int32, index in the loader's table, -1 for an empty slot
     completions_BxS: PerCompletion
+    per_token_BxL: PerToken | None = None  # for objectives of tokens; other batches have none
 
     def with_numbers(self, **changes: Array) -> "Batch":
         """The batch with other values for fields of `PerCompletion`, [B, S] each."""

@@ -29,6 +29,7 @@ class LogProbs(NamedTuple):
     completion: Array  # [..., S], summed over tokens
     token: Array  # [..., L], of the token after each position; 0 where nothing is predicted
     segment: Array  # [..., L], int32: 1 + the slot of the position's completion, 0 for prompts and padding
+    value: Array | None = None  # [..., L], float32, of the value head before each token; None without one
 
 
 class Length(NamedTuple):
