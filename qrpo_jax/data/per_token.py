@@ -1,4 +1,4 @@
-"""Numbers of the tokens of completions, for objectives that look at tokens: they exist where the policy samples itself."""
+"""Numbers of the tokens of completions, for objectives of tokens: known where the policy samples itself."""
 
 from typing import Any, NamedTuple
 
