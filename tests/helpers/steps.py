@@ -6,14 +6,17 @@ import jax
 import numpy as np
 
 from qrpo_jax import losses, transforms
+from qrpo_jax.data.batch import Batch
+from qrpo_jax.data.per_token import PerToken
 from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
+from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
 from qrpo_jax.training.step import LogProbSettings, Prediction, make_step
-from tests.helpers import tiny
+from tests.helpers import tiny, token_cases
 
 BETA = 0.3
 OPTIMIZATION = Optimization(
@@ -24,11 +27,25 @@ OPTIONS = {
     "qrpo": {"beta": BETA, "transform": "identity", "loss": "mse"},
     "dpo": {"beta": BETA},
     "sft": {},
+    **token_cases.OPTIONS,
 }
 # Eight rows of up to four completions, of uneven number, length and weight; two rows are empty.
 TABLE = tiny.examples(14, pairs=True)
 TABLE = tiny.with_numbers(TABLE, weight=np.asarray([1, 1, 3, 3, 2, 2, 1, 1, 5, 5, 0, 0, 1, 1], np.float32))
 BATCH = tiny.batch(TABLE, row_multiple=8)
+
+
+def with_tokens(batch: Batch, seed: int = 0) -> Batch:
+    """The batch as a policy close to the tiny one has sampled it; the advantages of a completion's tokens are equal."""
+    rng = np.random.default_rng(seed)
+    segments_BxL = batch.layout.segments_BxL
+    here, noise = segments_BxL > 0, rng.normal(size=(4, *segments_BxL.shape))
+    old_BxL = np.asarray(row_log_probs(tiny.GRAPH, tiny.parameters(), *batch[:3])) + 0.3 * noise[0]
+    advantage_BxS = rng.normal(size=batch.present_BxS.shape)
+    advantage_BxL = np.take_along_axis(advantage_BxS, np.maximum(segments_BxL - 1, 0), 1)
+    correction_BxL = np.minimum(np.exp(0.1 * noise[2]), 1.1)
+    numbers = (old_BxL, old_BxL + 0.5 * noise[1], correction_BxL, advantage_BxL, noise[3], 2 * noise[3])
+    return batch._replace(per_token_BxL=PerToken(*(np.where(here, x, 0).astype(np.float32) for x in numbers)))
 
 
 def target(batch):

@@ -114,9 +114,9 @@ def by_hand(case: TokenCase, name: str, options: dict[str, Any], token: Any = No
         return -min(ratio * advantage, inner * advantage)
 
     numerator, denominator = 0.0, 0.0
-    for b in range(B):
-        for s in range(S):
-            places = [l for l in range(L) if case.segment[b, l] == s + 1]
+    for b, row in enumerate(case.segment):
+        for s in range(case.length.shape[1]):
+            places = [l for l, segment in enumerate(row) if segment == s + 1]
             if not places:
                 continue
             terms = []
