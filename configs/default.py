@@ -254,6 +254,8 @@ def get_config() -> ConfigDict:
     config.lora.targets = Text(".*_proj", empty=False)
 
     config.train = optimization(learning_rate=1e-6)
+    # stored: rows of the stages before, or of a data set. on_policy: the policy samples as it trains (section rollout).
+    config.train.data = Choice("stored", "on_policy")
     # prompts: each epoch shuffles prompts, and completions of one prompt are in one batch, where they share it. That
     # makes a step cheaper, and the samples of a batch less independent. units: shuffles completions (or pairs) alone.
     config.train.shuffle = Choice("prompts", "units")
@@ -280,6 +282,27 @@ def get_config() -> ConfigDict:
     # the stage out of config.stages; a step takes one more forward pass)
     config.train.reference_log_probs = Choice("stored", "on_the_fly")
     config.train.gamma_beta_ratio = Number(0.5)  # SimPO's margin over beta
+
+    # With train.data = "on_policy": what the policy samples in each iteration (docs/on_policy.md).
+    config.rollout = Config()
+    config.rollout.iterations = Whole(100, least=1)  # each samples, scores and makes steps on what it sampled
+    config.rollout.prompts = Whole(64, least=1)  # of an iteration
+    config.rollout.completions = Whole(8, least=1)  # a prompt: its group
+    config.rollout.max_new_tokens = Whole(64, least=1)  # longest completion
+    config.rollout.temperature = Number(1.0, above=0)  # that of log_probs.temperature
+    config.rollout.top_k = Whole(0, least=0)  # as in sample; log-probs are those of the whole distribution
+    config.rollout.top_p = Number(1.0, above=0, most=1)  # as in sample
+    config.rollout.min_p = Number(0.0, least=0, most=1)  # as in sample
+    config.rollout.stop = Several((), of=Text(empty=False, lines=True))  # as in sample
+    config.rollout.slots = Whole(0, least=0)  # as in sample
+    config.rollout.order = Choice("shuffled", "source")  # of prompts; source: as they are listed, a curriculum
+    # Of QRPO: among the rewards of the reference policy's stored completions of a prompt, or among those of its group.
+    config.rollout.quantiles = Choice("reference", "group")
+    # Times that prompts whose completions all have the same reward are replaced by further ones (dynamic sampling).
+    config.rollout.refill = Whole(0, least=0)
+    # Sample for the next iteration before the steps of this one, and score it on the CPU during these steps. Its policy
+    # is then older by that many steps.
+    config.rollout.ahead = Switch(False)
 
     # Held-out prompts that stage train samples and scores as it goes, for the metrics, from the selection half.
     config.watch = Config()

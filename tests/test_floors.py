@@ -39,7 +39,7 @@ FLOORS = (
     ("report",),
     ("config",),
     ("job",),
-    ("harnesses",),
+    ("harnesses", "on_policy"),
     ("stages",),
     ("pipeline",),
     ("sweep",),

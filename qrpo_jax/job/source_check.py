@@ -41,6 +41,11 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
         )
 
 
+def is_on_policy(config: Any) -> bool:
+    """Whether stage `train` samples its own data."""
+    return bool(config.train.data == "on_policy")
+
+
 def sampled_completions(config: Any) -> int:
     """How many completions of a prompt the stages of a config sample from the reference policy."""
     return config.sample.completions if "sample" in config.stages else 0

@@ -21,7 +21,7 @@ from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.held_out_reward import check_watch, open_watch
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
-from qrpo_jax.job.source_check import sampled_completions
+from qrpo_jax.job.source_check import is_on_policy, sampled_completions
 from qrpo_jax.job.stage_rows import rows_in_blocks
 from qrpo_jax.job.trainer import Training, planned_feed, train
 from qrpo_jax.job.training_options import (
@@ -35,10 +35,15 @@ from qrpo_jax.job.training_options import (
     prediction,
 )
 from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.on_policy.checks import check_on_policy
+from qrpo_jax.on_policy.run import train_on_policy
 from qrpo_jax.report import forecast
 
 
 def run(job: Job) -> dict[str, Any]:
+    if is_on_policy(job.config):
+        with open_watch(job) as watch:
+            return train_on_policy(job, make_training(job)._replace(watch=watch))
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
     examples, held_out = parted_examples(job, read_examples(job, transform))
@@ -169,6 +174,9 @@ def warn_of_temperature(job: Job) -> None:
 
 
 def check(job: Job) -> None:
-    check_training(job)
-    check_units(job, "train", make_view(job))
+    if is_on_policy(job.config):
+        check_on_policy(job)
+    else:
+        check_training(job)
+        check_units(job, "train", make_view(job))
     check_watch(job)
