@@ -36,16 +36,9 @@ class RolloutBatches(NamedTuple):
 
 
 def make_batches(job: Job, rollout: Rollout, iteration: int, shape: RowShape) -> RolloutBatches:
-    """Packs what an iteration learns from.
-
-    Raises:
-      UserError: nothing of it can be trained on.
-    """
+    """Packs what an iteration learns from."""
     config = job.config.train
     examples = rank(job, rollout)
-    if not len(examples.sizes_U):
-        counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
-        raise UserError(f"iteration {iteration} has nothing to train on ({counts}); look at its rows in train/rollouts")
     units, passes = examples.packing_units(), steps_per_pass(job)
     seed = int(np.random.SeedSequence([job.config.seed, iteration]).generate_state(1)[0])
     size = -(-len(units) // passes)
@@ -69,7 +62,11 @@ def make_batches(job: Job, rollout: Rollout, iteration: int, shape: RowShape) ->
 
 
 def rank(job: Job, rollout: Rollout) -> Examples:
-    """The completions of a rollout, ranked if the objective wants that."""
+    """The completions of a rollout, ranked if the objective wants that.
+
+    Raises:
+      UserError: nothing of it can be trained on.
+    """
     config, ranked, rows = job.config.train, chosen_objective(job).ranked, rollout.rows
     by_group = ranks_by_group(job)
     if by_group:
@@ -81,13 +78,17 @@ def rank(job: Job, rollout: Rollout) -> Examples:
         ]
     transform = transforms.parse(config.transform) if ranked else transforms.identity
     with located(**KEYS, references="rollout.completions" if by_group else "sample.completions"):
-        return select(
+        examples = select(
             tokenize(rows, job.text, vocab_size=job.shape.settings.vocab_size),
             make_view(job),
             transform,
             beta=(lambda length_C: make_length(job).beta(config.beta, length_C)) if ranked else None,
             need_references=ranked,
         )
+    if not len(examples.sizes_U):
+        counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
+        raise UserError(f"an iteration has nothing to train on: {counts} (config.rollout, config.pack, config.select)")
+    return examples
 
 
 def ranks_by_group(job: Job) -> bool:

@@ -89,6 +89,11 @@ class Roller:
         return Drawn(rows, counts, place + prompts)
 
     @property
+    def prompts(self) -> int:
+        """Of an iteration."""
+        return int(self._job.config.rollout.prompts)
+
+    @property
     def scores_together(self) -> bool:
         """Whether all processes must score together, on the devices: with a reward model."""
         return self._reward.collective
@@ -122,7 +127,7 @@ class Roller:
     def roll(self, parameters: Parameters, place: int, facts: dict[str, Any]) -> Rollout:
         """The rollout of an iteration from `place` on; groups without signal make room for others, if asked to."""
         section = self._job.config.rollout
-        drawn = self.draw(parameters, place, section.prompts)
+        drawn = self.draw(parameters, place, self.prompts)
         rows, counts = self.score(drawn)
         if section.refill:
             rows, counts, drawn = self._refilled(parameters, rows, counts, drawn)
@@ -146,14 +151,14 @@ class Roller:
         section = self._job.config.rollout
         useful, others = split(rows, has_signal)
         for _ in range(section.refill):
-            missing = section.prompts - len(useful)
+            missing = self.prompts - len(useful)
             if missing <= 0:
                 break
             drawn = self.draw(parameters, drawn.next_place, missing)
             more, more_counts = self.score(drawn)
             found, without = split(more, has_signal)
             useful, others, counts = useful + found, others + without, add_counts([counts, more_counts])
-        left = max(0, section.prompts - len(useful))
+        left = max(0, self.prompts - len(useful))
         return useful + others[:left], counts | {"groups replaced: no signal": len(others) - len(others[:left])}, drawn
 
     def policy(self, parameters: Parameters) -> Parameters:

@@ -4,12 +4,14 @@ A step compiles once, so every batch has the same rows, however long its complet
 that stay empty cost nothing (`make_step`), so there are rows enough for the longest ones.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.batch_order import batch_order
+from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.packing_units import Units
 from qrpo_jax.data.row_planner import Planner
 from qrpo_jax.data.views import VIEWS
@@ -60,13 +62,11 @@ def longest_completion(job: Job) -> int:
     return min(job.config.pack.max_tokens, prompts.max_tokens + rollout.max_new_tokens)
 
 
-def choose_shape(job: Job, prompt_lengths: np.ndarray) -> RowShape:
+def choose_shape(job: Job, first: Callable[[], Examples]) -> RowShape:
     """The shape of the run's batches; what is chosen is kept in the stage's folder, as in `packing.make_plan`.
 
-    Rows are chosen for completions whose lengths are spread evenly up to the limit.
-
     Args:
-      prompt_lengths: tokens of some prompts.
+      first: makes the completions of the first iteration, for whose lengths rows are chosen.
 
     Raises:
       UserError: rows of `pack.row_tokens` cannot hold the longest unit.
@@ -75,39 +75,31 @@ def choose_shape(job: Job, prompt_lengths: np.ndarray) -> RowShape:
     pack, microbatches = config.pack, config.train.microbatches
     size = 1 if VIEWS[config.select.units].pairing is None else 2
     least = size * longest_completion(job)
-    if pack.row_tokens and pack.row_tokens < least:
-        raise refuse("pack.row_tokens", f"{pack.row_tokens}; completions of up to {least} tokens need as many")
+    if 0 < pack.row_tokens < least:
+        raise refuse("pack.row_tokens", f"{pack.row_tokens}; a row must hold the longest unit, {least} tokens")
     chosen = read_choice(job, STAGE)
     if chosen is None:
-        planner = _planner(job, prompt_lengths, size)
+        planner = _planner(job, first().packing_units(), size)
         chosen = planner.evaluate(pack.row_tokens) if pack.row_tokens else planner.choose()
         keep_choice(job, STAGE, chosen)
-    batch_completions = size * min(config.train.batch_size, config.rollout.prompts * units_per_prompt(job))
-    slots = pack.slots or round_up(min(batch_completions, max(LEAST_SLOTS, chosen.row_tokens // SLOT_TOKENS)), 2)
-    # First fit leaves at most one row half empty, by tokens or by slots, and a row can hold any unit.
-    needed = 2 * -(-batch_completions * longest_completion(job) // chosen.row_tokens) + -(-batch_completions // slots)
-    needed = min(batch_completions // size, needed + 1)
+    completions = size * min(config.train.batch_size, config.rollout.prompts * units_per_prompt(job))
+    slots = pack.slots or round_up(min(completions, max(LEAST_SLOTS, chosen.row_tokens // SLOT_TOKENS)), 2)
+    # First fit leaves at most one row half empty, by tokens or by slots, and each row can hold any unit.
+    needed = 2 * -(-completions * longest_completion(job) // chosen.row_tokens) + -(-completions // slots) + 1
     devices = axis_size(job.mesh, "rows")
-    if microbatches:
-        return RowShape(chosen.row_tokens, slots, round_up(needed, devices * microbatches), microbatches)
-    part = devices * chosen.part_rows
-    return RowShape(chosen.row_tokens, slots, round_up(needed, part), round_up(needed, part) // part)
+    part = devices * (-(-needed // (devices * microbatches)) if microbatches else chosen.part_rows)
+    rows = round_up(needed, part * microbatches if microbatches else part)
+    return RowShape(chosen.row_tokens, slots, rows, microbatches or rows // part)
 
 
-def _planner(job: Job, prompt_lengths: np.ndarray, size: int) -> Planner:
-    """A planner of the first iteration, as far as it is known."""
-    config = job.config
-    prompts = min(len(prompt_lengths), config.rollout.prompts)
-    each = units_per_prompt(job)
-    lengths_U = np.linspace(1, config.rollout.max_new_tokens, prompts * each).round().astype(np.int32)
-    lengths_U = np.random.default_rng(config.seed).permutation(lengths_U)
-    longest = longest_completion(job)
-    shared_U = np.repeat(prompt_lengths[:prompts] - 1, each).clip(0, longest - 1)
-    lengths_U = np.minimum(lengths_U, longest - shared_U)
-    # Behind them the longest unit that may occur: rows must hold it.
-    shared_U, lengths_U = np.append(shared_U, 0), np.append(lengths_U, longest)
-    prompt_U = np.append(np.repeat(np.arange(prompts), each), prompts)
-    known = Units(np.full(len(shared_U), size, np.int8), *(np.repeat(x, size) for x in (prompt_U, shared_U, lengths_U)))
-    whole = Units(known.sizes_U[:-1], *(x[:-size] for x in (known.prompts_C, known.shared_C, known.length_C)))
-    orders = batch_order(whole, config.train.batch_size, 1, config.seed, config.train.shuffle)
+def _planner(job: Job, units: Units, size: int) -> Planner:
+    """A planner of the first iteration. Behind its units it knows the longest one that may occur: rows must hold it."""
+    config, longest = job.config, longest_completion(job)
+    orders = batch_order(units, config.train.batch_size, 1, config.seed, config.train.shuffle)
+    known = Units(
+        np.append(units.sizes_U, np.int8(size)),
+        np.append(units.prompts_C, np.full(size, units.prompts_C.max() + 1)),
+        np.append(units.shared_C, np.zeros(size, int)),
+        np.append(units.length_C, np.full(size, longest)),
+    )
     return make_planner(job, job.mesh, known, orders, microbatches=config.train.microbatches, stage=STAGE)
