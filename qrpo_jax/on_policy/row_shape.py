@@ -48,7 +48,9 @@ def units_per_prompt(job: Job) -> int:
     select, completions = job.config.select, job.config.rollout.completions
     taken = min(select.first or completions, completions)
     pairing = VIEWS[select.units].pairing
-    return {None: taken, "extremes": 1, "disjoint": taken // 2, "all": taken * (taken - 1) // 2}[pairing]
+    return {None: taken, "extremes": min(1, taken // 2), "disjoint": taken // 2, "all": taken * (taken - 1) // 2}[
+        pairing
+    ]
 
 
 def steps_per_pass(job: Job) -> int:
