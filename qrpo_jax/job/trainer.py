@@ -11,8 +11,7 @@ import optax
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
-from qrpo_jax.data.loader import batches
-from qrpo_jax.data.packing import Plan
+from qrpo_jax.data.loader import Batches, batches
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import own_rows
 from qrpo_jax.devices.peaks import peak_bytes
@@ -42,11 +41,30 @@ from qrpo_jax.training.step_watch import StepWatch
 from qrpo_jax.training.time_sheet import TimeSheet
 
 
-class Training(NamedTuple):
-    """The inputs of a training run.
+class Feed(NamedTuple):
+    """Where the batches of a training run come from.
 
     Attributes:
-      examples: completions to train on.
+      batches: host batches, in each process the `own_rows` of its devices.
+      steps: of the whole run.
+      microbatches: of each batch.
+      name: of an example that `Batch.example_BxS` points at, for messages.
+      facts: for the manifest, when all steps are made.
+      producer: makes batches from the parameters, see `fit`; None where all data are there before.
+    """
+
+    batches: Batches
+    steps: int
+    microbatches: int
+    name: Callable[[int], str]
+    facts: Callable[[], dict[str, Any]]
+    producer: Visitor | None = None
+
+
+class Training(NamedTuple):
+    """The inputs of a training run, without its data.
+
+    Attributes:
       objective: the loss.
       log_prob_settings: how log-probs are computed.
       start: returns the policy's parameters before the first update; with `frozen`, the adapters.
@@ -60,7 +78,6 @@ class Training(NamedTuple):
         saved parameters and what `watch` sees do not.
     """
 
-    examples: Examples
     objective: LossFunction
     log_prob_settings: LogProbSettings
     start: Callable[[], Parameters]
@@ -73,8 +90,25 @@ class Training(NamedTuple):
     value_head: bool = False
 
 
-def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
-    """Trains to the end of the plan, writes parameters to the stage's folder and returns the stage's manifest.
+def planned_feed(job: Job, stage: str, examples: Examples) -> Feed:
+    """The batches of examples that are all there before the first step, packed by one plan."""
+    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
+    job.say(f"{stage}: {counts}")
+    plan = make_plan(job, stage, examples)
+    facts = {
+        "counts": examples.counts,
+        "padding": plan.padding,
+        "rows": plan.rows,
+        "row_tokens": plan.row_tokens,
+        "tokens": plan.tokens,
+        "separate_tokens": plan.separate_tokens,
+    }
+    own = batches(examples, plan, own_rows(job.mesh, plan.rows))
+    return Feed(own, plan.steps, plan.microbatches, examples.name, lambda: facts)
+
+
+def train(job: Job, stage: str, training: Training, feed: Feed) -> dict[str, Any]:
+    """Trains to the end of the feed, writes parameters to the stage's folder and returns the stage's manifest.
 
     examples → plan → batches ─┐
     objective, optimizer → step ├→ fit → parameters
@@ -83,40 +117,29 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     Args:
       stage: also the name of the config section with the options of the training.
     """
-    examples, folder = training.examples, job.folder(stage)
-    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
-    job.say(f"{stage}: {counts}")
-    plan = make_plan(job, stage, examples)
-    describe(job, stage, plan, training)
-    optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
+    folder = job.folder(stage)
+    describe(job, stage, feed.steps, training)
+    optimizer, schedule = configured_optimizer(job.config, stage, feed.steps)
     times = TimeSheet(folder if is_first() else None)
     with (
         located(**memory_keys(stage)),
-        open_books(job, stage, training, plan.steps, schedule, times) as (checkpoints, logbook),
+        open_books(job, stage, training, feed, schedule, times) as (checkpoints, logbook),
     ):
         parameters = fit(
-            policy_step(job, training, optimizer, plan.microbatches),
+            policy_step(job, training, optimizer, feed.microbatches),
             trainable(job, training, optimizer),
-            batches(examples, plan, own_rows(job.mesh, plan.rows)),
-            steps=plan.steps,
+            feed.batches,
+            steps=feed.steps,
             checkpoints=checkpoints,
             logbook=logbook,
             times=times,
             profile=parse_profile(job.config.log.profile if is_first() else "", folder),
             frozen=training.frozen,
-            visitors=visitors(job, stage, training, plan.steps),
+            visitors=visitors(job, stage, training, feed.steps),
+            producer=feed.producer,
         )
     save_parameters(folder / "parameters", value_head.split(parameters)[0])
-    return {
-        "steps": plan.steps,
-        "counts": examples.counts,
-        "padding": plan.padding,
-        "rows": plan.rows,
-        "row_tokens": plan.row_tokens,
-        "tokens": plan.tokens,
-        "separate_tokens": plan.separate_tokens,
-        "last": last_metrics(folder),
-    }
+    return {"steps": feed.steps, **feed.facts(), "last": last_metrics(folder)}
 
 
 def visitors(job: Job, stage: str, training: Training, steps: int) -> list[Visitor]:
@@ -192,7 +215,7 @@ def trainable(job: Job, training: Training, optimizer: optax.GradientTransformat
 
 @contextmanager
 def open_books(
-    job: Job, stage: str, training: Training, steps: int, schedule: optax.Schedule, times: TimeSheet
+    job: Job, stage: str, training: Training, feed: Feed, schedule: optax.Schedule, times: TimeSheet
 ) -> Iterator[tuple[Checkpoints, Logbook]]:
     """Checkpoints and logbook in the stage's folder; closed at the end, also after an error."""
     section, log, folder = job.config[stage], job.config.log, job.folder(stage)
@@ -204,9 +227,9 @@ def open_books(
         Logbook(
             writer,
             checkpoints,
-            steps=steps,
+            steps=feed.steps,
             every=section.log_every,
-            name=training.examples.name,
+            name=feed.name,
             schedule=schedule,
             title=stage,
             watch=watch,
@@ -244,7 +267,7 @@ def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.Gra
         return make_optimizer(options, steps)
 
 
-def describe(job: Job, stage: str, plan: Plan, training: Training) -> None:
+def describe(job: Job, stage: str, steps: int, training: Training) -> None:
     """Prints the sizes of model and run."""
     size = f"{parameter_count(job.shape.settings):,} parameters"
     if (lora := adapters(job, training)) is not None:
@@ -253,7 +276,7 @@ def describe(job: Job, stage: str, plan: Plan, training: Training) -> None:
     if training.value_head:
         size += f", and a value head of {job.shape.settings.d_model + 1:,}"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    job.say(f"{stage}: {size}, {plan.steps} steps on {devices}")
+    job.say(f"{stage}: {size}, {steps} steps on {devices}")
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

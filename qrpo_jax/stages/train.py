@@ -23,7 +23,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.source_check import sampled_completions
 from qrpo_jax.job.stage_rows import rows_in_blocks
-from qrpo_jax.job.trainer import Training, train
+from qrpo_jax.job.trainer import Training, planned_feed, train
 from qrpo_jax.job.training_options import (
     KEYS,
     calibrated_target,
@@ -46,7 +46,8 @@ def run(job: Job) -> dict[str, Any]:
     warn_of_temperature(job)
     facts = {"forecast": figures, "comparisons": tied_shares(examples.corpus)}
     with open_watch(job) as watch:
-        result = train(job, "train", make_training(job, examples)._replace(held_out=held_out, watch=watch)) | facts
+        training = make_training(job)._replace(held_out=held_out, watch=watch)
+        result = train(job, "train", training, planned_feed(job, "train", examples)) | facts
     discard_corpus(job, "train")
     return result
 
@@ -66,8 +67,8 @@ def parted_examples(job: Job, examples: Examples) -> tuple[Examples, Examples | 
     return parts.trained, parts.held_out
 
 
-def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
-    """The training of the policy on these examples, as the config describes it.
+def make_training(job: Job, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
+    """The training of the policy as the config describes it.
 
     Args:
       reference: makes the parameters of the reference policy; by default `job.reference_parameters`.
@@ -102,7 +103,6 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         )
 
     return Training(
-        examples,
         configured_objective(job),
         job.log_prob_settings(job.mesh, backward=True),
         start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: reference(job.mesh)),

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data.examples import Examples
-from qrpo_jax.data.loader import batches
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.packing import make_plan
-from qrpo_jax.job.trainer import Training, configured_optimizer, make_checkpoints, train, trainable
+from qrpo_jax.job.trainer import Training, configured_optimizer, make_checkpoints, planned_feed, train, trainable
 from qrpo_jax.model import lora, value_head
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.stages.export import merged_parameters
@@ -51,7 +49,6 @@ def examples(run: Job, count: int = 23, seed: int = 0) -> Examples:
 def training(run: Job, objective: Any = actor_critic, **changes: Any) -> Training:
     adapted = run.shape.lora is not None
     return Training(
-        examples(run),
         objective,
         run.log_prob_settings(run.mesh, backward=True),
         start=lambda: run.fresh_adapters(run.mesh) if adapted else run.fresh_parameters(run.mesh),
@@ -61,12 +58,16 @@ def training(run: Job, objective: Any = actor_critic, **changes: Any) -> Trainin
     )._replace(**changes)
 
 
+def run_to_end(run: Job, what: Training) -> None:
+    train(run, "train", what, planned_feed(run, "train", examples(run)))
+
+
 def last_state(run: Job, what: Training) -> State:
     """What the last checkpoint holds."""
-    plan = make_plan(run, "train", what.examples)
-    optimizer, _ = configured_optimizer(run.config, "train", plan.steps)
+    feed = planned_feed(run, "train", examples(run))
+    optimizer, _ = configured_optimizer(run.config, "train", feed.steps)
     with make_checkpoints(run, "train") as checkpoints:
-        found = checkpoints.restore(trainable(run, what, optimizer).abstract(), batches(what.examples, plan))
+        found = checkpoints.restore(trainable(run, what, optimizer).abstract(), feed.batches)
     assert found is not None
     return found.state
 
@@ -80,7 +81,7 @@ def exported(run: Job, folder: Path, parameters: Any) -> dict[str, bytes]:
 def finished(place: Path, adapted: bool) -> tuple[Job, Training, State]:
     run = job(place / f"run {adapted}", **SMALL, **(ADAPTED if adapted else {}))
     what = training(run)
-    train(run, "train", what)
+    run_to_end(run, what)
     return run, what, last_state(run, what)
 
 
@@ -93,7 +94,7 @@ def test_the_values_of_a_constant_reward_are_learned(place: Path) -> None:
     """From 0 to the reward, for completions that no step saw."""
     run = job(place / "critic", **SMALL | {"train__epochs": 17})
     what = training(run, critic)
-    train(run, "train", what)
+    run_to_end(run, what)
     unseen = tiny.batch(examples(run, 31, seed=2))
     values = batch_log_probs(run.shape.graph, last_state(run, what).parameters, unseen, what.log_prob_settings).value
     errors = np.asarray(values)[unseen.targets_BxL != NO_TARGET] - REWARD
@@ -114,9 +115,9 @@ def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(place: Path, ada
 
     at = Visitor(lambda step: step == 8, kill, "evaluate")
     with pytest.raises(Killed):
-        train(run, "train", training(run, watch=lambda steps, frozen: at))
+        run_to_end(run, training(run, watch=lambda steps, frozen: at))
     what = training(run)
-    train(run, "train", what)
+    run_to_end(run, what)
     state = last_state(run, what)
     assert state.step == undisturbed.step == 15
     tiny.assert_trees_equal(jax.device_get(state), jax.device_get(undisturbed))
@@ -148,6 +149,6 @@ def test_what_samples_between_steps_gets_the_policy_alone(place: Path, adapted: 
         seen.append(jax.tree.structure(parameters))
         return {"seen": 1.0}
 
-    train(run, "train", training(run, watch=lambda steps, frozen: Visitor(lambda step: True, look, "evaluate")))
+    run_to_end(run, training(run, watch=lambda steps, frozen: Visitor(lambda step: True, look, "evaluate")))
     layout = parameter_layout(run.mesh, run.shape.settings, lora=run.shape.lora)
     assert len(seen) == 3 and set(seen) == {jax.tree.structure(layout)}, seen
