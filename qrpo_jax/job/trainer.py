@@ -198,19 +198,24 @@ def policy_step(job: Job, training: Training, optimizer: optax.GradientTransform
 
 
 def trainable(job: Job, training: Training, optimizer: optax.GradientTransformation) -> Trainable:
-    """The training state; adapters are float32 on a base of any type, as is a value head."""
+    """The training state."""
+    return Trainable(trained_layout(job, training), optimizer, lambda: first_parameters(job, training), job.config.seed)
+
+
+def trained_layout(job: Job, training: Training) -> Parameters:
+    """The layout of what is trained; adapters are float32 on a base of any type, as is a value head."""
     lora = adapters(job, training)
     dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
-    layout = parameter_layout(job.mesh, job.shape.settings, dtype, lora, training.value_head)
+    return parameter_layout(job.mesh, job.shape.settings, dtype, lora, training.value_head)
 
-    def start() -> Parameters:
-        if not training.value_head:
-            return training.start()
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, layout[value_head.BRANCH])
-        fresh = jax.jit(value_head.initial_head, static_argnums=0, out_shardings=shardings)
-        return value_head.join(training.start(), fresh(job.shape.settings.d_model))
 
-    return Trainable(layout, optimizer, start, job.config.seed)
+def first_parameters(job: Job, training: Training) -> Parameters:
+    """What is trained, before the first update: what `training.start` returns, and a new value head if any."""
+    if not training.value_head:
+        return training.start()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, trained_layout(job, training)[value_head.BRANCH])
+    fresh = jax.jit(value_head.initial_head, static_argnums=0, out_shardings=shardings)
+    return value_head.join(training.start(), fresh(job.shape.settings.d_model))
 
 
 @contextmanager
