@@ -12,27 +12,41 @@ from qrpo_jax.data.corpus import tokenize
 from qrpo_jax.data.examples import Examples, select
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.data.packing import Plan, plan_batches
+from qrpo_jax.data.per_token import PerToken
 from qrpo_jax.devices.mesh import own_rows
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import shares_prompts
 from qrpo_jax.job.training_options import KEYS, chosen_objective, make_length, make_view
+from qrpo_jax.on_policy.credit import token_numbers
 from qrpo_jax.on_policy.rollout import Rollout
 from qrpo_jax.on_policy.row_shape import RowShape, steps_per_pass
+from qrpo_jax.on_policy.token_numbers import in_positions
 
 GROUP, REFERENCE = "group", "reference"
 
 
 class RolloutBatches(NamedTuple):
-    """All batches of one iteration."""
+    """All batches of one iteration.
+
+    Attributes:
+      own: rows of this process's devices.
+      numbers: of the tokens of all completions, one after the other; None for objectives without tokens.
+    """
 
     examples: Examples
     plan: Plan
     own: np.ndarray
+    numbers: PerToken | None
 
     def batch(self, index: int) -> Batch:
-        """A host batch with the rows of this process's devices."""
-        return assemble(self.examples, self.plan, index, self.own)
+        """A host batch."""
+        batch = assemble(self.examples, self.plan, index, self.own)
+        if self.numbers is None:
+            return batch
+        entries_C, lengths_K = self.examples.entries_C, self.examples.corpus.lengths_K
+        placed = (in_positions(values, batch, entries_C, lengths_K) for values in self.numbers)
+        return batch._replace(per_token_BxL=PerToken(*placed))
 
 
 def make_batches(job: Job, rollout: Rollout, iteration: int, shape: RowShape) -> RolloutBatches:
@@ -58,7 +72,10 @@ def make_batches(job: Job, rollout: Rollout, iteration: int, shape: RowShape) ->
         orders=orders,
     )
     assert plan.rows == shape.rows, f"{plan.rows} rows of {shape.rows}"
-    return RolloutBatches(examples, plan, own_rows(job.mesh, plan.rows))
+    objective, numbers = chosen_objective(job), None
+    if objective.advantage is not None:
+        numbers = token_numbers(rollout, objective, config, beta=rollout.facts["beta"])
+    return RolloutBatches(examples, plan, own_rows(job.mesh, plan.rows), numbers)
 
 
 def rank(job: Job, rollout: Rollout) -> Examples:
@@ -88,7 +105,13 @@ def rank(job: Job, rollout: Rollout) -> Examples:
     if not len(examples.sizes_U):
         counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
         raise UserError(f"an iteration has nothing to train on: {counts} (config.rollout, config.pack, config.select)")
-    return examples
+    return without_cut(examples) if config.mask_cut else examples
+
+
+def without_cut(examples: Examples) -> Examples:
+    """Completions that the length limit cut have no weight."""
+    weight_C = np.where(examples.corpus.finished_K[examples.entries_C], examples.completions_C.weight, np.float32(0))
+    return examples._replace(completions_C=examples.completions_C._replace(weight=weight_C))
 
 
 def ranks_by_group(job: Job) -> bool:

@@ -39,6 +39,7 @@ class Circle:
         facts = rollout.facts
         return facts["figures"] | {
             "rollout_samples": float(facts["samples"]),
+            "rollout_beta": float(facts["beta"]),
             "rollout_staleness": float(made - facts["step"]),  # updates since the policy that sampled
         }
 

@@ -13,7 +13,7 @@ from qrpo_jax.job.completions import make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.scoring import score_rows
 from qrpo_jax.job.units import Counts, add_counts
-from qrpo_jax.model import lora
+from qrpo_jax.model import lora, value_head
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.on_policy.batches import ranks_by_group
 from qrpo_jax.on_policy.prompt_order import PromptOrder
@@ -78,7 +78,7 @@ class Roller:
         complete = make_completer(
             self._job,
             section,
-            self.policy(parameters),
+            self.policy(value_head.split(parameters)[0]),
             side="policy",
             purpose=SECTION,
             most=section.prompts,
@@ -118,6 +118,8 @@ class Roller:
         sampler = [np.zeros(0, np.float32), *(c.token_log_probs for row in rows for c in row.completions)]
         old = self._old(self.policy(parameters), rows)
         tokens = {"sampler": np.concatenate(sampler), "old": old.tokens}
+        if value_head.split(parameters)[1] is not None:
+            tokens["value"] = old.values
         log_probs_K = np.full_like(old.completions_K, np.nan)
         if self._of_reference is not None and self._reference is not None:
             found = self._of_reference(self._reference, rows)
@@ -162,7 +164,7 @@ class Roller:
         return useful + others[:left], counts | {"groups replaced: no signal": len(others) - len(others[:left])}, drawn
 
     def policy(self, parameters: Parameters) -> Parameters:
-        """The parameters of `trained_graph`."""
+        """The parameters of `trained_graph`, and the value head if there is one."""
         return parameters if self._frozen is None else lora.join(self._frozen, parameters)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from qrpo_jax.data.rows import Row
 
 PREFIX = "rollout_"
+KL = f"{PREFIX}kl_to_reference"
 
 
 def has_signal(row: Row) -> bool:

@@ -7,9 +7,9 @@ With `rollout.ahead` a rollout is drawn one iteration early, before the steps of
 the CPU while these steps run on the devices. Its policy is then older by these steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qrpo_jax.data.rows import Row
 from qrpo_jax.devices.processes import everywhere, is_first, made_by_first, wait
@@ -35,10 +35,13 @@ class Rollouts:
     Args:
       folder: where they are.
       count: iterations of the run.
+      next_beta: strength of a KL term in the reward, from the facts of the rollout before; None for the first.
     """
 
-    def __init__(self, roller: Roller, folder: Path, count: int) -> None:
-        self._roller, self._folder, self.count = roller, folder, count
+    def __init__(
+        self, roller: Roller, folder: Path, count: int, next_beta: Callable[[Mapping[str, Any] | None], float]
+    ) -> None:
+        self._roller, self._folder, self.count, self._next_beta = roller, folder, count, next_beta
         self._pending: dict[int, Pending] = {}
 
     def read(self, iteration: int) -> Rollout:
@@ -53,9 +56,9 @@ class Rollouts:
           made: number of updates made so far.
         """
         if not everywhere(is_whole(self._folder, iteration, self.count)):
-            rollout = self._finished_ahead(iteration) or self._roller.roll(
-                parameters(), self._first_place(iteration), {"step": made, "samples": self._samples(iteration)}
-            )
+            rollout = self._finished_ahead(iteration)
+            if rollout is None:
+                rollout = self._roller.roll(parameters(), self._first_place(iteration), self._facts(iteration, made))
             self._write(self._folder, iteration, rollout)
         return self.read(iteration)
 
@@ -67,7 +70,7 @@ class Rollouts:
         if not everywhere(is_whole(folder, iteration, self.count)):
             drawn = self._roller.draw(parameters, self._first_place(iteration), self._roller.prompts)
             rows, tokens = self._roller.with_log_probs(parameters, drawn.rows)
-            facts = {"step": made, "samples": self._samples(iteration)}
+            facts = self._facts(iteration, made)
             self._write(folder, iteration, self._roller.rollout(rows, tokens, drawn.counts, drawn.next_place, facts))
         self._pending[iteration] = self._begin(iteration)
 
@@ -95,7 +98,7 @@ class Rollouts:
             aligned(drawn.rows, drawn.tokens, scored),
             add_counts([facts["counts"], counts]),
             facts["next_place"],
-            {"step": facts["step"], "samples": self._samples(iteration)},
+            self._facts(iteration, facts["step"]),
         )
 
     def _write(self, folder: Path, iteration: int, rollout: Rollout) -> None:
@@ -105,10 +108,16 @@ class Rollouts:
             write_rollout(folder, iteration, self.count, rollout._replace(facts=facts))
         wait(f"{folder.name} {iteration}")
 
+    def _before(self, iteration: int) -> dict[str, Any] | None:
+        """The facts of the rollout before; None for the first."""
+        return read_facts(self._folder, iteration - 1) if iteration else None
+
     def _first_place(self, iteration: int) -> int:
         """Where an iteration begins in the order of prompts."""
-        return int(read_facts(self._folder, iteration - 1)["next_place"]) if iteration else 0
+        before = self._before(iteration)
+        return before["next_place"] if before else 0
 
-    def _samples(self, iteration: int) -> int:
-        """Completions drawn before an iteration."""
-        return int(read_facts(self._folder, iteration - 1)["samples"]) if iteration else 0
+    def _facts(self, iteration: int, made: int) -> dict[str, Any]:
+        """Facts that are known before sampling; `samples` are completions drawn before."""
+        before = self._before(iteration)
+        return {"step": made, "samples": before["samples"] if before else 0, "beta": self._next_beta(before)}

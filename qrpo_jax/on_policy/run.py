@@ -2,14 +2,16 @@
 
 import functools
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from qrpo_jax.advantages import adapted_beta
 from qrpo_jax.data import row_files
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.scoring import describe, open_reward
-from qrpo_jax.job.trainer import Feed, Training, train
+from qrpo_jax.job.trainer import Feed, Training, first_parameters, train
 from qrpo_jax.job.training_options import chosen_objective
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.on_policy.batches import rank
@@ -17,6 +19,7 @@ from qrpo_jax.on_policy.circle import Circle
 from qrpo_jax.on_policy.prompt_order import STAGE, PromptOrder, open_prompt_order
 from qrpo_jax.on_policy.roller import Roller
 from qrpo_jax.on_policy.rollout import read_facts
+from qrpo_jax.on_policy.rollout_figures import KL
 from qrpo_jax.on_policy.rollouts import Rollouts
 from qrpo_jax.on_policy.row_shape import RowShape, choose_shape, units_per_prompt
 from qrpo_jax.rewards.failures import Failures
@@ -37,8 +40,10 @@ def train_on_policy(job: Job, training: Training) -> dict[str, Any]:
         roller = Roller(
             job, order, reward, failures, frozen=training.frozen, reference=reference_of(job, training.frozen)
         )
-        rollouts = Rollouts(roller, job.folder(STAGE) / FOLDER, job.config.rollout.iterations)
-        shape = choose_shape(job, lambda: rank(job, rollouts.at(0, training.start, 0)))
+        iterations, next_beta = job.config.rollout.iterations, functools.partial(beta_after, job.config.train)
+        rollouts = Rollouts(roller, job.folder(STAGE) / FOLDER, iterations, next_beta)
+        first = functools.partial(rollouts.at, 0, lambda: first_parameters(job, training), 0)
+        shape = choose_shape(job, lambda: rank(job, first()))
         circle = Circle(job, rollouts, shape)
         say_plan(job, circle, shape, order, describe(reward))
         facts = functools.partial(facts_of, job, shape)
@@ -48,6 +53,17 @@ def train_on_policy(job: Job, training: Training) -> dict[str, Any]:
         row_files.finish(job.folder(STAGE) / FOLDER, job.config.rollout.iterations)
     wait("rollouts finished")
     return manifest
+
+
+def beta_after(config: Any, before: Mapping[str, Any] | None) -> float:
+    """Strength of the KL term in the reward, which adapts if `train.kl_target` is set.
+
+    Args:
+      before: facts of the rollout before; None for the first.
+    """
+    if before is None or not config.kl_target or KL not in before["figures"]:
+        return float(before["beta"] if before else config.beta)
+    return adapted_beta(before["beta"], before["figures"][KL], config.kl_target)
 
 
 def reference_of(job: Job, frozen: Parameters | None) -> Parameters | None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.corpus import tokenize
 from qrpo_jax.data.examples import select
 from qrpo_jax.data.loader import assemble
@@ -29,10 +28,12 @@ class Found(NamedTuple):
     Attributes:
       tokens: of all their tokens.
       completions_K: of each completion, summed as a training step sums it.
+      values: what the value head expects before each token; NaN without one.
     """
 
     tokens: np.ndarray
     completions_K: np.ndarray
+    values: np.ndarray
 
 
 TokenLogProbs = Callable[[Parameters, list[Row]], Found]
@@ -48,7 +49,7 @@ def make_token_log_probs(job: Job, side: str) -> TokenLogProbs:
     settings = job.log_prob_settings(mesh)
     jitted = CheckedProgram(
         jax.jit(
-            lambda parameters, batch: batch_log_probs(graph, parameters, batch, settings)[:2],
+            lambda parameters, batch: batch_log_probs(graph, parameters, batch, settings),
             compiler_options=compiler_options(mesh),
         ),
         mesh,
@@ -61,21 +62,21 @@ def make_token_log_probs(job: Job, side: str) -> TokenLogProbs:
     def log_probs(parameters: Parameters, rows: list[Row]) -> Found:
         examples = select(tokenize(rows, job.text, vocab_size=job.shape.settings.vocab_size), view, transform=None)
         lengths_K = examples.corpus.lengths_K
-        found = Found(*(np.full(int(n), np.nan, np.float32) for n in (lengths_K.sum(dtype=np.int64), len(lengths_K))))
+        count = int(lengths_K.sum(dtype=np.int64))
+        found = Found(*(np.full(n, np.nan, np.float32) for n in (count, len(lengths_K), count)))
         if not len(examples.sizes_U):
             return found
         plan = plan_log_probs(job, mesh, examples.packing_units())
         own = own_rows(mesh, plan.rows)
 
-        def numbers(batch: Batch) -> list[np.ndarray]:
-            with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
-                return fetch([*jitted(parameters, batch), batch.layout.segments_BxL, batch.example_BxS])
-
         for index in range(plan.steps):
-            sums_BxS, values_BxL, segments_BxL, example_BxS = numbers(
-                place_rows(assemble(examples, plan, index, own), mesh)
-            )
-            from_positions(values_BxL, segments_BxL, example_BxS, examples.entries_C, lengths_K, found.tokens)
+            batch = place_rows(assemble(examples, plan, index, own), mesh)
+            with located(batch_rows="log_probs.batch_rows", max_tokens="pack.max_tokens"):
+                sums_BxS, tokens_BxL, segments_BxL, values_BxL = fetch(jitted(parameters, batch))
+            example_BxS = fetch(batch.example_BxS)
+            for values, out in ((tokens_BxL, found.tokens), (values_BxL, found.values)):
+                if values is not None:
+                    from_positions(values, segments_BxL, example_BxS, examples.entries_C, lengths_K, out)
             present = example_BxS >= 0
             found.completions_K[examples.entries_C[example_BxS[present]]] = sums_BxS[present]
         return found
