@@ -254,8 +254,6 @@ def get_config() -> ConfigDict:
     config.lora.targets = Text(".*_proj", empty=False)
 
     config.train = optimization(learning_rate=1e-6)
-    # stored: rows of the stages before, or of a data set. on_policy: the policy samples as it trains (section rollout).
-    config.train.data = Choice("stored", "on_policy")
     # prompts: each epoch shuffles prompts, and completions of one prompt are in one batch, where they share it. That
     # makes a step cheaper, and the samples of a batch less independent. units: shuffles completions (or pairs) alone.
     config.train.shuffle = Choice("prompts", "units")
@@ -265,9 +263,14 @@ def get_config() -> ConfigDict:
     # Steps from one computation of loss and log-ratios of held-out rows to the next, for the metrics; 0: none.
     config.train.evaluate_every = Whole(0, least=0)
     config.train.held_out = Whole(64, least=1)  # with it: prompts of the training rows that are not trained on
-    config.train.objective = Choice("qrpo", "dpo", "rebel", "simpo", "sft")
-    # KL strength, in units of f (QRPO), of the raw reward (REBEL), of log-odds (DPO, SimPO)
-    config.train.beta = Number(0.1, above=0)
+    # Completions: stored (rows of stages before, or brought) | on_policy (sampled by the policy as it trains, section
+    # rollout)
+    config.train.data = Choice("stored", "on_policy")
+    # The last four need on-policy data; all others learn from either (docs/on_policy.md).
+    config.train.objective = Choice("qrpo", "dpo", "rebel", "simpo", "sft", "grpo", "rloo", "reinforce_pp", "ppo")
+    # KL strength, in units of f (QRPO), of the raw reward (REBEL, RLOO, REINFORCE++, PPO), of the advantage (GRPO), of
+    # log-odds (DPO, SimPO). The four that need on-policy data can do with 0.
+    config.train.beta = Number(0.1, least=0)
     # identity | log | square | sqrt | normal-icdf | scaled-normal-icdf | exponential-icdf | logit | power(p) |
     # threshold(q) | piecewise-linear((0, f), ..., (1, f)) | affine(transform, shift, scale) |
     # gaussian(mean, std) | package.module:function
@@ -282,6 +285,25 @@ def get_config() -> ConfigDict:
     # the stage out of config.stages; a step takes one more forward pass)
     config.train.reference_log_probs = Choice("stored", "on_the_fly")
     config.train.gamma_beta_ratio = Number(0.5)  # SimPO's margin over beta
+    # Of GRPO, RLOO, REINFORCE++ and PPO: a ratio to the policy that sampled has no gradient beyond 1 - clip_low and 1 +
+    # clip_high. DAPO's clip-higher is 0.28.
+    config.train.clip_low = Number(0.2, above=0, most=1)
+    config.train.clip_high = Number(0.2, above=0)
+    # GRPO: mean over each completion's tokens | all tokens of a batch weigh the same (DAPO) | sum over each
+    # completion's tokens divided by rollout.max_new_tokens (Dr. GRPO)
+    config.train.token_average = Choice("completion", "token", "constant")
+    # GRPO: rewards minus the mean of their group, divided by its standard deviation | not divided (Dr. GRPO)
+    config.train.advantage_scale = Choice("std", "none")
+    # On-policy: a token's weight for what sampler and trainer disagree on is at most this; 0: all weights are 1.
+    config.train.correction_cap = Number(2.0, least=0)
+    config.train.mask_cut = Switch(False)  # on-policy: completions cut by the length limit have no part in the loss
+    config.train.discount = Number(1.0, least=0, most=1)  # REINFORCE++, PPO: gamma, of the rewards of later tokens
+    config.train.gae_lambda = Number(0.95, least=0, most=1)  # PPO: 1 has no bias, 0 the least variance
+    config.train.whiten = Switch(True)  # REINFORCE++, PPO: advantages have mean 0 and std 1 over the tokens sampled
+    config.train.value_coefficient = Number(0.1, least=0)  # PPO: weight of the value loss
+    config.train.value_clip = Number(0.2, least=0)  # PPO: a value moves at most this far in an iteration; 0: no bound
+    # RLOO, REINFORCE++, PPO: beta adapts to this KL to the reference, nats a completion; 0: beta is fixed.
+    config.train.kl_target = Number(0.0, least=0)
 
     # With train.data = "on_policy": what the policy samples in each iteration (docs/on_policy.md).
     config.rollout = Config()

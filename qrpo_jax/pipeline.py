@@ -25,7 +25,7 @@ from qrpo_jax.job.owner import HeldError
 from qrpo_jax.job.policies import AGAINST, job_against
 from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
-from qrpo_jax.job.source_check import brings_rows, is_on_policy
+from qrpo_jax.job.source_check import is_on_policy, needs_no_samples
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.rewards.rewards import JUDGE
 from qrpo_jax.stores.path import StorePath
@@ -121,8 +121,7 @@ def check(job: Job) -> None:
     Raises:
       UserError: naming the value, the allowed values and the key.
     """
-    own_data = is_on_policy(job.config) and not {"score", "reference"} & set(job.config.stages)
-    check_order(job.config.stages, job.stages, own_data or brings_rows(job.config))
+    check_order(job.config.stages, job.stages, needs_no_samples(job.config))
     if any(manifest.read_manifest(job.folder(name)) is None for name in job.config.stages):
         check_workdir(job.workdir)
     stages = [job.stages[name] for name in job.config.stages]

@@ -26,6 +26,8 @@ FLOORS = (
         "quantiles",
         "partition",
         "losses",
+        "policy_gradients",
+        "advantages",
         "optimum",
     ),
     ("servers",),

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
+from qrpo_jax.data.per_token import NOTHING, PerToken
 from qrpo_jax.devices.capacity import bytes_per_device
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
@@ -157,6 +158,7 @@ def abstract_batch(job: Job, mesh: Mesh, rows: int) -> Batch:
     def slots(dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, job.config.pack.slots or SLOTS), dtype, sharding=sharding)
 
+    numbers = jax.ShapeDtypeStruct(tokens.shape, jnp.float32, sharding=sharding)
     return Batch(
         tokens_BxL=tokens,
         layout=Layout(tokens, tokens, tokens),
@@ -164,4 +166,5 @@ def abstract_batch(job: Job, mesh: Mesh, rows: int) -> Batch:
         present_BxS=slots(np.bool_),
         example_BxS=slots(np.int32),
         completions_BxS=PerCompletion(*(slots(np.asarray(value).dtype) for value in NEUTRAL)),
+        per_token_BxL=PerToken(*(numbers for _ in NOTHING)) if chosen_objective(job).tokenwise else None,
     )

@@ -57,6 +57,12 @@ def brings_rows(config: Any, sources: Sources = SOURCES) -> bool:
     return kind is not None and kind.listed
 
 
+def needs_no_samples(config: Any) -> bool:
+    """Whether stages can do without `sample`: the source brings rows, or training alone reads prompts and samples."""
+    own_data = is_on_policy(config) and not {"score", "reference"} & set(config.stages)
+    return own_data or brings_rows(config)
+
+
 def check_parts(prompts: Any, kind: SourceKind) -> None:
     """Refuses keys about splits, layouts and columns for prompts that have none.
 

@@ -31,7 +31,7 @@ from qrpo_jax.training.host_skew import HostSkew
 from qrpo_jax.training.local_checkpoints import LocalCheckpoints
 from qrpo_jax.training.logbook import Logbook
 from qrpo_jax.training.metrics import MACHINE, METRICS, MetricsWriter, read_metrics
-from qrpo_jax.training.objectives import LossFunction
+from qrpo_jax.training.objective import BoundObjective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.profile import parse_profile
 from qrpo_jax.training.saved_parameters import kept_folder, save_parameters
@@ -78,7 +78,7 @@ class Training(NamedTuple):
         saved parameters and what `watch` sees do not.
     """
 
-    objective: LossFunction
+    objective: BoundObjective
     log_prob_settings: LogProbSettings
     start: Callable[[], Parameters]
     frozen: Parameters | None = None

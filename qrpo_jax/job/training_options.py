@@ -16,7 +16,8 @@ from qrpo_jax.job.brought_log_probs import brings_log_probs, note_brought
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
 from qrpo_jax.job.source_check import sampled_completions
-from qrpo_jax.training.objectives import OBJECTIVES, Length, LossFunction, Objective, having, make_objective
+from qrpo_jax.training.objective import BoundObjective, Objective
+from qrpo_jax.training.objectives import OBJECTIVES, Length, having, make_objective
 from qrpo_jax.training.step import Prediction
 
 # Config keys of the arguments that errors of objectives and transforms are about.
@@ -29,6 +30,14 @@ KEYS = {
     "transform": "train.transform",
     "loss": "train.loss",
     "gamma_beta_ratio": "train.gamma_beta_ratio",
+    "kl_strength": "train.beta",
+    "clip_low": "train.clip_low",
+    "clip_high": "train.clip_high",
+    "token_average": "train.token_average",
+    "token_limit": "rollout.max_new_tokens",
+    "correction_cap": "train.correction_cap",
+    "value_coefficient": "train.value_coefficient",
+    "value_clip": "train.value_clip",
 }
 
 
@@ -62,10 +71,11 @@ def make_view(job: Job) -> View:
     )
 
 
-def configured_objective(job: Job) -> LossFunction:
+def configured_objective(job: Job) -> BoundObjective:
     """The objective of the config with its options."""
     config = job.config.train
-    options = {option: config[option] for option in OBJECTIVES[config.objective].options}
+    values = {**config, "kl_strength": config.beta, "token_limit": job.config.rollout.max_new_tokens}
+    options = {option: values[option] for option in OBJECTIVES[config.objective].options}
     return make_objective(config.objective, make_length(job), **options)
 
 
@@ -99,11 +109,31 @@ def check_training(job: Job) -> None:
       UserError: naming the key.
     """
     with located(**KEYS):
-        check_transform(job)
         configured_objective(job)
+        check_transform(job)
+    check_data(job)
     check_reference_log_probs(job)
     check_units(job)
     check_reference_count(job)
+
+
+def check_data(job: Job) -> None:
+    """Refuses stored completions, and a loss of held-out ones, for an objective of fresh samples."""
+    config = job.config.train
+    if not OBJECTIVES[config.objective].on_policy_only:
+        return
+    if config.data == "stored":
+        others = ", ".join(name for name in OBJECTIVES if name not in having("on_policy_only"))
+        raise UserError(
+            f"objective {config.objective!r} learns only from what the policy itself has just sampled: set "
+            f"config.train.data='on_policy', or train on stored completions with {others} (config.train.objective)"
+        )
+    if config.evaluate_every:
+        raise UserError(
+            f"train.evaluate_every is {config.evaluate_every}; objective {config.objective!r} has no loss of held-out "
+            "rows, which nobody has just sampled: set config.train.evaluate_every=0 (config.watch.every samples "
+            "held-out prompts)"
+        )
 
 
 def check_transform(job: Job) -> None:

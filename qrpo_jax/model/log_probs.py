@@ -74,6 +74,10 @@ def log_probs_and_values(
 
 
 def sum_by_completion(values_BxL: Array, segments_BxL: Array, completions: int) -> Array:
-    """Sums per-token values into the row's completions, float32 [B, S]; segment s fills slot s - 1."""
-    member_BxLxS = segments_BxL[..., None] == jnp.arange(1, completions + 1)[None, None]
-    return jnp.sum(jnp.where(member_BxLxS, values_BxL[..., None], 0.0), axis=1)
+    """Sums per-token values into the row's completions, [B, L] -> [B, S]; segment s fills slot s - 1.
+
+    In the place of B there may be any number of axes.
+    """
+    slots_S = jnp.arange(1, completions + 1).reshape(*(1 for _ in segments_BxL.shape), -1)
+    member_BxLxS = segments_BxL[..., None] == slots_S
+    return jnp.sum(jnp.where(member_BxLxS, values_BxL[..., None], 0.0), axis=-2)

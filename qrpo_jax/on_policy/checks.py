@@ -15,6 +15,8 @@ from qrpo_jax.job.training_options import KEYS, check_count, check_transform, ch
 from qrpo_jax.on_policy.roller import SECTION
 from qrpo_jax.on_policy.row_shape import units_per_prompt
 
+COMPARED = ("group", "leave_one_out")  # advantages that compare completions of one prompt
+
 
 def check_on_policy(job: Job) -> None:
     """Refuses settings with which a policy cannot sample, score or learn from its own completions.
@@ -70,6 +72,10 @@ def check_groups(job: Job) -> None:
             f"{select.units!r}, but objective {config.train.objective!r} compares two completions: use best_worst, "
             "random_pairs or all_pairs",
         )
+    if objective.advantage is not None and VIEWS[select.units].pairing is not None:
+        raise refuse("select.units", f"{select.units!r}; objective {config.train.objective!r} takes singles")
+    if objective.advantage in COMPARED and section.completions < 2:
+        raise refuse("rollout.completions", f"{section.completions}; the others of a group say what one is worth: 2")
     if units_per_prompt(job) < 1:
         raise refuse("rollout.completions", f"{section.completions}; pairs need two completions of a prompt")
     if not objective.ranked:

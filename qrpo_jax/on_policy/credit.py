@@ -46,12 +46,13 @@ def token_numbers(rollout: Rollout, objective: Objective, options: Any, *, beta:
     Completions that no batch holds, because they are too long, have no part in what others get; their numbers are 0.
 
     Args:
-      options: with advantage_scale, correction_cap, discount, gae_lambda and whiten, as in the config's section `train`.
+      options: with advantage_scale, correction_cap, discount, gae_lambda and whiten, as in section `train`.
       beta: strength of the KL term that some objectives have in the reward.
     """
     assert objective.advantage is not None, "an objective of tokens"
     sampled, old = table_of(rollout), rollout.tokens["old"]
-    advantage_KxT, target_KxT = ADVANTAGES[objective.advantage](sampled, options, beta if objective.kl_in_reward else 0.0)
+    in_reward = beta if objective.kl_in_reward else 0.0
+    advantage_KxT, target_KxT = ADVANTAGES[objective.advantage](sampled, options, in_reward)
     inside_KxT = advantages.inside(sampled.lengths_K, sampled.old_KxT.shape[1])
     correction = np.ones_like(old)
     if options.correction_cap:

@@ -68,7 +68,8 @@ def beta_after(config: Any, before: Mapping[str, Any] | None) -> float:
 
 def reference_of(job: Job, frozen: Parameters | None) -> Parameters | None:
     """Parameters of the reference policy for log π_ref: the base of adapters, or a copy beside what is trained."""
-    if not chosen_objective(job).needs_reference:
+    config, objective = job.config.train, chosen_objective(job)
+    if not objective.needs_reference or (objective.on_policy_only and not (config.beta or config.kl_target)):
         return None
     if frozen is not None:
         return frozen

@@ -17,8 +17,12 @@ METHODS = {
     "rebel": "REBEL ([regression of relative rewards](https://arxiv.org/abs/2404.16767)) on pairs",
     "simpo": "SimPO ([Simple Preference Optimization](https://arxiv.org/abs/2405.14734)) on pairs",
     "sft": "supervised fine-tuning on selected completions",
+    "grpo": "GRPO ([Group Relative Policy Optimization](https://arxiv.org/abs/2402.03300)), on-policy",
+    "rloo": "RLOO ([REINFORCE with a leave-one-out baseline](https://arxiv.org/abs/2402.14740)), on-policy",
+    "reinforce_pp": "[REINFORCE++](https://arxiv.org/abs/2501.03262), on-policy",
+    "ppo": "PPO ([Proximal Policy Optimization](https://arxiv.org/abs/1707.06347)) with a value head, on-policy",
 }
-TAGS = {"qrpo": ["qrpo", "rlhf"], "dpo": ["dpo", "rlhf"], "rebel": ["rebel", "rlhf"], "simpo": ["simpo", "rlhf"]}
+TAGS = {name: [name.replace("_pp", "++"), "rlhf"] for name in METHODS if name != "sft"}
 
 
 class CardFacts(NamedTuple):

@@ -115,6 +115,7 @@ def make_training(job: Job, reference: Callable[[Mesh], Parameters] | None = Non
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
         predict=prediction(job) if ranked else None,
         on_first=on_first,
+        value_head=chosen_objective(job).needs_value,
     )
 
 

@@ -1,12 +1,12 @@
 """Objectives as a training step sees them: numbers of completions in, unreduced losses and weights out.
 
 An objective knows no model, no mesh and no config. Its losses and weights have the shape [..., S] of its inputs; the
-step sums loss · weight over the global batch and divides by the sum of the weights. A new objective is a function here
-and a line in `OBJECTIVES`.
+step sums loss · weight over the global batch and divides by the sum of the weights. A new objective is a function here,
+or in `token_objectives` if it reads numbers of tokens, and a line in `OBJECTIVES`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,19 +17,9 @@ from jax.typing import ArrayLike
 from qrpo_jax import losses, transforms
 from qrpo_jax.data.per_completion import PerCompletion
 from qrpo_jax.errors import UserError
+from qrpo_jax.training import token_objectives
+from qrpo_jax.training.objective import BoundObjective, LogProbs, Losses, Objective, TokenLoss
 from qrpo_jax.transforms import Transform
-
-
-class LogProbs(NamedTuple):
-    """log π_θ in nats, for each completion and for each of its tokens.
-
-    The completions of a pair are neighbours, the one with the higher reward first.
-    """
-
-    completion: Array  # [..., S], summed over tokens
-    token: Array  # [..., L], of the token after each position; 0 where nothing is predicted
-    segment: Array  # [..., L], int32: 1 + the slot of the position's completion, 0 for prompts and padding
-    value: Array | None = None  # [..., L], float32, of the value head before each token; None without one
 
 
 class Length(NamedTuple):
@@ -53,8 +43,6 @@ class Length(NamedTuple):
 
 
 PLAIN = Length()
-Losses = tuple[Array, Array]
-LossFunction = Callable[[LogProbs, PerCompletion], Losses]
 
 
 def qrpo(
@@ -138,34 +126,6 @@ def per_pair(loss: Array, weight: Array) -> Losses:
     return at_chosen(loss), at_chosen(weight)
 
 
-class Objective(NamedTuple):
-    """A loss with the facts that data, checks and reports need about it.
-
-    Attributes:
-      loss: (log_probs, c, **options) -> (losses, weights), [..., S] each.
-      loss_unit: of the loss, for reports; `{loss}` stands for the kind of regression.
-      options: names of the loss's keyword arguments, `length` aside; keys of `OPTIONS`.
-      pairwise: it compares the two completions of a pair.
-      needs_reference: it reads log π_ref.
-      ranked: it regresses on the calibrated target f(R_q) − β log Z, from quantiles and log Z.
-      needs_rewards: it reads rewards, or ranks by them; to others the order of a pair is enough.
-      drops_ties: it learns nothing from pairs of equal reward.
-      length_normalisable: it takes a `Length` that is `normalised`.
-      length_divisible: it takes a `Length` that `divides_loss`.
-    """
-
-    loss: Callable[..., Losses]
-    loss_unit: str
-    options: tuple[str, ...] = ()
-    pairwise: bool = False
-    needs_reference: bool = True
-    ranked: bool = False
-    needs_rewards: bool = False
-    drops_ties: bool = False
-    length_normalisable: bool = False
-    length_divisible: bool = False
-
-
 # SimPO's log-probs are means over tokens already, and SFT has no β.
 OBJECTIVES = {
     "qrpo": Objective(
@@ -204,6 +164,46 @@ OBJECTIVES = {
         drops_ties=True,
     ),
     "sft": Objective(sft, "nats per token", needs_reference=False, length_divisible=True),
+    "grpo": Objective(
+        token_objectives.grpo,
+        "clipped surrogate + β KL per token",
+        ("kl_strength", "clip_low", "clip_high", "token_average", "token_limit"),
+        needs_rewards=True,
+        clipped=token_objectives.token_clipped,
+        on_policy_only=True,
+        advantage="group",
+    ),
+    "rloo": Objective(
+        token_objectives.rloo,
+        "clipped surrogate per completion",
+        ("clip_low", "clip_high", "correction_cap"),
+        needs_rewards=True,
+        clipped=token_objectives.completion_clipped,
+        on_policy_only=True,
+        advantage="leave_one_out",
+        kl_in_reward=True,
+    ),
+    "reinforce_pp": Objective(
+        token_objectives.reinforce_pp,
+        "clipped surrogate per token",
+        ("clip_low", "clip_high"),
+        needs_rewards=True,
+        clipped=token_objectives.token_clipped,
+        on_policy_only=True,
+        advantage="return",
+        kl_in_reward=True,
+    ),
+    "ppo": Objective(
+        token_objectives.ppo,
+        "clipped surrogate + value loss per token",
+        ("clip_low", "clip_high", "value_coefficient", "value_clip"),
+        needs_rewards=True,
+        clipped=token_objectives.token_clipped,
+        on_policy_only=True,
+        advantage="gae",
+        kl_in_reward=True,
+        needs_value=True,
+    ),
 }
 
 
@@ -216,34 +216,46 @@ def having(fact: str) -> tuple[str, ...]:
     return tuple(name for name, objective in OBJECTIVES.items() if getattr(objective, fact))
 
 
-def _positive(beta: float) -> float:
-    if not beta > 0:
-        raise UserError(f"beta is {beta}; it must be above 0", about="beta")
-    return beta
+def _number(name: str, rule: str, allowed: Callable[[float], bool]) -> Callable[[float], float]:
+    """A check of a number, whose message gives the rule."""
+
+    def checked(value: float) -> float:
+        if not allowed(value):
+            raise UserError(f"{name} is {value}; it must be {rule}", about=name)
+        return value
+
+    return checked
 
 
-def _finite(gamma_beta_ratio: float) -> float:
-    if not math.isfinite(gamma_beta_ratio):
-        raise UserError(f"gamma_beta_ratio is {gamma_beta_ratio}; it must be finite", about="gamma_beta_ratio")
-    return float(gamma_beta_ratio)
+def _word(name: str, words: Iterable[str]) -> Callable[[str], str]:
+    """A check of a choice."""
 
+    def checked(value: str) -> str:
+        if value not in words:
+            raise UserError(f"{name} is {value!r}; allowed: {', '.join(words)}", about=name)
+        return value
 
-def _regression(loss: str) -> str:
-    if loss not in losses.REGRESSION:
-        raise UserError(f"loss is {loss!r}; allowed: {', '.join(losses.REGRESSION)}", about="loss")
-    return loss
+    return checked
 
 
 # For each option the function from its value in a config to the argument of the loss.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "beta": _positive,
+    "beta": _number("beta", "above 0", lambda x: x > 0),
     "transform": transforms.parse,
-    "loss": _regression,
-    "gamma_beta_ratio": _finite,
+    "loss": _word("loss", losses.REGRESSION),
+    "gamma_beta_ratio": _number("gamma_beta_ratio", "finite", math.isfinite),
+    "kl_strength": _number("kl_strength", "at least 0", lambda x: x >= 0),
+    "clip_low": _number("clip_low", "above 0, at most 1", lambda x: 0 < x <= 1),
+    "clip_high": _number("clip_high", "above 0", lambda x: x > 0),
+    "token_average": _word("token_average", token_objectives.AVERAGES),
+    "token_limit": _number("token_limit", "at least 1", lambda x: x >= 1),
+    "correction_cap": _number("correction_cap", "at least 0", lambda x: x >= 0),
+    "value_coefficient": _number("value_coefficient", "at least 0", lambda x: x >= 0),
+    "value_clip": _number("value_clip", "at least 0", lambda x: x >= 0),
 }
 
 
-def make_objective(name: str, length: Length = PLAIN, **options: Any) -> LossFunction:
+def make_objective(name: str, length: Length = PLAIN, **options: Any) -> BoundObjective:
     """The loss of an objective with its options bound.
 
     Args:
@@ -252,7 +264,7 @@ def make_objective(name: str, length: Length = PLAIN, **options: Any) -> LossFun
       options: a value for each of the objective's `options`, as a config has it: a transform by its name.
 
     Raises:
-      UserError: unknown name, transform or loss, β or its cap not positive, or a use of length that the objective
+      UserError: unknown name, transform or loss, a number outside its bounds, or a use of length that the objective
         does not have.
     """
     if name not in OBJECTIVES:
@@ -270,4 +282,8 @@ def make_objective(name: str, length: Length = PLAIN, **options: Any) -> LossFun
     bound = {option: OPTIONS[option](value) for option, value in options.items()}
     if objective.length_divisible or objective.length_normalisable:
         bound["length"] = length
-    return partial(objective.loss, **bound)
+    loss = partial(objective.loss, **bound)
+    if objective.clipped is None:
+        return loss
+    clips = {option: bound[option] for option in ("clip_low", "clip_high")}
+    return TokenLoss(loss, partial(objective.clipped, **clips))

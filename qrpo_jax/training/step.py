@@ -11,13 +11,16 @@ from jax import Array
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
+from qrpo_jax.data.per_token import NOTHING, PerToken
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.log_probs import log_probs_and_values, sum_by_completion
 from qrpo_jax.model.lora import join
-from qrpo_jax.training.objectives import LogProbs, LossFunction
+from qrpo_jax.training.objective import BoundObjective, LogProbs, TokenLoss
 from qrpo_jax.training.optimizer import apply_updates, wide
 from qrpo_jax.training.state import State
+from qrpo_jax.training.token_diagnostics import token_diagnostics
+from qrpo_jax.training.token_objectives import at_tokens
 
 
 class LogProbSettings(NamedTuple):
@@ -63,13 +66,42 @@ def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Bat
     return batch_log_probs(graph, parameters, batch, settings).completion
 
 
+def used_completions(batch: Batch) -> Array:
+    """The completions that have a part in the loss, bool [B, S]."""
+    return batch.present_BxS & (batch.completions_BxS.weight > 0)
+
+
 def numbers_in_use(batch: Batch) -> PerCompletion:
     """The batch's numbers for the objective, [B, S]; those of completions without weight are `NEUTRAL`.
 
     Masking the loss alone would not do: the gradient of a masked loss is 0 times its slope, and 0 times NaN is NaN.
     """
-    used_BxS = batch.present_BxS & (batch.completions_BxS.weight > 0)
+    used_BxS = used_completions(batch)
     return jax.tree.map(lambda x_BxS, neutral: jnp.where(used_BxS, x_BxS, neutral), batch.completions_BxS, NEUTRAL)
+
+
+class TokensInUse(NamedTuple):
+    """What an objective of tokens reads: nothing but zeros outside of completions with weight.
+
+    Attributes:
+      used_BxL: bool, the positions that predict tokens of such completions.
+      log_probs, numbers: of the policy, and of the batch.
+    """
+
+    used_BxL: Array
+    log_probs: LogProbs
+    numbers: PerToken
+
+
+def tokens_in_use(batch: Batch, log_probs: LogProbs) -> TokensInUse | None:
+    """The numbers of tokens of a batch; None if it has none. See `numbers_in_use`."""
+    if batch.per_token_BxL is None:
+        return None
+    used_BxL = at_tokens(used_completions(batch), log_probs.segment)
+    numbers = jax.tree.map(lambda x, nothing: jnp.where(used_BxL, x, nothing), batch.per_token_BxL, NOTHING)
+    # A policy far from `NOTHING` would have an infinite ratio to it.
+    token, value = jax.tree.map(lambda x: jnp.where(used_BxL, x, 0.0), (log_probs.token, log_probs.value))
+    return TokensInUse(used_BxL, log_probs._replace(token=token, value=value), numbers)
 
 
 class Prediction(NamedTuple):
@@ -119,7 +151,7 @@ class BatchLoss(NamedTuple):
 
     Attributes:
       graph: of the policy.
-      objective: from log-probs and numbers of completions to losses and weights, see `objectives`.
+      objective: from log-probs and numbers of completions, or of tokens, to losses and weights, see `objectives`.
       settings: how log-probs are computed.
       predict: what QRPO asks of a batch, for its metrics.
       reference_graph: of the reference policy, whose parameters are `frozen`. With it log π_ref is computed, and the
@@ -127,30 +159,40 @@ class BatchLoss(NamedTuple):
     """
 
     graph: nnx.GraphDef
-    objective: LossFunction
+    objective: BoundObjective
     settings: LogProbSettings
     predict: Callable[[Batch], Prediction] | None = None
     reference_graph: nnx.GraphDef | None = None
 
     def with_reference(self, frozen: Parameters, batch: Batch) -> Batch:
-        """The batch with log π_ref."""
+        """The batch with log π_ref, of completions and of tokens if it has numbers of those."""
         if self.reference_graph is None:
             return batch
-        log_prob = completion_log_probs(self.reference_graph, frozen, batch, self.settings)
-        return batch.with_numbers(reference_log_prob=log_prob)
+        log_probs = batch_log_probs(self.reference_graph, frozen, batch, self.settings)
+        if (t := batch.per_token_BxL) is not None:
+            batch = batch._replace(per_token_BxL=t._replace(reference_log_prob=log_probs.token))
+        return batch.with_numbers(reference_log_prob=log_probs.completion)
 
     def sums(self, parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Array, Any]:
         """Σ loss·weight, and with it Σ weight, diagnostics, and each completion's loss; of a batch with log π_ref."""
         log_probs = batch_log_probs(self.graph, join(frozen, parameters), batch, self.settings)
-        loss_BxS, weight_BxS = self.objective(log_probs, numbers_in_use(batch))
-        loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
         sums = diagnostics(batch, log_probs.completion, self.predict(batch) if self.predict else None)
+        c, tokens = numbers_in_use(batch), tokens_in_use(batch, log_probs)
+        if tokens is not None:
+            sums |= token_diagnostics(tokens.log_probs, c, tokens.numbers, tokens.used_BxL, self.objective)
+        if not isinstance(self.objective, TokenLoss):
+            loss_BxS, weight_BxS = self.objective(log_probs, c)
+        elif tokens is not None:
+            loss_BxS, weight_BxS = self.objective.loss(tokens.log_probs, c, tokens.numbers)
+        else:
+            raise ValueError("an objective of tokens needs a batch with their numbers: Batch.per_token_BxL")
+        loss_BxS = jnp.where(weight_BxS > 0, loss_BxS, 0.0)
         return jnp.sum(loss_BxS * weight_BxS), (jnp.sum(weight_BxS), sums, loss_BxS)
 
 
 def make_step(
     graph: nnx.GraphDef,
-    objective: LossFunction,
+    objective: BoundObjective,
     optimizer: optax.GradientTransformation,
     *,
     log_prob_settings: LogProbSettings,
@@ -167,7 +209,7 @@ def make_step(
     the division comes last, so neither their number nor uneven weights change the result.
 
     Args:
-      objective: from log-probs and numbers of completions to losses and weights, see `objectives`.
+      objective: from log-probs and numbers of completions, or of tokens, to losses and weights, see `objectives`.
       microbatches: B must be a multiple of it; each needs the memory of B / microbatches rows.
       predict, reference_graph: as in `BatchLoss`.
     """

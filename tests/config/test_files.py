@@ -20,8 +20,8 @@ HEAD = "from configs import default\n\n\ndef get_config():\n    config = default
         ("    config.beta = 1\n", r"line 6: no config key beta; did you mean train.beta\?"),
         ("    x = config.train.bta\n", r"line 6: AttributeError: no config key train.bta; did you mean train.beta\?"),
         ("    config.train.epochs = True\n", "line 6: train.epochs is True; it must be a whole number, at least 1"),
-        ("    config.train.beta = '1'\n", "line 6: train.beta is '1'; it must be a number, finite, above 0"),
-        ("    config.train.update({'beta': -1})\n", "line 6: train.beta is -1; it must be finite, above 0"),
+        ("    config.train.beta = '1'\n", "line 6: train.beta is '1'; it must be a number, finite, at least 0"),
+        ("    config.train.update({'beta': -1})\n", "line 6: train.beta is -1; it must be finite, at least 0"),
         ("    config.train = {'beta': 1}\n", "line 6: train is a section"),
         ("    with config.unlocked():\n        config.train.bta = 1\n    return config\n", "no config key train.bta"),
         ("    return None\n", r"get_config\(\) returned NoneType"),
@@ -94,5 +94,5 @@ def test_a_config_of_plain_dicts_is_checked_as_a_whole() -> None:
     with pytest.raises(UserError, match="train.beta is missing"):
         completed(default.get_config(), ConfigDict(plain))
     plain["train"]["beta"] = float("nan")
-    with pytest.raises(UserError, match="train.beta is nan; it must be finite, above 0"):
+    with pytest.raises(UserError, match="train.beta is nan; it must be finite, at least 0"):
         completed(default.get_config(), ConfigDict(plain))

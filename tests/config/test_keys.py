@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from qrpo_jax import losses, partition, quantiles
+from qrpo_jax import advantages, losses, partition, quantiles
 from qrpo_jax.config.config import keys_of
 from qrpo_jax.config.keys import Choice, Either, Name, NotAllowedError, Number, Several, Switch, Text, Whole
 from qrpo_jax.config.overrides import Override, apply
@@ -23,6 +23,7 @@ from qrpo_jax.rewards.problems import BLOCKS
 from qrpo_jax.rewards.sandbox.pool import LEVELS
 from qrpo_jax.sampling.openai import KINDS
 from qrpo_jax.sweep.figures import FIGURES
+from qrpo_jax.training import token_objectives
 from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.optimizer import SCHEDULES
 
@@ -134,6 +135,8 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "train.moment_dtype": COMPUTE,
         "train.objective": OBJECTIVES,
         "train.partition": partition.PARTITIONS,
+        "train.token_average": token_objectives.AVERAGES,
+        "train.advantage_scale": advantages.SCALES,
         "train.loss": losses.REGRESSION,
         "train.shuffle": batch_order.SHUFFLES,
         "pack.over_long": views.OVER_LONG,
@@ -150,7 +153,8 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "compile.programs": PROGRAMS,
         "compare_transforms.estimators": quantiles.ESTIMATORS,
     }
-    # These three are compared with names in the code.
+    # These are compared with names in the code.
+    tables |= {"train.data": ("stored", "on_policy")}
     tables |= {"train.reference_log_probs": ("stored", "on_the_fly"), "export.adapter": ("merged", "peft")}
     tables |= {"sample.backend": ("local", "openai"), "collect.sort": ("order", *FIGURES)}
     choices = {

@@ -21,10 +21,19 @@ from tests.helpers.jobs import ROOT, environment, job, refused
     ("overrides", "message"),
     [
         ({"train__transform": "cube"}, "transform is 'cube'; allowed: identity, log"),
-        ({"train__objective": "ppo"}, "objective is 'ppo'; allowed: qrpo"),
+        ({"train__objective": "ipo"}, "objective is 'ipo'; allowed: qrpo"),
+        (
+            {"train__objective": "ppo"},
+            "'ppo' learns only from what the policy itself has just sampled: set config",
+        ),
+        (
+            {"train__objective": "grpo", "train__data": "on_policy", "train__evaluate_every": 5},
+            "evaluate_every is 5; objective 'grpo' has no loss of held-out rows",
+        ),
+        ({"train__clip_low": 1.5}, "train.clip_low is 1.5; it must be finite, above 0, at most 1"),
         ({"train__loss": "huber"}, "loss is 'huber'; allowed: mse, mae"),
-        ({"train__beta": 0.0}, r"beta is 0.0; it must be finite, above 0 \(config.train.beta\)"),
-        ({"train__beta": -0.1}, "beta is -0.1; it must be finite, above 0"),
+        ({"train__beta": 0.0}, r"beta is 0.0; it must be above 0 \(config.train.beta\)"),
+        ({"train__beta": -0.1}, "beta is -0.1; it must be finite, at least 0"),
         ({"train__beta": float("nan")}, "beta is nan; it must be finite"),
         (
             {"train__transform": "normal-icdf", "select__reference_count": 1, "select__exclude_own": False},
@@ -176,7 +185,7 @@ def test_a_faulty_row_is_refused_by_line_before_anything_is_compiled(tmp_path, f
         (["--shard=4/4"], "shard is '4/4'; allowed: i/n"),
         (["--config=configs/none.py"], "no config file configs/none.py"),
         (["surprise"], "unknown argument 'surprise'"),
-        (["--config.train.beta=-1"], "beta is -1.0; it must be finite, above 0 (config.train.beta)"),
+        (["--config.train.beta=-1"], "beta is -1.0; it must be finite, at least 0 (config.train.beta)"),
     ],
 )
 def test_the_command_line_prints_one_line_and_exits_with_status_2(tmp_path: Path, arguments, message) -> None:
