@@ -263,7 +263,8 @@ def get_config() -> ConfigDict:
     # Steps from one computation of loss and log-ratios of held-out rows to the next, for the metrics; 0: none.
     config.train.evaluate_every = Whole(0, least=0)
     config.train.held_out = Whole(64, least=1)  # with it: prompts of the training rows that are not trained on
-    # Completions: stored (rows of stages before, or brought) | on_policy (sampled by the policy as it trains)
+    # Completions: stored (rows of stages before, or brought) | on_policy (sampled by the policy as it trains, section
+    # rollout)
     config.train.data = Choice("stored", "on_policy")
     # The last four need on-policy data; all others learn from either (docs/on_policy.md).
     config.train.objective = Choice("qrpo", "dpo", "rebel", "simpo", "sft", "grpo", "rloo", "reinforce_pp", "ppo")
@@ -289,7 +290,7 @@ def get_config() -> ConfigDict:
     config.train.clip_low = Number(0.2, above=0, most=1)
     config.train.clip_high = Number(0.2, above=0)
     # GRPO: mean over each completion's tokens | all tokens of a batch weigh the same (DAPO) | sum over each
-    # completion's tokens divided by sample.max_new_tokens (Dr. GRPO)
+    # completion's tokens divided by rollout.max_new_tokens (Dr. GRPO)
     config.train.token_average = Choice("completion", "token", "constant")
     # GRPO: rewards minus the mean of their group, divided by its standard deviation | not divided (Dr. GRPO)
     config.train.advantage_scale = Choice("std", "none")
@@ -303,6 +304,27 @@ def get_config() -> ConfigDict:
     config.train.value_clip = Number(0.2, least=0)  # PPO: a value moves at most this far in an iteration; 0: no bound
     # RLOO, REINFORCE++, PPO: beta adapts to this KL to the reference, nats a completion; 0: beta is fixed.
     config.train.kl_target = Number(0.0, least=0)
+
+    # With train.data = "on_policy": what the policy samples in each iteration (docs/on_policy.md).
+    config.rollout = Config()
+    config.rollout.iterations = Whole(100, least=1)  # each samples, scores and makes steps on what it sampled
+    config.rollout.prompts = Whole(64, least=1)  # of an iteration
+    config.rollout.completions = Whole(8, least=1)  # a prompt: its group
+    config.rollout.max_new_tokens = Whole(64, least=1)  # longest completion
+    config.rollout.temperature = Number(1.0, above=0)  # that of log_probs.temperature
+    config.rollout.top_k = Whole(0, least=0)  # as in sample; log-probs are those of the whole distribution
+    config.rollout.top_p = Number(1.0, above=0, most=1)  # as in sample
+    config.rollout.min_p = Number(0.0, least=0, most=1)  # as in sample
+    config.rollout.stop = Several((), of=Text(empty=False, lines=True))  # as in sample
+    config.rollout.slots = Whole(0, least=0)  # as in sample
+    config.rollout.order = Choice("shuffled", "source")  # of prompts; source: as they are listed, a curriculum
+    # Of QRPO: among the rewards of the reference policy's stored completions of a prompt, or among those of its group.
+    config.rollout.quantiles = Choice("reference", "group")
+    # Times that prompts whose completions all have the same reward are replaced by further ones (dynamic sampling).
+    config.rollout.refill = Whole(0, least=0)
+    # Sample for the next iteration before the steps of this one, and score it on the CPU during these steps. Its policy
+    # is then older by that many steps.
+    config.rollout.ahead = Switch(False)
 
     # Held-out prompts that stage train samples and scores as it goes, for the metrics, from the selection half.
     config.watch = Config()

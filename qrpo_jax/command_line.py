@@ -17,7 +17,7 @@ from qrpo_jax.config import Config, files, help, overrides
 from qrpo_jax.config.keys import shown
 from qrpo_jax.errors import UserError
 from qrpo_jax.job import status
-from qrpo_jax.job.source_check import brings_rows, check_source
+from qrpo_jax.job.source_check import check_source, needs_no_samples
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.stages import STAGES
 from qrpo_jax.stores.path import StorePath, as_path
@@ -126,7 +126,7 @@ def read(argv: Sequence[str]) -> Request | RowsRequest:
     other = None if values.fork is None else folder("fork", values.fork)
     config = files.read(values.config)
     overrides.apply(config, given)
-    check_order(config.stages, STAGES, brings_rows(config))
+    check_order(config.stages, STAGES, needs_no_samples(config))
     if any(STAGES[name].needs_model for name in config.stages):
         check_source(config)
     points = points_of(config)

@@ -25,7 +25,7 @@ from qrpo_jax.job.owner import HeldError
 from qrpo_jax.job.policies import AGAINST, job_against
 from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
-from qrpo_jax.job.source_check import brings_rows
+from qrpo_jax.job.source_check import is_on_policy, needs_no_samples
 from qrpo_jax.job.stage import check_order
 from qrpo_jax.rewards.rewards import JUDGE
 from qrpo_jax.stores.path import StorePath
@@ -121,7 +121,7 @@ def check(job: Job) -> None:
     Raises:
       UserError: naming the value, the allowed values and the key.
     """
-    check_order(job.config.stages, job.stages, brings_rows(job.config))
+    check_order(job.config.stages, job.stages, needs_no_samples(job.config))
     if any(manifest.read_manifest(job.folder(name)) is None for name in job.config.stages):
         check_workdir(job.workdir)
     stages = [job.stages[name] for name in job.config.stages]
@@ -172,7 +172,8 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     upto = tuple(earlier for earlier in upto if earlier == name or not job.stages[earlier].repeats)
     stages = [job.stages[earlier] for earlier in upto]
     sections = {section: config[section].to_dict() for stage in stages for section in stage.sections}
-    if "watch" in sections and config.watch.every:  # its figures are of the reward, which may score nowhere else
+    scored = "watch" in sections and (config.watch.every or is_on_policy(config))
+    if scored:  # its figures are of the reward, which may score nowhere else
         sections |= {section: config[section].to_dict() for section in ("reward", "judge")}
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
     machine_keys = {key for stage in stages for key in stage.machine_keys}

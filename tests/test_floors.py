@@ -41,7 +41,7 @@ FLOORS = (
     ("report",),
     ("config",),
     ("job",),
-    ("harnesses",),
+    ("harnesses", "on_policy"),
     ("stages",),
     ("pipeline",),
     ("sweep",),

@@ -1,7 +1,7 @@
 """Batches of a packing plan, streamed by Grain: the same order on every process, and exact resumption."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -12,6 +12,19 @@ from qrpo_jax.data.examples import Examples
 from qrpo_jax.data.packing import Plan
 from qrpo_jax.data.per_completion import NEUTRAL
 from qrpo_jax.model.layout import Layout
+
+
+class Batches(Protocol):
+    """Batches of a run, one after the other, from a position that a checkpoint can hold."""
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> Any:
+        """The position: JSON, or bytes of text."""
+
+    def set_state(self, state: Any) -> None:
+        """Moves to a position of `get_state`."""
+
 
 READERS = 2  # threads: one puts a batch together while another waits for a disk
 

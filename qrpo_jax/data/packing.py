@@ -236,7 +236,7 @@ def plan_batches(
         orders = batch_order(units, batch_units, epochs, seed, shuffle)
     book = _Book()
     for order in orders:
-        book.add(pack(units, order, row_tokens, slots, share=share))
+        book.add(pack(units, order, row_tokens, slots, share=share) if len(order) else ())
     most = max(np.diff(book.starts).tolist())
     microbatches = microbatches or -(-most // row_multiple)
     rows = round_up(most, row_multiple * microbatches)

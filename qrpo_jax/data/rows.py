@@ -23,7 +23,9 @@ COMPLETION_SOURCES = ("dataset", "reference", "policy")
 COMPONENTS = ("component_names", "components")  # features that older rows lack
 NO_TOKENS = np.zeros(0, np.int32)
 NO_REWARDS = np.zeros(0, np.float32)
-NO_TOKENS.flags.writeable = NO_REWARDS.flags.writeable = False  # rows share them
+NO_LOG_PROBS = np.zeros(0, np.float32)
+for _empty in (NO_TOKENS, NO_REWARDS, NO_LOG_PROBS):
+    _empty.flags.writeable = False  # rows share them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Completion:
       log_prob: log-prob in nats under the distribution it was sampled from, float32 on disk; NaN = not sampled by us.
       reference_log_prob: log pi_ref in nats, float32 on disk; NaN = not computed.
       components: the parts of a weighted reward, by name, as they were before weights; float32 on disk.
+      token_log_probs: [L] float32, those of its tokens that `log_prob` sums up; empty where only the sum is known. Not
+        on disk.
     """
 
     text: str
@@ -56,6 +60,7 @@ class Completion:
     log_prob: float = math.nan
     reference_log_prob: float = math.nan
     components: tuple[tuple[str, float], ...] = ()
+    token_log_probs: np.ndarray = field(default_factory=lambda: NO_LOG_PROBS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from qrpo_jax.data.encoder import Encoder
 from qrpo_jax.data.pieces import pieces
-from qrpo_jax.data.rows import Completion, Row
+from qrpo_jax.data.rows import NO_LOG_PROBS, Completion, Row
 from qrpo_jax.data.text import Text
 from qrpo_jax.devices.mesh import fetch, place, round_up, row_sharding
 from qrpo_jax.devices.program.checked import CheckedProgram
@@ -118,6 +118,7 @@ def make_completer(
     most: int,
     text: Text | None = None,
     mesh: Mesh | None = None,
+    keep_token_log_probs: bool = False,
 ) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
@@ -129,6 +130,7 @@ def make_completer(
       most: rows of a call, or fewer.
       text: lays out the prompts; by default the job's.
       mesh: by default that of units of work.
+      keep_token_log_probs: completions have those of their tokens, too.
     """
     text, mesh = text or job.text, mesh or job.unit_mesh
     jitted = jitted_sampler(job, section, side, text.end_tokens, mesh, stops_of(job, section))
@@ -156,7 +158,11 @@ def make_completer(
         samples = jax.tree.map(lambda *each: np.concatenate([np.atleast_1d(one) for one in each]), *drawn)
         completed = [
             dataclasses.replace(
-                row, completions=(*row.completions, *_completions(samples, i, text, side, section.stop))
+                row,
+                completions=(
+                    *row.completions,
+                    *_completions(samples, i, text, side, section.stop, keep_token_log_probs),
+                ),
             )
             for i, row in enumerate(rows)
         ]
@@ -193,12 +199,24 @@ def padded_prompts(prompts: list[np.ndarray], count: int) -> tuple[np.ndarray, n
     return tokens_PxL, lengths_P
 
 
-def _completions(samples: Samples, prompt: int, text: Text, side: str, stop: Sequence[str]) -> list[Completion]:
+def _completions(
+    samples: Samples, prompt: int, text: Text, side: str, stop: Sequence[str], keep_token_log_probs: bool
+) -> list[Completion]:
     completions = []
     for c in range(samples.tokens_PxnxT.shape[1]):
-        tokens = np.asarray(samples.tokens_PxnxT[prompt, c, : samples.lengths_Pxn[prompt, c]], np.int32)
-        finished, log_prob = bool(samples.finished_Pxn[prompt, c]), float(samples.log_probs_PxnxT[prompt, c].sum())
-        completions.append(Completion(stopped_text(text, tokens, stop), tokens, finished, side, log_prob=log_prob))
+        length = samples.lengths_Pxn[prompt, c]
+        tokens = np.asarray(samples.tokens_PxnxT[prompt, c, :length], np.int32)
+        log_probs = samples.log_probs_PxnxT[prompt, c]
+        completions.append(
+            Completion(
+                stopped_text(text, tokens, stop),
+                tokens,
+                bool(samples.finished_Pxn[prompt, c]),
+                side,
+                log_prob=float(log_probs.sum()),
+                token_log_probs=np.array(log_probs[:length]) if keep_token_log_probs else NO_LOG_PROBS,
+            )
+        )
     return completions
 
 

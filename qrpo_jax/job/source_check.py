@@ -41,6 +41,11 @@ def check_source(config: Any, sources: Sources = SOURCES) -> None:
         )
 
 
+def is_on_policy(config: Any) -> bool:
+    """Whether stage `train` samples its own data."""
+    return bool(config.train.data == "on_policy")
+
+
 def sampled_completions(config: Any) -> int:
     """How many completions of a prompt the stages of a config sample from the reference policy."""
     return config.sample.completions if "sample" in config.stages else 0
@@ -50,6 +55,12 @@ def brings_rows(config: Any, sources: Sources = SOURCES) -> bool:
     """Whether stages can read rows from the source itself. False for a source that does not exist."""
     kind = sources.get(split_name(config.prompts.source)[0])
     return kind is not None and kind.listed
+
+
+def needs_no_samples(config: Any) -> bool:
+    """Whether stages can do without `sample`: the source brings rows, or training alone reads prompts and samples."""
+    own_data = is_on_policy(config) and not {"score", "reference"} & set(config.stages)
+    return own_data or brings_rows(config)
 
 
 def check_parts(prompts: Any, kind: SourceKind) -> None:

@@ -63,13 +63,13 @@ def needs_weights(config: Any, stages: Stages) -> bool:
     return any(stage.needs_model and stage.needs_weights(config) for stage in chosen)
 
 
-def check_order(names: Sequence[str], stages: Stages, brings_rows: bool = False) -> None:
+def check_order(names: Sequence[str], stages: Stages, without_samples: bool = False) -> None:
     """Refuses stages that do not exist, are named twice, or lack a stage before them.
 
     Args:
       names: as in `config.stages`.
       stages: those that there are.
-      brings_rows: the prompts are rows with completions, so that none need to be sampled.
+      without_samples: no completions need to be sampled before stages that read rows.
 
     Raises:
       UserError: naming the first such stage.
@@ -83,5 +83,5 @@ def check_order(names: Sequence[str], stages: Stages, brings_rows: bool = False)
         if name in names[:i]:
             raise UserError(f"stage {name!r} is twice in config.stages; name it once")
         for needed in stages[name].needs:
-            if needed not in names[:i] and not (brings_rows and needed == SAMPLE):
+            if needed not in names[:i] and not (without_samples and needed == SAMPLE):
                 raise UserError(f"stage {name!r} needs {needed!r} before it; change config.stages")

@@ -11,8 +11,7 @@ import optax
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
-from qrpo_jax.data.loader import batches
-from qrpo_jax.data.packing import Plan
+from qrpo_jax.data.loader import Batches, batches
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import own_rows
 from qrpo_jax.devices.peaks import peak_bytes
@@ -23,6 +22,7 @@ from qrpo_jax.job.held_out_loss import held_out_visitor
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import kept_steps
 from qrpo_jax.job.packing import make_plan
+from qrpo_jax.model import value_head
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
 from qrpo_jax.training.checkpoints import Checkpoints
@@ -41,23 +41,43 @@ from qrpo_jax.training.step_watch import StepWatch
 from qrpo_jax.training.time_sheet import TimeSheet
 
 
-class Training(NamedTuple):
-    """The inputs of a training run.
+class Feed(NamedTuple):
+    """Where the batches of a training run come from.
 
     Attributes:
-      examples: completions to train on.
+      batches: host batches, in each process the `own_rows` of its devices.
+      steps: of the whole run.
+      microbatches: of each batch.
+      name: of an example that `Batch.example_BxS` points at, for messages.
+      facts: for the manifest, when all steps are made.
+      producer: makes batches from the parameters, see `fit`; None where all data are there before.
+    """
+
+    batches: Batches
+    steps: int
+    microbatches: int
+    name: Callable[[int], str]
+    facts: Callable[[], dict[str, Any]]
+    producer: Visitor | None = None
+
+
+class Training(NamedTuple):
+    """The inputs of a training run, without its data.
+
+    Attributes:
       objective: the loss.
       log_prob_settings: how log-probs are computed.
-      start: returns the parameters before the first update; with `frozen`, the adapters.
+      start: returns the policy's parameters before the first update; with `frozen`, the adapters.
       frozen: with LoRA the base of the adapters, which is the reference policy; None if all parameters are trained.
       reference_on_the_fly: compute log π_ref from `frozen` with every batch.
       predict: what QRPO asks of a batch, for its metrics.
       held_out: completions that are not trained on, whose loss is computed every so many steps; None without any.
       watch: makes what samples and scores held-out prompts between steps, from the number of all steps and `frozen`.
       on_first: called with the first batch, on the mesh, and its metrics, unless the run resumes.
+      value_head: train a value head with the policy, for an objective that reads `LogProbs.value`. Checkpoints hold it;
+        saved parameters and what `watch` sees do not.
     """
 
-    examples: Examples
     objective: BoundObjective
     log_prob_settings: LogProbSettings
     start: Callable[[], Parameters]
@@ -67,10 +87,28 @@ class Training(NamedTuple):
     on_first: Callable[[Batch, dict[str, float]], None] | None = None
     held_out: Examples | None = None
     watch: Callable[[int, Parameters | None], Visitor] | None = None
+    value_head: bool = False
 
 
-def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
-    """Trains to the end of the plan, writes parameters to the stage's folder and returns the stage's manifest.
+def planned_feed(job: Job, stage: str, examples: Examples) -> Feed:
+    """The batches of examples that are all there before the first step, packed by one plan."""
+    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
+    job.say(f"{stage}: {counts}")
+    plan = make_plan(job, stage, examples)
+    facts = {
+        "counts": examples.counts,
+        "padding": plan.padding,
+        "rows": plan.rows,
+        "row_tokens": plan.row_tokens,
+        "tokens": plan.tokens,
+        "separate_tokens": plan.separate_tokens,
+    }
+    own = batches(examples, plan, own_rows(job.mesh, plan.rows))
+    return Feed(own, plan.steps, plan.microbatches, examples.name, lambda: facts)
+
+
+def train(job: Job, stage: str, training: Training, feed: Feed) -> dict[str, Any]:
+    """Trains to the end of the feed, writes parameters to the stage's folder and returns the stage's manifest.
 
     examples → plan → batches ─┐
     objective, optimizer → step ├→ fit → parameters
@@ -79,40 +117,29 @@ def train(job: Job, stage: str, training: Training) -> dict[str, Any]:
     Args:
       stage: also the name of the config section with the options of the training.
     """
-    examples, folder = training.examples, job.folder(stage)
-    counts = ", ".join(f"{count} {name}" for name, count in examples.counts.items() if count)
-    job.say(f"{stage}: {counts}")
-    plan = make_plan(job, stage, examples)
-    describe(job, stage, plan, adapters(job, training))
-    optimizer, schedule = configured_optimizer(job.config, stage, plan.steps)
+    folder = job.folder(stage)
+    describe(job, stage, feed.steps, training)
+    optimizer, schedule = configured_optimizer(job.config, stage, feed.steps)
     times = TimeSheet(folder if is_first() else None)
     with (
         located(**memory_keys(stage)),
-        open_books(job, stage, training, plan.steps, schedule, times) as (checkpoints, logbook),
+        open_books(job, stage, training, feed, schedule, times) as (checkpoints, logbook),
     ):
         parameters = fit(
-            policy_step(job, training, optimizer, plan.microbatches),
+            policy_step(job, training, optimizer, feed.microbatches),
             trainable(job, training, optimizer),
-            batches(examples, plan, own_rows(job.mesh, plan.rows)),
-            steps=plan.steps,
+            feed.batches,
+            steps=feed.steps,
             checkpoints=checkpoints,
             logbook=logbook,
             times=times,
             profile=parse_profile(job.config.log.profile if is_first() else "", folder),
             frozen=training.frozen,
-            visitors=visitors(job, stage, training, plan.steps),
+            visitors=visitors(job, stage, training, feed.steps),
+            producer=feed.producer,
         )
-    save_parameters(folder / "parameters", parameters)
-    return {
-        "steps": plan.steps,
-        "counts": examples.counts,
-        "padding": plan.padding,
-        "rows": plan.rows,
-        "row_tokens": plan.row_tokens,
-        "tokens": plan.tokens,
-        "separate_tokens": plan.separate_tokens,
-        "last": last_metrics(folder),
-    }
+    save_parameters(folder / "parameters", value_head.split(parameters)[0])
+    return {"steps": feed.steps, **feed.facts(), "last": last_metrics(folder)}
 
 
 def visitors(job: Job, stage: str, training: Training, steps: int) -> list[Visitor]:
@@ -120,15 +147,20 @@ def visitors(job: Job, stage: str, training: Training, steps: int) -> list[Visit
     kept, found = kept_steps(job.config, steps) if stage == "train" else [], []
 
     def keep(step: int, parameters: Parameters) -> dict[str, float]:
-        save_parameters(kept_folder(job.folder(stage), step), parameters)
+        save_parameters(kept_folder(job.folder(stage), step), value_head.split(parameters)[0])
         return {}
 
     if training.held_out is not None and len(training.held_out.sizes_U):
         every, loss = job.config[stage].evaluate_every, batch_loss(job, training, job.log_prob_settings(job.mesh))
         found.append(held_out_visitor(job, training.held_out, loss, training.frozen, every, steps))
     if training.watch is not None:
-        found.append(training.watch(steps, training.frozen))
+        found.append(of_policy(training.watch(steps, training.frozen)))
     return [*found, Visitor(kept.__contains__, keep, "save")] if kept else found
+
+
+def of_policy(visitor: Visitor) -> Visitor:
+    """The visitor of the policy without its value head, as sampling needs it."""
+    return visitor._replace(visit=lambda step, parameters: visitor.visit(step, value_head.split(parameters)[0]))
 
 
 def batch_loss(job: Job, training: Training, settings: LogProbSettings) -> BatchLoss:
@@ -166,16 +198,29 @@ def policy_step(job: Job, training: Training, optimizer: optax.GradientTransform
 
 
 def trainable(job: Job, training: Training, optimizer: optax.GradientTransformation) -> Trainable:
-    """The training state; adapters are float32 on a base of any type."""
+    """The training state."""
+    return Trainable(trained_layout(job, training), optimizer, lambda: first_parameters(job, training), job.config.seed)
+
+
+def trained_layout(job: Job, training: Training) -> Parameters:
+    """The layout of what is trained; adapters are float32 on a base of any type, as is a value head."""
     lora = adapters(job, training)
     dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
-    layout = parameter_layout(job.mesh, job.shape.settings, dtype, lora)
-    return Trainable(layout, optimizer, training.start, job.config.seed)
+    return parameter_layout(job.mesh, job.shape.settings, dtype, lora, training.value_head)
+
+
+def first_parameters(job: Job, training: Training) -> Parameters:
+    """What is trained, before the first update: what `training.start` returns, and a new value head if any."""
+    if not training.value_head:
+        return training.start()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, trained_layout(job, training)[value_head.BRANCH])
+    fresh = jax.jit(value_head.initial_head, static_argnums=0, out_shardings=shardings)
+    return value_head.join(training.start(), fresh(job.shape.settings.d_model))
 
 
 @contextmanager
 def open_books(
-    job: Job, stage: str, training: Training, steps: int, schedule: optax.Schedule, times: TimeSheet
+    job: Job, stage: str, training: Training, feed: Feed, schedule: optax.Schedule, times: TimeSheet
 ) -> Iterator[tuple[Checkpoints, Logbook]]:
     """Checkpoints and logbook in the stage's folder; closed at the end, also after an error."""
     section, log, folder = job.config[stage], job.config.log, job.folder(stage)
@@ -187,9 +232,9 @@ def open_books(
         Logbook(
             writer,
             checkpoints,
-            steps=steps,
+            steps=feed.steps,
             every=section.log_every,
-            name=training.examples.name,
+            name=feed.name,
             schedule=schedule,
             title=stage,
             watch=watch,
@@ -227,14 +272,16 @@ def configured_optimizer(config: Any, stage: str, steps: int) -> tuple[optax.Gra
         return make_optimizer(options, steps)
 
 
-def describe(job: Job, stage: str, plan: Plan, lora: Lora | None) -> None:
+def describe(job: Job, stage: str, steps: int, training: Training) -> None:
     """Prints the sizes of model and run."""
     size = f"{parameter_count(job.shape.settings):,} parameters"
-    if lora is not None:
+    if (lora := adapters(job, training)) is not None:
         count = parameter_count(job.shape.settings, lora)
         size = f"{count:,} parameters of LoRA adapters on {size} that do not change"
+    if training.value_head:
+        size += f", and a value head of {job.shape.settings.d_model + 1:,}"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    job.say(f"{stage}: {size}, {plan.steps} steps on {devices}")
+    job.say(f"{stage}: {size}, {steps} steps on {devices}")
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

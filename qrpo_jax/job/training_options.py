@@ -34,7 +34,7 @@ KEYS = {
     "clip_low": "train.clip_low",
     "clip_high": "train.clip_high",
     "token_average": "train.token_average",
-    "token_limit": "sample.max_new_tokens",
+    "token_limit": "rollout.max_new_tokens",
     "correction_cap": "train.correction_cap",
     "value_coefficient": "train.value_coefficient",
     "value_clip": "train.value_clip",
@@ -74,7 +74,7 @@ def make_view(job: Job) -> View:
 def configured_objective(job: Job) -> BoundObjective:
     """The objective of the config with its options."""
     config = job.config.train
-    values = {**config, "kl_strength": config.beta, "token_limit": job.config.sample.max_new_tokens}
+    values = {**config, "kl_strength": config.beta, "token_limit": job.config.rollout.max_new_tokens}
     options = {option: values[option] for option in OBJECTIVES[config.objective].options}
     return make_objective(config.objective, make_length(job), **options)
 

@@ -67,8 +67,8 @@ STAGES: dict[str, Stage] = {
     "train": stage(
         "train",
         needs=("sample",),
-        sections=("model", "prompts", "pack", "log_probs", "select", "lora", "train", "watch"),
-        machine_keys=("log_probs.batch_rows", "watch.slots", *TRAIN_PACE, *REWARD_PACE),
+        sections=("model", "prompts", "pack", "log_probs", "select", "lora", "train", "rollout", "watch"),
+        machine_keys=("log_probs.batch_rows", "rollout.slots", "watch.slots", *TRAIN_PACE, *REWARD_PACE),
     ),
     "evaluate": stage(
         "evaluate",

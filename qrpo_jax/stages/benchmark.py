@@ -105,7 +105,7 @@ def make_examples(job: Job, mix: LengthMix) -> Examples:
 def training_program(job: Job, examples: Examples) -> Program:
     """Stage `train`'s step, with its planner, loader and optimizer."""
     plan = make_plan(job, "train", examples, folder="benchmark")
-    training = make_training(job, examples, job.random_parameters)
+    training = make_training(job, job.random_parameters)
     optimizer, _ = configured_optimizer(job.config, "train", plan.steps)
     run = trainable(job, training, optimizer)
     update = jitted(policy_step(job, training, optimizer, plan.microbatches), run)

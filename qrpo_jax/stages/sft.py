@@ -9,7 +9,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
 from qrpo_jax.job.prompts import open_sources
 from qrpo_jax.job.stage_rows import whole_source
-from qrpo_jax.job.trainer import Training, train
+from qrpo_jax.job.trainer import Training, planned_feed, train
 from qrpo_jax.training.objectives import make_objective
 
 
@@ -21,7 +21,7 @@ def run(job: Job) -> dict[str, Any]:
     # SFT trains the distribution at temperature 1, whatever temperature it is sampled at later.
     settings = job.log_prob_settings(job.mesh, backward=True)._replace(temperature=1.0)
     start = lambda: job.fresh_parameters(job.mesh)  # noqa: E731
-    result = train(job, "sft", Training(examples, make_objective("sft"), settings, start))
+    result = train(job, "sft", Training(make_objective("sft"), settings, start), planned_feed(job, "sft", examples))
     discard_corpus(job, "sft")
     return result
 

@@ -21,9 +21,9 @@ from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.held_out_reward import check_watch, open_watch
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
-from qrpo_jax.job.source_check import sampled_completions
+from qrpo_jax.job.source_check import is_on_policy, sampled_completions
 from qrpo_jax.job.stage_rows import rows_in_blocks
-from qrpo_jax.job.trainer import Training, train
+from qrpo_jax.job.trainer import Training, planned_feed, train
 from qrpo_jax.job.training_options import (
     KEYS,
     calibrated_target,
@@ -35,10 +35,15 @@ from qrpo_jax.job.training_options import (
     prediction,
 )
 from qrpo_jax.model.decoder import Parameters
+from qrpo_jax.on_policy.checks import check_on_policy
+from qrpo_jax.on_policy.run import train_on_policy
 from qrpo_jax.report import forecast
 
 
 def run(job: Job) -> dict[str, Any]:
+    if is_on_policy(job.config):
+        with open_watch(job) as watch:
+            return train_on_policy(job, make_training(job)._replace(watch=watch))
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
     examples, held_out = parted_examples(job, read_examples(job, transform))
@@ -46,7 +51,8 @@ def run(job: Job) -> dict[str, Any]:
     warn_of_temperature(job)
     facts = {"forecast": figures, "comparisons": tied_shares(examples.corpus)}
     with open_watch(job) as watch:
-        result = train(job, "train", make_training(job, examples)._replace(held_out=held_out, watch=watch)) | facts
+        training = make_training(job)._replace(held_out=held_out, watch=watch)
+        result = train(job, "train", training, planned_feed(job, "train", examples)) | facts
     discard_corpus(job, "train")
     return result
 
@@ -66,8 +72,8 @@ def parted_examples(job: Job, examples: Examples) -> tuple[Examples, Examples | 
     return parts.trained, parts.held_out
 
 
-def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
-    """The training of the policy on these examples, as the config describes it.
+def make_training(job: Job, reference: Callable[[Mesh], Parameters] | None = None) -> Training:
+    """The training of the policy as the config describes it.
 
     Args:
       reference: makes the parameters of the reference policy; by default `job.reference_parameters`.
@@ -102,7 +108,6 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         )
 
     return Training(
-        examples,
         configured_objective(job),
         job.log_prob_settings(job.mesh, backward=True),
         start=(lambda: job.fresh_adapters(job.mesh)) if lora else (lambda: reference(job.mesh)),
@@ -110,6 +115,7 @@ def make_training(job: Job, examples: Examples, reference: Callable[[Mesh], Para
         reference_on_the_fly=config.reference_log_probs == "on_the_fly",
         predict=prediction(job) if ranked else None,
         on_first=on_first,
+        value_head=chosen_objective(job).needs_value,
     )
 
 
@@ -169,6 +175,9 @@ def warn_of_temperature(job: Job) -> None:
 
 
 def check(job: Job) -> None:
-    check_training(job)
-    check_units(job, "train", make_view(job))
+    if is_on_policy(job.config):
+        check_on_policy(job)
+    else:
+        check_training(job)
+        check_units(job, "train", make_view(job))
     check_watch(job)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
+from qrpo_jax.data.loader import Batches
 from qrpo_jax.devices.array_sums import array_sums
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.errors import DamagedError
@@ -78,7 +78,7 @@ class Checkpoints:
         """Whether a checkpoint follows this step."""
         return step % self._every == 0
 
-    def save(self, state: State, iterator: grain.DatasetIterator, metrics: Written, *, last: bool = False) -> None:
+    def save(self, state: State, iterator: Batches, metrics: Written, *, last: bool = False) -> None:
         """Starts saving in the background. Orbax copies the state first, so it may be donated afterwards.
 
         Args:
@@ -104,7 +104,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
         return sorted(self._manager.all_steps())
 
-    def restore(self, abstract: State, iterator: grain.DatasetIterator) -> Resumed | None:
+    def restore(self, abstract: State, iterator: Batches) -> Resumed | None:
         """The newest checkpoint that is whole, and the iterator moved to where it was; None without checkpoints.
 
         Damaged ones that are newer are set aside, next to the folder of checkpoints, with a warning.
@@ -173,12 +173,12 @@ class Checkpoints:
             RUN.saved()
 
 
-def read_state(iterator: grain.DatasetIterator) -> dict[str, Any]:
+def read_state(iterator: Batches) -> dict[str, Any]:
     """The iterator's position as JSON. It is the same on every process, so one copy serves any number of them."""
     state = iterator.get_state()
     return {"bytes": state.decode()} if isinstance(state, bytes) else {"value": state}
 
 
-def write_state(iterator: grain.DatasetIterator, state: dict[str, Any]) -> None:
+def write_state(iterator: Batches, state: dict[str, Any]) -> None:
     """Moves the iterator to a position from `read_state`."""
     iterator.set_state(state["bytes"].encode() if "bytes" in state else state["value"])

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import grain
 import jax
 from jax import Array
 
+from qrpo_jax.data.loader import Batches
 from qrpo_jax.devices.mesh import place_rows, replicated
 from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
@@ -54,7 +54,7 @@ def jitted(step: Step, trainable: Trainable) -> CheckedProgram:
 def fit(
     step: Step,
     trainable: Trainable,
-    batches: grain.DatasetIterator,
+    batches: Batches,
     *,
     steps: int,
     checkpoints: Checkpoints,
@@ -63,6 +63,7 @@ def fit(
     profile: Profile = NO_PROFILE,
     frozen: Parameters | None = None,
     visitors: Sequence[Visitor] = (),
+    producer: Visitor | None = None,
 ) -> Parameters:
     """Trains until `steps` updates are made, from the latest whole checkpoint if any, and returns the parameters.
 
@@ -74,6 +75,8 @@ def fit(
       profile: steps to profile.
       frozen: parameters on the mesh that the step reads and does not change: the base of LoRA's adapters.
       visitors: a step that is made again after a kill is visited again, before its checkpoint is saved.
+      producer: makes the batches of a step and of those behind it, before it, where a policy samples its own data. Its
+        figures are in the line of that step.
 
     Raises:
       NonFiniteLossError: the loss or the gradient norm is not finite.
@@ -88,6 +91,13 @@ def fit(
     RUN.progress(done, steps, "steps")
     mesh, update = trainable.mesh, jitted(step, trainable)
     for number in range(done + 1, steps + 1):
+        produced: dict[str, float] | None = None
+        began = time.perf_counter()
+        if producer is not None and producer.due(number):
+            jax.block_until_ready(state)  # or the rest of the step before would count as the producer's time
+            with times.spent(producer.cause):
+                produced = producer.visit(number, state.parameters)
+        seconds = time.perf_counter() - began
         with times.spent("data"):
             batch = place_rows(next(batches), mesh)
         inputs = state, batch, frozen or {}
@@ -97,6 +107,8 @@ def fit(
         with profile.step(number):
             state, metrics = update(*inputs)
             logbook.record(number, batch, metrics)
+        if produced is not None:
+            logbook.add(produced, seconds)
         for visitor in (each for each in visitors if each.due(number)):
             jax.block_until_ready(state)  # or the rest of the step would count as part of the visit
             began = time.perf_counter()

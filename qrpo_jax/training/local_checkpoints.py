@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import grain
 import jax
 
+from qrpo_jax.data.loader import Batches
 from qrpo_jax.devices.processes import everywhere, from_first, is_first
 from qrpo_jax.errors import DamagedError
 from qrpo_jax.faults.records import read_record, write_record
@@ -55,7 +55,7 @@ class LocalCheckpoints(Checkpoints):
     def due(self, step: int) -> bool:
         return super().due(step) or step % self._local_every == 0
 
-    def save(self, state: State, iterator: grain.DatasetIterator, metrics: Written, *, last: bool = False) -> None:
+    def save(self, state: State, iterator: Batches, metrics: Written, *, last: bool = False) -> None:
         """Starts saving on the hosts, or in the work directory, or both. After the last step, only there."""
         step = int(jax.device_get(state.step))
         if step % self._local_every == 0 and not last:
@@ -64,13 +64,13 @@ class LocalCheckpoints(Checkpoints):
         if last or super().due(step):
             super().save(state, iterator, metrics, last=last)
 
-    def restore(self, abstract: State, iterator: grain.DatasetIterator) -> Resumed | None:
+    def restore(self, abstract: State, iterator: Batches) -> Resumed | None:
         """The newest checkpoint that is whole, on the hosts or in the work directory, as in `Checkpoints`."""
         resumed = self._from_hosts(abstract, iterator)
         self._local.keep(None if resumed is None else resumed.step)
         return super().restore(abstract, iterator) if resumed is None else resumed
 
-    def _from_hosts(self, abstract: State, iterator: grain.DatasetIterator) -> Resumed | None:
+    def _from_hosts(self, abstract: State, iterator: Batches) -> Resumed | None:
         stored = self.latest or 0
         for step in self._local.steps():
             if step < max(stored, 1):

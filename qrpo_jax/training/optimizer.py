@@ -10,6 +10,7 @@ from jax import Array
 
 from qrpo_jax.devices.dtypes import COMPUTE
 from qrpo_jax.errors import UserError
+from qrpo_jax.model.value_head import is_of_head
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -103,12 +104,14 @@ def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTran
 def _matrices(parameters: Any) -> Any:
     """Which arrays weight decay applies to: matrices, but no norm scale, bias or parameter of an activation.
 
-    Names decide, not the number of axes: every array is stacked over layers.
+    Nor a value head: decay would pull all values towards 0, whatever the rewards. Names decide, not the number of
+    axes: every array is stacked over layers.
     """
 
     def matrix(path: Any, _: Any) -> bool:
         name = path[-1].key
-        return name != "scale" and not name.endswith("_bias") and not name.startswith("alpha_")
+        vector = name == "scale" or name.endswith("_bias") or name.startswith("alpha_")
+        return not vector and not is_of_head(path)
 
     return jax.tree.map_with_path(matrix, parameters)
 

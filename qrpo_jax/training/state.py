@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qrpo_jax.devices.mesh import parameter_shardings, replicated
+from qrpo_jax.model import value_head
 from qrpo_jax.model.compute import product_dtype
 from qrpo_jax.model.decoder import DecoderSettings, Parameters, abstract_parameters, logical_axes
 from qrpo_jax.model.settings import Lora
@@ -20,7 +21,7 @@ class State(NamedTuple):
     """What a step reads and replaces, and what a checkpoint holds.
 
     step: [] int32, number of updates made.
-    parameters: the trained parameters; with LoRA the adapters alone, without their base.
+    parameters: the trained parameters; with LoRA the adapters alone, without their base. And the value head if any.
     optimizer: state of the optimizer; moments are float32, or bfloat16 by `Optimization.moment_dtype`.
     key: raw PRNG key data, the same in all steps; a step folds its number into it.
     """
@@ -42,25 +43,38 @@ def initial_state(parameters: Parameters, optimizer: optax.GradientTransformatio
 
 
 def parameter_layout(
-    mesh: Mesh, settings: DecoderSettings, dtype: Any = jnp.float32, lora: Lora | None = None
+    mesh: Mesh,
+    settings: DecoderSettings,
+    dtype: Any = jnp.float32,
+    lora: Lora | None = None,
+    with_value_head: bool = False,
 ) -> Parameters:
     """Shapes, types and shardings of a policy's parameters, without allocating them.
 
     Args:
       lora: with it, the layout is that of the adapters alone.
+      with_value_head: a value head is trained too; it is float32 whatever `dtype` is.
     """
-    shapes = abstract_parameters(settings, lora)
-    shardings = parameter_shardings(mesh, logical_axes(settings, lora), shapes)
-    return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding), shapes, shardings
-    )
+
+    def laid_out(axes: Parameters, shapes: Parameters, dtype: Any) -> Parameters:
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding),
+            shapes,
+            parameter_shardings(mesh, axes, shapes),
+        )
+
+    policy = laid_out(logical_axes(settings, lora), abstract_parameters(settings, lora), dtype)
+    if not with_value_head:
+        return policy
+    head = laid_out(value_head.AXES, value_head.abstract_head(settings.d_model), jnp.float32)
+    return value_head.join(policy, head)
 
 
 def forward_layout(layout: Parameters, dtype: Any) -> Parameters:
     """A layout for forward passes whose products are in `dtype`: weights are stored as they are used."""
 
     def stored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        kept = product_dtype(path[-1].key, leaf.dtype, dtype)
+        kept = leaf.dtype if value_head.is_of_head(path) else product_dtype(path[-1].key, leaf.dtype, dtype)
         return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(stored, layout)

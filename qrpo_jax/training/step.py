@@ -14,7 +14,7 @@ from qrpo_jax.data.per_completion import NEUTRAL, PerCompletion
 from qrpo_jax.data.per_token import NOTHING, PerToken
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Parameters
-from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
+from qrpo_jax.model.log_probs import log_probs_and_values, sum_by_completion
 from qrpo_jax.model.lora import join
 from qrpo_jax.training.objective import BoundObjective, LogProbs, TokenLoss
 from qrpo_jax.training.optimizer import apply_updates, wide
@@ -42,8 +42,11 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 def batch_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> LogProbs:
-    """log π of the batch's completions and of their targets, float32; 0 for empty slots and without a target."""
-    log_probs_BxL = row_log_probs(
+    """log π of the batch's completions and of their targets, float32; 0 for empty slots and without a target.
+
+    With values before the targets if the parameters have a value head. It is called inside and outside of a step.
+    """
+    log_probs_BxL, values_BxL = log_probs_and_values(
         graph,
         parameters,
         batch.tokens_BxL,
@@ -55,7 +58,7 @@ def batch_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, s
     )
     segments_BxL = batch.layout.segments_BxL
     log_probs_BxS = sum_by_completion(log_probs_BxL, segments_BxL, batch.present_BxS.shape[1])
-    return LogProbs(log_probs_BxS, log_probs_BxL, segments_BxL)
+    return LogProbs(log_probs_BxS, log_probs_BxL, segments_BxL, values_BxL)
 
 
 def completion_log_probs(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, settings: LogProbSettings) -> Array:

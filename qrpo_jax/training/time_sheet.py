@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from qrpo_jax.files import write_json
 
 NAME = "time.json"
-CAUSES = ("restore", "compile", "data", "save", "evaluate", "steps")  # "steps" is all that has no other cause
+# "rollout" is there where a policy samples its own data; "steps" is all that has no other cause.
+CAUSES = ("restore", "compile", "data", "rollout", "save", "evaluate", "steps")
 PAUSE = 10.0  # seconds from one writing to the next
 
 
@@ -73,7 +74,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
     """The lines of a file; none if it is missing or no longer whole."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         starts = json.loads(path.read_bytes())
-        if all(set(CAUSES) == one["seconds"].keys() and {"started", "first", "step"} <= one.keys() for one in starts):
+        if all(set(CAUSES) >= one["seconds"].keys() and {"started", "first", "step"} <= one.keys() for one in starts):
             return list(starts)
     return []
 
@@ -109,7 +110,7 @@ def goodput(path: Path) -> Goodput | None:
         lost = 0 if after is None else max(0, min(made, one["step"] - after["first"]))
         share = lost / made if made else 0.0
         for cause in CAUSES:
-            total[cause] += one["seconds"][cause]
+            total[cause] += one["seconds"].get(cause, 0.0)
         repeated = share * one["seconds"]["steps"]
         total["steps"] -= repeated
         total["repeated"] += repeated

@@ -154,7 +154,8 @@ def test_the_choices_of_a_key_are_the_entries_of_the_table_that_it_is_looked_up_
         "compare_transforms.estimators": quantiles.ESTIMATORS,
     }
     # These are compared with names in the code.
-    tables |= {"train.data": ("stored", "on_policy")}
+    tables |= {"train.data": ("stored", "on_policy"), "rollout.order": ("shuffled", "source")}
+    tables |= {"rollout.quantiles": ("reference", "group")}
     tables |= {"train.reference_log_probs": ("stored", "on_the_fly"), "export.adapter": ("merged", "peft")}
     tables |= {"sample.backend": ("local", "openai"), "collect.sort": ("order", *FIGURES)}
     choices = {

@@ -6,15 +6,27 @@ import numpy as np
 import pytest
 
 from qrpo_jax.data.per_token import PerToken
+from qrpo_jax.model import value_head
 from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.training.objective import LogProbs
 from qrpo_jax.training.objectives import make_objective
-from qrpo_jax.training.step import BatchLoss, LogProbSettings, tokens_in_use
+from qrpo_jax.training.state import initial_state
+from qrpo_jax.training.step import BatchLoss, LogProbSettings, batch_log_probs, make_step, tokens_in_use
 from qrpo_jax.training.token_diagnostics import token_diagnostics
 from tests.helpers import tiny
 from tests.helpers.samples import sampled
-from tests.helpers.steps import BATCH, OPTIONS, assert_same_update, plain, update, with_tokens
+from tests.helpers.steps import (
+    BATCH,
+    OPTIMIZER,
+    OPTIONS,
+    assert_same_update,
+    moments,
+    plain,
+    update,
+    with_tokens,
+)
 from tests.helpers.token_cases import TokenCase, by_hand, token_case
+from tests.helpers.value_heads import with_head
 
 TOKENS = with_tokens(BATCH)
 SEGMENTS = np.asarray(BATCH.layout.segments_BxL)
@@ -129,6 +141,26 @@ def test_the_error_of_values_is_a_mean_over_tokens_and_nan_at_others_does_not_le
     np.testing.assert_allclose(sums["value_error"], [error, used.sum()], rtol=1e-5)
     loss, weight = objective.loss(found.log_probs, batch.completions_BxS, found.numbers)
     assert np.isfinite(loss).all() and weight[0, 0] == 0
+
+
+def ppo_update(microbatches):
+    """One step of the tiny policy with a filled value head."""
+    objective, settings = make_objective("ppo", **OPTIONS["ppo"]), LogProbSettings(vocab_chunk=7)
+    step = make_step(tiny.GRAPH, objective, OPTIMIZER, log_prob_settings=settings, microbatches=microbatches)
+    return jax.device_get(jax.jit(step)(initial_state(with_head(), OPTIMIZER, seed=0), TOKENS))
+
+
+def test_a_step_of_ppo_trains_head_and_policy_on_the_loss_computed_by_hand():
+    state, metrics = one = ppo_update(1)
+    of_policy, of_head = value_head.split(moments(state))
+    assert tiny.largest(of_policy) > 1e-3 and tiny.largest(of_head) > 1e-3
+    assert_same_update(ppo_update(2), one, reordered=True)
+    value = np.asarray(batch_log_probs(tiny.GRAPH, with_head(), BATCH, LogProbSettings()).value, np.float64)
+    case = hand_case()._replace(value=value)
+    numerator, denominator = by_hand(case, "ppo", OPTIONS["ppo"])
+    np.testing.assert_allclose(metrics["loss"], numerator / denominator, rtol=1e-4)
+    error = (value - case.t.target_value)[USED] ** 2
+    np.testing.assert_allclose(metrics["value_error"], error.mean(), rtol=1e-4)
 
 
 def test_the_reference_on_the_fly_gives_its_log_probs_to_tokens_and_completions():

@@ -51,7 +51,7 @@ def main(model: str, rows: str, workdir: str, batch: str, max_tokens: str, steps
         pipeline.complete(job, stage)
 
     examples = read_examples(job, transforms.parse(config.train.transform))
-    training, plan = make_training(job, examples), make_plan(job, "train", examples)
+    training, plan = make_training(job), make_plan(job, "train", examples)
     optimizer, _ = trainer.configured_optimizer(job.config, "train", plan.steps)
     turns.ready(
         about=describe(plan),

@@ -1,0 +1,1 @@
+"""Training on completions that the policy samples itself, in iterations: the road walked in a circle."""
