@@ -31,19 +31,17 @@ class RolloutBatches(NamedTuple):
 
     Attributes:
       own: rows of this process's devices.
-      numbers: of the tokens of all completions, one after the other; None for objectives without tokens.
+      numbers: of the tokens of all completions, one after the other.
     """
 
     examples: Examples
     plan: Plan
     own: np.ndarray
-    numbers: PerToken | None
+    numbers: PerToken
 
     def batch(self, index: int) -> Batch:
         """A host batch."""
         batch = assemble(self.examples, self.plan, index, self.own)
-        if self.numbers is None:
-            return batch
         entries_C, lengths_K = self.examples.entries_C, self.examples.corpus.lengths_K
         placed = (in_positions(values, batch, entries_C, lengths_K) for values in self.numbers)
         return batch._replace(per_token_BxL=PerToken(*placed))
@@ -72,9 +70,7 @@ def make_batches(job: Job, rollout: Rollout, iteration: int, shape: RowShape) ->
         orders=orders,
     )
     assert plan.rows == shape.rows, f"{plan.rows} rows of {shape.rows}"
-    objective, numbers = chosen_objective(job), None
-    if objective.advantage is not None:
-        numbers = token_numbers(rollout, objective, config, beta=rollout.facts["beta"])
+    numbers = token_numbers(rollout, chosen_objective(job), config, beta=rollout.facts["beta"])
     return RolloutBatches(examples, plan, own_rows(job.mesh, plan.rows), numbers)
 
 

@@ -49,7 +49,6 @@ def token_numbers(rollout: Rollout, objective: Objective, options: Any, *, beta:
       options: with advantage_scale, correction_cap, discount, gae_lambda and whiten, as in section `train`.
       beta: strength of the KL term that some objectives have in the reward.
     """
-    assert objective.advantage is not None, "an objective of tokens"
     sampled, old = table_of(rollout), rollout.tokens["old"]
     in_reward = beta if objective.kl_in_reward else 0.0
     advantage_KxT, target_KxT = ADVANTAGES[objective.advantage](sampled, options, in_reward)
@@ -95,6 +94,11 @@ def _grouped(values_K: np.ndarray, at_K: np.ndarray, shape: tuple[int, int]) -> 
     return values.reshape(shape)
 
 
+def _nothing(sampled: Sampled, options: Any, beta: float) -> Credit:
+    """Objectives of completions look at no token; the numbers are for figures."""
+    return np.zeros_like(sampled.old_KxT), np.zeros_like(sampled.old_KxT)
+
+
 def _of_group(sampled: Sampled, options: Any, beta: float) -> Credit:
     found = advantages.group_normalised(sampled.rewards_Pxn, scale=options.advantage_scale)
     return _alike(sampled, found)
@@ -138,7 +142,8 @@ def _whitened(sampled: Sampled, values_KxT: np.ndarray, options: Any) -> np.ndar
     return advantages.whiten(values_KxT, sampled.lengths_K) if options.whiten else values_KxT
 
 
-ADVANTAGES: dict[str, Callable[[Sampled, Any, float], Credit]] = {
+ADVANTAGES: dict[str | None, Callable[[Sampled, Any, float], Credit]] = {
+    None: _nothing,
     "group": _of_group,
     "leave_one_out": _leave_one_out,
     "return": _returns,
