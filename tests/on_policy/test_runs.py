@@ -162,7 +162,10 @@ def test_what_was_scored_is_not_scored_again(base: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     "options",
-    [{"mesh__cpu_devices": 8, "mesh__fsdp": 2, "mesh__context": 2}, {"mesh__cpu_devices": 8, "train__microbatches": 2}],
+    [
+        {"mesh__cpu_devices": 8, "mesh__fsdp": 2, "mesh__context": 2},
+        pytest.param({"mesh__cpu_devices": 8, "train__microbatches": 2}, marks=pytest.mark.slow),
+    ],
     ids=["axes", "rows"],
 )
 def test_eight_devices_are_one(finished: Job, base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -188,9 +191,14 @@ def test_adapters_sample_and_learn(base: Path, tmp_path: Path) -> None:
     "options",
     [
         {"train__objective": "dpo", "select__units": "best_worst", "train__batch_size": 3},
-        {"train__objective": "rebel", "select__units": "random_pairs", "train__batch_size": 3},
-        {"train__objective": "simpo", "select__units": "all_pairs"},
-        {"train__objective": "sft"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"train__objective": "rebel", "select__units": "random_pairs", "train__batch_size": 3},
+                {"train__objective": "simpo", "select__units": "all_pairs"},
+                {"train__objective": "sft"},
+            )
+        ),
     ],
     ids=lambda options: str(options["train__objective"]),
 )
@@ -210,7 +218,9 @@ TOKENWISE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TOKENWISE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("grpo", "ppo") else pytest.mark.slow) for name in TOKENWISE]
+)
 def test_objectives_of_tokens_train_and_are_killed_without_a_trace(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
