@@ -20,6 +20,7 @@ from qrpo_jax.report.picture import (
     legend_below,
     render,
 )
+from qrpo_jax.training.time_sheet import USEFUL
 
 MARKED_BELOW = 25  # points; a curve of fewer has a mark at each
 SMOOTHED_FROM = 60  # points; a curve of fewer has no moving average
@@ -185,11 +186,11 @@ def goodput(shares: Mapping[str, Mapping[str, float]]) -> Markup:
     def draw(axes: Axes) -> None:
         start = np.zeros(len(shares))
         causes = [cause for cause in next(iter(shares.values())) if any(one[cause] > 0.001 for one in shares.values())]
-        causes.sort(key=lambda cause: cause != "steps")
+        causes.sort(key=lambda cause: cause not in USEFUL)
         for place, cause in enumerate(causes):
             width = np.asarray([one[cause] for one in shares.values()])
             color = (HIGH, *(color for color in SERIES if color != HIGH))[place % len(SERIES)]
-            label = "steps (goodput)" if cause == "steps" else cause
+            label = f"{cause} (goodput)" if cause in USEFUL else cause
             axes.barh(list(shares), width, left=start, height=0.55, color=color, label=label)
             start += width
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
