@@ -143,11 +143,12 @@ def learning_rate(curves: Mapping[str, Points]) -> Markup:
     return render("learning-rate", "Learning rate", draw, panels=len(curves), height=height, shared=False)
 
 
-def reward_bins(found: Sequence[tuple[float, float, int]]) -> Markup:
-    """Share of training completions by reward.
+def reward_bins(found: Sequence[tuple[float, float, int]], what: str) -> Markup:
+    """Share of completions by reward.
 
     Args:
       found: lowest and highest reward, and number of completions, of each bin, ascending; the bins do not overlap.
+      what: the completions are called.
     """
     low_B, high_B, count_B = (np.asarray(column, np.float64) for column in zip(*found, strict=True))
     centre_B = (low_B + high_B) / 2
@@ -159,10 +160,10 @@ def reward_bins(found: Sequence[tuple[float, float, int]]) -> Markup:
         axes.grid(axis="x", visible=False)
         if len(found) == 1:
             axes.set_xticks(centre_B)
-        axes.set_xlabel("reward of a training completion")
+        axes.set_xlabel(f"reward of a {what} completion")
         axes.set_ylabel("share of completions")
 
-    return render("training-rewards", "Rewards of training completions", draw)
+    return render("training-rewards", f"Rewards of {what} completions", draw)
 
 
 def throughput(curves: Mapping[str, Points]) -> Markup:
