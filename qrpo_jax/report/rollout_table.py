@@ -20,23 +20,25 @@ FIGURES = {
     "sampler_gap": "sampler gap",
 }
 SHARES = ("share_finished", "groups_with_signal")
+WITH_INTERVAL = ("reward", "kl_to_reference", "entropy", "tokens")  # in the table; plots have the others too
 SHOWN = 9  # rows of the page
+NONE = math.nan, math.nan
 
 
 def table(found: OnPolicy) -> Table:
     """A row for each iteration; figures that no iteration has are left out."""
     names = [name for name in FIGURES if any(name in one["figures"] for one in found.iterations)]
     rows: list[list[Cell]] = [
-        [one["iteration"], one["step"], one["samples"], *(cell(one, name) for name in names), one["staleness"]]
+        [one["iteration"], one["step"], one["samples"], one["staleness"], *(cell(one, name) for name in names)]
         for one in found.iterations
     ]
-    return Table(["iteration", "step", "samples", *(FIGURES[name] for name in names), "staleness"], rows)
+    return Table(["iteration", "step", "samples", "staleness", *(FIGURES[name] for name in names)], rows)
 
 
 def cell(one: Mapping[str, Any], name: str) -> Interval | None:
     if name not in one["figures"]:
         return None
-    low, high = one["intervals"].get(name, (math.nan, math.nan))
+    low, high = one["intervals"].get(name, NONE) if name in WITH_INTERVAL else NONE
     return Interval(one["figures"][name], low, high, share=name in SHARES)
 
 
