@@ -74,8 +74,9 @@ def make_on_policy_job(workdir: Path, objective: str = "qrpo") -> Job:
     row_files.finish(folder / "rollouts", 1)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line | step_metrics(line["step"], objective) | {"tokens": 100.0, "padding": 0.2} for line in lines]
-    if objective != "qrpo":  # no completion is on the high side
-        lines = [{name: value for name, value in line.items() if name != "log_ratio_high"} for line in lines]
+    if objective != "qrpo":  # nothing is ranked, so no completion is on the high side
+        unknown = ("log_ratio_high", "quantile")
+        lines = [{name: value for name, value in line.items() if name not in unknown} for line in lines]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     seconds = dict.fromkeys(CAUSES, 1.0) | {"compile": 8.0, "rollout": 50.0, "steps": 38.0}
     write_json(folder / "time.json", [{"started": 0.0, "seconds": seconds, "first": 0, "step": 100}])

@@ -72,7 +72,7 @@ def test_a_page_fetches_nothing_fits_its_window_and_shows_every_plot(
     wide = window.run("document.documentElement.scrollWidth")
     assert wide <= width and not window.run(OUTSIDE), (wide, window.run(OUTSIDE))
     found = window.run(COLORS)
-    assert len(found) == {"run": 16, "on_policy": 12, "sweep": 3}[name], [plot for plot, *_ in found]
+    assert len(found) == {"run": 16, "on_policy": 13, "sweep": 3}[name], [plot for plot, *_ in found]
     for plot, colors, shown, drawn in found:
         assert colors > 20 and shown == scheme and drawn > 250, (plot, colors, shown, drawn)
 
