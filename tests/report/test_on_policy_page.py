@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from qrpo_jax.files import write_json
-from qrpo_jax.job import accounting
+from qrpo_jax.job import accounting, manifest
 from qrpo_jax.job.job import Job
 from qrpo_jax.report import picture, rollout_pictures
 from qrpo_jax.report.optimum_rewards import frontier
 from qrpo_jax.report.rollout_table import SHOWN
 from qrpo_jax.report.run_record import OnPolicy
-from qrpo_jax.stages import report
+from qrpo_jax.stages import STAGES, report
 from tests.helpers.on_policy_records import ITERATIONS, SAMPLES, iteration, make_on_policy_job, rollout_rows
 from tests.helpers.report_pages import plain, plots, words_of
 
@@ -116,6 +117,17 @@ def test_stored_completions_are_shown_only_where_the_policy_was_ranked_among_the
     found = plots(of_ppo)
     assert {"clipping", "value-error"} <= found.keys()
     assert not {"training-quantiles", "training-rewards", "log-ratios"} & found.keys(), found.keys()
+
+
+def test_protections_are_those_of_its_own_scoring_where_no_other_stage_scores(tmp_path: Path, undrawn: None) -> None:
+    job = make_on_policy_job(tmp_path, "grpo")
+    folder = job.folder("train")
+    found = (manifest.read_manifest(folder) or {}) | {"isolation": "none", "protections": {"network": False}}
+    manifest.complete(folder, found)
+    config = ConfigDict(job.config.to_dict())
+    config.stages = ("train", "report")
+    page = page_of(Job(FrozenConfigDict(config), tmp_path, job.shard, STAGES))
+    assert "could not prevent" in page and "connect to the network" in page
 
 
 def change(job: Job, **new: Any) -> None:
