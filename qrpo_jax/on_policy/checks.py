@@ -92,6 +92,11 @@ def check_groups(job: Job) -> None:
         )
     if sampled := sampled_completions(config):
         check_count(job, sampled, excluded=False)
+    if config.train.partition == "empirical":
+        job.note(
+            "train: WARNING: train.partition 'empirical' takes a completion's own reward for one more draw of the "
+            "reference policy, which on-policy it is not: log Z is too high (config.train.partition)"
+        )
 
 
 def check_ahead(job: Job) -> None:

@@ -86,20 +86,19 @@ class Rollouts:
                 return None
             self._pending[iteration] = self._begin(iteration)
         drawn, scores = self._pending.pop(iteration)
-        if self._roller.scores_together:
-            scored, counts = self._roller.score_here(drawn.rows)
-        else:
-            scored, counts = made_by_first(lambda: scores.result() if scores else ([], {}))
-        if not is_first():  # which writes the files that all read
-            return drawn
-        facts = drawn.facts
-        return self._roller.rollout(
-            scored,
-            aligned(drawn.rows, drawn.tokens, scored),
-            add_counts([facts["counts"], counts]),
-            facts["next_place"],
-            self._facts(iteration, facts["step"]),
-        )
+
+        def with_scores() -> Rollout:
+            scored, counts = self._roller.score_here(drawn.rows) if scores is None else scores.result()
+            facts = drawn.facts
+            return self._roller.rollout(
+                scored,
+                aligned(drawn.rows, drawn.tokens, scored),
+                add_counts([facts["counts"], counts]),
+                facts["next_place"],
+                self._facts(iteration, facts["step"]),
+            )
+
+        return with_scores() if self._roller.scores_together else made_by_first(with_scores)
 
     def _write(self, folder: Path, iteration: int, rollout: Rollout) -> None:
         if is_first():

@@ -20,21 +20,21 @@ from tests.helpers.jobs import ROOT, SMALL, environment
 KILLS = 12
 
 
-def start(workdir: Path, cache: Path) -> subprocess.Popen[bytes]:
+def start(workdir: Path, cache: Path, *overrides: str) -> subprocess.Popen[bytes]:
     # Without a cache, restarts would spend most of their time compiling, and most kills would hit the compiler.
     variables = environment(
         JAX_ENABLE_COMPILATION_CACHE="true",
         JAX_COMPILATION_CACHE_DIR=str(cache),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
-    command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, *overrides, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}.log").open("ab")
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
 
 
-def finish(workdir: Path, cache: Path) -> float:
+def finish(workdir: Path, cache: Path, *overrides: str) -> float:
     began = time.monotonic()
-    process = start(workdir, cache)
+    process = start(workdir, cache, *overrides)
     code = process.wait(timeout=900)
     assert code == 0, (workdir.parent / f"{workdir.name}.log").read_text()[-3000:]
     return time.monotonic() - began

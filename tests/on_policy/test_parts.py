@@ -127,6 +127,15 @@ def test_a_group_is_its_own_reference(tmp_path: Path) -> None:
     assert examples.completions_C.references.tolist() == [2, 2, 2]
 
 
+def test_completions_that_were_cut_have_no_weight_if_asked_for(tmp_path: Path) -> None:
+    one = row("a", [0.1, 0.9, 0.5], [2, 3, 4])
+    cut = dataclasses.replace(one.completions[1], finished=False)
+    one = dataclasses.replace(one, completions=(one.completions[0], cut, one.completions[2]))
+    for mask, wanted in ((False, [1, 1, 1]), (True, [1, 0, 1])):
+        run = job(tmp_path / "run", **ON_POLICY | {"rollout__quantiles": "group", "train__mask_cut": mask})
+        assert rank(run, Rollout([one], {}, {})).completions_C.weight.tolist() == wanted
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -136,6 +145,9 @@ def test_a_group_is_its_own_reference(tmp_path: Path) -> None:
         ({"stages": ("sft", "train")}, "rollout.quantiles is 'reference'"),
         ({"select__units": "offpolicy2best"}, "takes stored completions"),
         ({"train__objective": "dpo"}, "compares two completions"),
+        ({"train__objective": "grpo", "select__units": "best_worst"}, "'grpo' takes singles"),
+        ({"train__objective": "rloo", "rollout__completions": 1}, "rollout.completions is 1"),
+        ({"train__objective": "ppo", "train__data": "stored"}, "set config.train.data='on_policy'"),
         ({"select__units": "best_worst", "rollout__completions": 1}, "pairs need two completions"),
         ({"rollout__quantiles": "group", "rollout__completions": 1}, "rollout.completions"),
         ({"rollout__ahead": True, "rollout__refill": 1}, "rollout.refill is 1"),

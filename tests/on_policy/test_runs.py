@@ -21,9 +21,11 @@ from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.row_export import export_rows
 from qrpo_jax.on_policy import circle, roller, rollouts
 from qrpo_jax.on_policy.rollout import read_rollout
+from qrpo_jax.training.metrics import read_metrics
 from tests.helpers.jobs import job
 from tests.helpers.on_policy_jobs import ON_POLICY, SMALL, STEPS, assert_same, on_policy, outcome
 from tests.helpers.runs import Killed
+from tests.job.test_processes import run as run_processes
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,10 @@ def test_what_was_scored_is_not_scored_again(base: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     "options",
-    [{"mesh__cpu_devices": 8, "mesh__fsdp": 2, "mesh__context": 2}, {"mesh__cpu_devices": 8, "train__microbatches": 2}],
+    [
+        {"mesh__cpu_devices": 8, "mesh__fsdp": 2, "mesh__context": 2},
+        pytest.param({"mesh__cpu_devices": 8, "train__microbatches": 2}, marks=pytest.mark.slow),
+    ],
     ids=["axes", "rows"],
 )
 def test_eight_devices_are_one(finished: Job, base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -193,9 +198,14 @@ def test_adapters_sample_and_learn(base: Path, tmp_path: Path) -> None:
     "options",
     [
         {"train__objective": "dpo", "select__units": "best_worst", "train__batch_size": 3},
-        {"train__objective": "rebel", "select__units": "random_pairs", "train__batch_size": 3},
-        {"train__objective": "simpo", "select__units": "all_pairs"},
-        {"train__objective": "sft"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"train__objective": "rebel", "select__units": "random_pairs", "train__batch_size": 3},
+                {"train__objective": "simpo", "select__units": "all_pairs"},
+                {"train__objective": "sft"},
+            )
+        ),
     ],
     ids=lambda options: str(options["train__objective"]),
 )
@@ -247,3 +257,80 @@ def test_a_changed_byte_in_what_was_drawn_is_noticed(finished: Job, tmp_path: Pa
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=path.name):
         pipeline.run(fork)
+
+
+TOKENWISE: dict[str, dict[str, Any]] = {
+    "grpo": {"train__clip_high": 0.28, "train__token_average": "token"},
+    "rloo": {},
+    "reinforce_pp": {},
+    "ppo": {"train__kl_target": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("grpo", "ppo") else pytest.mark.slow) for name in TOKENWISE]
+)
+def test_objectives_of_tokens_train_and_are_killed_without_a_trace(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """PPO's value head, and its KL strength, which adapts, go on where they were."""
+    options = TOKENWISE[name] | {"stages": ("sft", "train"), "train__objective": name, "train__beta": 0.05}
+    whole = on_policy(tmp_path / "whole", base, **options)
+    lines, _ = outcome(whole)
+    assert len({line["loss"] for line in lines}) > 1 and all(np.isfinite(line["loss"]) for line in lines)
+    betas = [line["rollout_beta"] for line in lines if "rollout_beta" in line]
+    assert len(set(betas)) == (3 if "train__kl_target" in options else 1), betas
+    assert lines[0]["ratio_mean"] == pytest.approx(1, abs=1e-5) and max(line["kl_to_old"] for line in lines) > 1e-5
+    run = job(tmp_path / "run", **ON_POLICY | options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, circle.Circle, "__next__", 6)  # within the second iteration, three steps after a checkpoint
+        pipeline.run(run, fork_from=base)
+    assert pipeline.run(run)
+    assert_same(run, whole)
+    assert not (set(run.trained_parameters("train", run.mesh)) & {"value_head"})
+
+
+def test_groups_without_signal_make_room_for_others(base: Path, tmp_path: Path) -> None:
+    """A reward of two values leaves many groups without one."""
+    options = {
+        "stages": ("sft", "train"),
+        "train__objective": "grpo",
+        "reward__name": "tests.helpers.text_rewards:any_digit",
+    }
+    shares, drawn = [], []
+    for refill in (0, 2):
+        run = on_policy(tmp_path / f"run-{refill}", base, **options, rollout__refill=refill)
+        first = outcome(run)[0][0]
+        rows = read_rollout(run.folder("train") / "rollouts", 0, 3).rows
+        differing = np.mean([len({c.reward for c in row.completions}) > 1 for row in rows])
+        assert len(rows) == 7 and first["rollout_groups_with_signal"] == pytest.approx(differing)
+        shares.append(differing)
+        drawn.append(first["rollout_drawn"])
+    assert shares[0] < shares[1] and drawn[0] == 21 < drawn[1], (shares, drawn)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    options = [
+        "--config.stages=sft,train",
+        "--config.train.data=on_policy",
+        "--config.train.objective=ppo",
+        "--config.rollout.iterations=3",
+        "--config.rollout.prompts=6",
+        "--config.rollout.completions=4",
+        "--config.rollout.max_new_tokens=12",
+        "--config.rollout.ahead=True",
+    ]
+    for processes in (1, 2):
+        run_processes(tmp_path / str(processes), processes, *options)
+    lines = [read_metrics(tmp_path / str(n) / "train" / "metrics.jsonl") for n in (1, 2)]
+    assert len(lines[0]) == len(lines[1]) > 3
+    for one, two in zip(*lines, strict=True):
+        for name in ("loss", "ratio_mean", "kl_to_reference", "rollout_reward", "rollout_kl_to_reference"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), (one["step"], name)
+    texts = [
+        [c.text for row in row_files.read(tmp_path / str(n) / "train" / "rollouts") for c in row.completions]
+        for n in (1, 2)
+    ]
+    assert len(texts[0]) == 72 and texts[0] == texts[1]

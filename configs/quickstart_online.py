@@ -1,0 +1,34 @@
+"""The quickstart's task on-policy: the policy samples, is scored and learns, 32 times.
+
+    python -m qrpo_jax.main --config=configs/quickstart_online.py --workdir=runs/online
+
+QRPO ranks what the policy samples now among stored completions of the reference policy, so that log Z stays exact
+however far the policy has moved (docs/on_policy.md). GRPO, RLOO, REINFORCE++ and PPO need no stored completions:
+
+    python -m qrpo_jax.main --config=configs/quickstart_online.py --workdir=runs/grpo --config.train.objective=grpo \
+      --config.train.beta=0.5 --config.stages=sft,train,evaluate,report,export
+
+Each iteration samples 8 completions of 64 prompts and makes 8 steps: all 32 see 2,048 prompts and 16,384 completions,
+as many as the quickstart's stage `sample` draws at once. configs/compare_online.py sets the methods side by side.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.stages = ("sft", "sample", "score", "train", "evaluate", "report", "export")
+
+    config.train.data = "on_policy"
+    config.rollout.iterations = 32
+    config.rollout.prompts = 64
+    config.rollout.completions = 8
+    config.rollout.max_new_tokens = 24
+
+    config.train.transform = "log"
+    config.train.beta = 0.5
+    config.train.learning_rate = 3e-4
+    config.train.batch_size = 64
+    return config
