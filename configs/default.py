@@ -404,8 +404,9 @@ def get_config() -> ConfigDict:
     config.collect = Config()
     # Its lines: in the order of the sweep, or those with the highest value of a figure first.
     config.collect.sort = Choice("order", "reward", "reference", "gain", "quantile", "kl", "tokens", "length_rho")
+    method = ("train.data", "train.objective", "train.transform")
     # Keys that make a method; of each, the selection half of held-out prompts chooses the values of the others.
-    config.collect.method = Several(("train.objective", "train.transform"), of=Text(empty=False), distinct=True)
+    config.collect.method = Several(method, of=Text(empty=False), distinct=True)
     # Best-of-N of the reference policy, for each N up to evaluate.completions, from its held-out completions.
     config.collect.best_of = Several((), of=Whole(1, least=1))
 

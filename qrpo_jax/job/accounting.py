@@ -14,7 +14,7 @@ from qrpo_jax.job.units import pace_of, row_units
 from qrpo_jax.job.verdicts import FirstLines
 from qrpo_jax.report.run_record import Protections, StagePace, StageRows, Verdicts
 from qrpo_jax.training import host_skew, time_sheet
-from qrpo_jax.training.metrics import read_metrics
+from qrpo_jax.training.metrics import METRICS, read_metrics
 from qrpo_jax.training.time_sheet import Goodput, goodput
 
 MEASURES = {"sample": SAMPLED, "score": SCORED, "reference": READ, "evaluate": SAMPLED}
@@ -98,13 +98,16 @@ def _row_folders(job: Job) -> Iterator[tuple[str, Path, dict[str, int]]]:
 
 
 def paddings(job: Job) -> dict[str, float]:
-    """Share of padding among the tokens of each training stage's batches."""
+    """Share of padding among the tokens of each training stage's batches: as planned, or else as in its metrics."""
     manifests = {stage: read_manifest(job.folder(stage)) for stage in ("sft", "train") if stage in job.config.stages}
-    return {
-        stage: manifest["padding"]
-        for stage, manifest in manifests.items()
-        if manifest is not None and "padding" in manifest
-    }
+    found = {}
+    for stage, manifest in manifests.items():
+        if manifest is not None and "padding" in manifest:
+            found[stage] = manifest["padding"]
+        elif lines := [line for line in read_metrics(job.folder(stage) / METRICS) if line.get("padding", 1.0) < 1]:
+            tokens = sum(line["tokens"] for line in lines)
+            found[stage] = 1 - tokens / sum(line["tokens"] / (1 - line["padding"]) for line in lines)
+    return found
 
 
 def comparisons(job: Job) -> dict[str, float]:
@@ -115,7 +118,8 @@ def comparisons(job: Job) -> dict[str, float]:
 
 def protections(job: Job) -> Protections | None:
     """What the sandbox prevented where completions were scored first, and what it did not; None if no code was run."""
-    manifests = [read_manifest(job.folder(stage)) for stage in ("score", "evaluate") if stage in job.config.stages]
+    stages = (stage for stage in ("score", "train", "evaluate") if stage in job.config.stages)
+    manifests = [read_manifest(job.folder(stage)) for stage in stages]
     manifest = next((one for one in manifests if one is not None and one.get("protections")), None)
     if manifest is None:
         return None
@@ -139,7 +143,7 @@ def times(job: Job) -> dict[str, Goodput]:
 def skews(job: Job) -> dict[str, host_skew.Summary]:
     """Skew between the processes of each training stage; empty for a job of one process."""
     stages = (stage for stage in ("sft", "train") if stage in job.config.stages)
-    found = {stage: host_skew.summary(read_metrics(job.folder(stage) / "metrics.jsonl")) for stage in stages}
+    found = {stage: host_skew.summary(read_metrics(job.folder(stage) / METRICS)) for stage in stages}
     return {stage: one for stage, one in found.items() if one is not None}
 
 

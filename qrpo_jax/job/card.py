@@ -11,12 +11,14 @@ from qrpo_jax.hugging_face import hub
 from qrpo_jax.hugging_face.base_card import CARD, BaseCard, read_base
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import BEST
+from qrpo_jax.job.source_check import is_on_policy
 from qrpo_jax.report.model_card import CardFacts, card
+from qrpo_jax.training.objectives import OBJECTIVES
 
 DATA_SET = re.compile(r"hf:([\w.-]+/[\w.-]+)")
 # Settings of training that a card shows, with those that the objective does not use left out.
 SHOWN = ("objective", "transform", "beta", "length_normalised", "learning_rate", "schedule", "batch_size", "epochs")
-WITHOUT_TRANSFORM = ("dpo", "rebel", "simpo", "sft")
+ON_POLICY = ("iterations", "prompts", "completions", "max_new_tokens", "temperature")  # of section rollout
 
 
 def documents(job: Job, results: Mapping[str, Any] | None) -> dict[str, bytes]:
@@ -66,7 +68,12 @@ def describe_data(config: Any) -> str:
     parts = [public_source(text.split()[0]) for text in config.prompts.mix] if kind == "mix" else []
     named = f"a mix of {', '.join(parts)}" if parts else public_source(config.prompts.source)
     sampled = f", with {config.sample.completions} completions of the reference policy for each prompt"
-    return named + (sampled if "sample" in config.stages else "")
+    found = named + (sampled if "sample" in config.stages else "")
+    if not is_on_policy(config):
+        return found
+    rollout = config.rollout
+    of_policy = f"{rollout.completions} completions of the policy itself for each of {rollout.prompts} prompts"
+    return f"{found}, and in training {of_policy}, {rollout.iterations} times"
 
 
 def public_source(text: str) -> str:
@@ -97,9 +104,13 @@ def describe_reward(config: Any, job: Job) -> str:
 
 def settings(config: Any) -> dict[str, Any]:
     """Settings of training by key."""
-    used = [name for name in SHOWN if name != "transform" or config.train.objective not in WITHOUT_TRANSFORM]
-    used = [name for name in used if name != "beta" or config.train.objective != "sft"]
-    shown = {f"train.{name}": config.train[name] for name in used}
+    objective = OBJECTIVES[config.train.objective]
+    unused = {"transform": not objective.ranked, "beta": config.train.objective == "sft"}
+    unused["length_normalised"] = objective.tokenwise
+    shown = {f"train.{name}": config.train[name] for name in SHOWN if not unused.get(name)}
+    if is_on_policy(config):
+        shown |= {"train.data": config.train.data}
+        shown |= {f"rollout.{name}": config.rollout[name] for name in ON_POLICY}
     if config.lora.rank:
         shown |= {f"lora.{name}": config.lora[name] for name in ("rank", "alpha", "targets")}
     return shown | {"select.units": config.select.units, "seed": config.seed}

@@ -19,6 +19,7 @@ SILENCE = 60.0  # seconds after which a journal that says "running" is no longer
 UNIT = re.compile(r"rows-train\.array_record-(\d+)-of-(\d+)")
 TAIL = 1 << 16  # bytes of a metrics file, with at least its last line
 TRAINING = "sft", "train"
+PARTS = {"": "units", "rollouts": "iterations drawn"}  # what a stage's rows are in, by folder; of others units
 
 
 def read_status(workdir: Path) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def about(stage: dict[str, Any]) -> str:
     if stage["state"] in ("waiting", "done"):
         return parts[0]
     for side, (complete, total) in stage.get("units", {}).items():
-        parts.append(f"{complete} of {total} units{f' of {side}' if side else ''}")
+        parts.append(f"{complete} of {total} {PARTS.get(side) or f'units of {side}'}")
     if "total" in stage:
         parts.append(f"{stage['at']} of {stage['total']} {stage['unit']}")
     elif "step" in stage:

@@ -19,6 +19,7 @@ from qrpo_jax.on_policy.batches import ranks_by_group
 from qrpo_jax.on_policy.prompt_order import PromptOrder
 from qrpo_jax.on_policy.rollout import Rollout
 from qrpo_jax.on_policy.rollout_figures import figures_of, has_signal
+from qrpo_jax.on_policy.rollout_intervals import intervals_of
 from qrpo_jax.on_policy.token_log_probs import make_token_log_probs
 from qrpo_jax.rewards.failures import Failures
 from qrpo_jax.rewards.reward import Reward
@@ -144,6 +145,7 @@ class Roller:
           facts: further ones.
         """
         own = {"next_place": next_place, "counts": counts, "figures": figures_of(rows, tokens, counts)}
+        own |= {"intervals": intervals_of(rows, tokens)}
         return Rollout(rows, tokens, own | facts)
 
     def _refilled(

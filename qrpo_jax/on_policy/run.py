@@ -1,7 +1,6 @@
 """Stage `train` with `train.data="on_policy"`: iterations of sampling, scoring, log-probs, packing and steps."""
 
 import functools
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +8,18 @@ from qrpo_jax.advantages import adapted_beta
 from qrpo_jax.data import row_files
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.scoring import describe, open_reward
+from qrpo_jax.job.optimum_forecast import say_forecast
+from qrpo_jax.job.scoring import describe, open_reward, report_dropped
 from qrpo_jax.job.trainer import Feed, Training, first_parameters, train
 from qrpo_jax.job.training_options import chosen_objective
+from qrpo_jax.job.units import add_counts
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.on_policy.batches import rank
 from qrpo_jax.on_policy.circle import Circle
+from qrpo_jax.on_policy.iterations import NAME as ITERATIONS
+from qrpo_jax.on_policy.iterations import write_iterations
 from qrpo_jax.on_policy.prompt_order import STAGE, PromptOrder, open_prompt_order
 from qrpo_jax.on_policy.roller import Roller
 from qrpo_jax.on_policy.rollout import read_facts
@@ -46,13 +50,18 @@ def train_on_policy(job: Job, training: Training) -> dict[str, Any]:
         shape = choose_shape(job, lambda: rank(job, first()))
         circle = Circle(job, rollouts, shape)
         say_plan(job, circle, shape, order, describe(reward))
+        # The optimum of quantiles among stored references is the same, whoever wrote what is ranked.
+        optimum = say_forecast(job, rank(job, first())) if by_references else None
         facts = functools.partial(facts_of, job, shape)
         feed = Feed(circle, circle.steps, shape.microbatches, circle.name, facts, circle.producer)
+        held = {"isolation": reward.isolation, "protections": reward.protections}
         manifest = train(job, STAGE, training, feed)
     if is_first():
-        row_files.finish(job.folder(STAGE) / FOLDER, job.config.rollout.iterations)
+        folder = job.folder(STAGE)
+        row_files.finish(folder / FOLDER, iterations)
+        write_iterations(folder / ITERATIONS, folder / FOLDER, iterations, circle.steps_each)
     wait("rollouts finished")
-    return manifest
+    return manifest | held | {"forecast": optimum, "stored_references": by_references}
 
 
 def beta_after(config: Any, before: Mapping[str, Any] | None) -> float:
@@ -92,12 +101,14 @@ def say_plan(job: Job, circle: Circle, shape: RowShape, order: PromptOrder, rewa
 
 
 def facts_of(job: Job, shape: RowShape) -> dict[str, Any]:
-    """For the manifest: counts of all iterations together, and the shape of batches."""
-    folder, counts, iterations = job.folder(STAGE) / FOLDER, Counter[str](), job.config.rollout.iterations
-    for iteration in range(iterations):
-        counts.update(read_facts(folder, iteration)["counts"])
+    """For the manifest: counts of all iterations together, what failing completions said, and the shape of batches."""
+    folder, iterations = job.folder(STAGE) / FOLDER, job.config.rollout.iterations
+    counts, lines = verdicts.parted(add_counts([read_facts(folder, i)["counts"] for i in range(iterations)]))
+    report_dropped(job, STAGE, counts)
+    verdicts.say(job, STAGE, counts, lines)
     return {
-        "counts": dict(counts),
+        "counts": counts,
+        "first_lines": lines,
         "iterations": iterations,
         "rows": shape.rows,
         "row_tokens": shape.row_tokens,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qrpo_jax.report import compile_page, harness_table, run_tables, samples, speed, training_plots
+from qrpo_jax.report import compile_page, harness_table, rollout_table, run_tables, samples, speed, training_plots
 from qrpo_jax.report.headline import curve_table, headline, optimum_table, sides_of
 from qrpo_jax.report.page import render, script
 from qrpo_jax.report.run_pictures import Picture
@@ -19,6 +19,7 @@ class Pictures(NamedTuple):
     """The plots of the sections of a page."""
 
     held_out: Sequence[Picture]
+    rollouts: Sequence[Picture]
     training: Sequence[Picture]
     data: Sequence[Picture]
     speed: Sequence[Picture]
@@ -31,6 +32,8 @@ def tables(results: dict[str, Any], held_out: HeldOut, record: RunRecord) -> dic
     found |= {name: table for name, table in optional.items() if table is not None}
     if harnesses := results.get("harnesses"):
         found["benchmarks"] = harness_table.table(harnesses)
+    if record.on_policy is not None:
+        found["iterations"] = rollout_table.table(record.on_policy)
     return found | run_tables.run_tables(record)
 
 
@@ -47,9 +50,11 @@ def build(
       found: from `tables`.
     """
     sides = sides_of(results)
-    what = f"{results['settings']['objective'].upper()} run" if "objective" in results["settings"] else "Evaluation"
+    trained = "objective" in results["settings"]
+    own = "On-policy " if record.on_policy is not None else ""
+    what = f"{own}{results['settings']['objective'].upper()} run" if trained else "Evaluation"
     rewards = " → ".join(number(results[side]["mean_reward"]) for side in sides)
-    title = f"{what}: held-out reward {rewards}" if sides else what if "objective" in results["settings"] else "Rows"
+    title = f"{what}: held-out reward {rewards}" if sides else what if trained else "Rows"
     means = {side: [float(reward_S.mean()) for reward_S in of_side] for side, of_side in held_out.rewards.items()}
     return render(
         TEMPLATE,
@@ -65,6 +70,8 @@ def build(
         pictures=pictures,
         samples=samples.samples(held_out.places, means, held_out.examples),
         dropped=run_tables.dropped(record),
+        drawn=rollout_table.drawn(record),
+        iterations=rollout_table.shortened(found["iterations"]) if "iterations" in found else None,
         smoothed_from=training_plots.SMOOTHED_FROM,
         most_points=training_plots.MOST_POINTS,
         provenance=run_tables.provenance(record.starts),

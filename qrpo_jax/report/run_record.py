@@ -38,6 +38,21 @@ class TrainingData(NamedTuple):
     brought: list[np.ndarray]
 
 
+class OnPolicy(NamedTuple):
+    """What the iterations of an on-policy run were.
+
+    Attributes:
+      iterations: content of iterations.json.
+      references: rewards of the stored reference completions of some prompts, [N] each; none if the policy was not
+        ranked among them.
+      by_group: the policy was ranked within each group, and log-ratios are those to the policy that sampled.
+    """
+
+    iterations: Sequence[Mapping[str, Any]]
+    references: Sequence[np.ndarray]
+    by_group: bool
+
+
 class Verdicts(NamedTuple):
     """What a stage, or one of its sides, found about completions.
 
@@ -116,6 +131,7 @@ class RunRecord(NamedTuple):
       starts: of each finished stage, see `provenance`.
       benchmark: content of benchmark.json; None for a run without this stage.
       compiled: content of compile.json, if stage `compile` ran in the same folder.
+      on_policy: None for a run that trained on stored data.
     """
 
     counts: list[tuple[str, list[tuple[str, int]]]]
@@ -132,3 +148,4 @@ class RunRecord(NamedTuple):
     starts: Mapping[str, Sequence[Mapping[str, Any]]]
     benchmark: dict[str, Any] | None = None
     compiled: dict[str, Any] | None = None
+    on_policy: OnPolicy | None = None

@@ -45,7 +45,7 @@ def run_tables(record: RunRecord) -> dict[str, Table]:
 
 def dropped(record: RunRecord) -> Table | None:
     """What was dropped, cut or could not be used; None if nothing was."""
-    words = ("dropped", "cut", "without")
+    words = ("dropped", "cut", "without", "replaced")
     rows: list[list[Cell]] = [
         [stage, name, count]
         for stage, counts in record.counts
@@ -104,11 +104,22 @@ def times(record: RunRecord) -> Table:
     shares = [one.shares for one in record.times.values()]
     causes = [cause for cause in (shares[0] if shares else ()) if any(one[cause] >= 0.0005 for one in shares)]
     rows: list[list[Cell]] = [
-        [stage, one.starts, one.seconds / 60, *(share(one.shares[cause]) for cause in causes)]
+        [stage, one.starts, one.seconds / 60, *(share(one.shares[cause]) for cause in causes), share(one.goodput)]
         for stage, one in record.times.items()
     ]
-    named = ["goodput" if cause == "steps" else cause for cause in causes]
-    return Table(["stage", "starts", "minutes", *named], rows)
+    table = Table(["stage", "starts", "minutes", *causes, "goodput"], rows)
+    # Where nothing else is useful, steps are goodput.
+    return table if "rollout" in causes else without(table, "steps")
+
+
+def without(table: Table, column: str) -> Table:
+    """A table without one of its columns, if it has it.
+
+    >>> without(Table(["a", "b"], [[1, 2]]), "a")
+    Table(columns=['b'], rows=[[2]])
+    """
+    kept = [i for i, name in enumerate(table.columns) if name != column]
+    return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
 
 
 def provenance(starts: Starts) -> list[tuple[str, list[str]]]:

@@ -1,21 +1,16 @@
-"""The page of a sweep: from what sweep.json says to pictures and HTML."""
+"""The page of a sweep: from what sweep.json says to HTML."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qrpo_jax.report import run_tables, sweep_plots
+from qrpo_jax.report import run_tables
 from qrpo_jax.report.page import render
-from qrpo_jax.report.run_pictures import Picture
 from qrpo_jax.report.run_tables import Starts
-from qrpo_jax.report.sweep_plots import Estimate, Setting, estimate
+from qrpo_jax.report.sweep_methods import Found, methods, setting_name
+from qrpo_jax.report.sweep_pictures import SPREAD, pictures
 from qrpo_jax.report.tables import Cell, Mean, Table
 
 TEMPLATE = "sweep.html"
-COUNTS = ("select.reference_count", "sample.completions")  # keys that set the number of references
-ALL = "all"  # what a reference_count of 0 means
-SPREAD = "Bars are ± a standard deviation over seeds (dots), or the 95 % interval over prompts of a single seed."
-
-Found = Mapping[str, Any]  # content of sweep.json
 
 
 def build(found: Found, tables: Mapping[str, Table], starts: Starts) -> str:
@@ -64,31 +59,9 @@ def eyebrow(found: Found, starts: Starts) -> list[str]:
     return [*parts, *([run_tables.time_of(max(started))[:10]] if started else [])]
 
 
-def methods(found: Found) -> list[tuple[str, Mapping[str, Any]]]:
-    """The chosen setting of each method, the best on the reporting half first."""
-    ordered = sorted(found["choice"], key=lambda one: -one["reporting"]["reward"]["mean"])
-    return [(method_name(one["method"], found["columns"]), one) for one in ordered]
-
-
 def best_method(found: Found) -> tuple[str, Mapping[str, Any]]:
     """The method whose chosen setting has the highest reward on the selection half, so that the other half reports."""
     return max(methods(found), key=lambda one: one[1]["selection"]["mean"])
-
-
-def method_name(method: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    """A method on one line; a number stands behind the name of its key.
-
-    >>> method_name({"train.objective": "dpo", "select.reference_count": 3}, {"select.reference_count": "references"})
-    'dpo, references=3'
-    """
-    parts = [value if isinstance(value, str) else setting_name({key: value}, columns) for key, value in method.items()]
-    return ", ".join(parts) or "all settings"
-
-
-def setting_name(settings: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    """A setting on one line, such as "beta=0.3, objective=qrpo"."""
-    values = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in settings.items()}
-    return ", ".join(f"{columns.get(key, key)}={value}" for key, value in values.items())
 
 
 def lead(found: Found) -> str:
@@ -136,113 +109,6 @@ def tiles(found: Found) -> list[tuple[str, str, str]]:
 def spread_note(figure: Mapping[str, Any]) -> str:
     count = len(figure["values"])
     return "one seed" if figure["spread"] is None else f"± {figure['spread']:.3f} over {count} seeds"
-
-
-def pictures(found: Found) -> list[Picture]:
-    """The plots that the sweep has figures for."""
-    some = [method_picture(found), kl_picture(found), length_picture(found), references_picture(found)]
-    return [one for one in some if one is not None]
-
-
-def compared_figures(found: Found, name: str) -> dict[str, Estimate]:
-    """A figure of each method on the reporting half; without a choice, of each setting on all prompts."""
-    if found["choice"]:
-        several = [(method, one["reporting"], one["reporting_ci95"]) for method, one in methods(found)]
-    else:
-        columns = found["columns"]
-        several = [
-            (setting_name(line["settings"], columns), line["figures"], line["ci95"]) for line in found["settings"]
-        ]
-    return {
-        method: estimate(figures[name], ci95 if name == "reward" else None)
-        for method, figures, ci95 in several
-        if name in figures
-    }
-
-
-def places(found: Found) -> dict[str, int]:
-    """The place of each method, and of each setting, in the order of the sweep, which gives them their colors."""
-    of_methods = [method_of(line, found) for line in found["settings"]]
-    of_settings = [setting_name(line["settings"], found["columns"]) for line in found["settings"]]
-    numbered = {name: place for place, name in enumerate(dict.fromkeys(of_settings))}
-    return numbered | {name: place for place, name in enumerate(dict.fromkeys(of_methods))}
-
-
-def method_of(line: Mapping[str, Any], found: Found) -> str:
-    """The name of a setting's method."""
-    method = {key: line["settings"][key] for key in found["method"] if key in line["settings"]}
-    return method_name(method, found["columns"])
-
-
-def method_picture(found: Found) -> Picture | None:
-    of_methods = compared_figures(found, "reward")
-    if not of_methods:
-        return None
-    part = "reporting" if found["choice"] else "all"
-    baselines = {}
-    references = compared_figures(found, "reference")
-    if references and len({round(one.mean, 9) for one in references.values()}) == 1:
-        baselines["reference"] = next(iter(references.values())).mean
-    baselines |= {f"Best-of-{line['n']}": line[part]["mean"] for line in found["best_of"] if part in line}
-    what = "method" if found["choice"] else "setting"
-    where = "the reporting half of held-out prompts" if found["choice"] else "held-out prompts"
-    image = sweep_plots.compared(
-        "methods", f"Reward by {what}", "mean reward", of_methods, places(found), baselines=baselines
-    )
-    return Picture(image, f"Mean reward on {where}. {SPREAD}")
-
-
-def kl_picture(found: Found) -> Picture | None:
-    """All settings on all held-out prompts, by method."""
-    groups: dict[str, list[Setting]] = {}
-    lines = [line for line in found["settings"] if {"kl", "reward"} <= line["figures"].keys()]
-    for line in lines:
-        setting = Setting(estimate(line["figures"]["kl"]), estimate(line["figures"]["reward"], line["ci95"]))
-        groups.setdefault(method_of(line, found), []).append(setting)
-    if not groups:
-        return None
-    references = {round(line["figures"]["reference"]["mean"], 9) for line in lines if "reference" in line["figures"]}
-    reference = references.pop() if len(references) == 1 else None
-    best_of = {line["n"]: line["all"]["mean"] for line in found["best_of"]}
-    caption = f"Each mark is a setting, on all held-out prompts; settings of a method are joined. {SPREAD}"
-    if best_of:
-        caption += " Best-of-N of the reference at its KL of log N − (N − 1)/N."
-    return Picture(sweep_plots.reward_by_kl(groups, places(found), reference, best_of), caption)
-
-
-def length_picture(found: Found) -> Picture | None:
-    of_methods = compared_figures(found, "length_rho")
-    if not of_methods:
-        return None
-    label = "Spearman’s ρ of implicit reward and length"
-    image = sweep_plots.compared("length", "Length bias", label, of_methods, places(found), baselines={}, zero=True)
-    caption = "Correlation of β (log π − log π_ref) with length over the policy’s held-out completions; 0 is no bias. "
-    return Picture(image, caption + "Bars are ± a standard deviation over seeds (dots).")
-
-
-def references_picture(found: Found) -> Picture | None:
-    """Reward against the number of references, if the sweep changes it."""
-    key = next((key for key in COUNTS if key in found["columns"]), None)
-    lines = [line for line in found["settings"] if key in line["settings"] and "reward" in line["figures"]]
-    counts = sorted({line["settings"][key] for line in lines}, key=lambda n: (n == 0, n))
-    if key is None or len(counts) < 2:
-        return None
-    curves: dict[str, dict[str, Estimate]] = {}
-    if key in found["method"] and found["choice"]:
-        chosen = {one["method"][key]: one for one in found["choice"] if key in one["method"]}
-        curves[""] = {
-            str(n or ALL): estimate(chosen[n]["reporting"]["reward"], chosen[n]["reporting_ci95"])
-            for n in counts
-            if n in chosen
-        }
-    for n in counts:
-        for line in lines:
-            if line["settings"][key] == n:
-                others = {name: value for name, value in line["settings"].items() if name != key}
-                name = setting_name(others, found["columns"]) or "mean over seeds"
-                curves.setdefault(name, {})[str(n or ALL)] = estimate(line["figures"]["reward"], line["ci95"])
-    image = sweep_plots.by_references([str(n or ALL) for n in counts], curves, "chosen, on the reporting half")
-    return Picture(image, f"config.{key}. {SPREAD}")
 
 
 def points_table(found: Found) -> Table:

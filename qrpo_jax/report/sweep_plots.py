@@ -137,6 +137,53 @@ def reward_by_kl(
     return render("reward-kl", "Reward against KL", draw, height=3.4)
 
 
+class Drawn(NamedTuple):
+    """A setting in the plots of what policies drew.
+
+    Attributes:
+      curve: of an on-policy setting by iteration samples, reward, reward_low, reward_high, and kl if it is known.
+      at: where the finished policy is on the x axis; None where that is not known.
+      reward: of the finished policy on held-out prompts.
+    """
+
+    curve: Mapping[str, Sequence[float]] | None
+    at: float | None
+    reward: Estimate
+
+
+def over_training(
+    name: str, title: str, x: str, label: str, settings: Mapping[str, Drawn], places: Mapping[str, int]
+) -> Markup:
+    """Reward over training against samples or KL, with a mark for each finished policy on held-out prompts.
+
+    Args:
+      name, title: of the plot.
+      x: figure of the curves on the x axis, "samples" or "kl", with its label.
+      places: as in `compared`.
+    """
+
+    def draw(axes: Axes) -> None:
+        for setting, one in settings.items():
+            color, marker = style(places[setting])
+            named = plain(setting)
+            if one.curve is not None and x in one.curve:
+                axes.plot(one.curve[x], one.curve["reward"], color=color, linewidth=1.3, label=named)
+                ends = one.curve["reward_low"], one.curve["reward_high"]
+                if x == "samples":  # KL goes to and fro
+                    axes.fill_between(one.curve[x], *ends, color=color, alpha=0.15, linewidth=0)
+                named = f"_{named}"
+            if one.at is not None:
+                axes.plot([one.at] * 2, [one.reward.low, one.reward.high], color=color, linewidth=1.6, alpha=0.4)
+                axes.plot([one.at], [one.reward.mean], marker, color=color, markersize=7, label=named)
+        if x == "samples":
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel(label)
+        axes.set_ylabel("mean reward")
+        legend_below(axes)
+
+    return render(name, title, draw, height=3.4)
+
+
 def by_references(counts: Sequence[str], curves: Mapping[str, Mapping[str, Estimate]], chosen: str) -> Markup:
     """Mean reward against the number of references.
 

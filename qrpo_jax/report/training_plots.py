@@ -20,6 +20,7 @@ from qrpo_jax.report.picture import (
     legend_below,
     render,
 )
+from qrpo_jax.training.time_sheet import USEFUL
 
 MARKED_BELOW = 25  # points; a curve of fewer has a mark at each
 SMOOTHED_FROM = 60  # points; a curve of fewer has no moving average
@@ -142,11 +143,12 @@ def learning_rate(curves: Mapping[str, Points]) -> Markup:
     return render("learning-rate", "Learning rate", draw, panels=len(curves), height=height, shared=False)
 
 
-def reward_bins(found: Sequence[tuple[float, float, int]]) -> Markup:
-    """Share of training completions by reward.
+def reward_bins(found: Sequence[tuple[float, float, int]], what: str) -> Markup:
+    """Share of completions by reward.
 
     Args:
       found: lowest and highest reward, and number of completions, of each bin, ascending; the bins do not overlap.
+      what: the completions are called.
     """
     low_B, high_B, count_B = (np.asarray(column, np.float64) for column in zip(*found, strict=True))
     centre_B = (low_B + high_B) / 2
@@ -158,10 +160,10 @@ def reward_bins(found: Sequence[tuple[float, float, int]]) -> Markup:
         axes.grid(axis="x", visible=False)
         if len(found) == 1:
             axes.set_xticks(centre_B)
-        axes.set_xlabel("reward of a training completion")
+        axes.set_xlabel(f"reward of a {what} completion")
         axes.set_ylabel("share of completions")
 
-    return render("training-rewards", "Rewards of training completions", draw)
+    return render("training-rewards", f"Rewards of {what} completions", draw)
 
 
 def throughput(curves: Mapping[str, Points]) -> Markup:
@@ -185,11 +187,11 @@ def goodput(shares: Mapping[str, Mapping[str, float]]) -> Markup:
     def draw(axes: Axes) -> None:
         start = np.zeros(len(shares))
         causes = [cause for cause in next(iter(shares.values())) if any(one[cause] > 0.001 for one in shares.values())]
-        causes.sort(key=lambda cause: cause != "steps")
+        causes.sort(key=lambda cause: cause not in USEFUL)
         for place, cause in enumerate(causes):
             width = np.asarray([one[cause] for one in shares.values()])
             color = (HIGH, *(color for color in SERIES if color != HIGH))[place % len(SERIES)]
-            label = "steps (goodput)" if cause == "steps" else cause
+            label = f"{cause} (goodput)" if cause in USEFUL else cause
             axes.barh(list(shares), width, left=start, height=0.55, color=color, label=label)
             start += width
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")

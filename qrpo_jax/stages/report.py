@@ -12,13 +12,18 @@ from qrpo_jax.files import write_text
 from qrpo_jax.job import accounting, results_file
 from qrpo_jax.job.held_out import shared_rows
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.manifest import flatten
+from qrpo_jax.job.manifest import flatten, read_manifest
+from qrpo_jax.job.source_check import is_on_policy
 from qrpo_jax.job.stage_rows import reads_source
+from qrpo_jax.on_policy import iterations
+from qrpo_jax.on_policy.run import FOLDER as ROLLOUTS
 from qrpo_jax.report import run_page, run_tables, samples, tables
 from qrpo_jax.report.page import PAGE
+from qrpo_jax.report.rollout_pictures import rollout_pictures
 from qrpo_jax.report.run_page import Pictures
-from qrpo_jax.report.run_pictures import data_pictures, held_out_pictures, speed_pictures, training_pictures
-from qrpo_jax.report.run_record import HeldOut, RunRecord, TrainingData
+from qrpo_jax.report.run_pictures import data_pictures, held_out_pictures
+from qrpo_jax.report.run_record import HeldOut, OnPolicy, RunRecord, TrainingData
+from qrpo_jax.report.training_pictures import speed_pictures, training_pictures
 from qrpo_jax.stages import LENGTHS, compile
 from qrpo_jax.stages.evaluate import shown_settings, training_forecast
 from qrpo_jax.training.metrics import METRICS, read_metrics
@@ -34,10 +39,12 @@ def run(job: Job) -> dict[str, Any]:
     facts = {"settings": shown_settings(job), "optimum": training_forecast(job)}  # also where no policy is evaluated
     results = facts | results_file.read(job, job.config.stages)
     held_out, record = read_held_out(job), read_record(job)
+    what = stored_data(job)
     pictures = Pictures(
         held_out_pictures(held_out, results),
-        training_pictures(record.metrics, results, unit),
-        data_pictures(accounting.reward_spread(job), read_training_data(job)),
+        rollout_pictures(record.on_policy, record.metrics.get("train", []), results),
+        training_pictures(record.metrics, results, unit, record.on_policy),
+        data_pictures(accounting.reward_spread(job), read_training_data(job), what) if what else [],
         speed_pictures(record.metrics, record.times, run_tables.seconds_by_stage(record.starts)),
     )
     found = run_page.tables(results, held_out, record)
@@ -84,6 +91,31 @@ def read_training_data(job: Job) -> TrainingData | None:
     return TrainingData(references, brought)
 
 
+def stored_data(job: Job) -> str:
+    """What the stored completions are to this run, in words; "" if it had no use for any."""
+    if "train" not in job.config.stages or not is_on_policy(job.config):
+        return "training"
+    return "stored reference" if ranks_among_stored(job) else ""
+
+
+def ranks_among_stored(job: Job) -> bool:
+    """Whether an on-policy run ranked among stored completions of the reference policy."""
+    return bool((read_manifest(job.folder("train")) or {}).get("stored_references"))
+
+
+def read_on_policy(job: Job) -> OnPolicy | None:
+    """The iterations of an on-policy run, with the rewards that its first rows were ranked among."""
+    if "train" not in job.config.stages or not is_on_policy(job.config):
+        return None
+    path = job.folder("train") / iterations.NAME
+    references: dict[str, np.ndarray] = {}
+    if ranks_among_stored(job):
+        rows = islice(row_files.read(job.folder("train") / ROLLOUTS), CHECKED_ROWS)
+        references = {row.id.partition("@")[0]: np.asarray(row.reference_rewards, np.float64) for row in rows}
+    by_group = job.config.rollout.quantiles == "group" and OBJECTIVES[job.config.train.objective].ranked
+    return OnPolicy(json.loads(path.read_text()), list(references.values()), by_group)
+
+
 def read_record(job: Job) -> RunRecord:
     compiled = job.folder("compile") / compile.RESULTS
     stages = [stage for stage in ("sft", "train") if stage in job.config.stages]
@@ -102,4 +134,5 @@ def read_record(job: Job) -> RunRecord:
         starts=accounting.starts(job),
         benchmark=accounting.benchmark(job),
         compiled=json.loads(compiled.read_text()) if compiled.exists() else None,
+        on_policy=read_on_policy(job),
     )

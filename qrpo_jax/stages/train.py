@@ -21,6 +21,7 @@ from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.held_out_reward import check_watch, open_watch
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.listed_units import check_units
+from qrpo_jax.job.optimum_forecast import say_forecast
 from qrpo_jax.job.source_check import is_on_policy, sampled_completions
 from qrpo_jax.job.stage_rows import rows_in_blocks
 from qrpo_jax.job.trainer import Training, planned_feed, train
@@ -47,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
     # Baselines use quantiles only for the metrics, if there are references; identity needs no clamp.
     transform = transforms.parse(job.config.train.transform) if chosen_objective(job).ranked else transforms.identity
     examples, held_out = parted_examples(job, read_examples(job, transform))
-    figures = print_forecast(job, examples, transform) if len(examples.sizes_U) else None
+    figures = print_forecast(job, examples) if len(examples.sizes_U) else None
     warn_of_temperature(job)
     facts = {"forecast": figures, "comparisons": tied_shares(examples.corpus)}
     with open_watch(job) as watch:
@@ -146,22 +147,13 @@ def read_examples(job: Job, transform: transforms.Transform) -> Examples:
     return examples._replace(counts=examples.counts | tokenized.left_out)
 
 
-def print_forecast(job: Job, examples: Examples, transform: transforms.Transform) -> dict[str, Any] | None:
+def print_forecast(job: Job, examples: Examples) -> dict[str, Any] | None:
     """Prints the forecast for these examples; returns its figures, or None for a baseline, which has no forecast."""
-    config = job.config.train
-    if not chosen_objective(job).ranked:
-        for line in forecast.baseline_lines(examples, config.objective):
-            job.say(f"train: {line}")
-        return None
-    length_C = examples.completions_C.length
-    beta_C = np.broadcast_to(make_length(job).beta(config.beta, length_C), length_C.shape)
-    # For a scaled transform the forecast assumes a prompt of average spread.
-    figures = forecast.figures(
-        examples, transform, beta_C, partition_name=config.partition, estimator=job.config.select.estimator
-    )
-    for line in forecast.lines(figures, transform, job.config.select.ties):
+    if chosen_objective(job).ranked:
+        return say_forecast(job, examples)
+    for line in forecast.baseline_lines(examples, job.config.train.objective):
         job.say(f"train: {line}")
-    return figures
+    return None
 
 
 def warn_of_temperature(job: Job) -> None:

@@ -16,7 +16,8 @@ from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.report import sweep_page, tables
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.report.tables import Cell, Mean, Table, as_text
-from qrpo_jax.sweep.figures import FIGURES, NOTHING, REWARD, best_of_lines, choose, over_seeds, read_point
+from qrpo_jax.sweep.drawn import read_drawn
+from qrpo_jax.sweep.figures import FIGURES, NOTHING, REWARD, UNDRAWN, best_of_lines, choose, over_seeds, read_point
 from qrpo_jax.sweep.plan import FAILURES, POINTS, RECORD, Plan
 from qrpo_jax.sweep.points import SEED, Point, short_key
 
@@ -64,6 +65,7 @@ def entry(workdir: Path, point: Point, counts: Sequence[int]) -> dict[str, Any]:
         "state": state,
         "message": json.loads(failure.read_text())["message"] if state == FAILED else "",
         **(read_point(folder, counts) if done else NOTHING),
+        "drawn": read_drawn(folder) if done else dict(UNDRAWN),
     }
 
 

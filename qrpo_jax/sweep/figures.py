@@ -12,6 +12,7 @@ from qrpo_jax.data import row_files
 from qrpo_jax.evaluation.best_of import best_of
 from qrpo_jax.evaluation.halves import HALVES, REPORTING, SELECTION, half_of
 from qrpo_jax.stages import RESULTS
+from qrpo_jax.sweep import drawn
 from qrpo_jax.sweep.points import SEED
 
 # The name of a figure in tables, and where results.json has it.
@@ -27,6 +28,7 @@ FIGURES = {
 REWARD = "reward"
 Figures = dict[str, float]
 NOTHING: Mapping[str, Any] = {"figures": {}, "ci95": None, "reporting_ci95": None, "halves": None, "best_of": {}}
+UNDRAWN: Mapping[str, Any] = {"samples": None, "curve": None}  # of a point that is not complete, see `drawn`
 
 
 def read_figures(results: Mapping[str, Any]) -> Figures:
@@ -122,7 +124,7 @@ def over_seeds(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       In the order of the sweep: settings without the seed, seeds that are complete, how many there are, figures as in
       `averaged`, ci95 and reporting_ci95 over prompts where there is one seed, and halves: figures of each, or None if
-      one of the points has no halves.
+      one of the points has no halves; drawn, see `drawn.over_seeds`.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
@@ -142,6 +144,7 @@ def over_seeds(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "halves": {half: averaged([point["halves"][half] for point in done]) for half in HALVES}
                 if halved
                 else None,
+                "drawn": drawn.over_seeds([point["drawn"] for point in done]) if done else dict(UNDRAWN),
             }
         )
     return lines

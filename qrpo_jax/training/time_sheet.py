@@ -1,4 +1,4 @@
-"""Where the time of a training stage goes, over all its starts: goodput is the share in steps that were kept.
+"""Where the time of a training stage goes, over all its starts: goodput is the share in work that was kept.
 
 Each start of a stage has a line with the seconds that it spent by cause. The file is rewritten whole, now and then, and
 no result depends on it.
@@ -16,6 +16,7 @@ from qrpo_jax.files import write_json
 NAME = "time.json"
 # "rollout" is there where a policy samples its own data; "steps" is all that has no other cause.
 CAUSES = ("restore", "compile", "data", "rollout", "save", "evaluate", "steps")
+USEFUL = ("steps", "rollout")  # goodput: a rollout is kept once it is made, and is part of what training has to do
 PAUSE = 10.0  # seconds from one writing to the next
 
 
@@ -95,8 +96,8 @@ class Goodput(NamedTuple):
 
     @property
     def goodput(self) -> float:
-        """The share in steps that were kept."""
-        return self.shares["steps"]
+        """The share in steps that were kept, and in rollouts."""
+        return sum(self.shares[cause] for cause in USEFUL)
 
 
 def goodput(path: Path) -> Goodput | None:

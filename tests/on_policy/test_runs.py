@@ -1,5 +1,7 @@
 """On-policy runs: what they write, and that neither kills nor devices change it."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,13 @@ import pytest
 from qrpo_jax import pipeline
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Row
+from qrpo_jax.errors import DamagedError
+from qrpo_jax.evaluation.intervals import mean_with_interval
+from qrpo_jax.job import status
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
+from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.row_export import export_rows
 from qrpo_jax.on_policy import circle, roller, rollouts
 from qrpo_jax.on_policy.rollout import read_rollout
 from qrpo_jax.training.metrics import read_metrics
@@ -208,6 +215,48 @@ def test_other_objectives_need_no_stored_completions(base: Path, tmp_path: Path,
     lines, _ = outcome(run)
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert len({line["loss"] for line in lines}) > 1
+
+
+def test_iterations_are_on_record_with_intervals_over_their_prompts(finished: Job) -> None:
+    several = json.loads((finished.folder("train") / "iterations.json").read_text())
+    assert [one["step"] for one in several] == [1, 5, 9] and [one["samples"] for one in several] == [21, 42, 63]
+    for one, rows in zip(several, np.split(np.asarray(rows_of(finished), object), 3), strict=True):
+        log_ratios = [[c.log_prob - c.reference_log_prob for c in row.completions] for row in rows]
+        of_prompts = {
+            "reward": [np.mean([c.reward for c in row.completions]) for row in rows],
+            "tokens": [np.mean([len(c.tokens) for c in row.completions]) for row in rows],
+            "kl_to_reference": [np.mean(of_row) for of_row in log_ratios],
+        }
+        for name, means in of_prompts.items():  # groups are of one size
+            mean, ends = mean_with_interval(np.asarray(means))
+            assert one["figures"][name] == pytest.approx(mean, abs=2e-4), (name, one["figures"][name], mean)
+            assert one["intervals"][name] == pytest.approx(ends, abs=2e-4), (name, one["intervals"][name], ends)
+
+
+def test_the_optimum_is_forecast_where_rewards_are_ranked_among_stored_ones(finished: Job) -> None:
+    manifest = read_manifest(finished.folder("train")) or {}
+    assert manifest["stored_references"] and manifest["forecast"]["beta"] == pytest.approx([0.3] * 3)
+    assert manifest["forecast"]["references"] == [4, 4, 4] and manifest["forecast"]["kl"] > 0
+
+
+def test_another_run_takes_over_what_was_drawn_and_exports_it(finished: Job, tmp_path: Path) -> None:
+    fork = job(tmp_path / "run", **ON_POLICY)
+    assert pipeline.run(fork, fork_from=finished.workdir)
+    ids = [row.id for row in rows_of(finished)]
+    assert [row.id for row in rows_of(fork)] == ids
+    assert export_rows(fork.workdir, "train/rollouts").rows == len(ids)
+    assert "iterations drawn" in status.about({"state": "begun", "units": status.unit_counts(fork.folder("train"))})
+
+
+@pytest.mark.parametrize("name", ["rollouts/tokens/00001.npz", "rollouts/rows-train.array_record-00002-of-00003"])
+def test_a_changed_byte_in_what_was_drawn_is_noticed(finished: Job, tmp_path: Path, name: str) -> None:
+    fork = job(shutil.copytree(finished.workdir, tmp_path / "run"), **ON_POLICY)
+    path = fork.folder("train") / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=path.name):
+        pipeline.run(fork)
 
 
 TOKENWISE: dict[str, dict[str, Any]] = {

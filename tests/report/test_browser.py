@@ -12,6 +12,7 @@ from qrpo_jax.stages import report
 from qrpo_jax.sweep import collect
 from tests.helpers import browser
 from tests.helpers.browser import Browser
+from tests.helpers.on_policy_records import make_on_policy_job
 from tests.helpers.report_jobs import make_job
 from tests.helpers.sweep_jobs import toy_config
 from tests.helpers.sweep_points import NO_PLAN, SWEEP, write_points
@@ -44,19 +45,22 @@ def window() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of a run, and that of a sweep."""
+    """The page of a run, that of an on-policy run without held-out figures, and that of a sweep."""
     job = make_job(tmp_path_factory.mktemp("run"))
     report.run(job)
+    on_policy = make_on_policy_job(tmp_path_factory.mktemp("on_policy"), "ppo")
+    report.run(on_policy)
     workdir = tmp_path_factory.mktemp("sweep")
     config = toy_config(SWEEP)
     points = write_points(workdir, config)
     sweep = collect.write_page(workdir, points, collect.collect(workdir, points, NO_PLAN))
-    return {"run": job.folder("report") / "report.html", "sweep": sweep}
+    found = {"run": job, "on_policy": on_policy}
+    return {name: one.folder("report") / "report.html" for name, one in found.items()} | {"sweep": sweep}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["run", "sweep"])
+@pytest.mark.parametrize("name", ["run", "on_policy", "sweep"])
 def test_a_page_fetches_nothing_fits_its_window_and_shows_every_plot(
     window: Browser, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:
@@ -68,7 +72,7 @@ def test_a_page_fetches_nothing_fits_its_window_and_shows_every_plot(
     wide = window.run("document.documentElement.scrollWidth")
     assert wide <= width and not window.run(OUTSIDE), (wide, window.run(OUTSIDE))
     found = window.run(COLORS)
-    assert len(found) == {"run": 16, "sweep": 3}[name], [plot for plot, *_ in found]
+    assert len(found) == {"run": 16, "on_policy": 13, "sweep": 3}[name], [plot for plot, *_ in found]
     for plot, colors, shown, drawn in found:
         assert colors > 20 and shown == scheme and drawn > 250, (plot, colors, shown, drawn)
 

@@ -25,7 +25,7 @@ from qrpo_jax.job.held_out import answers
 from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import held_out_plots, picture, run_page
 from qrpo_jax.report.picture import DARK, LIGHT
-from qrpo_jax.report.run_pictures import predicted_log_ratios
+from qrpo_jax.report.training_pictures import predicted_log_ratios
 from qrpo_jax.stages import STAGES, evaluate, report
 from tests.helpers.report_jobs import PROMPTS, WITH_SFT, held_out, make_job, metrics, ratios
 from tests.helpers.report_pages import plain, plots, words_of

@@ -11,6 +11,7 @@ from qrpo_jax.errors import ServerError, UserError
 from qrpo_jax.hugging_face import publish
 from qrpo_jax.hugging_face.base_card import front_matter
 from qrpo_jax.hugging_face.hub import HubModel
+from qrpo_jax.job import card
 from qrpo_jax.job.card import describe_evaluation
 from qrpo_jax.sweep.points import points_of
 from tests.helpers.fake_hub import FakeHub, Model, files_of
@@ -127,3 +128,15 @@ def test_points_of_a_sweep_are_not_published_as_one_model():
 def test_completions_are_those_of_all_seeds_of_the_evaluation(tmp_path: Path, base: Path) -> None:
     config = stories(tmp_path, base, evaluate__seeds=(0, 1, 2)).config
     assert "with 6 completions each at temperature 1;" in describe_evaluation(config), describe_evaluation(config)
+
+
+def test_a_card_of_an_on_policy_run_says_what_its_policy_drew_and_no_key_that_it_does_not_use(tmp_path):
+    own = {"train__data": "on_policy", "rollout__iterations": 7, "rollout__prompts": 13, "rollout__completions": 3}
+    config = job(tmp_path, train__objective="grpo", stages=("sft", "train", "export"), **own).config
+    shown = card.settings(config)
+    assert shown["train.data"] == "on_policy" and shown["rollout.iterations"] == 7 and "train.beta" in shown
+    assert not {"train.transform", "train.length_normalised"} & shown.keys(), shown
+    text = card.describe_data(config)
+    assert text.endswith("3 completions of the policy itself for each of 13 prompts, 7 times"), text
+    stored = job(tmp_path, train__objective="qrpo").config
+    assert "train.transform" in card.settings(stored) and "policy itself" not in card.describe_data(stored)

@@ -62,7 +62,7 @@ def test_a_long_name_fits_into_a_file_system_and_stays_unique():
         ({"train.bta": [1]}, r"no config key train.bta; did you mean train.beta\? \(config.sweep"),
         (
             {"train.beta": [0.1, -1]},
-            r"beta is -1; it must be finite, above 0 \(config.sweep, config.train.beta\)",
+            r"beta is -1; it must be finite, at least 0 \(config.sweep, config.train.beta\)",
         ),
         ({"stages": [["train"]]}, "stages cannot be swept: all points have the same stages"),
         ({"mesh.cpu_devices": [1, 2]}, "mesh.cpu_devices cannot be swept"),

@@ -49,7 +49,7 @@ def test_steps_that_a_later_start_made_again_are_not_goodput(tmp_path: Path) -> 
     found = goodput(tmp_path / NAME)
     assert found is not None and (found.starts, found.seconds) == (2, 200)
     wanted = {"steps": 68, "repeated": 10, "compile": 10, "restore": 5, "save": 5, "evaluate": 2, "data": 0}
-    wanted["away"] = 100
+    wanted |= {"rollout": 0, "away": 100}
     assert found.shares == pytest.approx({cause: seconds / 200 for cause, seconds in wanted.items()})
     assert found.goodput == pytest.approx(0.34)
 
@@ -59,3 +59,10 @@ def test_a_missing_or_broken_file_is_none(tmp_path: Path) -> None:
     for text in ("[", "[]", '[{"started": 1}]', "[3]", "{}"):
         (tmp_path / NAME).write_text(text)
         assert goodput(tmp_path / NAME) is None, text
+
+
+def test_rollouts_are_goodput_and_none_is_made_again(tmp_path: Path) -> None:
+    """A start that was killed had saved 8 of 10 steps; its rollouts are kept whatever is repeated."""
+    write_json(tmp_path / NAME, [start(0.0, 0, 10, steps=50, rollout=30), start(80.0, 8, 10, steps=10, rollout=10)])
+    found = goodput(tmp_path / NAME)
+    assert found is not None and found.goodput == pytest.approx((40 + 10 + 30 + 10) / 100), found
