@@ -8,6 +8,7 @@ from qrpo_jax.advantages import adapted_beta
 from qrpo_jax.data import row_files
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.processes import is_first, wait
+from qrpo_jax.files import remove_folder
 from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.optimum_forecast import say_forecast
@@ -24,7 +25,7 @@ from qrpo_jax.on_policy.prompt_order import STAGE, PromptOrder, open_prompt_orde
 from qrpo_jax.on_policy.roller import Roller
 from qrpo_jax.on_policy.rollout import read_facts
 from qrpo_jax.on_policy.rollout_figures import KL
-from qrpo_jax.on_policy.rollouts import Rollouts
+from qrpo_jax.on_policy.rollouts import DRAWN, Rollouts
 from qrpo_jax.on_policy.row_shape import RowShape, choose_shape, units_per_prompt
 from qrpo_jax.rewards.failures import Failures
 from qrpo_jax.training.state import stored_for_forward
@@ -59,6 +60,7 @@ def train_on_policy(job: Job, training: Training) -> dict[str, Any]:
     if is_first():
         folder = job.folder(STAGE)
         row_files.finish(folder / FOLDER, iterations)
+        remove_folder(folder / FOLDER / DRAWN)  # all of them have their scores
         write_iterations(folder / ITERATIONS, folder / FOLDER, iterations, circle.steps_each)
     wait("rollouts finished")
     return manifest | held | {"forecast": optimum, "stored_references": by_references}
