@@ -17,7 +17,7 @@ from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
-from qrpo_jax.job.memory import WIDTH, cache_bytes, kept_bytes, slots_at_once
+from qrpo_jax.job.memory import WIDTH, cache_bytes, kept_bytes, slots_at_once, unit_room
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.job.training_options import chosen_objective, configured_objective, prediction
 from qrpo_jax.model import flops
@@ -99,7 +99,7 @@ def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
     """The sampler of stage `sample`, for prompts and completions as long as the config allows."""
     section, shape = job.config.sample, job.shape
     completions, new = section.completions, section.max_new_tokens
-    sampler = jitted_sampler(job, section, "reference", (NO_TOKEN,), mesh)
+    sampler = jitted_sampler(job, section, "reference", (NO_TOKEN,), unit_room(job, mesh))
     width = round_up(job.config.prompts.max_tokens, WIDTH)
 
     def array(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -126,7 +126,7 @@ def sampler_bytes(job: Job, mesh: Mesh, prompts: int) -> float:
     """Bytes that a device reads in all steps of the sampler: each time the weights, prompts and completions so far."""
     section, shape, dtype = job.config.sample, job.shape.settings, FLOATS[job.config.model.compute_dtype]
     count, width = prompts // axis_size(mesh, "rows"), round_up(job.config.prompts.max_tokens, WIDTH)
-    groups, each = arrange(slots_at_once(job, section, mesh), count, section.completions)
+    groups, each = arrange(slots_at_once(job, section, unit_room(job, mesh)), count, section.completions)
     weights = bytes_per_device(job.unit_layout(mesh))
     if not shape.tie_embeddings:  # of the embedding a step reads few rows
         ways = axis_size(mesh, "vocab") * axis_size(mesh, "embed")

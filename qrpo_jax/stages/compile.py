@@ -22,7 +22,7 @@ from qrpo_jax.files import write_json, write_text
 from qrpo_jax.job import estimates
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import prompts_at_once
+from qrpo_jax.job.memory import prompts_at_once, unit_room
 from qrpo_jax.job.programs import row_multiple
 from qrpo_jax.job.training_options import KEYS, check_transform, configured_objective
 from qrpo_jax.job.unit_size import MOST
@@ -85,7 +85,7 @@ def rows_of(job: Job, meshes: dict[str, Mesh], name: str, results: dict[str, Any
     config, mesh = job.config, meshes[name]
     multiple = row_multiple(job, mesh, name)
     if name == "sample":
-        return prompts_at_once(job, config.sample, mesh, config.prompts.unit or MOST)
+        return prompts_at_once(job, config.sample, unit_room(job, mesh), config.prompts.unit or MOST)
     if name == "reference":
         of_training = results.get("train", {}).get("rows", 0) * mesh.size // meshes["train"].size
         return round_up(config.log_probs.batch_rows or of_training or multiple, multiple)
