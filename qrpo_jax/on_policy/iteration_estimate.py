@@ -139,7 +139,7 @@ def decoding(job: Job, mesh: Mesh, found: Estimate) -> dict[str, Any]:
         "layout_gb": digits(received(once) / 1e9),
         "layout_seconds": digits(seconds_of(once, analysis.chip, devices)),
         "steps": steps,
-        "step_mb": digits(received(in_steps) / steps / 1e6),
+        "step_bytes": digits(received(in_steps) / steps),
         "step_seconds_on_links": digits(seconds_of(in_steps, analysis.chip, devices) / steps),
     }
 

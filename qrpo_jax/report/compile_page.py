@@ -131,7 +131,7 @@ def iteration_lines(iteration: dict[str, Any] | None) -> list[str]:
 def decoding_line(decoding: dict[str, Any]) -> str:
     """How weights come to where they are decoded from."""
     step = (
-        f"each of {decoding['steps']:,} decode steps receives {decoding['step_mb']:,.3g} MB, "
+        f"each of {decoding['steps']:,} decode steps receives {decoding['step_bytes']:,.0f} bytes, "
         f"{number(1e3 * decoding['step_seconds_on_links'])} ms on the links"
     )
     if not decoding["devices_of_a_copy"]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from qrpo_jax.data.rows import Message, Row
@@ -12,6 +13,7 @@ from qrpo_jax.job import memory
 from qrpo_jax.job.completions import make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.training_room import training_room
+from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import parameter_count
 from tests.helpers.jobs import job
 
@@ -58,16 +60,22 @@ def test_groups_that_cannot_be_are_refused(tmp_path, decoding, message) -> None:
         training_room(split_job(tmp_path, 1, 8, 1, mesh__decoding=decoding))
 
 
-@pytest.mark.parametrize("decoding", [1, 2])
-def test_the_policy_draws_the_same_from_a_copy(tmp_path, decoding) -> None:
+@pytest.mark.parametrize(("decoding", "rank"), [(1, 0), (2, 3)])
+def test_the_policy_draws_the_same_from_a_copy(tmp_path, decoding, rank) -> None:
+    """Of all parameters, or of adapters on their base."""
     rows = [Row(f"row-{i}", (Message("user", text),)) for i, text in enumerate(["x", "1+1", "x*x", "-x", "2"])]
 
     def drawn(asked: int | str) -> list[list[int]]:
-        one = split_job(tmp_path, 1, 8, 1, mesh__decoding=asked, watch__completions=3, watch__max_new_tokens=7)
+        sampled = {"watch__completions": 3, "watch__max_new_tokens": 7, "lora__rank": rank}
+        one = split_job(tmp_path, 1, 8, 1, mesh__decoding=asked, **sampled)
+        parameters = one.random_parameters(one.mesh)
+        if rank:  # adapters that change something, unlike fresh ones
+            adapters = jax.tree.map(lambda x: x + 0.1, one.fresh_adapters(one.mesh))
+            parameters = lora.join(parameters, adapters)
         complete = make_completer(
             one,
             one.config.watch,
-            one.random_parameters(one.mesh),
+            parameters,
             side="policy",
             purpose="watch",
             most=8,

@@ -54,7 +54,7 @@ def test_a_copy_that_the_mesh_cannot_have_is_refused(tmp_path):
 
 def test_the_page_says_what_bounds_an_iteration_and_what_its_weights_cost():
     decoding = {"devices_of_a_copy": 2, "copy_gb": 8.0, "layout_gb": 7.7, "layout_seconds": 0.03}
-    decoding |= {"steps": 2048, "step_mb": 0.02, "step_seconds_on_links": 2e-5}
+    decoding |= {"steps": 2048, "step_bytes": 20480.0, "step_seconds_on_links": 2e-5}
     iteration = {
         "fits": False,
         "seconds": {"sampling": 30.0, "log-probs": 3.0, "steps": 7.0, "total": 40.0},
@@ -75,7 +75,7 @@ def test_the_page_says_what_bounds_an_iteration_and_what_its_weights_cost():
     assert "120.0 with sampling" in memory and memory.endswith("of 102.0: it does not fit")
     assert "a copy for 2 devices: once a call a device receives 7.7 GB in 0.030 s; each of 2,048" in weights
     (*_, without) = compile_page.iteration_lines(iteration | {"decoding": decoding | {"devices_of_a_copy": 0}})
-    assert without.startswith("Decoding has no copy of the weights: each of 2,048 decode steps receives 0.02 MB")
+    assert without.startswith("Decoding has no copy of the weights: each of 2,048 decode steps receives 20,480 bytes")
 
 
 @pytest.mark.slow
@@ -99,6 +99,6 @@ def test_a_whole_iteration_compiles_for_absent_chips(tmp_path, capsys, objective
     # A copy in bfloat16 for each chip, of which a quarter is there.
     assert decoding["devices_of_a_copy"] == 1
     assert decoding["layout_gb"] == pytest.approx(0.75 * decoding["copy_gb"], rel=0.1), decoding
-    assert decoding["step_mb"] < 0.01 * 1e3 * decoding["copy_gb"], decoding
+    assert decoding["step_bytes"] < 0.01 * 1e9 * decoding["copy_gb"], decoding
     assert "bottleneck" in capsys.readouterr().err
     assert "bottleneck" in (job.folder("compile") / "report.html").read_text()
