@@ -15,7 +15,7 @@ that the length limit cut have no part in the loss. Another objective is one key
 qrpo with `--config.rollout.quantiles=group`.
 
 Compiled for v5p:2x4x4 (`--config.stages=compile`, libtpu 0.0.52 on two cores of an Intel Xeon, 2026-11-28), with all
-completions as long as they may be and no group replaced: an iteration takes 34.7 s, of which sampling 18.1 (115,730
+completions as long as they may be and no group replaced: an iteration takes 32.5 s, of which sampling 15.9 (131,820
 tokens a second; a copy of the weights on each chip, which arrives in 0.05 s), log-probs of policy and start 5.9, and
 steps 10.7 at 66 % of the peak. It needs 31.5 of 102 GB a chip. Sampling is the bottleneck: reading weights and caches
 would take 7.2 s at the published bandwidth.
