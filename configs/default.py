@@ -78,6 +78,10 @@ def get_config() -> ConfigDict:
     # Devices that sample, score and read a unit of work. auto: each process's own if the models fit there, with as many
     # copies as fit, else the whole mesh above; process and all: always these.
     config.mesh.units = Choice("auto", "process", "all")
+    # While it trains, a policy is sampled (rollout, watch) from a copy of its weights in model.compute_dtype, which so
+    # many devices share. auto: as few as have room for it. training: without a copy; weights stay split over all
+    # devices, and are gathered for each token.
+    config.mesh.decoding = Either(Choice("auto", "training"), Whole(1, least=1))
     # Without an accelerator, devices that share the CPU; 0: one a core.
     config.mesh.cpu_devices = Whole(0, least=0, most=1024)
 

@@ -28,6 +28,23 @@ def constrain(x: Array, mesh: Mesh | None, axes: Sequence[str | None]) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
 
 
+def laid_out(weight: Array, stored: Mesh, mesh: Mesh, axes: tuple[str, ...], dtype: Any) -> Array:
+    """A parameter in the type of a computation, moved from the mesh that stores it to another one of the same devices.
+
+    There it is whole along the axis that only storage splits. The constraints say how it travels: converted where it
+    lies, then exchanged within groups of neighbours, then gathered.
+    """
+    weight = constrain(weight.astype(dtype), stored, axes)
+    if mesh is not stored:
+        weight = constrain(weight, mesh, axes)
+    return constrain(weight, mesh, whole(axes))
+
+
+def whole(axes: tuple[str, ...]) -> tuple[str | None, ...]:
+    """Logical axes without the one that only storage splits."""
+    return tuple(None if axis == STORAGE else axis for axis in axes)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: Any) -> Array:
     """A parameter in the type of a computation, whole along the axis that only storage splits (FSDP, ZeRO 3).
@@ -40,8 +57,7 @@ def gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: Any
         return weight
     # Two constraints: conversion happens on the split array, and then the array is gathered.
     weight = jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec(mesh, axes, weight.shape)))
-    whole = tuple(None if axis == STORAGE else axis for axis in axes)
-    return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec(mesh, whole, weight.shape)))
+    return constrain(weight, mesh, whole(axes))
 
 
 def _gathered(weight: Array, mesh: Mesh | None, axes: tuple[str, ...], dtype: Any) -> tuple[Array, Array]:

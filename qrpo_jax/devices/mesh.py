@@ -72,6 +72,21 @@ def make_mesh(
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True), AXES)
 
 
+def regrouped(mesh: Mesh, tensor: int) -> Mesh:
+    """The same devices in the same order, of which `tensor` neighbours share a copy of the parameters.
+
+    All other devices of a slice split rows.
+
+    Raises:
+      UserError: about "tensor": groups of so many do not fill a slice.
+    """
+    replica, data, *inner = mesh.devices.shape
+    ways = int(np.prod(inner))
+    if ways % tensor:
+        raise UserError(f"{tensor} devices a copy; fsdp, tensor and context together are {ways}", about="tensor")
+    return Mesh(mesh.devices.reshape(replica, data, ways // tensor, tensor, 1), AXES)
+
+
 def _named(sizes: Sequence[int]) -> str:
     return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from qrpo_jax.data.encoder import Encoder
 from qrpo_jax.data.pieces import pieces
@@ -19,12 +18,12 @@ from qrpo_jax.devices.program.checked import CheckedProgram
 from qrpo_jax.devices.xla_flags import compiler_options
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import PREFILL_TOKENS, WIDTH, prompts_at_once, slots_at_once
+from qrpo_jax.job.memory import PREFILL_TOKENS, WIDTH, Room, prompts_at_once, slots_at_once, unit_room
 from qrpo_jax.job.units import Counts
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.sampling.keys import prompt_keys, with_raw_keys
-from qrpo_jax.sampling.sampler import Samples, make_sampler
+from qrpo_jax.sampling.sampler import Samples, make_sampler, sample_shardings
 from qrpo_jax.sampling.stop import Stops, check_stops, cut, make_stops
 
 # From rows, and the index of each row's prompt in its split, to the completed rows and counts. It drops rows whose
@@ -57,7 +56,7 @@ def jitted_sampler(
     section: Any,
     side: str,
     end_tokens: tuple[int, ...],
-    mesh: Mesh | None = None,
+    room: Room | None = None,
     stops: Stops | None = None,
 ) -> Any:
     """A jitted function from parameters, prompts and raw keys on a mesh to `Samples`.
@@ -65,13 +64,13 @@ def jitted_sampler(
     Args:
       section, side: as in `make_completer`.
       end_tokens: each of these ends a completion.
-      mesh: by default the local mesh.
+      room: by default that of units of work.
       stops: from `stops_of`.
     """
-    mesh = mesh or job.unit_mesh
+    room = room or unit_room(job)
     return sampler_program(
         job.graph(side),
-        job.compute(mesh),
+        job.compute(room.mesh)._replace(stored=room.stored),
         completions=section.completions,
         max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
@@ -80,7 +79,7 @@ def jitted_sampler(
         top_p=section.top_p,
         min_p=section.min_p,
         stops=stops,
-        slots=slots_at_once(job, section, mesh),
+        slots=slots_at_once(job, section, room),
         prefill_tokens=PREFILL_TOKENS,
     )
 
@@ -102,7 +101,11 @@ def stop_table(stop: tuple[str, ...], encoder: Encoder, vocab_size: int) -> Stop
 def sampler_program(graph: nnx.GraphDef, compute: Compute, **settings: Any) -> Any:
     """The jitted sampler of `jitted_sampler`, remembered so that stages which sample alike compile once."""
     options = None if compute.mesh is None else compiler_options(compute.mesh)
-    jitted = jax.jit(with_raw_keys(make_sampler(graph, compute=compute, **settings)), compiler_options=options)
+    jitted = jax.jit(
+        with_raw_keys(make_sampler(graph, compute=compute, **settings)),
+        compiler_options=options,
+        out_shardings=sample_shardings(compute),
+    )
     if compute.mesh is None:
         return jitted
     return CheckedProgram(jitted, compute.mesh, "sampling", ("completions", "max_new_tokens", "max_tokens"))
@@ -117,24 +120,24 @@ def make_completer(
     purpose: str,
     most: int,
     text: Text | None = None,
-    mesh: Mesh | None = None,
+    room: Room | None = None,
     keep_token_log_probs: bool = False,
 ) -> Completer:
     """A function that appends `section.completions` sampled completions to each row.
 
     Args:
       section: of the config, with completions, max_new_tokens, temperature, top_k, top_p, min_p, stop and slots.
-      parameters: of the side, on the mesh.
+      parameters: of the side, on the devices of the room.
       side: "reference" or "policy"; recorded as the source of the completions.
       purpose: seeds the draws, together with the job's seed and the prompt's index.
       most: rows of a call, or fewer.
       text: lays out the prompts; by default the job's.
-      mesh: by default that of units of work.
+      room: by default that of units of work.
       keep_token_log_probs: completions have those of their tokens, too.
     """
-    text, mesh = text or job.text, mesh or job.unit_mesh
-    jitted = jitted_sampler(job, section, side, text.end_tokens, mesh, stops_of(job, section))
-    batch_prompts, name = prompts_at_once(job, section, mesh, most), purpose.partition(" ")[0]
+    text, room = text or job.text, room or unit_room(job)
+    jitted = jitted_sampler(job, section, side, text.end_tokens, room, stops_of(job, section))
+    batch_prompts, name = prompts_at_once(job, section, room, most), purpose.partition(" ")[0]
     keys = {option: f"{name}.{option}" for option in ("completions", "max_new_tokens")}
 
     def complete(rows: list[Row], indices: Sequence[int]) -> tuple[list[Row], Counts]:
@@ -150,7 +153,7 @@ def make_completer(
         tokens_PxL, lengths_P = padded_prompts(prompts, count)
         keys_Px2 = prompt_keys(job.config.seed, purpose, indices, count)
         parts = [
-            place(part(tokens_PxL, lengths_P, keys_Px2, slice(start, start + batch_prompts)), row_sharding(mesh))
+            place(part(tokens_PxL, lengths_P, keys_Px2, slice(start, start + batch_prompts)), row_sharding(room.mesh))
             for start in range(0, count, batch_prompts)
         ]
         with located(max_tokens="prompts.max_tokens", **keys):

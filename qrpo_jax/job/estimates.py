@@ -10,7 +10,7 @@ from qrpo_jax.devices.program.analysis import Analysis, analyse
 from qrpo_jax.devices.program.compilation import DoesNotFitError, compile_program
 from qrpo_jax.devices.program.roofline import CAUSAL, KERNEL_SHARE
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.programs import PROGRAMS, Described, row_multiple
+from qrpo_jax.job.programs import PROGRAMS, Described, Programs, row_multiple
 
 ASSUMPTIONS = (
     "Rows are full: each packed row is one sequence of row_tokens tokens without padding.",
@@ -54,13 +54,16 @@ class Search(NamedTuple):
     error: DoesNotFitError | None
 
 
-def estimate(job: Job, mesh: Mesh, name: str, rows: int) -> Estimate:
+def estimate(job: Job, mesh: Mesh, name: str, rows: int, programs: Programs = PROGRAMS) -> Estimate:
     """Compiles one program for so many rows.
+
+    Args:
+      programs: of which it is one.
 
     Raises:
       DoesNotFitError: it needs more memory than a device has.
     """
-    described, devices, began = PROGRAMS[name](job, mesh, rows), list(mesh.devices.flat), time.monotonic()
+    described, devices, began = programs[name](job, mesh, rows), list(mesh.devices.flat), time.monotonic()
     program = compile_program(described.lowered, devices[0].platform)
     seconds = time.monotonic() - began
     found = analyse(program, devices)
@@ -69,12 +72,12 @@ def estimate(job: Job, mesh: Mesh, name: str, rows: int) -> Estimate:
     return Estimate(described, found, seconds)
 
 
-def largest(job: Job, mesh: Mesh, name: str, rows: int) -> Search:
-    """The program for so many rows; for 0 the largest multiple of the mesh that fits."""
+def largest(job: Job, mesh: Mesh, name: str, rows: int, programs: Programs = PROGRAMS) -> Search:
+    """The program for so many rows; for 0 the largest multiple of the mesh that fits. See `estimate`."""
     unit = row_multiple(job, mesh, name)
     if rows:
         try:
-            return Search(estimate(job, mesh, name, rows), False, None)
+            return Search(estimate(job, mesh, name, rows, programs), False, None)
         except DoesNotFitError as error:
             return Search(None, False, error)
     capacity = chip_of(mesh.devices.flat[0]).hbm_bytes
@@ -85,7 +88,7 @@ def largest(job: Job, mesh: Mesh, name: str, rows: int) -> Search:
         if times is None:
             break
         try:
-            best = estimate(job, mesh, name, times * unit)
+            best = estimate(job, mesh, name, times * unit, programs)
             needed[times] = best.analysis.memory.total
         except DoesNotFitError as error:
             if times == 1:

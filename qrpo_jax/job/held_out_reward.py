@@ -22,6 +22,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import check_held_out, open_sources
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import describe, open_reward, score_rows
+from qrpo_jax.job.training_room import training_room
 from qrpo_jax.model import lora
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.rewards.failures import Failures
@@ -112,7 +113,13 @@ def figures(job: Job, watch: Watch, parameters: Parameters) -> dict[str, float]:
       parameters: of the policy, on the mesh of training.
     """
     complete = make_completer(
-        job, job.config.watch, parameters, side="policy", purpose=SECTION, most=len(watch.rows), mesh=job.mesh
+        job,
+        job.config.watch,
+        parameters,
+        side="policy",
+        purpose=SECTION,
+        most=len(watch.rows),
+        room=training_room(job),
     )
     rows, _ = complete(watch.rows, watch.indices)
     scored: list[Row] = []

@@ -4,7 +4,7 @@ What a stage holds is exact, from shapes alone. What its programs need besides i
 of its work, and known once they are compiled, which happens when the stage starts (`devices.program.checked`).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,10 +16,12 @@ from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
+from qrpo_jax.job.source_check import is_on_policy
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.model.cache import ring_places, window_places
-from qrpo_jax.model.decoder import parameter_count
+from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
+from qrpo_jax.training.objectives import OBJECTIVES
 from qrpo_jax.training.state import Trainable, parameter_layout
 
 TRAINING = "sft", "train"
@@ -33,6 +35,21 @@ ESTIMATE = 0.5  # compiled for an H200 and a CPU, programs needed 0.7 to 1.4 of 
 LEAST_SLOTS, MOST_SLOTS, WEIGHTS_OVER_CACHE = 16, 1024, 4
 PREFILL_TOKENS = 8192  # of prompts that a device reads at a time: enough to keep its matrix units busy
 WIDTH = 16  # prompts are padded to a multiple of this, which limits the number of widths to compile
+
+
+class Room(NamedTuple):
+    """Where completions are sampled.
+
+    Attributes:
+      mesh: the devices, as prompts and caches are split over them.
+      held: bytes on one device that are taken all the while: parameters, a copy of them for decoding, and whatever else
+        the stage holds.
+      stored: the same devices as the parameters are split over them, if the sampler makes such a copy.
+    """
+
+    mesh: Mesh
+    held: float
+    stored: Mesh | None = None
 
 
 def check(job: Job) -> None:
@@ -71,18 +88,41 @@ def mesh_of(job: Job, stage: str) -> Mesh:
 
 def held_bytes(job: Job, stage: str) -> float:
     """Bytes on one device: of parameters, and in training of gradients and the optimizer's state."""
-    dtype = FLOATS[job.config.model.parameter_dtype]
-    settings, lora = job.shape.settings, job.shape.lora if stage == "train" else None
     mesh = mesh_of(job, stage)
     if stage in TRAINING:
-        optimizer, _ = configured_optimizer(job.config, stage, steps=1)
-        layout = parameter_layout(mesh, settings, dtype if lora is None else np.float32, lora)
-        state = Trainable(layout, optimizer, dict, job.config.seed).abstract()
-        frozen = {} if lora is None else parameter_layout(mesh, settings, dtype)
-        return bytes_per_device(state) + bytes_per_device(layout) + bytes_per_device(frozen)
+        return between_steps(job, stage, mesh) + bytes_per_device(trained_layout(job, stage, mesh))
     if stage in ("sample", "reference", "evaluate") and job.stages[stage].needs_weights(job.config):
         return bytes_per_device(job.unit_layout(mesh))
     return 0.0
+
+
+def between_steps(job: Job, stage: str, mesh: Mesh) -> float:
+    """Bytes on one device that a training stage holds between two steps: all but gradients."""
+    optimizer, _ = configured_optimizer(job.config, stage, steps=1)
+    state = Trainable(trained_layout(job, stage, mesh), optimizer, dict, job.config.seed).abstract()
+    beside = 0.0
+    if stage == "train" and job.shape.lora is not None:
+        dtype = FLOATS[job.config.model.parameter_dtype]
+        beside = bytes_per_device(parameter_layout(mesh, job.shape.settings, dtype))
+    elif stage == "train" and reads_reference(job):
+        beside = bytes_per_device(job.unit_layout(mesh))
+    return bytes_per_device(state) + beside
+
+
+def reads_reference(job: Job) -> bool:
+    """Whether an on-policy run computes log π_ref, from the base of adapters or from a copy beside what it trains."""
+    config, objective = job.config.train, OBJECTIVES[job.config.train.objective]
+    if not is_on_policy(job.config) or not objective.needs_reference:
+        return False
+    return not objective.on_policy_only or bool(config.beta or config.kl_target)
+
+
+def trained_layout(job: Job, stage: str, mesh: Mesh) -> Parameters:
+    """Shapes, types and shardings of what a training stage trains."""
+    settings, lora = job.shape.settings, job.shape.lora if stage == "train" else None
+    dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
+    with_values = stage == "train" and OBJECTIVES[job.config.train.objective].needs_value
+    return parameter_layout(mesh, settings, dtype, lora, with_values)
 
 
 def row_bytes(job: Job, stage: str) -> float:
@@ -100,27 +140,36 @@ def row_bytes(job: Job, stage: str) -> float:
     return ESTIMATE * cost.token_bytes * (pack.row_tokens or pack.max_tokens) / split
 
 
-def prompts_at_once(job: Job, section: Any, mesh: Mesh, unit: int) -> int:
+def unit_room(job: Job, mesh: Mesh | None = None) -> Room:
+    """Where stages sample units of work, which hold the weights as they are used.
+
+    Args:
+      mesh: by default the job's.
+    """
+    mesh = mesh or job.unit_mesh
+    return Room(mesh, bytes_per_device(job.unit_layout(mesh)))
+
+
+def prompts_at_once(job: Job, section: Any, room: Room, unit: int) -> int:
     """Prompts of a unit that are sampled from in one call: all of them, or as many as memory allows.
 
     This changes no draw, because each prompt has its own random numbers.
 
     Args:
       section: of the config, with completions and max_new_tokens.
-      mesh: where the sampler runs.
       unit: prompts of a unit.
     """
-    rows = axis_size(mesh, "rows")
-    taken = slots_at_once(job, section, mesh) * slot_bytes(job, section) + prefill_bytes(job)
+    rows, heads = axis_size(room.mesh, "rows"), axis_size(room.mesh, "heads")
+    taken = slots_at_once(job, section, room) * slot_bytes(job, section) + prefill_bytes(job)
     # Rows of a unit are split over devices, and the cache of a row over its heads.
-    most = max(0.0, free_bytes(job, mesh) * axis_size(mesh, "heads") - taken) * rows / prompt_bytes(job, section)
+    most = max(0.0, free_bytes(room) * heads - taken) * rows / prompt_bytes(job, section)
     count = round_up(unit, rows)
     while count > max(most, rows):
         count = round_up(-(-count // 2), rows) if count > 2 * rows else rows
     return count
 
 
-def slots_at_once(job: Job, section: Any, mesh: Mesh) -> int:
+def slots_at_once(job: Job, section: Any, room: Room) -> int:
     """Completions that a device decodes at a time: what the config says, or what its sizes say.
 
     A step reads all weights, also those that it gathers from other devices, and the cache of each slot. More slots
@@ -129,17 +178,17 @@ def slots_at_once(job: Job, section: Any, mesh: Mesh) -> int:
     """
     if section.slots:
         return int(section.slots)
-    heads, each = axis_size(mesh, "heads"), slot_bytes(job, section)
+    heads, each = axis_size(room.mesh, "heads"), slot_bytes(job, section)
     weights = parameter_count(job.shape.settings) * np.dtype(FLOATS[job.config.model.compute_dtype]).itemsize
     wanted = max(LEAST_SLOTS, WEIGHTS_OVER_CACHE * weights / kept_bytes(job, section.max_new_tokens))
-    room = free_bytes(job, mesh) * heads / 2 / each
-    return max(1, int(min(wanted, room, MOST_SLOTS)))
+    most = free_bytes(room) * heads / 2 / each
+    return max(1, int(min(wanted, most, MOST_SLOTS)))
 
 
-def free_bytes(job: Job, mesh: Mesh) -> float:
-    """Bytes of a device that sampling may take beside the parameters."""
-    share = SHARE.get(platform_of(mesh), ACCELERATOR_SHARE)
-    return max(0.0, share * device_bytes(mesh) - bytes_per_device(job.unit_layout(mesh)))
+def free_bytes(room: Room) -> float:
+    """Bytes of a device that sampling may take beside what is held."""
+    share = SHARE.get(platform_of(room.mesh), ACCELERATOR_SHARE)
+    return max(0.0, share * device_bytes(room.mesh) - room.held)
 
 
 def cache_bytes(job: Job, tokens: int) -> float:

@@ -1,6 +1,6 @@
 """The programs of a job, lowered from shapes alone: nothing is allocated, and no weights or tokenizer are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,11 @@ from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
-from qrpo_jax.job.memory import WIDTH, cache_bytes, kept_bytes, slots_at_once
+from qrpo_jax.job.memory import WIDTH, Room, cache_bytes, kept_bytes, slots_at_once, trained_layout, unit_room
 from qrpo_jax.job.trainer import configured_optimizer
 from qrpo_jax.job.training_options import chosen_objective, configured_objective, prediction
 from qrpo_jax.model import flops
+from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.flops import Flops, causal_pairs
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.sampling.queue import arrange
@@ -57,20 +58,19 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
     """The step of stage `train` on so many packed rows, which are one sequence each when FLOPs are counted."""
     config, shape, settings = job.config.train, job.shape, job.log_prob_settings(mesh, backward=True)
     on_the_fly = config.reference_log_probs == "on_the_fly"
-    optimizer, _ = configured_optimizer(job.config, "train", STEPS)
+    trainable = trained_state(job, mesh)
     step = make_step(
         shape.trained_graph,
         configured_objective(job),
-        optimizer,
+        trainable.optimizer,
         log_prob_settings=settings,
         microbatches=config.microbatches or 1,
         predict=prediction(job) if chosen_objective(job).ranked else None,
         reference_graph=shape.graph if on_the_fly else None,
     )
-    base = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
-    trained = base if shape.lora is None else parameter_layout(mesh, shape.settings, jnp.float32, shape.lora)
-    trainable = Trainable(trained, optimizer, dict, job.config.seed)
-    frozen = {} if shape.lora is None else base
+    frozen = {}
+    if shape.lora is not None:
+        frozen = parameter_layout(mesh, shape.settings, FLOATS[job.config.model.parameter_dtype])
     length = row_tokens(job)
     pairs = causal_pairs(rows, length, shape.settings.sliding_window)
     return Described(
@@ -80,6 +80,12 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
         rows * length,
         flops.step_flops(shape.settings, rows * length, pairs, lora=shape.lora, with_reference=on_the_fly),
     )
+
+
+def trained_state(job: Job, mesh: Mesh) -> Trainable:
+    """What stage `train` trains."""
+    optimizer, _ = configured_optimizer(job.config, "train", STEPS)
+    return Trainable(trained_layout(job, "train", mesh), optimizer, dict, job.config.seed)
 
 
 def reference(job: Job, mesh: Mesh, rows: int) -> Described:
@@ -97,16 +103,28 @@ def reference(job: Job, mesh: Mesh, rows: int) -> Described:
 
 def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
     """The sampler of stage `sample`, for prompts and completions as long as the config allows."""
-    section, shape = job.config.sample, job.shape
-    completions, new = section.completions, section.max_new_tokens
-    sampler = jitted_sampler(job, section, "reference", (NO_TOKEN,), mesh)
+    layout = job.unit_layout(mesh)
+    return sampler(job, job.config.sample, "reference", unit_room(job, mesh), layout, layout, prompts)
+
+
+def sampler(
+    job: Job, section: Any, side: str, room: Room, layout: Parameters, used: Parameters, prompts: int
+) -> Described:
+    """A sampler for prompts and completions as long as the config allows.
+
+    Args:
+      section, side, room: as in `jitted_sampler`.
+      layout: of its parameters.
+      used: of the policy's parameters as each step uses them.
+    """
+    shape, completions, new = job.shape, section.completions, section.max_new_tokens
     width = round_up(job.config.prompts.max_tokens, WIDTH)
 
     def array(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(dims, dtype, sharding=row_sharding(mesh))
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=row_sharding(room.mesh))
 
-    lowered = sampler.lower(
-        job.unit_layout(mesh),
+    lowered = jitted_sampler(job, section, side, (NO_TOKEN,), room).lower(
+        layout,
         array((prompts, width), jnp.int32),
         array((prompts,), jnp.int32),
         array((prompts, 2), jnp.uint32),
@@ -119,24 +137,34 @@ def sample(job: Job, mesh: Mesh, prompts: int) -> Described:
         flops.forward_flops(shape.settings, sampled, later),
     )
     needed = Flops(*(sum(each) for each in zip(*parts, strict=True)))
-    return Described(lowered, prompts, width, sampled, needed, sampler_bytes(job, mesh, prompts))
+    return Described(lowered, prompts, width, sampled, needed, sampler_bytes(job, section, room, used, prompts))
 
 
-def sampler_bytes(job: Job, mesh: Mesh, prompts: int) -> float:
-    """Bytes that a device reads in all steps of the sampler: each time the weights, prompts and completions so far."""
-    section, shape, dtype = job.config.sample, job.shape.settings, FLOATS[job.config.model.compute_dtype]
-    count, width = prompts // axis_size(mesh, "rows"), round_up(job.config.prompts.max_tokens, WIDTH)
-    groups, each = arrange(slots_at_once(job, section, mesh), count, section.completions)
-    weights = bytes_per_device(job.unit_layout(mesh))
-    if not shape.tie_embeddings:  # of the embedding a step reads few rows
-        ways = axis_size(mesh, "vocab") * axis_size(mesh, "embed")
-        weights -= shape.vocab_size * shape.d_model * np.dtype(dtype).itemsize / ways
+def sampler_bytes(job: Job, section: Any, room: Room, used: Parameters, prompts: int) -> float:
+    """Bytes that a device reads in all steps of a sampler: each time the weights, prompts and completions so far.
+
+    Args:
+      used: as in `sampler`.
+    """
+    count, width = prompts // axis_size(room.mesh, "rows"), round_up(job.config.prompts.max_tokens, WIDTH)
+    groups, each = arrange(slots_at_once(job, section, room), count, section.completions)
+    weights = bytes_per_device(used)
+    if not job.shape.settings.tie_embeddings:  # of the embedding a step reads few rows
+        weights -= bytes_per_device(used["embedding"])
     caches = cache_bytes(job, groups * width) + groups * each * kept_bytes(job, section.max_new_tokens) / 2
-    steps = -(-count // groups) * -(-section.completions // each) * section.max_new_tokens
-    return steps * (weights + caches / axis_size(mesh, "kv_heads"))
+    steps = decode_steps(job, section, room, prompts)
+    return steps * (weights + caches / axis_size(room.mesh, "kv_heads"))
 
 
-PROGRAMS: dict[str, Callable[[Job, Mesh, int], Described]] = {"train": train, "reference": reference, "sample": sample}
+def decode_steps(job: Job, section: Any, room: Room, prompts: int) -> int:
+    """Steps of a sampler when all completions are as long as they may be."""
+    count = prompts // axis_size(room.mesh, "rows")
+    groups, each = arrange(slots_at_once(job, section, room), count, section.completions)
+    return int(-(-count // groups) * -(-section.completions // each) * section.max_new_tokens)
+
+
+Programs = Mapping[str, Callable[[Job, Mesh, int], Described]]
+PROGRAMS: Programs = {"train": train, "reference": reference, "sample": sample}
 
 
 def row_multiple(job: Job, mesh: Mesh, name: str) -> int:

@@ -54,6 +54,8 @@ class Compute(NamedTuple):
       mesh: the devices over which parameters and activations are spread; None for one device.
       unroll: layers that the program has one after the other in each turn of its loop over layers. Between turns,
         what a backward pass needs is copied into arrays of all layers and back. Compilation takes longer with more.
+      stored: where parameters lie before a sampler lays them out for decoding (`for_decoding`), once for all its
+        steps. None: they are used as they lie, and gathered layer by layer.
     """
 
     dtype: Any = jnp.float32
@@ -61,6 +63,7 @@ class Compute(NamedTuple):
     attention: Backend = plain.attend
     mesh: Mesh | None = None
     unroll: int = 1
+    stored: Mesh | None = None
 
     @property
     def splits_length(self) -> bool:
@@ -91,7 +94,7 @@ class Compute(NamedTuple):
 
         Norm scales and parameters of activations stay as they are, because their computations are float32.
         """
-        if not spreads(self.mesh):
+        if not spreads(self.mesh) or self.stored is not None:
             return parameters
 
         def gather(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:

@@ -68,9 +68,12 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens_BxL: Array, compute: Compute) -> Array:
         """Input of the first layer, [B, L, D]."""
-        tokens_BxL = compute.constrain(tokens_BxL, "looked_up_rows", None)
+        split = compute.stored is None  # along the model dimension
+        tokens_BxL = compute.constrain(tokens_BxL, "looked_up_rows" if split else "rows", None)
         x_BxLxD = self.embedding[...].astype(compute.dtype)[tokens_BxL]
-        x_BxLxD = split_by_token(compute.constrain(x_BxLxD, "looked_up_rows", None, "embed"), compute)
+        if split:
+            x_BxLxD = compute.constrain(x_BxLxD, "looked_up_rows", None, "embed")
+        x_BxLxD = split_by_token(x_BxLxD, compute)
         if self.settings.scale_embeddings:
             x_BxLxD = x_BxLxD * jnp.asarray(self.settings.d_model**0.5, compute.dtype)
         return scaled(x_BxLxD, self.settings.embedding_multiplier)

@@ -12,6 +12,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.source_check import sampled_completions
 from qrpo_jax.job.training_options import KEYS, check_count, check_transform, chosen_objective, configured_objective
+from qrpo_jax.job.training_room import training_room
 from qrpo_jax.on_policy.roller import SECTION
 from qrpo_jax.on_policy.row_shape import units_per_prompt
 
@@ -33,6 +34,7 @@ def check_on_policy(job: Job) -> None:
     check_unused(job.config)
     check_groups(job)
     check_ahead(job)
+    training_room(job)
 
 
 def check_distribution(config: Any) -> None:

@@ -12,6 +12,7 @@ from qrpo_jax.devices.processes import made_by_first
 from qrpo_jax.job.completions import make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.scoring import score_rows
+from qrpo_jax.job.training_room import training_room
 from qrpo_jax.job.units import Counts, add_counts
 from qrpo_jax.model import lora, value_head
 from qrpo_jax.model.decoder import Parameters
@@ -83,7 +84,7 @@ class Roller:
             side="policy",
             purpose=SECTION,
             most=section.prompts,
-            mesh=self._job.mesh,
+            room=training_room(self._job),
             keep_token_log_probs=True,
         )
         rows, counts = complete(self._order.rows(places), places)

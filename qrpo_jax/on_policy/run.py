@@ -11,6 +11,7 @@ from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.files import remove_folder
 from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.memory import reads_reference
 from qrpo_jax.job.optimum_forecast import say_forecast
 from qrpo_jax.job.scoring import describe, open_reward, report_dropped
 from qrpo_jax.job.trainer import Feed, Training, first_parameters, train
@@ -79,8 +80,7 @@ def beta_after(config: Any, before: Mapping[str, Any] | None) -> float:
 
 def reference_of(job: Job, frozen: Parameters | None) -> Parameters | None:
     """Parameters of the reference policy for log π_ref: the base of adapters, or a copy beside what is trained."""
-    config, objective = job.config.train, chosen_objective(job)
-    if not objective.needs_reference or (objective.on_policy_only and not (config.beta or config.kl_target)):
+    if not reads_reference(job):
         return None
     if frozen is not None:
         return frozen

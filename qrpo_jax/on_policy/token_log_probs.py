@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from qrpo_jax.data.corpus import tokenize
 from qrpo_jax.data.examples import select
@@ -39,15 +40,14 @@ class Found(NamedTuple):
 TokenLogProbs = Callable[[Parameters, list[Row]], Found]
 
 
-def make_token_log_probs(job: Job, side: str) -> TokenLogProbs:
-    """A function that computes log π of completions and their tokens.
+def jitted_token_log_probs(job: Job, side: str, mesh: Mesh) -> CheckedProgram:
+    """A jitted function from parameters and a batch on a mesh to `LogProbs`.
 
     Args:
-      side: "reference" or "policy": the model whose parameters the function takes.
+      side: as in `make_token_log_probs`.
     """
-    mesh, graph = job.mesh, job.graph(side)
-    settings = job.log_prob_settings(mesh)
-    jitted = CheckedProgram(
+    graph, settings = job.graph(side), job.log_prob_settings(mesh)
+    return CheckedProgram(
         jax.jit(
             lambda parameters, batch: batch_log_probs(graph, parameters, batch, settings),
             compiler_options=compiler_options(mesh),
@@ -56,6 +56,16 @@ def make_token_log_probs(job: Job, side: str) -> TokenLogProbs:
         "the log-probs of a batch",
         ("batch_rows", "max_tokens"),
     )
+
+
+def make_token_log_probs(job: Job, side: str) -> TokenLogProbs:
+    """A function that computes log π of completions and their tokens.
+
+    Args:
+      side: "reference" or "policy": the model whose parameters the function takes.
+    """
+    mesh = job.mesh
+    jitted = jitted_token_log_probs(job, side, mesh)
     pack = job.config.pack
     view = View(max_tokens=pack.max_tokens, over_long=pack.over_long)
 

@@ -6,22 +6,26 @@ that short completions do not wait for long ones.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from qrpo_jax.devices.mesh import replicated, row_sharding
 from qrpo_jax.model.cache import Cache, pinned, start_cache
 from qrpo_jax.model.compute import DEFAULT, Compute
 from qrpo_jax.model.decoder import Decoder, Parameters
+from qrpo_jax.model.decoding_layout import for_decoding
 from qrpo_jax.sampling.draw import pick, truncate
 from qrpo_jax.sampling.prefill import Prompts, read_prompts
 from qrpo_jax.sampling.queue import Queue, advance_queue, arrange, start_queue
 from qrpo_jax.sampling.stop import Stops
 
 LEAST_TEMPERATURE = 1e-30  # lower ones have no reciprocal in float32, and give the same samples
+
+LAYOUT = "decoding_layout"  # scope of the operations that lay parameters out, by which a compiled program names them
 
 
 class Samples(NamedTuple):
@@ -51,6 +55,18 @@ class Progress(NamedTuple):
     lengths_DxC: Array
     finished_DxC: Array
     log_probs_DxCxT: Array
+
+
+def sample_shardings(compute: Compute) -> Any:
+    """Where samples lie, as `Samples` of shardings, if parameters are laid out for decoding.
+
+    Arguments and results of such a program have different meshes. Otherwise None: jax can tell by itself.
+    """
+    if compute.stored is None or compute.mesh is None:
+        return None
+    rows: Any = row_sharding(compute.mesh)
+    everywhere: Any = replicated(compute.mesh)
+    return Samples(rows, rows, rows, rows, everywhere)
 
 
 def make_sampler(
@@ -172,7 +188,8 @@ def make_sampler(
         return Progress(cache, queue, logits_BxV, states_B, tokens_DxCxT, lengths_DxC, finished_DxC, log_probs_DxCxT)
 
     def sampler(parameters: Parameters, tokens_PxL: Array, lengths_P: Array, keys_P: Array) -> Samples:
-        decoder = nnx.merge(graph, parameters)
+        with jax.named_scope(LAYOUT):
+            decoder = for_decoding(nnx.merge(graph, parameters), compute)
         count = len(tokens_PxL) // devices
         groups, each = arrange(slots, count, completions)
         indices_n = jnp.arange(completions)

@@ -92,7 +92,7 @@ STAGES: dict[str, Stage] = {
     "sandbox": stage("sandbox", sections=("reward",), needs_model=False, needs_data=False, repeats=True),
     "compile": stage(
         "compile",
-        sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "compile"),
+        sections=("model", "mesh", "prompts", "pack", "log_probs", "lora", "train", "sample", "rollout", "compile"),
         machine_keys=("train.log_every", "train.checkpoint_every"),
         needs_model=False,
     ),

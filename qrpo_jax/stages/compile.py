@@ -1,7 +1,8 @@
 """Stage `compile`: whether the job's programs fit on a slice of TPUs, and how fast they would be, without the slice.
 
 It compiles the step of training, the log-probs of the reference and the sampler for the devices of a topology, reads
-the compiled programs and writes what it finds into compile.json and a page. Shapes come from the config and from the
+the compiled programs and writes what it finds into compile.json and a page. Of an on-policy run these are the programs
+of an iteration, and it says what a whole one takes. Shapes come from the config and from the
 config.json of the model's folder; nothing is allocated, and neither weights nor a tokenizer are needed.
 """
 
@@ -22,11 +23,15 @@ from qrpo_jax.files import write_json, write_text
 from qrpo_jax.job import estimates
 from qrpo_jax.job.bounds import check_least
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import prompts_at_once
-from qrpo_jax.job.programs import row_multiple
+from qrpo_jax.job.memory import prompts_at_once, unit_room
+from qrpo_jax.job.programs import PROGRAMS, row_multiple
+from qrpo_jax.job.source_check import is_on_policy
 from qrpo_jax.job.training_options import KEYS, check_transform, configured_objective
+from qrpo_jax.job.training_room import training_room
 from qrpo_jax.job.unit_size import MOST
 from qrpo_jax.model.decoder import parameter_count
+from qrpo_jax.on_policy import iteration_estimate
+from qrpo_jax.on_policy import programs as iteration_programs
 from qrpo_jax.report import compile_page
 from qrpo_jax.report.page import PAGE
 from qrpo_jax.training.state import parameter_layout
@@ -40,13 +45,20 @@ def run(job: Job) -> dict[str, Any]:
     results: dict[str, Any] = {"machine": machine(job, meshes, chip)}
     for line in compile_page.machine_lines(results["machine"]):
         job.say(f"compile: {line}")
+    circle, found = is_on_policy(job.config), {}
+    programs = iteration_programs.PROGRAMS if circle else PROGRAMS
     for name in job.config.compile.programs:
         rows = rows_of(job, meshes, name, results)
-        search = estimates.largest(job, meshes[name], name, rows)
+        search = estimates.largest(job, meshes[name], name, rows, programs)
         results[name] = estimates.record(search, chip)
+        if search.estimate is not None:
+            found[name] = search.estimate
         if search.error is not None:
             job.say(f"compile: {name} does not fit: it {search.error}")
     results["assumptions"] = estimates.ASSUMPTIONS
+    if circle and found.keys() == programs.keys():
+        results["iteration"] = iteration_estimate.record(job, meshes["train"], found)
+        results["assumptions"] += iteration_estimate.ASSUMPTIONS
     if is_first():
         write_json(job.folder("compile") / RESULTS, results)
         write_text(job.folder("compile") / PAGE, compile_page.build(results))
@@ -61,7 +73,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def open_meshes(job: Job) -> dict[str, Mesh]:
-    """The mesh of each program, over devices of the topology or those at hand: training has all of them."""
+    """The mesh of each program, over devices of the topology or those at hand: training has all of them.
+
+    So have the others of an on-policy iteration.
+    """
     with located("compile.topology"):
         devices: Sequence[jax.Device] = jax.devices()
         if job.config.compile.topology:
@@ -69,7 +84,7 @@ def open_meshes(job: Job) -> dict[str, Mesh]:
         chip_of(devices[0])
     with located("mesh"):
         whole = make_mesh(**{axis: job.config.mesh[axis] for axis in AXES}, devices=devices)
-    unit = job.unit_mesh_of(whole).mesh
+    unit = whole if is_on_policy(job.config) else job.unit_mesh_of(whole).mesh
     return {"train": whole, "reference": unit, "sample": unit}
 
 
@@ -84,8 +99,10 @@ def rows_of(job: Job, meshes: dict[str, Mesh], name: str, results: dict[str, Any
     """
     config, mesh = job.config, meshes[name]
     multiple = row_multiple(job, mesh, name)
+    if name == "sample" and is_on_policy(config):
+        return prompts_at_once(job, config.rollout, training_room(job, mesh), config.rollout.prompts)
     if name == "sample":
-        return prompts_at_once(job, config.sample, mesh, config.prompts.unit or MOST)
+        return prompts_at_once(job, config.sample, unit_room(job, mesh), config.prompts.unit or MOST)
     if name == "reference":
         of_training = results.get("train", {}).get("rows", 0) * mesh.size // meshes["train"].size
         return round_up(config.log_probs.batch_rows or of_training or multiple, multiple)
@@ -102,6 +119,7 @@ def machine(job: Job, meshes: dict[str, Mesh], chip: Chip) -> dict[str, Any]:
         "topology": job.config.compile.topology or "devices at hand",
         "devices": mesh.devices.size,
         "mesh": dict(mesh.shape),
+        "on_policy": is_on_policy(job.config),
         "unit_devices": unit.devices.size,
         "unit_mesh": dict(unit.shape),
         "chip": chip._asdict(),
@@ -118,7 +136,8 @@ def machine(job: Job, meshes: dict[str, Mesh], chip: Chip) -> dict[str, Any]:
 
 def check(job: Job) -> None:
     config = job.config
-    check_least(config, {"sample.completions": 1})
+    if not is_on_policy(config):
+        check_least(config, {"sample.completions": 1})
     with located(**KEYS):
         check_transform(job)
         configured_objective(job)

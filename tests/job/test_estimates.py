@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 from ml_collections import FrozenConfigDict
@@ -18,7 +17,7 @@ from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.flops import causal_pairs, forward_flops
 from qrpo_jax.stages import STAGES
-from tests.helpers.jobs import override
+from tests.helpers.compile_jobs import check_program, compiling
 
 # Of the published folders: the numbers of parameters that their model cards or index files give.
 PUBLISHED = {
@@ -72,38 +71,6 @@ def test_the_search_finds_the_largest_batch_in_few_tries(fixed, slope, said):
         assert found == largest, needed
 
 
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 1024,
-    "hidden_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "intermediate_size": 512,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
-
-
-def compiling(tmp_path: Path, **overrides: object) -> Job:
-    """A job that compiles a tiny model, of which there is only a config.json, for four absent chips."""
-    pytest.importorskip("libtpu")
-    folder = tmp_path / "shape"
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SHAPE))
-    config = at_scale.get_config("unused", "v5e:2x2")
-    config.stages = ("compile",)
-    config.model.update({"path": str(folder), "attention": "plain"})
-    config.pack.update({"max_tokens": 256, "row_tokens": 256, "slots": 4})
-    config.prompts.update({"unit": 5, "max_tokens": 32})
-    config.sample.update({"completions": 2, "max_new_tokens": 32})
-    override(config, overrides)
-    return Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
-
-
 def test_the_stage_writes_what_it_finds(tmp_path, capsys):
     job = compiling(tmp_path, compile__rows=8, compile__programs=("reference",), log_probs__batch_rows=8)
     assert pipeline.run(job)
@@ -117,14 +84,6 @@ def test_the_stage_writes_what_it_finds(tmp_path, capsys):
     page = (job.folder("compile") / "report.html").read_text()
     assert "Reference log-probs" in page and "v5e:2x2" in page
     assert "Reference log-probs" in capsys.readouterr().err
-
-
-def check_program(program):
-    """What holds for every program that fits."""
-    assert program["fits"], program
-    assert 0 < program["memory_gb"]["total"] < program["memory_gb"]["hbm"], program
-    low, high = program["mfu_range"]
-    assert 0 < low <= program["mfu"] * 1.001 and program["mfu"] <= high * 1.001 < 1, program
 
 
 @pytest.mark.slow
@@ -148,10 +107,10 @@ def test_all_programs_compile_for_absent_chips(tmp_path):
 def test_a_program_that_does_not_fit_is_named_with_its_largest_arrays_and_the_others_go_on(
     tmp_path, capsys, monkeypatch
 ):
-    def estimate(job, mesh, name, rows):
+    def estimate(job, mesh, name, *others):
         if name == "train":
             raise DoesNotFitError(40e9, 16e9, ["16.00G f32[64,4096,16384] from jit(step)/dot_general"])
-        return real(job, mesh, name, rows)
+        return real(job, mesh, name, *others)
 
     real = estimates.estimate
     monkeypatch.setattr(estimates, "estimate", estimate)

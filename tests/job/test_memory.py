@@ -67,7 +67,7 @@ def test_as_many_prompts_as_fit_are_sampled_from_at_a_time(tmp_path: Path, monke
     def at_once(prompts_a_device: float) -> int:
         size = (prompts_a_device * each + held) / memory.SHARE["cpu"]
         monkeypatch.setattr(memory, "device_bytes", lambda mesh: size)
-        return memory.prompts_at_once(one, section, mesh, 128)
+        return memory.prompts_at_once(one, section, memory.unit_room(one, mesh), 128)
 
     assert [at_once(x) for x in (1000, 64.01, 63.9, 17, 16.01, 3, 0.5, 0)] == [128, 128, 64, 32, 32, 4, 2, 2]
 
@@ -80,7 +80,7 @@ def test_slots_share_weights_and_leave_room(tmp_path: Path, monkeypatch: pytest.
     def slots(tokens: int, memory_bytes: float = 1e12, **keys: int) -> int:
         monkeypatch.setattr(memory, "device_bytes", lambda mesh: memory_bytes)
         section = job(tmp_path, sample__max_new_tokens=tokens, **keys).config.sample
-        return memory.slots_at_once(one, section, mesh)
+        return memory.slots_at_once(one, section, memory.unit_room(one, mesh))
 
     assert slots(1) == min(memory.MOST_SLOTS, int(4 * weights / memory.kept_bytes(one, 1)))
     assert slots(100_000) == memory.LEAST_SLOTS and slots(64, sample__slots=3) == 3
