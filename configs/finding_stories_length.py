@@ -3,8 +3,8 @@
     python -m qrpo_jax.main --config=configs/finding_stories_length.py --workdir=runs/finding_stories_length
     python -m configs.findings runs/finding_stories_length
 
-The reward is the share of words that begin with a vowel, whatever the length of the story. QRPO, REBEL, DPO and SimPO,
-three seeds each, on 128 beginnings (docs/findings.md).
+The reward is the share of words that begin with a vowel, whatever the length of the paragraph that is written. QRPO,
+REBEL, DPO and SimPO, three seeds each (docs/findings.md).
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,9 @@ def share_of_vowels(prompt: Sequence[Any], completion: str, payload: Any) -> flo
 def get_config() -> ConfigDict:
     config = stories.get_config()
     config.stages = ("sample", "score", "reference", "train", "evaluate")
-    # Long enough for most stories to end by themselves: at the 128 tokens of configs/stories.py all have one length.
+    # The model writes no end token, so that all its stories are as long as the limit: a paragraph has a length.
     for section in (config.sample, config.evaluate):
-        section.max_new_tokens = 320
-    config.pack.max_tokens = 384
-    config.prompts.count = 128
-    config.prompts.held_out = 64
+        section.stop = ("\n",)
     config.reward.name = "configs.finding_stories_length:share_of_vowels"
     config.sweep = [
         {"train.objective": ["qrpo"], "train.beta": [0.03], "seed": SEEDS},
