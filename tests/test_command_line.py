@@ -51,7 +51,7 @@ def read(*words: str) -> command_line.Request:
         (["--config.beta=1"], "no config key beta; did you mean train.beta?"),
         (["--config.train=1"], "train is a section; set its keys, as in --config.train.KEY=VALUE"),
         (["--config.train.beta"], "train.beta is without a value; write --config.train.beta=VALUE"),
-        (["--config.train.beta=much"], "train.beta is 'much'; it must be a number, finite, above 0"),
+        (["--config.train.beta=much"], "train.beta is 'much'; it must be a number, finite, at least 0"),
         (["--config.train.epochs=1.5"], "train.epochs is '1.5'; it must be a whole number, at least 1"),
         (["--config.train.epochs=True"], "train.epochs is 'True'; it must be a whole number, at least 1"),
         (["--config.log.wandb=maybe"], "log.wandb is 'maybe'; it must be True or False"),
@@ -126,7 +126,7 @@ def test_overrides_are_values_of_their_keys_and_the_last_one_counts() -> None:
     [
         ["--help"],
         [*START, "--config.train.bta=1"],
-        [*START, "--config.train.objective=ppo"],
+        [*START, "--config.train.objective=trpo"],
         [*START, "--config.stages=sft,train"],
         ["--config=none.py", "--workdir=run"],
     ],

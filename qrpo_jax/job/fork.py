@@ -41,6 +41,8 @@ def agreed(
       UserError: the other folder is no work directory, nothing agrees, or the job's work directory is not new.
     """
     record = job.workdir / RECORD
+    # Looked for before the record: another process of a sweep, which may take over just now, writes the record first.
+    present = [name for name in job.stages if job.folder(name).exists()]
     if record.exists():
         origin = read_record(record)
         if origin["from"] != str(other.resolve()):
@@ -48,7 +50,7 @@ def agreed(
                 f"--workdir={job.workdir} was forked from {origin['from']}; name that with --fork, or nothing"
             )
         return Agreement(other, origin["stages"], "")
-    check_new(job, other)
+    check_new(job, other, present)
     agreement = compare(stages or job.config.stages, other, settings)
     if not agreement.stages:
         raise UserError(f"--fork={other}: nothing can be taken over: {agreement.reason}")
@@ -82,8 +84,11 @@ def take_over(job: Job, agreement: Agreement, *, linked: bool = False) -> None:
     wait("forked")
 
 
-def check_new(job: Job, other: Path) -> None:
+def check_new(job: Job, other: Path, present: Sequence[str]) -> None:
     """Refuses a work directory that has stages, and another run that has none or is the same.
+
+    Args:
+      present: stages that the work directory has.
 
     Raises:
       UserError: naming the flag.
@@ -92,7 +97,6 @@ def check_new(job: Job, other: Path) -> None:
         raise UserError(f"--fork={other} is no work directory of a run: it has no folder of a stage")
     if other.resolve() == job.workdir.resolve():
         raise UserError(f"--fork={other} is also --workdir; name a new folder as --workdir")
-    present = [name for name in job.stages if job.folder(name).exists()]
     if present:
         raise UserError(f"--workdir={job.workdir} has stage {present[0]!r} already; --fork needs a new folder")
 

@@ -46,12 +46,12 @@ def shortened(whole: Table) -> Table:
     """The first row, the last one, and some between them.
 
     >>> [row[0] for row in shortened(Table(["iteration"], [[i] for i in range(1, 101)])).rows]
-    [1, 13, 26, 38, 50, 63, 75, 88, 100]
+    [1, 13, 25, 38, 50, 62, 75, 87, 100]
     """
     if len(whole.rows) <= SHOWN:
         return whole
-    places = np.linspace(0, len(whole.rows) - 1, SHOWN).round().astype(int)
-    return Table(whole.columns, [whole.rows[i] for i in places])
+    places = np.arange(SHOWN) * (len(whole.rows) - 1) // (SHOWN - 1)
+    return Table(whole.columns, [whole.rows[i] for i in places.tolist()])
 
 
 def drawn(record: RunRecord) -> str:

@@ -28,7 +28,7 @@ from tests.helpers.jobs import ROOT, environment, job, refused
         ),
         (
             {"train__objective": "grpo", "train__data": "on_policy", "train__evaluate_every": 5},
-            "evaluate_every is 5; objective 'grpo' has no loss of held-out rows",
+            "evaluate_every is 5; on-policy there are no rows to hold out",
         ),
         ({"train__clip_low": 1.5}, "train.clip_low is 1.5; it must be finite, above 0, at most 1"),
         ({"train__loss": "huber"}, "loss is 'huber'; allowed: mse, mae"),
