@@ -16,13 +16,12 @@ from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
-from qrpo_jax.job.source_check import is_on_policy
-from qrpo_jax.job.trainer import configured_optimizer
+from qrpo_jax.job.trainer import stage_layout, stage_trainable
+from qrpo_jax.job.training_options import reads_reference
 from qrpo_jax.model.cache import ring_places, window_places
-from qrpo_jax.model.decoder import Parameters, parameter_count
+from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK
-from qrpo_jax.training.objectives import OBJECTIVES
-from qrpo_jax.training.state import Trainable, parameter_layout
+from qrpo_jax.training.state import parameter_layout
 
 TRAINING = "sft", "train"
 # Of a device's memory, what parameters and the programs of a stage may take; the rest is for what estimates leave out,
@@ -90,7 +89,7 @@ def held_bytes(job: Job, stage: str) -> float:
     """Bytes on one device: of parameters, and in training of gradients and the optimizer's state."""
     mesh = mesh_of(job, stage)
     if stage in TRAINING:
-        return between_steps(job, stage, mesh) + bytes_per_device(trained_layout(job, stage, mesh))
+        return between_steps(job, stage, mesh) + bytes_per_device(stage_layout(job, stage, mesh))
     if stage in ("sample", "reference", "evaluate") and job.stages[stage].needs_weights(job.config):
         return bytes_per_device(job.unit_layout(mesh))
     return 0.0
@@ -98,8 +97,7 @@ def held_bytes(job: Job, stage: str) -> float:
 
 def between_steps(job: Job, stage: str, mesh: Mesh) -> float:
     """Bytes on one device that a training stage holds between two steps: all but gradients."""
-    optimizer, _ = configured_optimizer(job.config, stage, steps=1)
-    state = Trainable(trained_layout(job, stage, mesh), optimizer, dict, job.config.seed).abstract()
+    state = stage_trainable(job, stage, mesh).abstract()
     beside = 0.0
     if stage == "train" and job.shape.lora is not None:
         dtype = FLOATS[job.config.model.parameter_dtype]
@@ -107,22 +105,6 @@ def between_steps(job: Job, stage: str, mesh: Mesh) -> float:
     elif stage == "train" and reads_reference(job):
         beside = bytes_per_device(job.unit_layout(mesh))
     return bytes_per_device(state) + beside
-
-
-def reads_reference(job: Job) -> bool:
-    """Whether an on-policy run computes log π_ref, from the base of adapters or from a copy beside what it trains."""
-    config, objective = job.config.train, OBJECTIVES[job.config.train.objective]
-    if not is_on_policy(job.config) or not objective.needs_reference:
-        return False
-    return not objective.on_policy_only or bool(config.beta or config.kl_target)
-
-
-def trained_layout(job: Job, stage: str, mesh: Mesh) -> Parameters:
-    """Shapes, types and shardings of what a training stage trains."""
-    settings, lora = job.shape.settings, job.shape.lora if stage == "train" else None
-    dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
-    with_values = stage == "train" and OBJECTIVES[job.config.train.objective].needs_value
-    return parameter_layout(mesh, settings, dtype, lora, with_values)
 
 
 def row_bytes(job: Job, stage: str) -> float:

@@ -17,8 +17,8 @@ from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
-from qrpo_jax.job.memory import WIDTH, Room, cache_bytes, kept_bytes, slots_at_once, trained_layout, unit_room
-from qrpo_jax.job.trainer import configured_optimizer
+from qrpo_jax.job.memory import WIDTH, Room, cache_bytes, kept_bytes, slots_at_once, unit_room
+from qrpo_jax.job.trainer import stage_trainable
 from qrpo_jax.job.training_options import chosen_objective, configured_objective, prediction
 from qrpo_jax.model import flops
 from qrpo_jax.model.decoder import Parameters
@@ -26,12 +26,11 @@ from qrpo_jax.model.flops import Flops, causal_pairs
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.sampling.queue import arrange
 from qrpo_jax.training.fit import jitted
-from qrpo_jax.training.state import Trainable, parameter_layout
+from qrpo_jax.training.state import parameter_layout
 from qrpo_jax.training.step import make_step
 
 SLOTS = 16  # completions of a row where the config leaves it open
 NO_TOKEN = -1  # which token ends a completion does not change the program
-STEPS = 1000  # of the learning rate's schedule, which does not change the program
 
 
 class Described(NamedTuple):
@@ -58,7 +57,7 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
     """The step of stage `train` on so many packed rows, which are one sequence each when FLOPs are counted."""
     config, shape, settings = job.config.train, job.shape, job.log_prob_settings(mesh, backward=True)
     on_the_fly = config.reference_log_probs == "on_the_fly"
-    trainable = trained_state(job, mesh)
+    trainable = stage_trainable(job, "train", mesh)
     step = make_step(
         shape.trained_graph,
         configured_objective(job),
@@ -80,12 +79,6 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
         rows * length,
         flops.step_flops(shape.settings, rows * length, pairs, lora=shape.lora, with_reference=on_the_fly),
     )
-
-
-def trained_state(job: Job, mesh: Mesh) -> Trainable:
-    """What stage `train` trains."""
-    optimizer, _ = configured_optimizer(job.config, "train", STEPS)
-    return Trainable(trained_layout(job, "train", mesh), optimizer, dict, job.config.seed)
 
 
 def reference(job: Job, mesh: Mesh, rows: int) -> Described:

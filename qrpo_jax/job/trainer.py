@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.examples import Examples
@@ -22,6 +23,7 @@ from qrpo_jax.job.held_out_loss import held_out_visitor
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import kept_steps
 from qrpo_jax.job.packing import make_plan
+from qrpo_jax.job.training_options import chosen_objective
 from qrpo_jax.model import value_head
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora
@@ -39,6 +41,8 @@ from qrpo_jax.training.state import Trainable, parameter_layout
 from qrpo_jax.training.step import BatchLoss, LogProbSettings, Prediction, make_step
 from qrpo_jax.training.step_watch import StepWatch
 from qrpo_jax.training.time_sheet import TimeSheet
+
+STEPS = 1000  # of the schedule of a run that is only described, which changes neither its shapes nor its program
 
 
 class Feed(NamedTuple):
@@ -203,10 +207,27 @@ def trainable(job: Job, training: Training, optimizer: optax.GradientTransformat
 
 
 def trained_layout(job: Job, training: Training) -> Parameters:
-    """The layout of what is trained; adapters are float32 on a base of any type, as is a value head."""
-    lora = adapters(job, training)
+    """The layout of what is trained."""
+    return layout_of(job, job.mesh, adapters(job, training), training.value_head)
+
+
+def stage_layout(job: Job, stage: str, mesh: Mesh) -> Parameters:
+    """The layout of what a stage will train, on any mesh."""
+    if stage != "train":
+        return layout_of(job, mesh, None, False)
+    return layout_of(job, mesh, job.shape.lora, chosen_objective(job).needs_value)
+
+
+def stage_trainable(job: Job, stage: str, mesh: Mesh) -> Trainable:
+    """What a stage will train, for its shapes alone: it can be restored and lowered, and not be started."""
+    optimizer, _ = configured_optimizer(job.config, stage, STEPS)
+    return Trainable(stage_layout(job, stage, mesh), optimizer, dict, job.config.seed)
+
+
+def layout_of(job: Job, mesh: Mesh, lora: Lora | None, with_value_head: bool) -> Parameters:
+    """The layout of parameters or adapters; these are float32 on a base of any type, as is a value head."""
     dtype = FLOATS[job.config.model.parameter_dtype] if lora is None else np.float32
-    return parameter_layout(job.mesh, job.shape.settings, dtype, lora, training.value_head)
+    return parameter_layout(mesh, job.shape.settings, dtype, lora, with_value_head)
 
 
 def first_parameters(job: Job, training: Training) -> Parameters:

@@ -15,7 +15,7 @@ from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.brought_log_probs import brings_log_probs, note_brought
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
-from qrpo_jax.job.source_check import sampled_completions
+from qrpo_jax.job.source_check import is_on_policy, sampled_completions
 from qrpo_jax.training.objective import BoundObjective, Objective
 from qrpo_jax.training.objectives import OBJECTIVES, Length, having, make_objective
 from qrpo_jax.training.step import Prediction
@@ -44,6 +44,14 @@ KEYS = {
 def chosen_objective(job: Job) -> Objective:
     """The record of the config's objective."""
     return OBJECTIVES[job.config.train.objective]
+
+
+def reads_reference(job: Job) -> bool:
+    """Whether an on-policy run computes log π_ref, from the base of adapters or from a copy beside what it trains."""
+    config, objective = job.config.train, chosen_objective(job)
+    if not is_on_policy(job.config) or not objective.needs_reference:
+        return False
+    return not objective.on_policy_only or bool(config.beta or config.kl_target)
 
 
 def make_length(job: Job) -> Length:
@@ -108,13 +116,22 @@ def check_training(job: Job) -> None:
     Raises:
       UserError: naming the key.
     """
-    with located(**KEYS):
-        configured_objective(job)
-        check_transform(job)
+    check_objective(job)
     check_data(job)
     check_reference_log_probs(job)
     check_units(job)
     check_reference_count(job)
+
+
+def check_objective(job: Job) -> None:
+    """Refuses options that the objective does not take, and a transform that it cannot use.
+
+    Raises:
+      UserError: naming the key.
+    """
+    with located(**KEYS):
+        configured_objective(job)  # first: no transform has a log Z at a β of 0
+        check_transform(job)
 
 
 def check_data(job: Job) -> None:

@@ -11,7 +11,7 @@ from qrpo_jax.job.completions import check_sampling
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.source_check import sampled_completions
-from qrpo_jax.job.training_options import KEYS, check_count, check_transform, chosen_objective, configured_objective
+from qrpo_jax.job.training_options import check_count, check_objective, chosen_objective
 from qrpo_jax.job.training_room import training_room
 from qrpo_jax.on_policy.roller import SECTION
 from qrpo_jax.on_policy.row_shape import units_per_prompt
@@ -25,9 +25,7 @@ def check_on_policy(job: Job) -> None:
     Raises:
       UserError: naming the key.
     """
-    with located(**KEYS):
-        check_transform(job)
-        configured_objective(job)
+    check_objective(job)
     check_sampling(job, SECTION)
     check_reward(job)
     check_distribution(job.config)

@@ -12,9 +12,11 @@ from qrpo_jax.devices.program.collectives import Collective, collectives
 from qrpo_jax.devices.program.links import seconds as link_seconds
 from qrpo_jax.job.estimates import Estimate
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import between_steps, reads_reference, trained_layout
+from qrpo_jax.job.memory import between_steps
 from qrpo_jax.job.packing import shares_prompts
-from qrpo_jax.job.programs import decode_steps, row_tokens, trained_state
+from qrpo_jax.job.programs import decode_steps, row_tokens
+from qrpo_jax.job.trainer import stage_layout, stage_trainable
+from qrpo_jax.job.training_options import reads_reference
 from qrpo_jax.job.training_room import copied_layout, training_room
 from qrpo_jax.on_policy.programs import policy_layout
 from qrpo_jax.sampling.sampler import LAYOUT
@@ -112,10 +114,10 @@ def part(found: Estimate, times: float) -> Part:
 
 def memory_bytes(job: Job, mesh: Mesh, found: Mapping[str, Estimate]) -> dict[str, float]:
     """Bytes on one device: of what is there all the while, and with each program while it runs."""
-    state, held = bytes_per_device(trained_state(job, mesh).abstract()), between_steps(job, "train", mesh)
+    state, held = bytes_per_device(stage_trainable(job, "train", mesh).abstract()), between_steps(job, "train", mesh)
     total = {name: one.analysis.memory.total for name, one in found.items()}
     policy = bytes_per_device(policy_layout(job, mesh))
-    base = policy - bytes_per_device(trained_layout(job, "train", mesh))  # of adapters; the step has it, too
+    base = policy - bytes_per_device(stage_layout(job, "train", mesh))  # of adapters; the step has it, too
     return {
         "between": held,
         "sampling": held + total["sample"] - policy,

@@ -20,7 +20,7 @@ def about(facts: dict[str, Any], iteration: int, steps_each: int) -> dict[str, A
 
     Returns:
       iteration, from 1; step, the first one that learns from it; staleness, updates since the policy that sampled;
-      samples, completions drawn so far; beta; figures, see `figures_of`; intervals, see `intervals_of`.
+      samples, completions drawn so far; beta; figures and intervals, see `figures_of`.
     """
     made = iteration * steps_each
     named = {part: {k.removeprefix(PREFIX): v for k, v in facts[part].items()} for part in ("figures", "intervals")}

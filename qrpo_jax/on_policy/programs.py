@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.job import programs
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import trained_layout
 from qrpo_jax.job.programs import Described, Programs, abstract_batch, row_tokens
+from qrpo_jax.job.trainer import stage_layout
 from qrpo_jax.job.training_room import copied_layout, training_room
 from qrpo_jax.model import flops, lora, value_head
 from qrpo_jax.model.decoder import Parameters
@@ -40,7 +40,7 @@ def log_probs(job: Job, mesh: Mesh, rows: int) -> Described:
 
 def policy_layout(job: Job, mesh: Mesh) -> Parameters:
     """Shapes, types and shardings of the policy while it trains, with the value head if there is one."""
-    trained = trained_layout(job, "train", mesh)
+    trained = stage_layout(job, "train", mesh)
     if job.shape.lora is None:
         return trained
     base = parameter_layout(mesh, job.shape.settings, FLOATS[job.config.model.parameter_dtype])

@@ -20,7 +20,6 @@ from qrpo_jax.on_policy.batches import ranks_by_group
 from qrpo_jax.on_policy.prompt_order import PromptOrder
 from qrpo_jax.on_policy.rollout import Rollout
 from qrpo_jax.on_policy.rollout_figures import figures_of, has_signal
-from qrpo_jax.on_policy.rollout_intervals import intervals_of
 from qrpo_jax.on_policy.token_log_probs import make_token_log_probs
 from qrpo_jax.rewards.failures import Failures
 from qrpo_jax.rewards.reward import Reward
@@ -63,7 +62,7 @@ class Roller:
         reference: Parameters | None,
     ) -> None:
         self._job, self._order, self._reward, self._failures = job, order, reward, failures
-        self._frozen, self._reference = frozen, reference
+        self._frozen, self._reference, self._room = frozen, reference, training_room(job)
         self._old = make_token_log_probs(job, "policy")
         self._of_reference = None if reference is None else make_token_log_probs(job, "reference")
 
@@ -84,7 +83,7 @@ class Roller:
             side="policy",
             purpose=SECTION,
             most=section.prompts,
-            room=training_room(self._job),
+            room=self._room,
             keep_token_log_probs=True,
         )
         rows, counts = complete(self._order.rows(places), places)
@@ -145,8 +144,8 @@ class Roller:
         Args:
           facts: further ones.
         """
-        own = {"next_place": next_place, "counts": counts, "figures": figures_of(rows, tokens, counts)}
-        own |= {"intervals": intervals_of(rows, tokens)}
+        figures, intervals = figures_of(rows, tokens, counts)
+        own = {"next_place": next_place, "counts": counts, "figures": figures, "intervals": intervals}
         return Rollout(rows, tokens, own | facts)
 
     def _refilled(

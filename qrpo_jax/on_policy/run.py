@@ -11,11 +11,10 @@ from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.files import remove_folder
 from qrpo_jax.job import verdicts
 from qrpo_jax.job.job import Job
-from qrpo_jax.job.memory import reads_reference
 from qrpo_jax.job.optimum_forecast import say_forecast
 from qrpo_jax.job.scoring import describe, open_reward, report_dropped
 from qrpo_jax.job.trainer import Feed, Training, first_parameters, train
-from qrpo_jax.job.training_options import chosen_objective
+from qrpo_jax.job.training_options import chosen_objective, reads_reference
 from qrpo_jax.job.units import add_counts
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.on_policy.batches import rank
@@ -48,12 +47,12 @@ def train_on_policy(job: Job, training: Training) -> dict[str, Any]:
         )
         iterations, next_beta = job.config.rollout.iterations, functools.partial(beta_after, job.config.train)
         rollouts = Rollouts(roller, job.folder(STAGE) / FOLDER, iterations, next_beta)
-        first = functools.partial(rollouts.at, 0, lambda: first_parameters(job, training), 0)
-        shape = choose_shape(job, lambda: rank(job, first()))
+        first = functools.cache(lambda: rank(job, rollouts.at(0, lambda: first_parameters(job, training), 0)))
+        shape = choose_shape(job, first)
         circle = Circle(job, rollouts, shape)
         say_plan(job, circle, shape, order, describe(reward))
         # The optimum of quantiles among stored references is the same, whoever wrote what is ranked.
-        optimum = say_forecast(job, rank(job, first())) if by_references else None
+        optimum = say_forecast(job, first()) if by_references else None
         facts = functools.partial(facts_of, job, shape)
         feed = Feed(circle, circle.steps, shape.microbatches, circle.name, facts, circle.producer)
         held = {"isolation": reward.isolation, "protections": reward.protections}

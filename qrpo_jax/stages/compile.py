@@ -26,7 +26,7 @@ from qrpo_jax.job.job import Job
 from qrpo_jax.job.memory import prompts_at_once, unit_room
 from qrpo_jax.job.programs import PROGRAMS, row_multiple
 from qrpo_jax.job.source_check import is_on_policy
-from qrpo_jax.job.training_options import KEYS, check_transform, configured_objective
+from qrpo_jax.job.training_options import check_data, check_objective
 from qrpo_jax.job.training_room import training_room
 from qrpo_jax.job.unit_size import MOST
 from qrpo_jax.model.decoder import parameter_count
@@ -138,9 +138,9 @@ def check(job: Job) -> None:
     config = job.config
     if not is_on_policy(config):
         check_least(config, {"sample.completions": 1})
-    with located(**KEYS):
-        check_transform(job)
-        configured_objective(job)
+    check_objective(job)
+    if not is_on_policy(config):
+        check_data(job)
     meshes = open_meshes(job)
     job.compute(meshes["train"])
     with located("mesh"):

@@ -12,6 +12,7 @@ from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL
 from qrpo_jax.data.rows import Completion, Message, Row
 from qrpo_jax.errors import UserError
+from qrpo_jax.evaluation.intervals import mean_with_interval
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.on_policy.background import Background
 from qrpo_jax.on_policy.batches import rank
@@ -99,7 +100,7 @@ def test_figures_are_means_over_what_was_drawn() -> None:
     rows = [row("a", [1.0, 0.0], [2, 1]), row("b", [0.5, 0.5], [1, 1])]
     old = np.log(np.asarray([0.5, 0.25, 0.5, 0.125, np.nan]))
     tokens = {"old": old, "sampler": old + 0.25, "reference": np.log(np.asarray([0.25, 0.25, 1.0, 0.125, np.nan]))}
-    found = figures_of(rows, tokens, {"completions": 6})
+    found, intervals = figures_of(rows, tokens, {"completions": 6})
     log2 = np.log(2)
     wanted = {
         "reward": 0.5,
@@ -115,6 +116,12 @@ def test_figures_are_means_over_what_was_drawn() -> None:
         "kl_to_reference_k3": ((0.5 - 1 + log2) + (2 - 1 - log2)) / 4,
     }
     assert found == pytest.approx({f"rollout_{name}": value for name, value in wanted.items()})
+    mean, ends = mean_with_interval(np.asarray([0.5, 0.5]))
+    assert intervals["rollout_reward"] == ends == [mean, mean]
+    low, high = intervals["rollout_entropy"]
+    assert low < found["rollout_entropy"] < high and "rollout_drawn" not in intervals
+    assert not figures_of(rows[:1], {name: values[:3] for name, values in tokens.items()}, {})[1]  # of a single prompt
+    assert figures_of([], {"old": old[:0], "sampler": old[:0]}, {}) == ({}, {})
     assert [has_signal(one) for one in rows] == [True, False] and not has_signal(row("c", [], []))
 
 
