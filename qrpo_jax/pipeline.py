@@ -172,8 +172,9 @@ def settings(job: Job, name: str) -> dict[str, Any]:
     upto = tuple(earlier for earlier in upto if earlier == name or not job.stages[earlier].repeats)
     stages = [job.stages[earlier] for earlier in upto]
     sections = {section: config[section].to_dict() for stage in stages for section in stage.sections}
-    scored = "watch" in sections and (config.watch.every or is_on_policy(config))
-    if scored:  # its figures are of the reward, which may score nowhere else
+    if not is_on_policy(config):
+        sections.pop("rollout", None)
+    if "rollout" in sections or ("watch" in sections and config.watch.every):  # the reward may score nowhere else
         sections |= {section: config[section].to_dict() for section in ("reward", "judge")}
     flat = manifest.flatten({"seed": config.seed, "stages": list(upto)} | sections)
     machine_keys = {key for stage in stages for key in stage.machine_keys}

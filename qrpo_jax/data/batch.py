@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     present_BxS: Array  # bool, slots in use
     example_BxS: Array  # int32, index in the loader's table, -1 for an empty slot
     completions_BxS: PerCompletion
-    per_token_BxL: PerToken | None = None  # for objectives of tokens; other batches have none
+    per_token_BxL: PerToken | None = None  # of completions that the policy sampled itself; None of stored ones
 
     def with_numbers(self, **changes: Array) -> "Batch":
         """The batch with other values for fields of `PerCompletion`, [B, S] each."""

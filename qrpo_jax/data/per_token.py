@@ -10,8 +10,9 @@ Array = Any  # NumPy on the host, jax on the mesh
 class PerToken(NamedTuple):
     """What is known of each token of a completion before a step; every field has the same shape.
 
-    That shape is [K, T] where rows are sampled, T tokens at most, and [B, L] in `Batch`, at the position that predicts
-    the token, as `Batch.targets_BxL` has it. All are float32, and 0 where nothing is predicted.
+    That shape is [T], of all tokens of all completions one after the other, where rows are sampled, and [B, L] in
+    `Batch`, at the position that predicts the token, as `Batch.targets_BxL` has it. All are float32, and 0 where
+    nothing is predicted.
     """
 
     old_log_prob: Array  # log π_old in nats, of the policy that sampled, as training computes it

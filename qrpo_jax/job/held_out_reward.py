@@ -19,6 +19,7 @@ from qrpo_jax.devices.processes import is_first
 from qrpo_jax.evaluation.halves import SELECTION, half_of
 from qrpo_jax.job.completions import check_sampling, make_completer
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.memory import Room
 from qrpo_jax.job.prompts import check_held_out, open_sources
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.scoring import describe, open_reward, score_rows
@@ -39,11 +40,13 @@ class Watch(NamedTuple):
     Attributes:
       rows: without completions.
       indices: of the rows in their split; they seed the draws, which are the same at each step.
+      room: where they are sampled.
       failures: of completions without a reward so far.
     """
 
     rows: list[Row]
     indices: list[int]
+    room: Room
     reward: Reward
     failures: Failures
 
@@ -62,7 +65,7 @@ def open_watch(job: Job) -> Iterator[Callable[[int, Parameters | None], Visitor]
     failures = Failures(job.config.reward.failures)
     with open_reward(job, failures) as reward:
         job.say(f"train: samples {len(rows)} prompts of the selection half as it goes; {describe(reward)}")
-        yield functools.partial(reward_visitor, job, Watch(rows, indices, reward, failures))
+        yield functools.partial(reward_visitor, job, Watch(rows, indices, training_room(job), reward, failures))
 
 
 def selected(job: Job, most: int) -> tuple[list[int], list[Row]]:
@@ -119,7 +122,7 @@ def figures(job: Job, watch: Watch, parameters: Parameters) -> dict[str, float]:
         side="policy",
         purpose=SECTION,
         most=len(watch.rows),
-        room=training_room(job),
+        room=watch.room,
     )
     rows, _ = complete(watch.rows, watch.indices)
     scored: list[Row] = []

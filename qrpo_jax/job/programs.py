@@ -18,6 +18,7 @@ from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.memory import WIDTH, Room, cache_bytes, kept_bytes, slots_at_once, unit_room
+from qrpo_jax.job.source_check import is_on_policy
 from qrpo_jax.job.trainer import stage_trainable
 from qrpo_jax.job.training_options import chosen_objective, configured_objective, prediction
 from qrpo_jax.model import flops
@@ -187,5 +188,5 @@ def abstract_batch(job: Job, mesh: Mesh, rows: int) -> Batch:
         present_BxS=slots(np.bool_),
         example_BxS=slots(np.int32),
         completions_BxS=PerCompletion(*(slots(np.asarray(value).dtype) for value in NEUTRAL)),
-        per_token_BxL=PerToken(*(numbers for _ in NOTHING)) if chosen_objective(job).tokenwise else None,
+        per_token_BxL=PerToken(*(numbers for _ in NOTHING)) if is_on_policy(job.config) else None,
     )

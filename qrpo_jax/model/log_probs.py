@@ -11,34 +11,6 @@ from qrpo_jax.model.layout import Layout
 from qrpo_jax.model.token_log_probs import Head, token_log_probs
 
 
-def row_log_probs(
-    graph: nnx.GraphDef,
-    parameters: Parameters,
-    tokens_BxL: Array,
-    layout: Layout,
-    targets_BxL: Array,
-    *,
-    temperature: float = 1.0,
-    vocab_chunk: int = 0,
-    compute: Compute = DEFAULT,
-) -> Array:
-    """Log-probability of each target given its token and those that it sees, float32 [B, L].
-
-    The arguments are those of `log_probs_and_values`.
-    """
-    found_BxL, _ = log_probs_and_values(
-        graph,
-        parameters,
-        tokens_BxL,
-        layout,
-        targets_BxL,
-        temperature=temperature,
-        vocab_chunk=vocab_chunk,
-        compute=compute,
-    )
-    return found_BxL
-
-
 def log_probs_and_values(
     graph: nnx.GraphDef,
     parameters: Parameters,

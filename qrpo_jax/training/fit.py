@@ -37,6 +37,15 @@ class Visitor(NamedTuple):
     cause: str
 
 
+def visited(visitor: Visitor, number: int, state: State, times: TimeSheet) -> tuple[dict[str, float], float]:
+    """The figures of a visit, and its seconds."""
+    jax.block_until_ready(state)  # or the rest of the step before would count as part of the visit
+    began = time.perf_counter()
+    with times.spent(visitor.cause):
+        found = visitor.visit(number, state.parameters)
+    return found, time.perf_counter() - began
+
+
 def jitted(step: Step, trainable: Trainable) -> CheckedProgram:
     """The step as a run compiles it: the new state takes the place of the old one, metrics are on every device.
 
@@ -91,13 +100,7 @@ def fit(
     RUN.progress(done, steps, "steps")
     mesh, update = trainable.mesh, jitted(step, trainable)
     for number in range(done + 1, steps + 1):
-        produced: dict[str, float] | None = None
-        began = time.perf_counter()
-        if producer is not None and producer.due(number):
-            jax.block_until_ready(state)  # or the rest of the step before would count as the producer's time
-            with times.spent(producer.cause):
-                produced = producer.visit(number, state.parameters)
-        seconds = time.perf_counter() - began
+        produced = visited(producer, number, state, times) if producer is not None and producer.due(number) else None
         with times.spent("data"):
             batch = place_rows(next(batches), mesh)
         inputs = state, batch, frozen or {}
@@ -108,13 +111,9 @@ def fit(
             state, metrics = update(*inputs)
             logbook.record(number, batch, metrics)
         if produced is not None:
-            logbook.add(produced, seconds)
+            logbook.add(*produced)
         for visitor in (each for each in visitors if each.due(number)):
-            jax.block_until_ready(state)  # or the rest of the step would count as part of the visit
-            began = time.perf_counter()
-            with times.spent(visitor.cause):
-                found = visitor.visit(number, state.parameters)
-            logbook.add(found, time.perf_counter() - began)
+            logbook.add(*visited(visitor, number, state, times))
         stop = RUN.reached(number)
         last = number == steps or stop
         saved = last or checkpoints.due(number)

@@ -9,9 +9,9 @@ import pytest
 from qrpo_jax.harnesses.scorer import Continuation, make_scorer
 from qrpo_jax.job.job import Job
 from qrpo_jax.model.layout import one_sequence
-from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.sampling.sampler import make_sampler
 from tests.helpers.harness_jobs import harness_job
+from tests.helpers.row_log_probs import row_log_probs
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from qrpo_jax.data.per_token import PerToken
 from qrpo_jax.devices.mesh import make_mesh, place, row_sharding
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
 from qrpo_jax.training.step import LogProbSettings, Prediction, make_step
 from tests.helpers import tiny, token_cases
+from tests.helpers.row_log_probs import row_log_probs
 
 BETA = 0.3
 OPTIMIZATION = Optimization(

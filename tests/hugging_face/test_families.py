@@ -18,7 +18,7 @@ from qrpo_jax.data.text import Text, make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings
 from qrpo_jax.hugging_face import model_folder
-from qrpo_jax.model import decoder, log_probs
+from qrpo_jax.model import decoder
 from qrpo_jax.model.layers import RMSNorm
 from qrpo_jax.model.token_log_probs import Head, token_log_probs
 from qrpo_jax.sampling import sampler
@@ -26,6 +26,7 @@ from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from tests.helpers import family_cases as cases
 from tests.helpers import sequences, tiny
 from tests.helpers.family_models import decoded, load, stored_form
+from tests.helpers.row_log_probs import row_log_probs
 
 GOLDENS = Path(__file__).parent / "goldens"
 VOCAB, LENGTH = cases.GOLDEN.vocab, cases.LENGTH
@@ -152,7 +153,7 @@ def test_completions_have_the_scored_log_probs(folders: Any) -> None:
         row[: length + new] = [*prompt[:length], *drawn_T]
     layout = sequences.layout(np.ones_like(rows), at, own)
     scored = jax.jit(
-        lambda p: log_probs.row_log_probs(
+        lambda p: row_log_probs(
             graph, p, rows, layout, sequences.targets(rows, own), temperature=temperature, vocab_chunk=5
         )
     )(parameters)

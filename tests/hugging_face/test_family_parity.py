@@ -13,12 +13,13 @@ from safetensors.numpy import load_file
 from qrpo_jax.data.text import make_text
 from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.hugging_face import model_folder
-from qrpo_jax.model import decoder, log_probs
+from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
 from tests.helpers import family_cases as cases
 from tests.helpers import live_models, sequences, tiny
 from tests.helpers.family_models import decoded, load, stored_form
 from tests.helpers.live_models import SIZES, logits_of
+from tests.helpers.row_log_probs import row_log_probs
 
 pytestmark = pytest.mark.parity
 
@@ -83,7 +84,7 @@ def test_gradients_are_theirs(theirs: Any) -> None:
     @jax.jit
     @jax.grad
     def gradient(parameters: decoder.Parameters) -> jax.Array:
-        scored = log_probs.row_log_probs(graph, parameters, *rows, vocab_chunk=17, compute=Compute(remat="full"))
+        scored = row_log_probs(graph, parameters, *rows, vocab_chunk=17, compute=Compute(remat="full"))
         return (scored[:, :-1] * weights[:, 1:]).sum()
 
     ours = stored_form(settings, gradient(parameters))

@@ -21,11 +21,12 @@ from qrpo_jax.hugging_face import config as model_config
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tokenizer import open_text
 from qrpo_jax.job.job import Job, Shape, Shard
-from qrpo_jax.model import decoder, log_probs, rope
+from qrpo_jax.model import decoder, rope
 from qrpo_jax.sampling import sampler
 from qrpo_jax.stages import STAGES, export
 from tests.helpers import sequences
 from tests.helpers.exports import CHARACTERS, TIED, assert_identical, fresh, one_device
+from tests.helpers.row_log_probs import row_log_probs
 
 LLAMA3 = dataclasses.replace(
     TIED,
@@ -154,7 +155,7 @@ def test_cached_decoding_is_the_full_forward(name: str) -> None:
     np.testing.assert_array_equal(next_PxL[own_PxL], rows_PxL[own_PxL])
     segments_PxL = (at_PxL < lengths_P[:, None] + new).astype(np.int32)
     layout, targets_PxL = sequences.layout(segments_PxL, at_PxL, own_PxL), sequences.targets(rows_PxL, own_PxL)
-    scored_PxL = jax.jit(log_probs.row_log_probs, static_argnums=0)(graph, parameters, rows_PxL, layout, targets_PxL)
+    scored_PxL = jax.jit(row_log_probs, static_argnums=0)(graph, parameters, rows_PxL, layout, targets_PxL)
     np.testing.assert_allclose(samples.log_probs_Pxn[:, 1], scored_PxL.sum(-1), rtol=0, atol=1e-4)
 
 

@@ -16,9 +16,10 @@ from qrpo_jax.data.vocabulary import vocabulary_tokenizer
 from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face import model_folder
 from qrpo_jax.hugging_face.tokenizer import open_text
-from qrpo_jax.model import decoder, log_probs, rope
+from qrpo_jax.model import decoder, rope
 from qrpo_jax.model.layout import Layout
 from tests.helpers import sequences
+from tests.helpers.row_log_probs import row_log_probs
 
 pytestmark = pytest.mark.parity
 
@@ -113,7 +114,7 @@ def test_logits_and_gradients_are_theirs(name: str, tmp_path: Path) -> None:
     @jax.jit
     @jax.grad
     def our_gradient(parameters: decoder.Parameters) -> jax.Array:
-        scored_BxL = log_probs.row_log_probs(graph, parameters, tokens_BxL, layout, targets_BxL, vocab_chunk=23)
+        scored_BxL = row_log_probs(graph, parameters, tokens_BxL, layout, targets_BxL, vocab_chunk=23)
         return (scored_BxL[:, :-1] * weights_BxL[:, 1:]).sum()
 
     scored = torch.log_softmax(model(torch.tensor(tokens_BxL)).logits, -1)[:, :-1]

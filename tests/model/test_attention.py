@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from qrpo_jax.errors import UserError
-from qrpo_jax.model import attention, decoder, log_probs
+from qrpo_jax.model import attention, decoder
 from qrpo_jax.model.attention import plain
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.sampling.sampler import make_sampler
 from tests.helpers import backends, sequences, tiny
+from tests.helpers.row_log_probs import row_log_probs
 
 BLOCK = 5  # does not divide the 13 tokens of a row
 WINDOWS = dict(sliding_window=4, sliding_layers=(True, False, True))
@@ -72,7 +73,7 @@ def value_and_gradient(settings, backend, remat="none"):
     graph, compute = decoder.graph(settings), Compute(remat=remat, attention=backend)
 
     def total(parameters):
-        log_probs_BxL = log_probs.row_log_probs(graph, parameters, *ROWS, compute=compute)
+        log_probs_BxL = row_log_probs(graph, parameters, *ROWS, compute=compute)
         return jnp.sum(weights * log_probs_BxL), log_probs_BxL
 
     gradient, log_probs_BxL = jax.jit(jax.grad(total, has_aux=True))(tiny.parameters(settings))
@@ -110,7 +111,7 @@ def test_a_backend_receives_layouts_and_window_of_its_layer(case, window, scale,
 
     graph, shapes = decoder.graph(CASES[case]), decoder.abstract_parameters(CASES[case])
     compute = Compute(attention=record)
-    jax.eval_shape(lambda p: log_probs.row_log_probs(graph, p, *ROWS, compute=compute), shapes)
+    jax.eval_shape(lambda p: row_log_probs(graph, p, *ROWS, compute=compute), shapes)
     layout = Layout((2, 13), (2, 13), (2, 13))
     expected = [(2, 13, 6, 10), (2, 13, 2, 10), (2, 13, 2, 10), layout, layout]
     assert received and all(each == (expected, 0, window, {"scale": scale, "cap": cap}) for each in received), received

@@ -12,6 +12,7 @@ from qrpo_jax.data.packing import Plan
 from qrpo_jax.model import log_probs
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs
 from tests.helpers import sequences, tiny
+from tests.helpers.row_log_probs import row_log_probs
 
 TABLE = tiny.examples(11)
 
@@ -82,7 +83,7 @@ def test_next_token_probabilities_add_up_to_one():
     tokens[:, -1] = np.arange(46)
     shape = (46, length)
     targets = sequences.targets(tokens, np.broadcast_to(np.arange(length) == length - 1, shape))
-    run = jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.7))
+    run = jax.jit(lambda p, *arrays: row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.7))
     got = np.asarray(run(tiny.parameters(), tokens, sequences.one_a_row(shape), targets))
     assert (np.delete(got, -2, 1) == 0).all()
     assert abs(np.exp(got[:, -2]).sum() - 1) < 1e-5, np.exp(got[:, -2]).sum()

@@ -9,9 +9,9 @@ import pytest
 
 from qrpo_jax.model import decoder
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from tests.helpers import backends, sequences, tiny
+from tests.helpers.row_log_probs import row_log_probs
 
 LENGTH = 43
 WINDOWS = dict(sliding_window=5, sliding_layers=(True, False, True))  # shorter than most prompts

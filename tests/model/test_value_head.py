@@ -14,10 +14,11 @@ from qrpo_jax.devices.mesh import make_mesh
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.model import decoder, lora, value_head
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.log_probs import log_probs_and_values, row_log_probs
+from qrpo_jax.model.log_probs import log_probs_and_values
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.training.state import forward_layout, parameter_layout
 from tests.helpers import sequences, tiny
+from tests.helpers.row_log_probs import row_log_probs
 from tests.helpers.value_heads import filled, with_head
 
 BATCH = tiny.batch(tiny.examples(14, pairs=True))

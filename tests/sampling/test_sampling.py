@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, place, row_sharding
-from qrpo_jax.model import cache, decoder, log_probs
+from qrpo_jax.model import cache, decoder
 from qrpo_jax.model.attention import cached, plain
 from qrpo_jax.model.compute import Compute
 from qrpo_jax.model.token_log_probs import NO_TARGET
@@ -19,6 +19,7 @@ from qrpo_jax.sampling import sampler
 from qrpo_jax.sampling.draw import truncate
 from qrpo_jax.training.state import stored_for_forward
 from tests.helpers import sequences, tiny
+from tests.helpers.row_log_probs import row_log_probs
 
 LENGTHS = np.asarray([3, 7, 5], np.int32)
 PROMPTS = np.random.default_rng(5).integers(3, 46, (3, 7)).astype(np.int32)
@@ -41,7 +42,7 @@ def draw(prompts=PROMPTS, lengths=LENGTHS, keys=KEYS, **options):
 
 @functools.cache
 def scorer(temperature):
-    return jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=temperature))
+    return jax.jit(lambda p, *arrays: row_log_probs(tiny.GRAPH, p, *arrays, temperature=temperature))
 
 
 def laid_out(samples):
@@ -83,7 +84,7 @@ def test_sampling_in_bfloat16_runs_and_gives_log_probs_near_the_scored_ones():
     """Near, because decoding with a cache and a full forward pass round differently in bfloat16."""
     half = Compute(jnp.bfloat16)
     samples = draw(compute=half)
-    score = jax.jit(lambda p, *arrays: log_probs.row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.8, compute=half))
+    score = jax.jit(lambda p, *arrays: row_log_probs(tiny.GRAPH, p, *arrays, temperature=0.8, compute=half))
     scored = np.asarray(score(tiny.parameters(), *laid_out(samples))).sum(1)
     errors = np.abs(samples.log_probs_Pxn.ravel() - scored) / samples.lengths_Pxn.ravel()
     assert 0 < errors.max() < 0.05, errors
@@ -237,7 +238,7 @@ def test_layers_with_a_window_keep_no_more_than_it_and_have_the_scored_log_probs
     )
     long = jax.device_get(drawing(parameters, PROMPTS, LENGTHS, KEYS))
     assert long.lengths_Pxn.max() == 29 and len(np.unique(long.lengths_Pxn)) > 3, long.lengths_Pxn
-    score = jax.jit(lambda p, *arrays: log_probs.row_log_probs(graph, p, *arrays, temperature=1.5))
+    score = jax.jit(lambda p, *arrays: row_log_probs(graph, p, *arrays, temperature=1.5))
     scored = np.asarray(score(parameters, *laid_out(long))).sum(1)
     np.testing.assert_allclose(long.log_probs_Pxn.ravel(), scored, rtol=2e-5, atol=3e-5)
 

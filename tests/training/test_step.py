@@ -8,13 +8,14 @@ import pytest
 
 from qrpo_jax.data.loader import assemble
 from qrpo_jax.errors import UserError
-from qrpo_jax.model.log_probs import row_log_probs, sum_by_completion
+from qrpo_jax.model.log_probs import sum_by_completion
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state
 from qrpo_jax.training.step import LogProbSettings, completion_log_probs, make_step
 from tests.helpers import tiny
+from tests.helpers.row_log_probs import row_log_probs
 from tests.helpers.samples import sampled
 from tests.helpers.steps import (
     BATCH,

@@ -7,13 +7,13 @@ import pytest
 
 from qrpo_jax.data.per_token import PerToken
 from qrpo_jax.model import value_head
-from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.training.objective import LogProbs
 from qrpo_jax.training.objectives import make_objective
 from qrpo_jax.training.state import initial_state
 from qrpo_jax.training.step import BatchLoss, LogProbSettings, batch_log_probs, make_step, tokens_in_use
 from qrpo_jax.training.token_diagnostics import token_diagnostics
 from tests.helpers import tiny
+from tests.helpers.row_log_probs import row_log_probs
 from tests.helpers.samples import sampled
 from tests.helpers.steps import (
     BATCH,

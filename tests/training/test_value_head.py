@@ -13,7 +13,6 @@ from qrpo_jax.devices.mesh import make_mesh, parameter_shardings, place, row_sha
 from qrpo_jax.hugging_face.lora_targets import make_lora
 from qrpo_jax.model import decoder, value_head
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.log_probs import row_log_probs
 from qrpo_jax.model.lora import join
 from qrpo_jax.model.token_log_probs import NO_TARGET
 from qrpo_jax.training.objectives import make_objective
@@ -21,6 +20,7 @@ from qrpo_jax.training.optimizer import Optimization, make_optimizer
 from qrpo_jax.training.state import initial_state, parameter_layout, state_shardings
 from qrpo_jax.training.step import LogProbSettings, batch_log_probs, make_step
 from tests.helpers import tiny
+from tests.helpers.row_log_probs import row_log_probs
 from tests.helpers.steps import BATCH, OPTIMIZER, OPTIONS, TABLE, assert_same_update, moments
 from tests.helpers.value_heads import actor_critic, filled, with_head
 
