@@ -14,10 +14,10 @@ from qrpo_jax.devices.capacity import bytes_per_device, device_bytes
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, platform_of, round_up
 from qrpo_jax.errors import UserError
+from qrpo_jax.job.chosen_objective import reads_reference
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.manifest import read_manifest
 from qrpo_jax.job.trainer import stage_layout, stage_trainable
-from qrpo_jax.job.training_options import reads_reference
 from qrpo_jax.model.cache import ring_places, window_places
 from qrpo_jax.model.decoder import parameter_count
 from qrpo_jax.model.token_log_probs import CHUNK

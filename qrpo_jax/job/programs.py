@@ -14,13 +14,14 @@ from qrpo_jax.data.per_token import NOTHING, PerToken
 from qrpo_jax.devices.capacity import bytes_per_device
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.memory import WIDTH, Room, cache_bytes, kept_bytes, slots_at_once, unit_room
 from qrpo_jax.job.source_check import is_on_policy
 from qrpo_jax.job.trainer import stage_trainable
-from qrpo_jax.job.training_options import chosen_objective, configured_objective, prediction
+from qrpo_jax.job.training_options import configured_objective, prediction
 from qrpo_jax.model import flops
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.flops import Flops, causal_pairs

@@ -19,11 +19,11 @@ from qrpo_jax.devices.peaks import peak_bytes
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.faults import interruption
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.held_out_loss import held_out_visitor
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import kept_steps
 from qrpo_jax.job.packing import make_plan
-from qrpo_jax.job.training_options import chosen_objective
 from qrpo_jax.model import value_head
 from qrpo_jax.model.decoder import Parameters, parameter_count
 from qrpo_jax.model.settings import Lora

@@ -13,10 +13,11 @@ from qrpo_jax.data.sources.listed import ListedRows
 from qrpo_jax.data.views import View
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.job.brought_log_probs import brings_log_probs, note_brought
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_listed
-from qrpo_jax.job.source_check import is_on_policy, sampled_completions
-from qrpo_jax.training.objective import BoundObjective, Objective
+from qrpo_jax.job.source_check import sampled_completions
+from qrpo_jax.training.objective import BoundObjective
 from qrpo_jax.training.objectives import OBJECTIVES, Length, having, make_objective
 from qrpo_jax.training.step import Prediction
 
@@ -39,19 +40,6 @@ KEYS = {
     "value_coefficient": "train.value_coefficient",
     "value_clip": "train.value_clip",
 }
-
-
-def chosen_objective(job: Job) -> Objective:
-    """The record of the config's objective."""
-    return OBJECTIVES[job.config.train.objective]
-
-
-def reads_reference(job: Job) -> bool:
-    """Whether an on-policy run computes log π_ref, from the base of adapters or from a copy beside what it trains."""
-    config, objective = job.config.train, chosen_objective(job)
-    if not is_on_policy(job.config) or not objective.needs_reference:
-        return False
-    return not objective.on_policy_only or bool(config.beta or config.kl_target)
 
 
 def make_length(job: Job) -> Length:

@@ -15,9 +15,10 @@ from qrpo_jax.data.packing import Plan, plan_batches
 from qrpo_jax.data.per_token import PerToken
 from qrpo_jax.devices.mesh import own_rows
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.packing import shares_prompts
-from qrpo_jax.job.training_options import KEYS, chosen_objective, make_length, make_view
+from qrpo_jax.job.training_options import KEYS, make_length, make_view
 from qrpo_jax.on_policy.credit import token_numbers
 from qrpo_jax.on_policy.rollout import Rollout
 from qrpo_jax.on_policy.row_shape import RowShape, steps_per_pass

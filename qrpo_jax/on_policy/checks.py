@@ -7,11 +7,12 @@ from qrpo_jax.config.keys import refuse
 from qrpo_jax.data.sources import kind_of
 from qrpo_jax.data.views import VIEWS
 from qrpo_jax.errors import UserError, located
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.completions import check_sampling
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.reward_checks import check_reward
 from qrpo_jax.job.source_check import sampled_completions
-from qrpo_jax.job.training_options import check_count, check_objective, chosen_objective
+from qrpo_jax.job.training_options import check_count, check_objective
 from qrpo_jax.job.training_room import training_room
 from qrpo_jax.on_policy.roller import SECTION
 from qrpo_jax.on_policy.row_shape import units_per_prompt

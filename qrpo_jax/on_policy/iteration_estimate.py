@@ -10,13 +10,13 @@ from qrpo_jax.devices.chips import Chip
 from qrpo_jax.devices.mesh import axis_size
 from qrpo_jax.devices.program.collectives import Collective, collectives
 from qrpo_jax.devices.program.links import seconds as link_seconds
+from qrpo_jax.job.chosen_objective import reads_reference
 from qrpo_jax.job.estimates import Estimate
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.memory import between_steps
 from qrpo_jax.job.packing import shares_prompts
 from qrpo_jax.job.programs import decode_steps, row_tokens
 from qrpo_jax.job.trainer import stage_layout, stage_trainable
-from qrpo_jax.job.training_options import reads_reference
 from qrpo_jax.job.training_room import copied_layout, training_room
 from qrpo_jax.on_policy.programs import policy_layout
 from qrpo_jax.sampling.sampler import LAYOUT

@@ -10,11 +10,11 @@ from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.processes import is_first, wait
 from qrpo_jax.files import remove_folder
 from qrpo_jax.job import verdicts
+from qrpo_jax.job.chosen_objective import chosen_objective, reads_reference
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.optimum_forecast import say_forecast
 from qrpo_jax.job.scoring import describe, open_reward, report_dropped
 from qrpo_jax.job.trainer import Feed, Training, first_parameters, train
-from qrpo_jax.job.training_options import chosen_objective, reads_reference
 from qrpo_jax.job.units import add_counts
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.on_policy.batches import rank

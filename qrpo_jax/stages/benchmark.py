@@ -23,13 +23,14 @@ from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.files import write_json
 from qrpo_jax.job.bounds import check_least
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.completions import jitted_sampler, padded_prompts
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
 from qrpo_jax.job.packing import make_plan, plan_log_probs
 from qrpo_jax.job.stopwatch import Load, Program, Timing, measure
 from qrpo_jax.job.trainer import configured_optimizer, memory_keys, policy_step, trainable
-from qrpo_jax.job.training_options import KEYS, chosen_objective, configured_objective
+from qrpo_jax.job.training_options import KEYS, configured_objective
 from qrpo_jax.model.decoder import Parameters
 from qrpo_jax.model.flops import Pairs, forward_flops, layout_pairs, step_flops
 from qrpo_jax.report import speed

@@ -17,6 +17,7 @@ from qrpo_jax.data.held_rows import part
 from qrpo_jax.errors import UserError, located
 from qrpo_jax.evaluation.ties import tied_shares
 from qrpo_jax.job.brought_log_probs import gap_warning
+from qrpo_jax.job.chosen_objective import chosen_objective
 from qrpo_jax.job.corpus import discard_corpus, open_corpus
 from qrpo_jax.job.held_out_reward import check_watch, open_watch
 from qrpo_jax.job.job import Job
@@ -29,7 +30,6 @@ from qrpo_jax.job.training_options import (
     KEYS,
     calibrated_target,
     check_training,
-    chosen_objective,
     configured_objective,
     make_length,
     make_view,
