@@ -36,6 +36,19 @@ SMALL = [
     "--config.train.checkpoint_every=5",
 ]
 
+# Overrides of `job`: a policy that is rewarded for digits, which it learns in a few steps.
+DIGITS = {
+    "prompts__count": 23,
+    "prompts__held_out": 19,
+    "sft__examples": 101,
+    "sft__batch_size": 31,
+    "sample__completions": 4,
+    "sample__max_new_tokens": 9,
+    "reward__name": "tests.helpers.text_rewards:digits",
+    "log__tensorboard": False,
+    "mesh__cpu_devices": 1,
+}
+
 
 def job(workdir: Path, **overrides: object) -> Job:
     """A quickstart job with a tiny model; `section__key` overrides a key."""

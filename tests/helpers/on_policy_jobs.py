@@ -9,20 +9,9 @@ import numpy as np
 from qrpo_jax import pipeline
 from qrpo_jax.job.job import Job
 from qrpo_jax.training.metrics import MACHINE, read_metrics
-from tests.helpers.jobs import job
+from tests.helpers.jobs import DIGITS, job
 
-SMALL: dict[str, Any] = {
-    "stages": ("sft", "sample", "score"),
-    "prompts__count": 23,
-    "prompts__held_out": 19,
-    "sft__examples": 101,
-    "sft__batch_size": 31,
-    "sample__completions": 4,
-    "sample__max_new_tokens": 9,
-    "reward__name": "tests.helpers.text_rewards:digits",
-    "log__tensorboard": False,
-    "mesh__cpu_devices": 1,
-}
+SMALL: dict[str, Any] = DIGITS | {"stages": ("sft", "sample", "score")}
 ON_POLICY: dict[str, Any] = SMALL | {
     "stages": ("sft", "sample", "score", "train"),
     "train__data": "on_policy",

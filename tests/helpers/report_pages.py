@@ -5,7 +5,16 @@ import html
 import re
 from xml.etree import ElementTree
 
+from qrpo_jax.job.job import Job
+from qrpo_jax.stages import report
+
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+def page_of(job: Job) -> str:
+    """The page that stage `report` writes."""
+    report.run(job)
+    return (job.folder("report") / "report.html").read_text(encoding="utf-8")
 
 
 def plots(page: str) -> dict[str, tuple[str, str]]:

@@ -14,23 +14,16 @@ from qrpo_jax.errors import UserError
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import make_log_probs
 from qrpo_jax.job.manifest import read_manifest
-from tests.helpers.jobs import job
+from tests.helpers.jobs import DIGITS, job
 
-SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = DIGITS | {
     "stages": ("sft", "sample", "score", "reference", "train"),
     "prompts__count": 29,
     "prompts__held_out": 0,
-    "sft__examples": 101,
-    "sft__batch_size": 31,
-    "sample__completions": 4,
-    "sample__max_new_tokens": 9,
-    "reward__name": "tests.helpers.text_rewards:digits",
     "train__batch_size": 17,
     "train__learning_rate": 0.03,
     "train__evaluate_every": 2,
     "train__held_out": 5,
-    "log__tensorboard": False,
-    "mesh__cpu_devices": 1,
 }
 
 

@@ -14,26 +14,17 @@ from qrpo_jax.job import held_out_reward
 from qrpo_jax.job.completions import make_completer
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.prompts import open_sources
-from tests.helpers.jobs import job
+from tests.helpers.jobs import DIGITS, job
 from tests.helpers.text_rewards import digits
 
-SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = DIGITS | {
     "stages": ("sft", "sample", "score", "reference", "train"),
-    "prompts__count": 23,
-    "prompts__held_out": 19,
-    "sft__examples": 101,
-    "sft__batch_size": 31,
-    "sample__completions": 4,
-    "sample__max_new_tokens": 9,
-    "reward__name": "tests.helpers.text_rewards:digits",
     "train__batch_size": 17,
     "train__learning_rate": 0.03,
     "watch__every": 2,
     "watch__prompts": 7,
     "watch__completions": 3,
     "watch__max_new_tokens": 11,
-    "log__tensorboard": False,
-    "mesh__cpu_devices": 1,
 }
 NAMES = ("held_out_reward", "held_out_without_reward", "held_out_tokens", "held_out_share_finished")
 

@@ -16,16 +16,11 @@ from qrpo_jax.report import picture, rollout_pictures
 from qrpo_jax.report.optimum_rewards import frontier
 from qrpo_jax.report.rollout_table import SHOWN
 from qrpo_jax.report.run_record import OnPolicy
-from qrpo_jax.stages import STAGES, report
+from qrpo_jax.stages import STAGES
 from tests.helpers.on_policy_records import ITERATIONS, SAMPLES, iteration, make_on_policy_job, rollout_rows
-from tests.helpers.report_pages import plain, plots, words_of
+from tests.helpers.report_pages import page_of, plain, plots, words_of
 
 ROLLOUTS = ["rollout-kl", "rollout-reward", "rollout-signal", "rollout-length", "rollout-sampler", "clipping"]
-
-
-def page_of(job: Job) -> str:
-    report.run(job)
-    return (job.folder("report") / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

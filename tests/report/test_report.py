@@ -26,14 +26,9 @@ from qrpo_jax.job.job import Job, Shard
 from qrpo_jax.report import held_out_plots, picture, run_page
 from qrpo_jax.report.picture import DARK, LIGHT
 from qrpo_jax.report.training_pictures import predicted_log_ratios
-from qrpo_jax.stages import STAGES, evaluate, report
+from qrpo_jax.stages import STAGES, evaluate
 from tests.helpers.report_jobs import PROMPTS, WITH_SFT, held_out, make_job, metrics, ratios
-from tests.helpers.report_pages import plain, plots, words_of
-
-
-def page_of(job: Job) -> str:
-    report.run(job)
-    return (job.folder("report") / "report.html").read_text(encoding="utf-8")
+from tests.helpers.report_pages import page_of, plain, plots, words_of
 
 
 @pytest.fixture(scope="module")
