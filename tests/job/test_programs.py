@@ -8,13 +8,17 @@ from qrpo_jax.job import programs
 from tests.helpers import jobs
 
 
-@pytest.mark.parametrize(("objective", "arrays"), [("qrpo", 0), ("grpo", 6)])
-def test_a_step_on_tokens_is_lowered_with_their_numbers(tmp_path: Path, objective: str, arrays: int) -> None:
-    """A batch has six numbers of each of its tokens where the objective reads them, and none elsewhere."""
-    job = jobs.job(tmp_path, train__objective=objective, train__data="on_policy")
+@pytest.mark.parametrize(
+    ("data", "objective", "arrays"), [("stored", "qrpo", 0), ("on_policy", "qrpo", 6), ("on_policy", "grpo", 6)]
+)
+def test_a_step_is_lowered_with_the_numbers_of_tokens_that_a_run_has(
+    tmp_path: Path, data: str, objective: str, arrays: int
+) -> None:
+    """A batch of a rollout has six numbers of each of its tokens, one of stored rows none."""
+    job = jobs.job(tmp_path, train__objective=objective, train__data=data)
     rows, width = job.mesh.size, programs.row_tokens(job)
     batch = programs.abstract_batch(job, job.mesh, rows)
-    assert len([x for x in batch.per_token_BxL or () if x.shape == (rows, width)]) == arrays
+    assert [x.shape for x in batch.per_token_BxL or ()] == arrays * [(rows, width)]
     described = programs.train(job, job.mesh, rows)
     assert (described.rows, described.row_tokens) == (rows, width)
     assert ("clip_share" in described.lowered.as_text()) == (objective == "grpo")

@@ -4,19 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from qrpo_jax import pipeline
 from qrpo_jax.data.batch import Batch
 from qrpo_jax.data.per_completion import NEUTRAL
 from qrpo_jax.data.rows import Completion, Message, Row
-from qrpo_jax.devices.mesh import AXES
 from qrpo_jax.errors import UserError
 from qrpo_jax.evaluation.intervals import mean_with_interval
-from qrpo_jax.job.programs import abstract_batch
 from qrpo_jax.model.layout import Layout
 from qrpo_jax.on_policy.background import Background
 from qrpo_jax.on_policy.batches import rank
@@ -188,14 +184,6 @@ def test_stored_runs_do_not_depend_on_rollouts_and_on_policy_ones_on_their_rewar
     runs = [job(tmp_path / "run", **ON_POLICY | alone | {"reward__name": f"length(1, {n})"}) for n in (7, 9)]
     names = [pipeline.settings(run, "train")["reward.name"] for run in runs]
     assert names == ["length(1, 7)", "length(1, 9)"]
-
-
-@pytest.mark.parametrize("data", ["stored", "on_policy"])
-def test_a_compiled_step_takes_batches_with_the_numbers_that_a_run_has(tmp_path: Path, data: str) -> None:
-    run = job(tmp_path / "run", **ON_POLICY | {"train__data": data, "mesh__data": 1})
-    found = abstract_batch(run, Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1, 1, 1), AXES), 2).per_token_BxL
-    assert (found is not None) == (data == "on_policy")
-    assert found is None or {leaf.shape for leaf in found} == {(2, run.config.pack.max_tokens)}
 
 
 def test_a_call_in_the_background_gives_its_result_or_its_error() -> None:
