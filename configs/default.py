@@ -411,6 +411,9 @@ def get_config() -> ConfigDict:
     method = ("train.data", "train.objective", "train.transform")
     # Keys that make a method; of each, the selection half of held-out prompts chooses the values of the others.
     config.collect.method = Several(method, of=Text(empty=False), distinct=True)
+    # A setting is chosen only if its KL to the reference on the selection half, in nats a completion, is at most this:
+    # methods at the same price; 0: any.
+    config.collect.max_kl = Number(0.0, least=0)
     # Best-of-N of the reference policy, for each N up to evaluate.completions, from its held-out completions.
     config.collect.best_of = Several((), of=Whole(1, least=1))
 

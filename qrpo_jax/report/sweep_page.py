@@ -34,6 +34,7 @@ def build(found: Found, tables: Mapping[str, Table], starts: Starts) -> str:
         stages=run_tables.stages(starts) if starts else None,
         failures=[point for point in found["points"] if point["message"]],
         missing=[line for line in (found["choice_missing"], found["best_of_missing"]) if line],
+        within=f", with at most {found['max_kl']:g} nats of KL to the reference there" if found["max_kl"] else "",
         shared=shared_table(found),
         points=points_table(found),
         provenance=run_tables.provenance(starts),

@@ -31,6 +31,9 @@ def collect(workdir: Path, points: Sequence[Point], plan: Plan) -> dict[str, Any
     entries = [entry(workdir, point, config.best_of) for point in points]
     lines = over_seeds(entries)
     halved = [line for line in lines if line["halves"]]
+    choice, unchosen = choose(halved, config.method, config.max_kl)
+    if not halved:
+        unchosen = ["no choice of settings: no results.json has halves of held-out prompts"]
     best, why_not = best_of_lines(entries) if config.best_of else ([], "")
     if config.sort != "order":
         lines.sort(key=lambda line: -line["figures"].get(config.sort, {"mean": float("-inf")})["mean"])
@@ -40,8 +43,9 @@ def collect(workdir: Path, points: Sequence[Point], plan: Plan) -> dict[str, Any
         "settings": lines,
         "sort": config.sort,
         "method": list(config.method),
-        "choice": choose(halved, config.method),
-        "choice_missing": "" if halved else "no choice of settings: no results.json has halves of held-out prompts",
+        "max_kl": config.max_kl,
+        "choice": choice,
+        "choice_missing": "; ".join(unchosen),
         "best_of": best,
         "best_of_missing": why_not,
         "shared": [
@@ -163,7 +167,8 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
         lines += ["", "Held-out figures, mean ± standard deviation over seeds:", as_text(named["table"]), ""]
         lines += [line for line in (found["choice_missing"], found["best_of_missing"]) if line]
     if "choice" in named:
-        title = "Chosen on the selection half of held-out prompts, with figures of the reporting half:"
+        within = f" within {found['max_kl']:g} nats of the reference" if found["max_kl"] else ""
+        title = f"Chosen on the selection half of held-out prompts{within}, with figures of the reporting half:"
         lines += [title, as_text(named["choice"]), ""]
     states = [point["state"] for point in found["points"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (COMPLETE, FAILED, OPEN) if state in states)

@@ -25,7 +25,7 @@ FIGURES = {
     "tokens": ("policy", "mean_tokens"),
     "length_rho": ("policy", "length_correlation"),
 }
-REWARD = "reward"
+REWARD, KL = "reward", "kl"
 Figures = dict[str, float]
 NOTHING: Mapping[str, Any] = {"figures": {}, "ci95": None, "reporting_ci95": None, "halves": None, "best_of": {}}
 UNDRAWN: Mapping[str, Any] = {"samples": None, "curve": None}  # of a point that is not complete, see `drawn`
@@ -150,7 +150,9 @@ def over_seeds(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def choose(lines: Sequence[Mapping[str, Any]], method: Sequence[str]) -> list[dict[str, Any]]:
+def choose(
+    lines: Sequence[Mapping[str, Any]], method: Sequence[str], max_kl: float = 0.0
+) -> tuple[list[dict[str, Any]], list[str]]:
     """For each method its setting with the highest reward on the selection half, with figures of the reporting half.
 
     The mean over seeds decides, and the earlier setting among equal ones. Settings of which a seed is missing are left
@@ -159,34 +161,49 @@ def choose(lines: Sequence[Mapping[str, Any]], method: Sequence[str]) -> list[di
     Args:
       lines: as from `over_seeds`, each with halves.
       method: keys that make a method.
+      max_kl: nats a completion on the selection half; settings that move further are not chosen. 0: any.
 
     Returns:
-      For each method that has a whole setting: the method and the other settings, how many settings it was chosen
-      from and how many were left out, the reward on the selection half, and figures of the reporting half.
+      For each method with a setting to choose: the method and the other settings, how many settings it was chosen
+      from, how many were left out because a seed is missing and how many moved further than `max_kl`, the reward on
+      the selection half, and figures of the reporting half. And a line for each method that all its settings leave.
     """
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         named = {key: line["settings"][key] for key in method if key in line["settings"]}
         methods.setdefault(json.dumps(named, sort_keys=True), []).append(line)
-    chosen = []
-    for candidates in methods.values():
+    chosen, missing = [], []
+    for key, candidates in methods.items():
+        method_settings = json.loads(key)
         whole = [line for line in candidates if is_whole(line)]
-        if not whole:
+        near = [line for line in whole if not max_kl or selection_kl(line) <= max_kl]
+        if not near:
+            name = ", ".join(map(str, method_settings.values())) or "all settings"
+            too_far = f"all {len(whole)} go beyond collect.max_kl = {max_kl:g} nats"
+            missing.append(
+                f"no choice among the settings of {name}: {too_far if whole else 'each lacks a seed or a reward'}"
+            )
             continue
-        best = max(whole, key=lambda line: line["halves"][SELECTION][REWARD]["mean"])
+        best = max(near, key=lambda line: line["halves"][SELECTION][REWARD]["mean"])
         chosen.append(
             {
-                "method": {key: best["settings"][key] for key in method if key in best["settings"]},
+                "method": method_settings,
                 "settings": {key: value for key, value in best["settings"].items() if key not in method},
                 "seeds": best["seeds"],
-                "candidates": len(whole),
+                "candidates": len(near),
                 "left_out": len(candidates) - len(whole),
+                "too_far": len(whole) - len(near),
                 "selection": best["halves"][SELECTION][REWARD],
                 "reporting": best["halves"][REPORTING],
                 "reporting_ci95": best["reporting_ci95"],
             }
         )
-    return chosen
+    return chosen, missing
+
+
+def selection_kl(line: Mapping[str, Any]) -> float:
+    """Mean KL over seeds on the selection half; infinite where it was not estimated."""
+    return float(line["halves"][SELECTION].get(KL, {"mean": math.inf})["mean"])
 
 
 def is_whole(line: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from qrpo_jax.data.rows import Row
 from qrpo_jax.evaluation.halves import half_of
 from qrpo_jax.files import write_json
 from qrpo_jax.job import manifest
+from qrpo_jax.report import sweep_page
 from qrpo_jax.sweep import collect, figures
 from tests.helpers.sweep_jobs import toy_config
 from tests.helpers.sweep_points import NO_PLAN, SWEEP, references, rewards_of, write_points
@@ -43,6 +44,31 @@ def test_the_selection_half_chooses_and_the_reporting_half_reports(tmp_path):
         means = [one["selection"]["mean"], one["reporting"]["reward"]["mean"], one["reporting"]["gain"]["mean"]]
         np.testing.assert_allclose(means, [base + 0.03, base - 0.01, base - 0.26], rtol=1e-12)
         assert one["candidates"] == 2 and one["left_out"] == 0 and one["seeds"] == [0, 1, 2]
+
+
+def test_a_setting_that_moves_too_far_is_shown_and_not_chosen(tmp_path):
+    config = toy_config(SWEEP)
+    config.collect.max_kl = 0.705
+    points = write_points(tmp_path, config)
+    for point in points:
+        path = tmp_path / "points" / point.name / "evaluate" / "results.json"
+        content = json.loads(path.read_text())
+        beta, seed = point.settings["train.beta"], point.settings["seed"]
+        # The mean over seeds decides: 0.7 of DPO at 0.1, more of what has the highest reward; the other half has more.
+        far = 0.7 if point.settings["train.objective"] == "dpo" and beta == 0.1 else 0.71
+        content["halves"]["selection"]["policy"]["kl_to_reference_k1"] = far + 0.1 * (seed - 1)
+        content["halves"]["reporting"]["policy"]["kl_to_reference_k1"] = 3.0
+        write_json(path, content)
+    found = collect.collect(tmp_path, points, NO_PLAN)
+    (one,) = found["choice"]
+    assert one["method"] == {"train.objective": "dpo"} and one["settings"] == {"train.beta": 0.1}
+    assert (one["candidates"], one["left_out"], one["too_far"]) == (1, 0, 1) and len(found["settings"]) == 4
+    assert (
+        found["choice_missing"] == "no choice among the settings of qrpo: all 2 go beyond collect.max_kl = 0.705 nats"
+    )
+    said = "\n".join(collect.lines_of(found))
+    assert found["choice_missing"] in said and "within 0.705 nats of the reference" in said
+    assert "with at most 0.705 nats of KL" in sweep_page.build(found, collect.tables_of(found), {})
 
 
 def test_a_setting_that_lacks_a_seed_is_shown_and_not_chosen(tmp_path):
