@@ -14,7 +14,7 @@ from qrpo_jax.data.per_token import NOTHING, PerToken
 from qrpo_jax.devices.capacity import bytes_per_device
 from qrpo_jax.devices.dtypes import FLOATS
 from qrpo_jax.devices.mesh import axis_size, round_up, row_sharding
-from qrpo_jax.job.chosen_objective import chosen_objective
+from qrpo_jax.job.chosen_objective import chosen_objective, reads_reference
 from qrpo_jax.job.completions import jitted_sampler
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.log_probs import jitted_log_probs
@@ -68,6 +68,7 @@ def train(job: Job, mesh: Mesh, rows: int) -> Described:
         microbatches=config.microbatches or 1,
         predict=prediction(job) if chosen_objective(job).ranked else None,
         reference_graph=shape.graph if on_the_fly else None,
+        has_reference=reads_reference(job),
     )
     frozen = {}
     if shape.lora is not None:

@@ -19,7 +19,7 @@ from qrpo_jax.devices.peaks import peak_bytes
 from qrpo_jax.devices.processes import is_first
 from qrpo_jax.errors import located
 from qrpo_jax.faults import interruption
-from qrpo_jax.job.chosen_objective import chosen_objective
+from qrpo_jax.job.chosen_objective import chosen_objective, reads_reference
 from qrpo_jax.job.held_out_loss import held_out_visitor
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import kept_steps
@@ -175,7 +175,7 @@ def batch_loss(job: Job, training: Training, settings: LogProbSettings) -> Batch
     """
     graph = job.shape.graph if training.frozen is None else job.shape.trained_graph
     reference = job.shape.graph if training.reference_on_the_fly else None
-    return BatchLoss(graph, training.objective, settings, training.predict, reference)
+    return BatchLoss(graph, training.objective, settings, training.predict, reference, reads_reference(job))
 
 
 def memory_keys(stage: str) -> dict[str, str]:
@@ -198,6 +198,7 @@ def policy_step(job: Job, training: Training, optimizer: optax.GradientTransform
         microbatches=microbatches,
         predict=training.predict,
         reference_graph=job.shape.graph if training.reference_on_the_fly else None,
+        has_reference=reads_reference(job),
     )
 
 

@@ -28,7 +28,7 @@ def rollout_pictures(found: OnPolicy | None, lines: Lines, results: dict[str, An
         signal_picture(iterations),
         length_picture(iterations),
         sampler_picture(iterations),
-        clip_picture(lines, has_reference=any(KL in one["figures"] for one in iterations)),
+        clip_picture(lines),
         value_picture(lines),
         beta_picture(iterations),
     ]
@@ -106,15 +106,14 @@ def sampler_picture(iterations: Iterations) -> Picture | None:
     return Picture(rollout_plots.panels("rollout-sampler", "Staleness, and sampler against trainer", several), text)
 
 
-def clip_picture(lines: Lines, *, has_reference: bool) -> Picture | None:
+def clip_picture(lines: Lines) -> Picture | None:
     """What each step makes of the ratio to the policy that sampled."""
 
     def line(name: str, label: str = "") -> list[Line]:
         found = points_of(lines, name)
         return [] if found is None else [Line(label, found)]
 
-    kl = line("kl_to_old", "to the policy that sampled")
-    kl += line("kl_to_reference", "to the reference") if has_reference else []
+    kl = line("kl_to_old", "to the policy that sampled") + line("kl_to_reference", "to the reference")
     clipped, ratio = line("clip_share"), line("ratio_mean")
     panels = [Panel("clip share", clipped, zero=True), Panel("ratio", ratio), Panel("KL (nats)", kl, zero=True)]
     several = [one for one in panels if one.lines]

@@ -156,6 +156,7 @@ class BatchLoss(NamedTuple):
       predict: what QRPO asks of a batch, for its metrics.
       reference_graph: of the reference policy, whose parameters are `frozen`. With it log π_ref is computed, and the
         batch's is ignored.
+      has_reference: numbers of tokens have log π_ref, from the batch or by `reference_graph`.
     """
 
     graph: nnx.GraphDef
@@ -163,6 +164,7 @@ class BatchLoss(NamedTuple):
     settings: LogProbSettings
     predict: Callable[[Batch], Prediction] | None = None
     reference_graph: nnx.GraphDef | None = None
+    has_reference: bool = True
 
     def with_reference(self, frozen: Parameters, batch: Batch) -> Batch:
         """The batch with log π_ref, of completions and of tokens if it has numbers of those."""
@@ -179,7 +181,8 @@ class BatchLoss(NamedTuple):
         sums = diagnostics(batch, log_probs.completion, self.predict(batch) if self.predict else None)
         c, tokens = numbers_in_use(batch), tokens_in_use(batch, log_probs)
         if tokens is not None:
-            sums |= token_diagnostics(tokens.log_probs, c, tokens.numbers, tokens.used_BxL, self.objective)
+            known = {"has_reference": self.has_reference}
+            sums |= token_diagnostics(tokens.log_probs, c, tokens.numbers, tokens.used_BxL, self.objective, **known)
         if not isinstance(self.objective, TokenLoss):
             loss_BxS, weight_BxS = self.objective(log_probs, c)
         elif tokens is not None:
@@ -199,6 +202,7 @@ def make_step(
     microbatches: int = 1,
     predict: Callable[[Batch], Prediction] | None = None,
     reference_graph: nnx.GraphDef | None = None,
+    has_reference: bool = True,
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """A pure function `(state, batch, frozen) -> (state, metrics)`, to be jitted with shardings.
 
@@ -211,9 +215,9 @@ def make_step(
     Args:
       objective: from log-probs and numbers of completions, or of tokens, to losses and weights, see `objectives`.
       microbatches: B must be a multiple of it; each needs the memory of B / microbatches rows.
-      predict, reference_graph: as in `BatchLoss`.
+      predict, reference_graph, has_reference: as in `BatchLoss`.
     """
-    batch_loss = BatchLoss(graph, objective, log_prob_settings, predict, reference_graph)
+    batch_loss = BatchLoss(graph, objective, log_prob_settings, predict, reference_graph, has_reference)
 
     def evaluate(parameters: Parameters, frozen: Parameters, batch: Batch) -> tuple[Any, Array]:
         """Sums over a microbatch (gradient, loss, weight, diagnostics), and each completion's loss."""

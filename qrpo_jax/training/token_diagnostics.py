@@ -10,7 +10,13 @@ from qrpo_jax.training.objective import BoundObjective, LogProbs, TokenLoss
 
 
 def token_diagnostics(
-    log_probs: LogProbs, c: PerCompletion, t: PerToken, used: Array, objective: BoundObjective
+    log_probs: LogProbs,
+    c: PerCompletion,
+    t: PerToken,
+    used: Array,
+    objective: BoundObjective,
+    *,
+    has_reference: bool = True,
 ) -> dict[str, tuple[Array, Array]]:
     """Sums over the tokens of completions with a weight, and their number.
 
@@ -21,14 +27,16 @@ def token_diagnostics(
     Args:
       log_probs, c, t: 0 or neutral at what is not used.
       used: [..., L], the tokens that count.
+      has_reference: log π_ref was computed; without it there is no kl_to_reference.
     """
     values = {
         "ratio_mean": policy_gradients.ratio(log_probs.token, t.old_log_prob),
         # E_old[ρ - 1 - log ρ] is exactly the KL from π_old; the other direction would need samples of π_θ.
         "kl_to_old": policy_gradients.k3(t.old_log_prob, log_probs.token),
-        "kl_to_reference": policy_gradients.k3(log_probs.token, t.reference_log_prob),
         "entropy_estimate": -t.old_log_prob,
     }
+    if has_reference:
+        values["kl_to_reference"] = policy_gradients.k3(log_probs.token, t.reference_log_prob)
     if isinstance(objective, TokenLoss):
         values["clip_share"] = objective.clipped(log_probs, c, t).astype(jnp.float32)
     if log_probs.value is not None:

@@ -22,3 +22,10 @@ def test_a_step_is_lowered_with_the_numbers_of_tokens_that_a_run_has(
     described = programs.train(job, job.mesh, rows)
     assert (described.rows, described.row_tokens) == (rows, width)
     assert ("clip_share" in described.lowered.as_text()) == (objective == "grpo")
+    assert ("kl_to_reference" in described.lowered.as_text()) == (data == "on_policy")
+
+
+def test_a_run_that_holds_no_reference_has_no_kl_to_it(tmp_path: Path) -> None:
+    job = jobs.job(tmp_path, train__objective="grpo", train__data="on_policy", train__beta=0.0)
+    text = programs.train(job, job.mesh, job.mesh.size).lowered.as_text()
+    assert "kl_to_old" in text and "kl_to_reference" not in text
