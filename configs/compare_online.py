@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import quickstart_online
 
 SEEDS = [0, 1, 2]
+OFFLINE = {"train.data": ["stored"], "train.objective": ["qrpo"], "train.learning_rate": [2e-4]}
 ONLINE = {"train.data": ["on_policy"], "seed": SEEDS}
 
 
@@ -20,10 +21,13 @@ def get_config() -> ConfigDict:
     config = quickstart_online.get_config()
     config.stages = ("sft", "sample", "score", "reference", "train", "evaluate", "report")
     config.sweep = [
-        {"train.data": ["stored"], "train.objective": ["qrpo"], "train.learning_rate": [2e-4], "seed": SEEDS},
-        {"train.objective": ["qrpo"], **ONLINE},
-        {"train.objective": ["grpo"], "train.beta": [0.5], **ONLINE},
-        {"train.objective": ["rloo", "ppo"], "train.beta": [0.3], **ONLINE},
+        {**OFFLINE, "train.transform": ["identity"], "train.beta": [0.3], "seed": SEEDS},
+        {**OFFLINE, "train.transform": ["log"], "train.beta": [0.5], "seed": SEEDS},
+        {"train.objective": ["qrpo"], "train.beta": [0.35, 0.5], **ONLINE},
+        {"train.objective": ["grpo"], "train.beta": [0.5, 0.7], **ONLINE},
+        {"train.objective": ["rloo"], "train.beta": [0.3, 0.5], **ONLINE},
+        {"train.objective": ["ppo"], "train.beta": [0.25, 0.4], **ONLINE},
     ]
     config.collect.method = ("train.data", "train.objective")
+    config.collect.max_kl = 0.5
     return config
