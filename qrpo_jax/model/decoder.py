@@ -6,6 +6,7 @@ inside a jitted function. Layers are stacked on a leading axis and scanned, so c
 grow with depth.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -235,5 +236,7 @@ def _variable_type(lora: Lora | None) -> Any:
     return nnx.Param if lora is None else nnx.LoRAParam
 
 
-def _abstract(settings: DecoderSettings, lora: Lora | None = None) -> Decoder:
+# A run asks for the same few shapes hundreds of times, and each is traced for 40 ms. Nobody changes what this returns.
+@functools.lru_cache(maxsize=64)
+def _abstract(settings: DecoderSettings, lora: Lora | None) -> Decoder:
     return nnx.eval_shape(lambda: Decoder(settings, nnx.Rngs(params=0), lora))
