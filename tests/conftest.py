@@ -17,6 +17,8 @@ FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    # A device that waits longer for the others ends the process. On a loaded machine the default of 40 s is too short.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 ]
 # XLA aborts on a flag that it does not know. jaxlib has known this one up to 0.11.0.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
