@@ -190,7 +190,7 @@ def two(folder: Path, *arguments: str) -> list["subprocess.Popen[str]"]:
     return started
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_is_noticed_and_named_in_one_line(tmp_path: Path, victim: int) -> None:
     started = two(tmp_path, "5")
     try:

@@ -93,6 +93,7 @@ def test_a_full_disk_is_one_line_again_and_again_and_costs_nothing_when_there_is
     assert outcome(disk.folder / "copy") == outcome(whole)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to_is_one_line_and_the_run_goes_on_when_it_can(disk: Disk) -> None:
     status, lines = disk.start()
     assert status == 1, lines  # full, so that something is left to do

@@ -79,7 +79,10 @@ def test_watching_changes_no_step(finished: Job, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"lora__rank": 3, "lora__alpha": 6.0}, {"mesh__cpu_devices": 8, "mesh__fsdp": 2, "mesh__context": 2}],
+    [
+        pytest.param({"lora__rank": 3, "lora__alpha": 6.0}, marks=pytest.mark.slow),
+        {"mesh__cpu_devices": 8, "mesh__fsdp": 2, "mesh__context": 2},
+    ],
     ids=["adapters", "mesh"],
 )
 def test_adapters_and_meshes_are_sampled_as_they_train(finished: Job, tmp_path: Path, options: dict[str, Any]) -> None:

@@ -21,8 +21,10 @@ from tests.helpers.faults import content
 from tests.helpers.served_jobs import COMPLETIONS, PROMPTS, job, rows_of, server, write_policy
 
 # Each is answered by another attempt. "trickle" ends when the time-out for the whole answer does.
+IN_SHORT = ("500", "reset", "half", "list")  # without -m slow, of the passing faults one by one
 PASSING = (
-    *("500", "503", "429", "reset", "half", "trickle", "no json", "error", "list", "too few", "too many", "twice"),
+    *IN_SHORT,
+    *("503", "429", "trickle", "no json", "error", "too few", "too many", "twice"),
     *("no end", "abort", "no text", "empty"),
 )
 HURRY = {"openai__answer_seconds": 1.0, "openai__attempts": 12}
@@ -96,7 +98,9 @@ def test_how_requests_are_split_over_units_concurrency_and_servers_changes_no_ro
     assert min(answered) > 20, f"both servers share the load: {answered}"
 
 
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=() if fault in IN_SHORT else pytest.mark.slow) for fault in PASSING]
+)
 def test_a_passing_fault_of_every_third_request_changes_no_row(tmp_path, policy, undisturbed, fault, capsys):
     with server(policy, fault=lambda number: fault if number and number % 3 == 0 else "") as fake:
         assert pipeline.run(job(tmp_path, policy, fake, **HURRY))
@@ -151,7 +155,7 @@ def test_choices_in_another_order_are_put_back(tmp_path, policy, undisturbed):
     assert [encode(row) for row in rows_of(tmp_path)] == undisturbed
 
 
-@pytest.mark.parametrize("concurrency", [1, 5, 31])
+@pytest.mark.parametrize("concurrency", [pytest.param(1, marks=pytest.mark.slow), 5, 31])
 def test_so_many_requests_are_under_way_and_no_more(tmp_path, policy, concurrency):
     with server(policy, seconds=0.03, together=concurrency) as fake:
         assert pipeline.run(job(tmp_path, policy, fake, openai__concurrency=concurrency))
@@ -163,9 +167,9 @@ def test_so_many_requests_are_under_way_and_no_more(tmp_path, policy, concurrenc
     ("fault", "words"),
     [
         ("500", "status 500, the engine said 500"),
-        ("half", "broke off"),
-        ("no json", "no JSON"),
-        ("too few", "choices, asked for"),
+        pytest.param("half", "broke off", marks=pytest.mark.slow),
+        pytest.param("no json", "no JSON", marks=pytest.mark.slow),
+        pytest.param("too few", "choices, asked for", marks=pytest.mark.slow),
         ("no end", "finish_reason is None"),
     ],
 )

@@ -60,7 +60,7 @@ def test_groups_that_cannot_be_are_refused(tmp_path, decoding, message) -> None:
         training_room(split_job(tmp_path, 1, 8, 1, mesh__decoding=decoding))
 
 
-@pytest.mark.parametrize(("decoding", "rank"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(("decoding", "rank"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)])
 def test_the_policy_draws_the_same_from_a_copy(tmp_path, decoding, rank) -> None:
     """Of all parameters, or of adapters on their base."""
     rows = [Row(f"row-{i}", (Message("user", text),)) for i, text in enumerate(["x", "1+1", "x*x", "-x", "2"])]

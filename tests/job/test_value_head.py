@@ -105,6 +105,7 @@ def test_the_values_of_a_constant_reward_are_learned(place: Path) -> None:
     assert held_out[-1] < 0.01 < held_out[0], held_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", [False, True])
 def test_interrupted_and_resumed_equals_undisturbed_bit_for_bit(place: Path, adapted: bool) -> None:
     _, _, undisturbed = finished(place, adapted)
@@ -140,7 +141,7 @@ def test_what_is_saved_and_exported_is_the_policy_whose_head_was_removed(place: 
     assert jax.tree.structure(kept) == jax.tree.structure(layout)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_samples_between_steps_gets_the_policy_alone(place: Path, adapted: bool) -> None:
     run = job(place / f"watched {adapted}", **SMALL | {"train__epochs": 1}, **(ADAPTED if adapted else {}))
     seen: list[Any] = []

@@ -119,7 +119,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -
     monkeypatch.setattr(owner, name, counted)
 
 
-FAST = ("in a batch", False), ("before the files", True)
+FAST = (("before the files", True),)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,7 @@ def test_eight_devices_are_one(finished: Job, base: Path, tmp_path: Path, option
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_adapters_sample_and_learn(base: Path, tmp_path: Path) -> None:
     run = on_policy(tmp_path / "run", base, lora__rank=3, lora__alpha=6.0)
     lines, _ = outcome(run)
@@ -268,7 +269,7 @@ TOKENWISE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("grpo", "ppo") else pytest.mark.slow) for name in TOKENWISE]
+    "name", [pytest.param(name, marks=() if name == "ppo" else pytest.mark.slow) for name in TOKENWISE]
 )
 def test_objectives_of_tokens_train_and_are_killed_without_a_trace(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -76,7 +76,8 @@ def test_keys_on_which_no_stage_depends_share_everything(tmp_path):
     assert ran(tmp_path) == {"first": 1, "second": 1, "third": 1} and states(tmp_path / "run") == ["complete"] * 2
 
 
-@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 3])
 def test_shards_one_after_the_other_make_what_one_process_makes(tmp_path, whole, parts):
     for index in range(parts):
         done = sweep.run(toy_sweep(tmp_path / "run", shard=(index, parts)))
@@ -225,6 +226,7 @@ def test_a_sweep_is_forked_from_another_run_as_far_as_points_agree(tmp_path, who
     assert {name: value for name, value in outcome(tmp_path / "run").items() if name.startswith("points/")} == same
 
 
+@pytest.mark.slow
 def test_a_kill_while_shared_stages_are_linked_is_made_good(tmp_path, whole, monkeypatch):
     real = fork.link
 

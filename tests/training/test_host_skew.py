@@ -60,6 +60,7 @@ with MetricsWriter(Path(arguments[0])) as writer, StepWatch(print) as watch:
 """
 
 
+@pytest.mark.slow
 def test_the_process_whose_data_is_slow_is_named(tmp_path: Path) -> None:
     run_together(tmp_path, PROGRAM, tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
