@@ -83,8 +83,8 @@ def test_metrics_tell_of_each_rollout_at_its_first_step(finished: Job) -> None:
     first = lines[0]
     assert first["rollout_kl_to_reference"] == 0
     assert [first["log_ratio_high"], first["log_ratio_low"]] == pytest.approx([0, 0], abs=1e-5)  # packed otherwise
-    rewards = [line["rollout_reward"] for line in with_rollout]
-    assert rewards[-1] > rewards[0], rewards
+    # That rewards rise is for longer runs to show: with 21 completions a rollout it depends on the draw.
+    assert with_rollout[-1]["rollout_kl_to_reference_k3"] > with_rollout[0]["rollout_kl_to_reference_k3"] == 0
 
 
 def test_ahead_a_policy_is_one_iteration_old(ahead: Job) -> None:
