@@ -181,8 +181,14 @@ class BatchLoss(NamedTuple):
         sums = diagnostics(batch, log_probs.completion, self.predict(batch) if self.predict else None)
         c, tokens = numbers_in_use(batch), tokens_in_use(batch, log_probs)
         if tokens is not None:
-            known = {"has_reference": self.has_reference}
-            sums |= token_diagnostics(tokens.log_probs, c, tokens.numbers, tokens.used_BxL, self.objective, **known)
+            sums |= token_diagnostics(
+                tokens.log_probs,
+                c,
+                tokens.numbers,
+                tokens.used_BxL,
+                self.objective,
+                has_reference=self.has_reference,
+            )
         if not isinstance(self.objective, TokenLoss):
             loss_BxS, weight_BxS = self.objective(log_probs, c)
         elif tokens is not None:
