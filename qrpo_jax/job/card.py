@@ -9,6 +9,7 @@ from qrpo_jax.data.sources import split_name
 from qrpo_jax.files import local_folder
 from qrpo_jax.hugging_face import hub
 from qrpo_jax.hugging_face.base_card import CARD, BaseCard, read_base
+from qrpo_jax.job.exported_step import exported_stage
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import BEST
 from qrpo_jax.job.source_check import is_on_policy
@@ -38,7 +39,7 @@ def facts(job: Job, base: BaseCard, results: Mapping[str, Any] | None) -> CardFa
     config = job.config
     hub_id = job.model_folder.hub_id if config.model.path else ""
     name = hub_id or public_name(config.model.path)
-    objective = config.train.objective
+    objective = config.train.objective if exported_stage(config) == "train" else "sft"
     return CardFacts(
         title=f"{name.rpartition('/')[2] or 'A small model'}, trained with {objective.upper()}",
         base=hub_id,
@@ -47,7 +48,7 @@ def facts(job: Job, base: BaseCard, results: Mapping[str, Any] | None) -> CardFa
         objective=objective,
         data_sets=data_sets(config),
         data=describe_data(config),
-        reward=describe_reward(config, job),
+        reward=describe_reward(config, job) if exported_stage(config) == "train" or results else "",
         settings=settings(config),
         results=results,
         evaluation=describe_evaluation(config),
@@ -67,6 +68,8 @@ def describe_data(config: Any) -> str:
     kind, address = split_name(config.prompts.source)
     parts = [public_source(text.split()[0]) for text in config.prompts.mix] if kind == "mix" else []
     named = f"a mix of {', '.join(parts)}" if parts else public_source(config.prompts.source)
+    if exported_stage(config) == "sft":
+        return f"demonstrations of {named}"
     sampled = f", with {config.sample.completions} completions of the reference policy for each prompt"
     found = named + (sampled if "sample" in config.stages else "")
     if not is_on_policy(config):
@@ -104,6 +107,8 @@ def describe_reward(config: Any, job: Job) -> str:
 
 def settings(config: Any) -> dict[str, Any]:
     """Settings of training by key."""
+    if exported_stage(config) == "sft":
+        return {f"sft.{name}": config.sft[name] for name in SHOWN if name in config.sft} | {"seed": config.seed}
     objective = OBJECTIVES[config.train.objective]
     unused = {"transform": not objective.ranked, "beta": config.train.objective == "sft"}
     unused["length_normalised"] = objective.tokenwise

@@ -1,4 +1,6 @@
-"""The step of training that stage `export` writes."""
+"""The stage and the step of training that stage `export` writes."""
+
+from typing import Any
 
 from qrpo_jax.config.keys import refuse
 from qrpo_jax.errors import UserError
@@ -7,6 +9,26 @@ from qrpo_jax.job.kept_steps import BEST, LAST, check_kept, kept_steps, some, tr
 from qrpo_jax.job.manifest import read_manifest
 
 KEY = "export.checkpoint"
+
+
+def stages_before(config: Any) -> tuple[str, ...]:
+    """The stages before `export`; all where it is not named."""
+    names = tuple(config.stages)
+    return names[: names.index("export")] if "export" in names else names
+
+
+def exported_stage(config: Any) -> str:
+    """The stage whose parameters are exported: `train`, or `sft` where that alone comes before.
+
+    Raises:
+      UserError: neither does.
+    """
+    for stage in ("train", "sft"):
+        if stage in stages_before(config):
+            return stage
+    raise UserError(
+        "stage 'export' writes what 'train' or 'sft' has trained, and needs one of them before it; change config.stages"
+    )
 
 
 def exported_step(job: Job) -> int | None:
@@ -50,10 +72,12 @@ def check_exported_step(job: Job) -> None:
     Raises:
       UserError: naming the keys.
     """
-    chosen, names, every = job.config.export.checkpoint, job.config.stages, job.config.train.keep_every
-    if chosen == BEST:
-        before = names[: names.index("export")] if "export" in names else names
-        if "evaluate" not in before or tuple(job.config.evaluate.checkpoints) == (LAST,):
+    chosen, every = job.config.export.checkpoint, job.config.train.keep_every
+    if exported_stage(job.config) == "sft":
+        if chosen != LAST:
+            raise refuse(KEY, f"{chosen}, a step of stage 'train', which is not in config.stages: set it to last")
+    elif chosen == BEST:
+        if "evaluate" not in stages_before(job.config) or tuple(job.config.evaluate.checkpoints) == (LAST,):
             raise UserError(
                 "export.checkpoint is best; stage 'evaluate' finds that before 'export', with "
                 "config.evaluate.checkpoints=all or a list of steps"

@@ -35,7 +35,7 @@ class CardFacts(NamedTuple):
       adapter: the folder holds LoRA's adapters, and not a model.
       objective: a key of METHODS.
       data_sets: ids on the hub.
-      data, reward: what sentences call them.
+      data, reward: what sentences call them; no reward is "".
       settings: of training, in order.
       results: what results.json says; None if the model was not evaluated.
       evaluation: how completions were sampled and on how many prompts.
@@ -90,9 +90,10 @@ def metadata(facts: CardFacts) -> dict[str, Any]:
 def introduction(facts: CardFacts) -> str:
     of_base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base else plain(facts.base_name)
     kind = "LoRA adapters for" if facts.adapter else "A model made from"
+    reward = f"- Reward: {plain(facts.reward)}.\n" if facts.reward else ""
     return (
         f"{kind} {of_base} with qrpo-jax {qrpo_jax.__version__}.\n\n"
-        f"- Method: {METHODS[facts.objective]}.\n- Data: {plain(facts.data)}.\n- Reward: {plain(facts.reward)}.\n"
+        f"- Method: {METHODS[facts.objective]}.\n- Data: {plain(facts.data)}.\n{reward}"
     )
 
 

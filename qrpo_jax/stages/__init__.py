@@ -86,7 +86,7 @@ STAGES: dict[str, Stage] = {
         needs_data=False,
     ),
     "report": stage("report", sections=("report",)),
-    "export": stage("export", needs=("train",), sections=("export",)),
+    "export": stage("export", sections=("export",)),
     "chat": stage("chat", sections=("model", "evaluate"), needs_data=False, repeats=True),
     "inspect": stage("inspect", sections=("inspect",), needs_model=False, needs_data=False, repeats=True),
     "sandbox": stage("sandbox", sections=("reward",), needs_model=False, needs_data=False, repeats=True),

@@ -1,4 +1,4 @@
-"""Stage `export`: the trained policy as a Hugging Face folder, or its LoRA adapters as a PEFT folder."""
+"""Stage `export`: the policy, or the model after SFT, as a Hugging Face folder, or LoRA adapters as a PEFT folder."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from qrpo_jax.hugging_face.config import read_config
 from qrpo_jax.hugging_face.publish import check_access, check_name, push
 from qrpo_jax.hugging_face.text_part import layers_in
 from qrpo_jax.job import card, results_file
-from qrpo_jax.job.exported_step import check_exported_step, exported_step
+from qrpo_jax.job.exported_step import check_exported_step, exported_stage, exported_step, stages_before
 from qrpo_jax.job.job import Job
 from qrpo_jax.job.kept_steps import BEST
 from qrpo_jax.job.manifest import read_manifest
@@ -45,7 +45,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def results_before(job: Job) -> dict[str, Any] | None:
     """What stages before it found of the exported policy; None if none of them evaluates it."""
-    before, step = job.config.stages[: job.config.stages.index("export")], exported_step(job)
+    before, step = stages_before(job.config), exported_step(job)
     results = results_file.read(job, before)
     if step is None:
         return results or None
@@ -66,6 +66,8 @@ def publish(job: Job, folder: Path) -> dict[str, str]:
 
 def merged_parameters(job: Job) -> Parameters:
     """The trained parameters, with adapters merged into their base."""
+    if exported_stage(job.config) == "sft":
+        return job.reference_parameters(job.mesh)
     trained, adapted = job.trained_parameters("train", job.mesh, exported_step(job)), job.shape.lora
     if adapted is None:
         return trained

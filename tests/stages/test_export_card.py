@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from qrpo_jax import pipeline
 from qrpo_jax.errors import ServerError, UserError
-from qrpo_jax.hugging_face import publish
+from qrpo_jax.hugging_face import model_folder, publish
 from qrpo_jax.hugging_face.base_card import front_matter
 from qrpo_jax.hugging_face.hub import HubModel
 from qrpo_jax.job import card
@@ -140,3 +142,25 @@ def test_a_card_of_an_on_policy_run_says_what_its_policy_drew_and_no_key_that_it
     assert text.endswith("3 completions of the policy itself for each of 13 prompts, 7 times"), text
     stored = job(tmp_path, train__objective="qrpo").config
     assert "train.transform" in card.settings(stored) and "policy itself" not in card.describe_data(stored)
+
+
+def test_a_model_after_sft_alone_is_exported_with_a_card_of_its_own(tmp_path: Path) -> None:
+    run = job(tmp_path / "run", **TINY, sft__examples=32, stages=("sft", "export"))
+    assert pipeline.run(run)
+    folder = run.folder("export") / "model"
+    exported, trained = model_folder.load(folder, run.mesh, jnp.float32), run.reference_parameters(run.mesh)
+    different = jax.tree.map(lambda one, other: int((one != other).sum()), exported, trained)
+    assert not any(jax.tree.leaves(different)), different
+    untrained = run.fresh_parameters(run.mesh)
+    assert any(jax.tree.leaves(jax.tree.map(lambda one, other: bool((one != other).any()), exported, untrained)))
+    text = (folder / "README.md").read_text()
+    assert "trained with SFT" in text and "- Data: demonstrations of programs." in text, text
+    assert "sft.learning_rate" in text and "train.beta" not in text and "Reward" not in text, text
+
+
+def test_export_without_training_and_a_step_of_sft_are_refused(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(UserError, match="'train' or 'sft' has trained.*change config.stages"):
+        pipeline.run(stories(tmp_path, base, stages=("sample", "export")))
+    with pytest.raises(UserError, match="best, a step of stage 'train'.*config.export.checkpoint"):
+        pipeline.run(job(tmp_path / "run", stages=("sft", "evaluate", "export"), export__checkpoint="best"))
+    assert not (tmp_path / "run").exists()
