@@ -1,21 +1,42 @@
-"""How many reference rewards does QRPO need on the quickstart task, for data of the reference policy itself?
+"""How many reference rewards does QRPO need on the quickstart task, for data of the reference and of a better policy?
 
-    python -m qrpo_jax.main --config=configs/finding_quickstart_references.py --workdir=runs/references
-    python -m configs.findings runs/references
+    qrpo-jax --config=quickstart --workdir=runs/reference --stages=sft,export
+    qrpo-jax --config=quickstart_online --workdir=runs/solver --fork=runs/reference --config.train.objective=ppo \
+      --config.train.beta=0.1 --config.rollout.iterations=128 --stages=sft,train,export
+    qrpo-jax --config=quickstart --workdir=runs/solutions --config.model.path=runs/solver/export/model \
+      --config.evaluate.against=runs/reference/export/model --config.prompts.held_out=2432 --stages=evaluate
+    python -m configs.finding_references runs/solutions
+    qrpo-jax --config=finding_quickstart_references --workdir=runs/finding_quickstart_references
+    python -m configs.findings runs/finding_quickstart_references
 
-The reference policy samples 31 completions a prompt; eight of them are trained on, and each is ranked among the others
-of the first 2, 4, 11 or 31: one or two references, three or four, 10, and 30. Three seeds each (docs/findings.md).
+The first two commands make the reference policy and a solver of the task, the third the answers of both to 2,432
+prompts, and the fourth writes these as files of JSON lines, with the tests of each prompt. The sweep trains on eight
+answers to each of 2,048 prompts, ranked among 1, 3, 10 or 30 fresh ones of the reference policy, three seeds each; the
+other 384 prompts are held out (docs/findings.md).
 """
 
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from configs.finding_references import SIDES
+
+DATA = "jsonl:runs/solutions/{}.jsonl"
 
 
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
-    config.stages = ("sft", "sample", "score", "reference", "train", "evaluate")
-    config.sample.completions = 31
-    config.select.first = 8
-    config.sweep = {"select.reference_count": [2, 4, 11, 31], "seed": [0, 1, 2]}
+    config.stages = ("sample", "score", "reference", "train", "evaluate")
+    config.model.path = "runs/reference/export/model"
+    config.prompts.source = DATA.format(SIDES[0])
+    config.prompts.count = 0
+    config.prompts.held_out = 384
+    config.sample.completions = 30
+    config.select.first = 8  # those of the data
+    config.select.exclude_own = False  # which are no references, so that one reference is enough
+    config.sweep = {
+        "prompts.source": [DATA.format(side) for side in SIDES],
+        "select.reference_count": [1, 3, 10, 30],
+        "seed": [0, 1, 2],
+    }
+    config.collect.method = ("prompts.source", "select.reference_count")
     return config

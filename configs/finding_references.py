@@ -54,7 +54,8 @@ def write_data(workdir: Path, side: str) -> None:
                 "sources": ["dataset"] * len(row.completions),
                 "rewards": [c.reward for c in row.completions],
             }
-            file.write(json.dumps(record) + "\n")
+            tests = {"payload_json": row.payload} if row.payload else {}
+            file.write(json.dumps(record | tests) + "\n")
 
 
 if __name__ == "__main__":
