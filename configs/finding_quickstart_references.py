@@ -1,10 +1,10 @@
 """How many reference rewards does QRPO need on the quickstart task, for data of the reference and of a better policy?
 
-    qrpo-jax --config=quickstart --workdir=runs/reference --stages=sft,export
+    qrpo-jax --config=quickstart --workdir=runs/reference --config.stages=sft,export
     qrpo-jax --config=quickstart_online --workdir=runs/solver --fork=runs/reference --config.train.objective=ppo \
-      --config.train.beta=0.1 --config.rollout.iterations=128 --stages=sft,train,export
+      --config.train.beta=0.1 --config.rollout.iterations=128 --config.stages=sft,train,export
     qrpo-jax --config=quickstart --workdir=runs/solutions --config.model.path=runs/solver/export/model \
-      --config.evaluate.against=runs/reference/export/model --config.prompts.held_out=2432 --stages=evaluate
+      --config.evaluate.against=runs/reference/export/model --config.prompts.held_out=2432 --config.stages=evaluate
     python -m configs.finding_references runs/solutions
     qrpo-jax --config=finding_quickstart_references --workdir=runs/finding_quickstart_references
     python -m configs.findings runs/finding_quickstart_references
