@@ -44,18 +44,22 @@ def get_config() -> ConfigDict:
 
 
 def write_data(workdir: Path, side: str) -> None:
-    """The held-out completions of one side of a run, as a file beside its stages."""
+    """The held-out completions of one side of a run, as a file beside its stages. A source takes no empty completion."""
+    empty = 0
     with (workdir / f"{side}.jsonl").open("w") as file:
         for row in row_files.read(workdir / "evaluate" / side):
+            completions = [c for c in row.completions if c.text]
+            empty += len(row.completions) - len(completions)
             record = {
                 "prompt": row.messages[-1].content,
-                "completions": [c.text for c in row.completions],
-                "finished": [c.finished for c in row.completions],
-                "sources": ["dataset"] * len(row.completions),
-                "rewards": [c.reward for c in row.completions],
+                "completions": [c.text for c in completions],
+                "finished": [c.finished for c in completions],
+                "sources": ["dataset"] * len(completions),
+                "rewards": [c.reward for c in completions],
             }
             tests = {"payload_json": row.payload} if row.payload else {}
             file.write(json.dumps(record | tests) + "\n")
+    print(f"{workdir / side}.jsonl: {empty} empty completions left out")
 
 
 if __name__ == "__main__":
