@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 
 
 def write_data(workdir: Path, side: str) -> None:
-    """The held-out completions of one side of a run, as a file beside its stages. A source takes no empty completion."""
+    """The held-out completions of one side of a run, but empty ones, as a file beside its stages."""
     empty = 0
     with (workdir / f"{side}.jsonl").open("w") as file:
         for row in row_files.read(workdir / "evaluate" / side):

@@ -26,10 +26,15 @@ _SPARSE_CORES = {
 # less from HBM: for 8B on v5p:2x4x4, products reach 98 % of their peak in the estimate, and 78 % with the default.
 _TILES = "xla_tpu_scoped_vmem_limit_kib"
 
+# Where the CPU has such vectors; 256 by default. On a core of an Intel Xeon, a step of the stories model takes 6 % less
+# time (2026-11-27).
+_WIDE_VECTORS = {"xla_cpu_prefer_vector_width": "512"}
+# Intermediate values lie in blocks of at most this many bytes and not in one, where no single value is larger: the
+# allocator can keep blocks up to 2**25 bytes (`cores.keep_freed_memory`).
+_BLOCKS = {"xla_multiheap_size_constraint_per_heap": "30000000"}
+
 FLAGS: dict[str, Mapping[str, str]] = {
-    # Where the CPU has such vectors; 256 by default. On a core of an Intel Xeon, a step of the stories model takes 6 %
-    # less time (2026-11-27).
-    "cpu": {"xla_cpu_prefer_vector_width": "512"},
+    "cpu": _WIDE_VECTORS | _BLOCKS,
     "TPU v4": _WHOLE_PRODUCTS,
     "TPU v5 lite": _WHOLE_PRODUCTS,
     "TPU v5": _WHOLE_PRODUCTS | _SPARSE_CORES | {_TILES: "65536"},

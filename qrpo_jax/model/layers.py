@@ -9,7 +9,8 @@ from jax.lax import broadcast_to_rank
 
 from qrpo_jax.devices.dtypes import at_least_float32
 from qrpo_jax.model.compute import Compute
-from qrpo_jax.model.rope import rotate
+from qrpo_jax.model.norm_gradients import times_scale, unit_mean_square
+from qrpo_jax.model.rope import rotate, turns
 from qrpo_jax.model.settings import DecoderSettings, LayerConstants, Lora
 
 
@@ -84,15 +85,14 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         wide = at_least_float32(x.dtype)
         x32, scale = x.astype(wide), self.scale[...].astype(wide)
-        over, scale = tuple(range(-scale.ndim, 0)), broadcast_to_rank(scale, x.ndim)
         if self.centres:
-            x32 = x32 - jnp.mean(x32, axis=over, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + self.epsilon)
+            x32 = x32 - jnp.mean(x32, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+        x32 = unit_mean_square(x32, scale.ndim, self.epsilon)
         if self.rounds and x.dtype != wide:
             # Not by casting to x.dtype and back: the compiler may remove such a pair of casts.
             low = jnp.finfo(x.dtype)
             x32 = jax.lax.reduce_precision(x32, low.nexp, low.nmant)
-        return (x32 * (scale + self.offset if self.offset else scale)).astype(x.dtype)
+        return times_scale(x32, scale + self.offset if self.offset else scale).astype(x.dtype)
 
 
 class XIELU(nnx.Module):
@@ -195,9 +195,9 @@ class Layer(nnx.Module):
     ) -> tuple[Array, Array, Array]:
         """Rotated queries [B, L, H, K] and keys [B, L, G, K], and values [B, L, G, K]."""
         q, k, v = self.attention.project(self._read(self.attention_norm, x_BxLxD, compute), compute)
-        rotation = (positions_BxL, constants.frequencies, constants.rotary_scale)
-        q = rotate(q, *rotation, interleaved=self.interleaved)
-        k = rotate(k, *rotation, interleaved=self.interleaved)
+        turned_by = turns(positions_BxL, constants.frequencies, constants.rotary_scale, at_least_float32(q.dtype))
+        q = rotate(q, turned_by, interleaved=self.interleaved)
+        k = rotate(k, turned_by, interleaved=self.interleaved)
         if self.query_growth is not None:
             factor_BxLx1x1 = self.query_growth.factor(positions_BxL)[..., None, None]
             q = (q.astype(at_least_float32(q.dtype)) * factor_BxLx1x1).astype(q.dtype)

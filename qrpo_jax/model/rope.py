@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-from qrpo_jax.devices.dtypes import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,28 +151,39 @@ def frequencies(theta: float, dims: int, scaling: Scaling | None = None) -> np.n
     return plain.astype(np.float32)
 
 
-def rotate(
-    x_BxLxHxK: Array,
-    positions_BxL: Array,
-    inverse_frequencies: Array,
-    scale: Array | float = 1.0,
-    *,
-    interleaved: bool = False,
-) -> Array:
+def turns(positions_BxL: Array, inverse_frequencies: Array, scale: Array | float, dtype: Any) -> tuple[Array, Array]:
+    """Cosine and sine of each position's angles, [B, L, R/2] each, times `scale`, a number or []."""
+
+    def directly(positions_BxL: Array, inverse_frequencies: Array) -> tuple[Array, Array]:
+        angles = positions_BxL[..., None].astype(dtype) * inverse_frequencies[None, None]
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def apart(positions_BxL: Array, inverse_frequencies: Array) -> tuple[Array, Array]:
+        """XLA's CPU backend computes a sine again for each head that it multiplies, but does not look into a branch.
+
+        The other branch is never taken: no position is negative.
+        """
+        shape = *positions_BxL.shape, inverse_frequencies.shape[-1]
+        nothing = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        there = positions_BxL[0, 0] >= 0
+        return jax.lax.cond(there, directly, lambda *_: nothing, positions_BxL, inverse_frequencies)
+
+    single = positions_BxL.shape[1] == 1  # a step of decoding, in which a branch costs more than it saves
+    of = partial(jax.lax.platform_dependent, cpu=directly if single else apart, default=directly)
+    cos, sin = of(positions_BxL, jnp.asarray(inverse_frequencies))
+    return (cos, sin) if isinstance(scale, float) and scale == 1.0 else (cos * scale, sin * scale)
+
+
+def rotate(x_BxLxHxK: Array, turned_by: tuple[Array, Array], *, interleaved: bool = False) -> Array:
     """Rotary position embedding (Su et al. 2021).
 
     Args:
-      inverse_frequencies: [R/2]; the first R of the K dimensions are rotated, the others unchanged.
-      scale: factor of the rotated dimensions, a number or [].
+      turned_by: `turns`, [B, L, R/2]; the first R of the K dimensions are rotated, the others unchanged.
       interleaved: frequency i turns dimensions 2i and 2i + 1, instead of i and i + R/2 as most checkpoints have it.
     """
-    wide = at_least_float32(x_BxLxHxK.dtype)
-    angles = positions_BxL[..., None].astype(wide) * inverse_frequencies[None, None]
-    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    if not isinstance(scale, float) or scale != 1.0:
-        cos, sin = cos * scale, sin * scale
-    rotated_dims = 2 * inverse_frequencies.shape[-1]
-    turned = x_BxLxHxK[..., :rotated_dims].astype(wide)
+    cos, sin = (x[:, :, None, :] for x in turned_by)
+    rotated_dims = 2 * cos.shape[-1]
+    turned = x_BxLxHxK[..., :rotated_dims].astype(cos.dtype)
     if interleaved:
         first, second = turned[..., 0::2], turned[..., 1::2]
         pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -180,5 +192,5 @@ def rotate(
         first, second = jnp.split(turned, 2, axis=-1)
         parts = [first * cos - second * sin, second * cos + first * sin]
     if rotated_dims < x_BxLxHxK.shape[-1]:
-        parts.append(x_BxLxHxK[..., rotated_dims:].astype(wide))
+        parts.append(x_BxLxHxK[..., rotated_dims:].astype(cos.dtype))
     return jnp.concatenate(parts, axis=-1).astype(x_BxLxHxK.dtype)

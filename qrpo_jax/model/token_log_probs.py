@@ -118,12 +118,15 @@ class _Places(NamedTuple):
             return cls(None, nowhere, nowhere, nowhere, False, (), (), 1)
         hidden = spec(mesh, ("rows", "residual_length", None), hidden_BxLxD.shape)
         targets = spec(mesh, ("rows", "length"), hidden_BxLxD.shape[:2])
+        # Axes of one device are left out: on a CPU XLA gathers over them all the same, and transposes twice for that.
         storage = mesh_axes(spec(mesh, ("vocab", STORAGE), unembedding_VxD.shape)[1])
+        storage = tuple(axis for axis in storage if mesh.shape[axis] > 1)
+        sequence = mesh.shape["tensor"] > 1 and "tensor" in mesh_axes(hidden[1])
         columns = PartitionSpec(LOGICAL["vocab"], storage)
         summed = tuple(axis for axis in mesh.axis_names if axis not in (*storage, *LOGICAL["vocab"]))
         used = [mesh.shape[axis] for entry in targets for axis in mesh_axes(entry)]
         copies = axis_size(mesh, "rows") * axis_size(mesh, "length") // int(np.prod(used, dtype=int))
-        return cls(mesh, hidden, targets, columns, "tensor" in mesh_axes(hidden[1]), storage, summed, copies)
+        return cls(mesh, hidden, targets, columns, sequence, storage, summed, copies)
 
     def on_devices(self, function: Any, inputs: Any, outputs: Any) -> Any:
         if self.mesh is None:
@@ -258,7 +261,9 @@ def _local_backward(
         update = jnp.einsum("BLc,cD->BLD", slope_BxLxc, columns_cxD, preferred_element_type=wide)
         if not trained:
             return total_BxLxD + update, None
-        of_columns_cxD = jnp.einsum("BLc,BLD->cD", slope_BxLxc, whole_BxLxD)
+        # Rows and length as one axis, because XLA's CPU backend is slow at a product that contracts two.
+        slope_Txc, hidden_TxD = (x.reshape(-1, x.shape[-1]) for x in (slope_BxLxc, whole_BxLxD))
+        of_columns_cxD = slope_Txc.T @ hidden_TxD
         return total_BxLxD + update, places.sum_of_columns(of_columns_cxD)
 
     total_BxLxD = jnp.zeros(whole_BxLxD.shape, wide)

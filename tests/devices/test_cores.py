@@ -1,5 +1,6 @@
 """Cores as devices: one a core by default, and what the user's environment says has priority."""
 
+import platform
 import subprocess
 import sys
 
@@ -35,3 +36,38 @@ def test_a_job_has_one_device_a_core_but_no_more_than_a_batch_has_units():
     assert cpu_devices(config, distributed=False) == cpu_devices(config, distributed=True) == 7
     with pytest.raises(UserError, match="mesh.cpu_devices is -1"):
         config.mesh.cpu_devices = -1
+
+
+FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+from qrpo_jax.devices.cores import use_cores
+from qrpo_jax.devices.xla_flags import FLAGS
+use_cores(1)
+matrix = jnp.full((1009, 1013), 1e-3)
+
+def chain(x):
+    kept = [x]
+    for _ in range(17):
+        kept.append(jnp.sin(kept[-1]) @ matrix.T @ matrix)
+    return sum(each[0, 0] * each.sum() for each in kept)
+
+run = jax.jit(jax.grad(chain), compiler_options=FLAGS["cpu"])
+for count in range(6):
+    if count == 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run(matrix).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 3)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_a_program_uses_its_memory_again_unless_the_environment_says_otherwise() -> None:
+    def faults(**variables: str) -> int:
+        command, options = [sys.executable, "-c", FAULTS], dict(capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, env=environment(JAX_PLATFORMS="cpu", **variables), **options)
+        assert done.returncode == 0, done.stderr[-500:]
+        return int(done.stdout)
+
+    kept, given_back = faults(), faults(MALLOC_MMAP_THRESHOLD_="131072")
+    assert given_back > 5000 and kept < 0.2 * given_back, (kept, given_back)
