@@ -13,6 +13,9 @@ The first two commands make the reference policy and a solver of the task, the t
 prompts, and the fourth writes these as files of JSON lines, with the tests of each prompt. The sweep trains on eight
 answers to each of 2,048 prompts, ranked among 1, 3, 10 or 30 fresh ones of the reference policy, three seeds each; the
 other 384 prompts are held out (docs/findings.md).
+
+Measured on 2026-11-28 on two cores of an Intel Xeon: the solver 5 min, with a held-out reward of 0.690; the answers 1
+min; the sweep, as two shards on a core each, about 20 min.
 """
 
 from ml_collections import ConfigDict

@@ -13,8 +13,10 @@ from qrpo_jax import pipeline
 from qrpo_jax.config import files
 from qrpo_jax.data import row_files
 from qrpo_jax.data.rows import Completion, Message, Row
+from qrpo_jax.data.sources import kind_of
 from qrpo_jax.evaluation.best_of import best_of
 from qrpo_jax.job.job import Job
+from qrpo_jax.job.prompts import source_options
 from qrpo_jax.job.shard import Shard
 from qrpo_jax.stages import STAGES
 from qrpo_jax.sweep.points import points_of
@@ -67,7 +69,23 @@ def test_data_of_another_policy_are_read_as_completions_to_train_on(
     pipeline.check(one)
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "finding_references"])
+def test_data_of_another_policy_keep_their_tests_and_lose_empty_completions(tmp_path: Path, capsys) -> None:
+    answers = [
+        Completion(text, np.arange(3, dtype=np.int32), True, "policy", reward=0.5) for text in ("a + b", "", "a")
+    ]
+    row = Row("eval-0", (Message("user", "add"),), payload='{"tests": [1]}', completions=tuple(answers))
+    row_files.write_unit(tmp_path / "evaluate" / "policy", 0, 1, [row])
+    row_files.finish(tmp_path / "evaluate" / "policy", 1)
+    finding_references.write_data(tmp_path, "policy")
+    assert "1 empty completions left out" in capsys.readouterr().out
+    config = files.read("finding_quickstart_references")
+    config.prompts.source, config.prompts.held_out = f"jsonl:{tmp_path}/policy.jsonl", 0
+    (read,) = kind_of(config.prompts.source).open(source_options(config))["train"].rows([0])
+    assert read.payload == row.payload and [c.text for c in read.completions] == ["a + b", "a"], read
+    assert {c.source for c in read.completions} == {"dataset"}, read
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "finding_references", "finding_quickstart_references"])
 def test_no_two_settings_share_a_line_of_the_table(name: str) -> None:
     points = points_of(files.read(name))
     lines = findings.settings([{"settings": point.settings, "folder": point.name} for point in points])
