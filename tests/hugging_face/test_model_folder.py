@@ -245,7 +245,7 @@ def test_an_export_keeps_the_sampling_settings_of_its_base(
     before = {**sampling, "eos_token_id": [5, 2], "transformers_version": "4.42.3", "_from_model_config": True}
     (copy / "generation_config.json").write_text(json.dumps(before))
     config, graph = default.get_config(), decoder.graph(TIED)
-    config.stages, config.model.path = ("export",), str(copy)
+    config.stages, config.model.path = ("train", "export"), str(copy)
     job = Job(FrozenConfigDict(config), tmp_path / "run", Shard(0, 1), STAGES)
     job.__dict__ |= {"shape": Shape(TIED, graph, None, graph), "text": tokenizer_text}
     monkeypatch.setattr(export, "merged_parameters", lambda job: fresh(TIED, 7))
