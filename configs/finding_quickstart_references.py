@@ -21,25 +21,12 @@ min; the sweep, as two shards on a core each, about 20 min.
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from configs.finding_references import SIDES
+from configs.finding_references import by_references
 
 DATA = "jsonl:runs/solutions/{}.jsonl"
 
 
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
-    config.stages = ("sample", "score", "reference", "train", "evaluate")
     config.model.path = "runs/reference/export/model"
-    config.prompts.source = DATA.format(SIDES[0])
-    config.prompts.count = 0
-    config.prompts.held_out = 384
-    config.sample.completions = 30
-    config.select.first = 8  # those of the data
-    config.select.exclude_own = False  # which are no references, so that one reference is enough
-    config.sweep = {
-        "prompts.source": [DATA.format(side) for side in SIDES],
-        "select.reference_count": [1, 3, 10, 30],
-        "seed": [0, 1, 2],
-    }
-    config.collect.method = ("prompts.source", "select.reference_count")
-    return config
+    return by_references(config, DATA, held_out=384)

@@ -26,16 +26,20 @@ SIDES = "policy", "reference"
 
 
 def get_config() -> ConfigDict:
-    config = stories.get_config()
+    return by_references(stories.get_config(), DATA, held_out=96)
+
+
+def by_references(config: ConfigDict, data: str, held_out: int) -> ConfigDict:
+    """The sweep over data of both sides and numbers of references; `data` is the address of a side's file, with {}."""
     config.stages = ("sample", "score", "reference", "train", "evaluate")
-    config.prompts.source = DATA.format(SIDES[0])
+    config.prompts.source = data.format(SIDES[0])
     config.prompts.count = 0
-    config.prompts.held_out = 96
+    config.prompts.held_out = held_out
     config.sample.completions = 30
     config.select.first = 8  # those of the data
     config.select.exclude_own = False  # which are no references, so that one reference is enough
     config.sweep = {
-        "prompts.source": [DATA.format(side) for side in SIDES],
+        "prompts.source": [data.format(side) for side in SIDES],
         "select.reference_count": [1, 3, 10, 30],
         "seed": [0, 1, 2],
     }
