@@ -44,7 +44,7 @@ ATTACKS += [
         "fd = os.memfd_create('x')\nwhile True: os.write(fd, bytes(1 << 20))",
         "forbidden|output",
     ),
-    second("memory: stack", "os.environ['x'] = 'y' * (64 << 20)\nos.environ['x'] * 9", "memory|error"),
+    second("memory: environment", "os.environ['x'] = 'y' * (8 << 20)\nos.environ['x'] * 99", "memory|error"),
     second("deep calls", "def g(n): return g(n + 1)\nsys.setrecursionlimit(10 ** 9)\ng(0)", "memory|error|time"),
     second("deep calls, default limit", "def g(n): return g(n + 1)\ng(0)", "error"),
     second("deep calls, low limit", "sys.setrecursionlimit(60)\ndef g(n): return g(n + 1)\ng(0)", "error"),
