@@ -24,10 +24,32 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One phrase for each setting that differs."""
+    """One phrase for each setting that differs, and one for each section that only one side has.
+
+    >>> difference({"seed": 0, "sft.rows": 7}, {"seed": 1, "train.beta": 0.1, "train.steps": 5})
+    ['seed: 0 -> 1', 'sft: 1 setting -> (absent)', 'train: (absent) -> 2 settings']
+    """
     absent = "(absent)"
-    keys = sorted(k for k in old.keys() | new.keys() if (k in old) != (k in new) or old[k] != new[k])
-    return [f"{k}: {old.get(k, absent)!r} -> {new.get(k, absent)!r}" for k in keys]
+    sections = _by_section(old), _by_section(new)
+    phrases = []
+    for section in sorted(sections[0].keys() | sections[1].keys()):
+        had, has = (side.get(section, {}) for side in sections)
+        if section and not (had and has):
+            counts = (f"{len(x)} setting{'' if len(x) == 1 else 's'}" if x else absent for x in (had, has))
+            phrases.append(f"{section}: {' -> '.join(counts)}")
+            continue
+        keys = sorted(k for k in had.keys() | has.keys() if (k in had) != (k in has) or had[k] != has[k])
+        phrases += [f"{k}: {had.get(k, absent)!r} -> {has.get(k, absent)!r}" for k in keys]
+    return phrases
+
+
+def _by_section(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings as {"train": {"train.beta": 0.1, ...}, ...}; those without a section are in ""."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, dot, _ = key.partition(".")
+        sections.setdefault(section if dot else "", {})[key] = value
+    return sections
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from ml_collections import FrozenConfigDict
 from configs import default
 from qrpo_jax import pipeline
 from qrpo_jax.errors import UserError
+from qrpo_jax.faults.records import read_record, write_record
 from qrpo_jax.files import write_json
 from qrpo_jax.job import fork, results_file
 from qrpo_jax.job.job import Job, Shard
@@ -120,6 +121,21 @@ def test_what_cannot_be_forked_is_refused_and_nothing_is_written(tmp_path, other
     assert pipeline.run(toy(tmp_path / "mine", []))
     with pytest.raises(UserError, match="has stage 'first' already; --fork needs a new folder"):
         pipeline.run(toy(tmp_path / "mine", []), other)
+
+
+def test_a_section_that_only_one_run_has_is_one_phrase(tmp_path: Path) -> None:
+    """Another list of stages gives a stage other sections, each with dozens of keys."""
+    ran: list[str] = []
+    one, other = toy(tmp_path / "one", ran), toy(tmp_path / "other", ran)
+    assert pipeline.run(one)
+    path = one.folder("first") / "settings.json"
+    settings = read_record(path)
+    many = [key for key in settings if key.startswith("sample.")]
+    assert len(many) > 3, settings
+    write_record(path, {key: settings[key] for key in settings if key not in many})
+    with pytest.raises(UserError) as error:
+        pipeline.run(other, one.workdir)
+    assert f"stage 'first' has other settings (sample: (absent) -> {len(many)} settings)" in str(error.value), error
 
 
 def test_results_of_a_stage_that_is_not_taken_over_stay_behind(tmp_path: Path) -> None:
