@@ -59,6 +59,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, str | None] = {
     "plain": None,
     "blocks": None,
+    "native": "cpu",
     "splash": "tpu",
     "triton": "gpu",
 }
