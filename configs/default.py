@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
     config.model.parameter_dtype = Choice("float32", "bfloat16")
     # auto: the best for the devices; splash is for TPUs, triton for GPUs
-    config.model.attention = Choice("auto", "plain", "blocks", "splash", "triton")
+    config.model.attention = Choice("auto", "plain", "blocks", "native", "splash", "triton")
     # What the backward pass recomputes of each layer, to save memory. dots: all but products with weights, and
     # attention; attention: all but attention; full: all; offload: all, and inputs of layers wait in host memory.
     config.model.remat = Choice("none", "dots", "attention", "full", "offload")

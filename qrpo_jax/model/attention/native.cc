@@ -1,16 +1,17 @@
 // Attention on a CPU's vector units: the kernels behind `native.py`, which states their contract.
 //
-// A tile is a few queries of one head, as many as two vectors have lanes. It visits the keys that one of its queries
-// sees in chunks of at most kChunk, so scores exist for one tile and one chunk at a time and stay in the first-level
-// cache. All products of a tile are calls of one function, `product`. Scores have queries side by side in a vector:
+// Queries of one head are taken in groups of kGroup, and a group in tiles of two vectors. The keys that a group sees come
+// in chunks of at most kChunk, so scores exist for one group and one chunk at a time and stay in the first-level cache. A
+// tile passes over chunks of which it sees no key. All products are calls of one function, `product_rows`:
 //
 //   forward   scores [Y, T] = k q^T        mixed^T [K, T] += v^T weights
 //   backward  scores [Y, T] = k q^T        d_weights [Y, T] = v d_out^T      d_q^T [K, T] += k^T d_scores
 //             d_k [Y, K] += d_scores q     d_v [Y, K] += weights d_out
 //
-// Axes: Y keys of a chunk, T queries of a tile, K head size. The softmax runs over chunks with running sums (Milakov &
-// Gimelshein 2018, arXiv 1805.02867); the backward pass recomputes it (Dao et al. 2022, arXiv 2205.14135). Logarithms
-// are those of base 2. Vectors are those of the compilers' extension, which GCC and Clang turn into what the machine has.
+// Axes: Y keys of a chunk, X queries of a group, T of a tile, K head size. The softmax runs over chunks with running sums
+// (Milakov & Gimelshein 2018, arXiv 1805.02867); the backward pass recomputes it (Dao et al. 2022, arXiv 2205.14135).
+// Logarithms are those of base 2. Vectors are those of the compilers' extension, which GCC and Clang turn into what the
+// machine has.
 
 #include <algorithm>
 #include <atomic>
@@ -35,6 +36,8 @@ constexpr int kLanes = 8;
 constexpr int kRows = 6, kRowsOfHead = 4;  // of 16
 #endif
 constexpr int kTile = 2 * kLanes;  // queries
+constexpr int kGroup = 64;         // queries
+constexpr int kTiles = kGroup / kTile;
 constexpr int kChunk = 48;         // keys
 constexpr float kLowest = -1e30f;  // below every score; finite, so that differences are no NaN
 
@@ -56,71 +59,72 @@ inline const V& at(const float* x) {
   return *reinterpret_cast<const V*>(x);
 }
 
-// A matrix in memory: element [i, j] is at data[i * row + j * column].
-struct Matrix {
+// Factors of a product: element [i, d] is at data[i * row + d], or where they lie transposed at data[d * row + i].
+template <bool transposed>
+struct Factors {
   const float* data;
-  int64_t row, column;
+  int64_t row;
+
+  float operator()(int64_t i, int64_t d) const { return transposed ? data[d * row + i] : data[i * row + d]; }
+  Factors from(int64_t i) const { return {data + (transposed ? i : i * row), row}; }
 };
 
-// c[i, j] = (add ? c[i, j] : 0) + sum over d of a[i, d] b[d, j], for `rows` rows and J vectors of columns.
-template <class V, int J, int I>
-inline void product_rows(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row,
-                         bool add) {
+// c[i, j] = (add ? c[i, j] : 0) + sum over d of a[i, d] b[d, j], for `rows` rows and J vectors of columns, I rows at a
+// time.
+template <class V, int J, int I, bool add, bool transposed>
+inline void product_rows(int64_t rows, int64_t depth, Factors<transposed> a, const float* b, int64_t b_row, float* c,
+                         int64_t c_row) {
   constexpr int lanes = sizeof(V) / sizeof(float);
-  int64_t i = 0;
-  for (; i + I <= rows; i += I) {
-    const float* from = a.data + i * a.row;
-    float* to = c + i * c_row;
+  for (; rows >= I; rows -= I, a = a.from(I), c += I * c_row) {
     V sum[I][J];
 #pragma GCC unroll 16
-    for (int r = 0; r < I; ++r)
+    for (int i = 0; i < I; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < J; ++j) sum[r][j] = add ? at<V>(to + r * c_row + j * lanes) : V{};
+      for (int j = 0; j < J; ++j) sum[i][j] = add ? at<V>(c + i * c_row + j * lanes) : V{};
     for (int64_t d = 0; d < depth; ++d) {
       V row[J];
 #pragma GCC unroll 2
       for (int j = 0; j < J; ++j) row[j] = at<V>(b + d * b_row + j * lanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < I; ++r) {
-        const float factor = from[r * a.row + d * a.column];
+      for (int i = 0; i < I; ++i) {
+        const float factor = a(i, d);
 #pragma GCC unroll 2
-        for (int j = 0; j < J; ++j) sum[r][j] += factor * row[j];
+        for (int j = 0; j < J; ++j) sum[i][j] += factor * row[j];
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < I; ++r)
+    for (int i = 0; i < I; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < J; ++j) at<V>(to + r * c_row + j * lanes) = sum[r][j];
+      for (int j = 0; j < J; ++j) at<V>(c + i * c_row + j * lanes) = sum[i][j];
   }
-  if constexpr (I > 1) {
-    if (i < rows) {
-      a.data += i * a.row;
-      product_rows<V, J, I / 2>(rows - i, depth, a, b, b_row, c + i * c_row, c_row, add);
-    }
-  }
+  constexpr int fewer = I == 6 ? 4 : I / 2;
+  if constexpr (I > 1)
+    if (rows > 0) product_rows<V, J, fewer, add>(rows, depth, a, b, b_row, c, c_row);
 }
 
 // [Y, T]: keys or values times a transposed tile of queries or gradients.
-void product_scores(int64_t keys, int64_t size, Matrix a, const float* tile, float* c) {
-  product_rows<Floats, 2, kRows>(keys, size, a, tile, kTile, c, kTile, false);
+void product_scores(int64_t keys, int64_t size, const float* a, const float* tile, float* scores) {
+  product_rows<Floats, 2, kRows, false, false>(keys, size, {a, size}, tile, kTile, scores, kGroup);
 }
 
 // [K, T] +=: transposed keys or values times weights.
-void product_tile(int64_t keys, int64_t size, Matrix a, const float* weights, float* c) {
-  std::swap(a.row, a.column);
-  product_rows<Floats, 2, kRowsOfHead>(size, keys, a, weights, kTile, c, kTile, true);
+void product_tile(int64_t keys, int64_t size, const float* a, const float* weights, float* tile) {
+  if (size < 32)  // a multiple of 8, of which few rows are left over
+    product_rows<Floats, 2, kRowsOfHead, true, true>(size, keys, {a, size}, weights, kGroup, tile, kTile);
+  else
+    product_rows<Floats, 2, kRows, true, true>(size, keys, {a, size}, weights, kGroup, tile, kTile);
 }
 
-// [Y, K] +=: weights times queries or gradients as they lie in memory.
-void product_keys(int64_t keys, int64_t queries, int64_t size, const float* weights, const float* b, int64_t b_row,
-                  float* c, int64_t c_row) {
-  const Matrix a{weights, kTile, 1};
+// [Y, K] +=: weights times queries or gradients.
+void product_keys(int64_t keys, int64_t queries, int64_t size, const float* weights, const float* b, float* c,
+                  int64_t c_row) {
+  const Factors<false> a{weights, kGroup};
   int64_t k = 0;
   for (; k + 2 * kLanes <= size; k += 2 * kLanes)
-    product_rows<Floats, 2, kRows>(keys, queries, a, b + k, b_row, c + k, c_row, true);
+    product_rows<Floats, 2, kRows, true>(keys, queries, a, b + k, size, c + k, c_row);
   for (; k + kLanes <= size; k += kLanes)
-    product_rows<Floats, 1, 12>(keys, queries, a, b + k, b_row, c + k, c_row, true);
-  if (k < size) product_rows<Lanes<8>::Floats, 1, 12>(keys, queries, a, b + k, b_row, c + k, c_row, true);
+    product_rows<Floats, 1, 12, true>(keys, queries, a, b + k, size, c + k, c_row);
+  if (k < size) product_rows<Lanes<8>::Floats, 1, 12, true>(keys, queries, a, b + k, size, c + k, c_row);
 }
 
 inline Floats largest(Floats a, Floats b) { return a > b ? a : b; }
@@ -169,30 +173,34 @@ struct Rule {
   static constexpr float kLog2E = 1.4426950408889634f;
 };
 
-// Keys [start, start + count), and whether every query of the tile sees all of them.
+enum Sight : int8_t { kNothing, kPart, kWhole };
+
+// Keys [start, start + count), and how much of them each tile's queries see.
 struct Chunk {
   int64_t start, count;
-  bool whole;
+  Sight sight[kTiles];
 };
 
-// What the queries of a tile see.
-struct Seen {
-  alignas(64) int32_t ranges[4][kTile];  // as `KeyRanges`; nothing beyond the row's end
+// Queries [first, first + count) of row b, and what they see.
+struct Group {
+  int64_t b, first, count;
+  int32_t ranges[4][kGroup];  // as `KeyRanges`; nothing beyond the row's end
   std::vector<Chunk> chunks;
 
-  Seen(const Shape& shape, const int32_t* all, int64_t b, int64_t first, int64_t count) {
+  Group(const Shape& shape, const int32_t* all, int64_t b, int64_t first)
+      : b(b), first(first), count(std::min<int64_t>(kGroup, shape.length - first)) {
     const int64_t step = shape.batch * shape.length;
     for (int i = 0; i < 4; ++i)
-      for (int64_t t = 0; t < kTile; ++t)
-        ranges[i][t] = t < count ? all[i * step + b * shape.length + first + t] : i % 2 ? 0 : int32_t(shape.width);
-    // Keys before the first end are seen whole more often than those after it.
-    int64_t cut = shape.width;
+      for (int64_t x = 0; x < kGroup; ++x)
+        ranges[i][x] = x < count ? all[i * step + b * shape.length + first + x] : i % 2 ? 0 : int32_t(shape.width);
     std::vector<std::pair<int64_t, int64_t>> seen, joined;
-    for (int64_t t = 0; t < count; ++t) {
-      if (ranges[3][t] > ranges[2][t]) cut = std::min<int64_t>(cut, ranges[3][t]);
+    std::vector<int64_t> cuts;
+    for (int64_t x = 0; x < count; ++x)
       for (int i = 0; i < 4; i += 2)
-        if (ranges[i + 1][t] > ranges[i][t]) seen.emplace_back(ranges[i][t], ranges[i + 1][t]);
-    }
+        if (ranges[i][x] < ranges[i + 1][x]) seen.emplace_back(ranges[i][x], ranges[i + 1][x]);
+    // Keys up to a tile's first query are seen whole by this tile, and those after it by no earlier one.
+    for (int64_t x = 0; x < count; x += kTile)
+      if (ranges[2][x] < ranges[3][x]) cuts.push_back(ranges[3][x]);
     std::sort(seen.begin(), seen.end());
     for (auto [start, end] : seen)
       if (joined.empty() || start > joined.back().second)
@@ -200,166 +208,225 @@ struct Seen {
       else
         joined.back().second = std::max(joined.back().second, end);
     for (auto [start, end] : joined) {
-      if (start < cut && cut < end) add(start, cut, count), start = cut;
-      add(start, end, count);
+      for (int64_t cut : cuts)
+        if (start < cut && cut < end) add(start, cut), start = cut;
+      add(start, end);
     }
   }
 
-  void add(int64_t start, int64_t end, int64_t queries) {
+  void add(int64_t start, int64_t end) {
     for (; start < end; start += kChunk) {
-      const int64_t stop = std::min(end, start + kChunk);
-      bool whole = true;
-      for (int64_t t = 0; t < queries; ++t)
-        whole &= (start >= ranges[0][t] && stop <= ranges[1][t]) || (start >= ranges[2][t] && stop <= ranges[3][t]);
-      chunks.push_back({start, stop - start, whole});
+      Chunk chunk{start, std::min<int64_t>(kChunk, end - start), {}};
+      for (int tile = 0; tile < kTiles; ++tile) chunk.sight[tile] = sight(start, start + chunk.count, tile * kTile);
+      chunks.push_back(chunk);
     }
   }
 
-  // Lanes of the vector at query t that see the key, as -1 or 0.
-  Ints sees(int64_t key, int t) const {
+  Sight sight(int64_t start, int64_t end, int64_t tile) const {
+    bool any = false, all = true;
+    for (int64_t x = tile; x < std::min(tile + kTile, count); ++x) {
+      const auto inside = [&](int i) { return start >= ranges[i][x] && end <= ranges[i + 1][x]; };
+      const auto meets = [&](int i) { return std::max<int64_t>(start, ranges[i][x]) < std::min<int64_t>(end, ranges[i + 1][x]); };
+      any |= meets(0) || meets(2);
+      all &= inside(0) || inside(2);
+    }
+    return !any ? kNothing : all ? kWhole : kPart;
+  }
+
+  // Lanes of the vector at query x that see the key, as -1 or 0.
+  Ints sees(int64_t key, int64_t x) const {
     const Ints y = Ints{} + int32_t(key);
-    const auto range = [&](int i) { return *reinterpret_cast<const Ints*>(&ranges[i][t]); };
+    const auto range = [&](int i) { return *reinterpret_cast<const Ints*>(&ranges[i][x]); };
     return ((y >= range(0)) & (y < range(1))) | ((y >= range(2)) & (y < range(3)));
   }
 };
 
-// Arrays of floats that begin at multiples of 64 bytes.
+std::vector<Group> groups_of(const Shape& shape, const int32_t* ranges) {
+  std::vector<Group> groups;
+  for (int64_t b = 0; b < shape.batch; ++b)
+    for (int64_t first = 0; first < shape.length; first += kGroup) groups.emplace_back(shape, ranges, b, first);
+  return groups;
+}
+
+// Arrays of floats, each of which begins at a multiple of 64 bytes.
 class Scratch {
  public:
-  explicit Scratch(int64_t floats) : data_(static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
+  explicit Scratch(int64_t floats) : data_(static_cast<float*>(std::aligned_alloc(64, padded(floats) * 4))), free_(data_) {}
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  float* data() { return data_; }
+
+  float* take(int64_t floats) {
+    float* array = free_;
+    free_ += padded(floats);
+    return array;
+  }
 
  private:
-  float* data_;
+  static int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
+  float *data_, *free_;
 };
 
-// A transposed tile [K, T] of vectors that lie `row` apart, times a factor; queries beyond the row's end are 0.
-void read_tile(const float* from, int64_t row, int64_t count, int64_t size, float factor, float* tile) {
-  for (int64_t k = 0; k < size; ++k)
-    for (int64_t t = 0; t < kTile; ++t) tile[k * kTile + t] = t < count ? from[t * row + k] * factor : 0.0f;
+// `count` vectors that lie `row` apart, one after another; those missing to `whole` are 0.
+void read_vectors(const float* from, int64_t row, int64_t count, int64_t whole, int64_t size, float* to) {
+  using Eight = Lanes<8>::Floats;
+  for (int64_t x = 0; x < count; ++x)
+    for (int64_t k = 0; k < size; k += 8) at<Eight>(to + x * size + k) = at<Eight>(from + x * row + k);
+  std::fill(to + count * size, to + whole * size, 0.0f);
 }
 
-void write_tile(const float* tile, int64_t row, int64_t count, int64_t size, const float* factors, float* to) {
-  for (int64_t t = 0; t < count; ++t)
-    for (int64_t k = 0; k < size; ++k) to[t * row + k] = tile[k * kTile + t] * factors[t];
+// The vectors of a group as transposed tiles [K, T], times a factor.
+void transpose(const float* vectors, int64_t size, float factor, float* tiles) {
+  for (int64_t x = 0; x < kGroup; ++x)
+    for (int64_t k = 0; k < size; ++k) tiles[(x / kTile * size + k) * kTile + x % kTile] = vectors[x * size + k] * factor;
+}
+
+// The first `count` vectors of transposed tiles, each times its factor.
+void write_tiles(const float* tiles, int64_t row, int64_t count, int64_t size, const float* factors, float* to) {
+  for (int64_t x = 0; x < count; ++x)
+    for (int64_t k = 0; k < size; ++k) to[x * row + k] = tiles[(x / kTile * size + k) * kTile + x % kTile] * factors[x];
 }
 
 struct Forward {
   Shape shape;
   Rule rule;
+  std::vector<Group> groups;
   const float *q, *k, *v;
-  const int32_t* ranges;
   float *out, *log_total;
 
-  int64_t items() const { return shape.batch * shape.kv_heads; }
+  int64_t items() const { return groups.size() * shape.kv_heads; }
 
-  // All heads of one row that read one kv-head.
+  // The heads of one group that read one kv-head.
   void operator()(int64_t item) const {
-    const int64_t b = item / shape.kv_heads, g = item % shape.kv_heads, repeat = shape.heads / shape.kv_heads;
-    const int64_t size = shape.size;
-    Scratch scratch((2 * size + kChunk + 1) * kTile);
-    float *q_tile = scratch.data(), *mixed = q_tile + size * kTile, *scores = mixed + size * kTile;
-    float* factors = scores + kChunk * kTile;
-    for (int64_t first = 0; first < shape.length; first += kTile) {
-      const int64_t count = std::min<int64_t>(kTile, shape.length - first);
-      const Seen seen(shape, ranges, b, first, count);
-      for (int64_t h = g * repeat; h < (g + 1) * repeat; ++h) {
-        read_tile(q + shape.query(b, first, h), shape.query_row(), count, size, rule.of_queries(), q_tile);
-        std::fill(mixed, mixed + size * kTile, 0.0f);
-        Floats high[2] = {Floats{} + kLowest, Floats{} + kLowest}, total[2] = {Floats{}, Floats{}};
-        for (const Chunk& chunk : seen.chunks) {
-          const int64_t from = shape.key(b, chunk.start, g);
-          product_scores(chunk.count, size, {k + from, shape.key_row(), 1}, q_tile, scores);
-          for (int j = 0; j < 2; ++j) softmax(seen, chunk, j, scores + j * kLanes, mixed + j * kLanes, high[j], total[j]);
-          product_tile(chunk.count, size, {v + from, shape.key_row(), 1}, scores, mixed);
+    const Group& group = groups[item / shape.kv_heads];
+    const int64_t g = item % shape.kv_heads, repeat = shape.heads / shape.kv_heads, size = shape.size;
+    Scratch scratch((3 * kGroup + 2 * kChunk) * size + (kChunk + 3) * kGroup);
+    float *q_rows = scratch.take(kGroup * size), *q_tiles = scratch.take(kGroup * size);
+    float *mixed = scratch.take(kGroup * size), *k_rows = scratch.take(kChunk * size);
+    float *v_rows = scratch.take(kChunk * size), *scores = scratch.take(kChunk * kGroup);
+    float *high = scratch.take(kGroup), *total = scratch.take(kGroup), *factors = scratch.take(kGroup);
+    for (int64_t h = g * repeat; h < (g + 1) * repeat; ++h) {
+      const int64_t here = shape.query(group.b, group.first, h);
+      read_vectors(q + here, shape.query_row(), group.count, kGroup, size, q_rows);
+      transpose(q_rows, size, rule.of_queries(), q_tiles);
+      std::fill(mixed, mixed + kGroup * size, 0.0f);
+      std::fill(high, high + kGroup, kLowest);
+      std::fill(total, total + kGroup, 0.0f);
+      for (const Chunk& chunk : group.chunks) {
+        const int64_t from = shape.key(group.b, chunk.start, g);
+        read_vectors(k + from, shape.key_row(), chunk.count, chunk.count, size, k_rows);
+        read_vectors(v + from, shape.key_row(), chunk.count, chunk.count, size, v_rows);
+        for (int tile = 0; tile < kTiles; ++tile) {
+          if (chunk.sight[tile] == kNothing) continue;
+          const int64_t x = tile * kTile;
+          product_scores(chunk.count, size, k_rows, q_tiles + x * size, scores + x);
+          for (int64_t j = 0; j < kTile; j += kLanes)
+            softmax(group, chunk, chunk.sight[tile], x + j, scores + x + j, mixed + x * size + j, at<Floats>(high + x + j),
+                    at<Floats>(total + x + j));
+          product_tile(chunk.count, size, v_rows, scores + x, mixed + x * size);
         }
-        float* logs = log_total + (b * shape.heads + h) * shape.length + first;
-        for (int64_t t = 0; t < count; ++t) {
-          const float sum = total[t / kLanes][t % kLanes];
-          factors[t] = sum > 0.0f ? 1.0f / sum : 0.0f;
-          logs[t] = sum > 0.0f ? high[t / kLanes][t % kLanes] + __builtin_log2f(sum) : 0.0f;
-        }
-        write_tile(mixed, shape.query_row(), count, size, factors, out + shape.query(b, first, h));
       }
+      float* logs = log_total + (group.b * shape.heads + h) * shape.length + group.first;
+      for (int64_t x = 0; x < group.count; ++x) {
+        factors[x] = total[x] > 0.0f ? 1.0f / total[x] : 0.0f;
+        logs[x] = total[x] > 0.0f ? high[x] + __builtin_log2f(total[x]) : 0.0f;
+      }
+      write_tiles(mixed, shape.query_row(), group.count, size, factors, out + here);
     }
   }
 
   // Turns a column of vectors of scores into weights, and shrinks what was summed before to their new scale.
-  void softmax(const Seen& seen, const Chunk& chunk, int j, float* scores, float* mixed, Floats& high,
+  void softmax(const Group& group, const Chunk& chunk, Sight sight, int64_t x, float* scores, float* mixed, Floats& high,
                Floats& total) const {
-    Floats higher = high;
-    if (rule.cap > 0 || !chunk.whole)
+    if (rule.cap > 0 || sight == kPart)
       for (int64_t y = 0; y < chunk.count; ++y) {
-        Floats& score = at<Floats>(scores + y * kTile);
+        Floats& score = at<Floats>(scores + y * kGroup);
         if (rule.cap > 0) score = tanh(score) * rule.of_tanh();
-        if (!chunk.whole) score = seen.sees(chunk.start + y, j * kLanes) ? score : Floats{} + kLowest;
+        if (sight == kPart) score = group.sees(chunk.start + y, x) ? score : Floats{} + kLowest;
       }
-    for (int64_t y = 0; y < chunk.count; ++y) higher = largest(higher, at<Floats>(scores + y * kTile));
+    Floats higher = high;
+    for (int64_t y = 0; y < chunk.count; ++y) higher = largest(higher, at<Floats>(scores + y * kGroup));
     const Floats shrink = exp2(high - higher);
-    total *= shrink;
+    Floats sum = total * shrink;
     for (int64_t y = 0; y < chunk.count; ++y) {
-      Floats& score = at<Floats>(scores + y * kTile);
-      Floats weight = exp2(score - higher);
-      if (!chunk.whole) weight = score > kLowest ? weight : Floats{};
-      total += weight;
+      Floats& score = at<Floats>(scores + y * kGroup);
+      // A query that has seen no key yet has the difference 0 to hidden ones.
+      const Floats weight = score > kLowest ? exp2(score - higher) : Floats{};
+      sum += weight;
       score = weight;
     }
-    for (int64_t i = 0; i < shape.size; ++i) at<Floats>(mixed + i * kTile) *= shrink;
+    for (int64_t k = 0; k < shape.size; ++k) at<Floats>(mixed + k * kTile) *= shrink;
     high = higher;
+    total = sum;
   }
 };
 
 struct Backward {
   Shape shape;
   Rule rule;
-  const float *q, *k, *v;
-  const int32_t* ranges;
-  const float *out, *log_total, *d_out;
+  std::vector<Group> groups;
+  const float *q, *k, *v, *out, *log_total, *d_out;
   float *d_q, *d_k, *d_v;
 
   int64_t items() const { return shape.batch * shape.kv_heads; }
 
+  // The heads of one row that read one kv-head.
   void operator()(int64_t item) const {
     const int64_t b = item / shape.kv_heads, g = item % shape.kv_heads, repeat = shape.heads / shape.kv_heads;
-    const int64_t size = shape.size;
-    Scratch scratch((3 * size + 2 * kChunk + 3) * kTile);
-    float *q_tile = scratch.data(), *d_out_tile = q_tile + size * kTile, *d_q_tile = d_out_tile + size * kTile;
-    float *scores = d_q_tile + size * kTile, *d_weights = scores + kChunk * kTile;
-    float *logs = d_weights + kChunk * kTile, *means = logs + kTile, *factors = means + kTile;
-    std::fill(factors, factors + kTile, rule.scale);
+    const int64_t size = shape.size, row = shape.query_row(), key_row = shape.key_row();
+    Scratch scratch((5 * kGroup + 2 * kChunk) * size + (2 * kChunk + 3) * kGroup);
+    float *q_rows = scratch.take(kGroup * size), *q_tiles = scratch.take(kGroup * size);
+    float *d_out_rows = scratch.take(kGroup * size), *d_out_tiles = scratch.take(kGroup * size);
+    float *d_q_tiles = scratch.take(kGroup * size), *k_rows = scratch.take(kChunk * size);
+    float *v_rows = scratch.take(kChunk * size), *scores = scratch.take(kChunk * kGroup);
+    float *d_weights = scratch.take(kChunk * kGroup), *logs = scratch.take(kGroup);
+    float *means = scratch.take(kGroup), *factors = scratch.take(kGroup);
+    std::fill(factors, factors + kGroup, rule.scale);
     for (int64_t m = 0; m < shape.width; ++m) {
       std::fill_n(d_k + shape.key(b, m, g), size, 0.0f);
       std::fill_n(d_v + shape.key(b, m, g), size, 0.0f);
     }
-    for (int64_t first = 0; first < shape.length; first += kTile) {
-      const int64_t count = std::min<int64_t>(kTile, shape.length - first);
-      const Seen seen(shape, ranges, b, first, count);
+    const int64_t of_row = groups.size() / shape.batch;
+    for (int64_t index = b * of_row; index < (b + 1) * of_row; ++index) {
+      const Group& group = groups[index];
       for (int64_t h = g * repeat; h < (g + 1) * repeat; ++h) {
-        const int64_t here = shape.query(b, first, h), row = shape.query_row();
-        read_tile(q + here, row, count, size, rule.of_queries(), q_tile);
-        read_tile(d_out + here, row, count, size, 1.0f, d_out_tile);
-        std::fill(d_q_tile, d_q_tile + size * kTile, 0.0f);
-        for (int64_t t = 0; t < kTile; ++t) {
+        const int64_t here = shape.query(b, group.first, h);
+        read_vectors(q + here, row, group.count, kGroup, size, q_rows);
+        read_vectors(d_out + here, row, group.count, kGroup, size, d_out_rows);
+        transpose(q_rows, size, rule.of_queries(), q_tiles);
+        transpose(d_out_rows, size, 1.0f, d_out_tiles);
+        std::fill(d_q_tiles, d_q_tiles + kGroup * size, 0.0f);
+        for (int64_t x = 0; x < kGroup; ++x) {
           // The sum over keys of weight times gradient of weight is the product of output and gradient.
-          means[t] = 0.0f;
-          if (t < count)
-            for (int64_t i = 0; i < size; ++i) means[t] += out[here + t * row + i] * d_out[here + t * row + i];
-          logs[t] = t < count ? log_total[(b * shape.heads + h) * shape.length + first + t] : 0.0f;
+          means[x] = 0.0f;
+          if (x < group.count)
+            for (int64_t i = 0; i < size; ++i) means[x] += out[here + x * row + i] * d_out_rows[x * size + i];
+          logs[x] = x < group.count ? log_total[(b * shape.heads + h) * shape.length + group.first + x] : 0.0f;
         }
-        for (const Chunk& chunk : seen.chunks) {
-          const int64_t from = shape.key(b, chunk.start, g), key_row = shape.key_row();
-          product_scores(chunk.count, size, {k + from, key_row, 1}, q_tile, scores);
-          product_scores(chunk.count, size, {v + from, key_row, 1}, d_out_tile, d_weights);
-          for (int j = 0; j < kTile; j += kLanes)
-            gradients(seen, chunk, j, at<Floats>(logs + j), at<Floats>(means + j), scores + j, d_weights + j);
-          product_keys(chunk.count, count, size, scores, d_out + here, row, d_v + from, key_row);
-          product_keys(chunk.count, count, size, d_weights, q + here, row, d_k + from, key_row);
-          product_tile(chunk.count, size, {k + from, key_row, 1}, d_weights, d_q_tile);
+        for (const Chunk& chunk : group.chunks) {
+          const int64_t from = shape.key(b, chunk.start, g);
+          read_vectors(k + from, key_row, chunk.count, chunk.count, size, k_rows);
+          read_vectors(v + from, key_row, chunk.count, chunk.count, size, v_rows);
+          int64_t first = kGroup, end = 0;  // queries of tiles that see something
+          for (int tile = 0; tile < kTiles; ++tile)
+            if (chunk.sight[tile] != kNothing) first = std::min<int64_t>(first, tile * kTile), end = (tile + 1) * kTile;
+          for (int64_t x = first; x < end; x += kTile) {
+            const Sight sight = chunk.sight[x / kTile];
+            if (sight == kNothing) {
+              for (int64_t y = 0; y < chunk.count; ++y)
+                for (float* array : {scores, d_weights}) std::fill_n(array + y * kGroup + x, kTile, 0.0f);
+              continue;
+            }
+            product_scores(chunk.count, size, k_rows, q_tiles + x * size, scores + x);
+            product_scores(chunk.count, size, v_rows, d_out_tiles + x * size, d_weights + x);
+            for (int64_t j = x; j < x + kTile; j += kLanes)
+              gradients(group, chunk, sight, j, at<Floats>(logs + j), at<Floats>(means + j), scores + j, d_weights + j);
+            product_tile(chunk.count, size, k_rows, d_weights + x, d_q_tiles + x * size);
+          }
+          product_keys(chunk.count, end - first, size, scores + first, d_out_rows + first * size, d_v + from, key_row);
+          product_keys(chunk.count, end - first, size, d_weights + first, q_rows + first * size, d_k + from, key_row);
         }
-        write_tile(d_q_tile, row, count, size, factors, d_q + here);
+        write_tiles(d_q_tiles, row, group.count, size, factors, d_q + here);
       }
     }
     for (int64_t m = 0; m < shape.width; ++m)
@@ -367,23 +434,23 @@ struct Backward {
   }
 
   // Turns columns of scores into weights, and gradients of weights into gradients of products of query and key.
-  void gradients(const Seen& seen, const Chunk& chunk, int t, Floats log, Floats mean, float* scores,
+  void gradients(const Group& group, const Chunk& chunk, Sight sight, int64_t x, Floats log, Floats mean, float* scores,
                  float* d_weights) const {
-    if (rule.cap > 0 || !chunk.whole)
+    if (rule.cap > 0 || sight == kPart)
       for (int64_t y = 0; y < chunk.count; ++y) {
-        Floats &score = at<Floats>(scores + y * kTile), &d_score = at<Floats>(d_weights + y * kTile);
+        Floats &score = at<Floats>(scores + y * kGroup), &d_score = at<Floats>(d_weights + y * kGroup);
         Floats slope = Floats{} + 1.0f;
         if (rule.cap > 0) {
           const Floats squeezed = tanh(score);
           slope = 1.0f - squeezed * squeezed;
           score = squeezed * rule.of_tanh();
         }
-        score = seen.sees(chunk.start + y, t) ? exp2(score - log) : Floats{};
+        score = group.sees(chunk.start + y, x) ? exp2(score - log) : Floats{};
         d_score = score * (d_score - mean) * slope;
       }
     else
       for (int64_t y = 0; y < chunk.count; ++y) {
-        Floats &score = at<Floats>(scores + y * kTile), &d_score = at<Floats>(d_weights + y * kTile);
+        Floats &score = at<Floats>(scores + y * kGroup), &d_score = at<Floats>(d_weights + y * kGroup);
         score = exp2(score - log);
         d_score = score * (d_score - mean);
       }
@@ -426,8 +493,9 @@ Shape shape_of(const FloatArray& q, const FloatArray& k) {
 
 ffi::Error forward(ffi::ThreadPool pool, FloatArray q, FloatArray k, FloatArray v, IntArray ranges, FloatResult out,
                    FloatResult log_total, float scale, float cap, int64_t threads) {
-  const Forward work{shape_of(q, k),      {scale, cap},       q.typed_data(),   k.typed_data(),
-                     v.typed_data(),      ranges.typed_data(), out->typed_data(), log_total->typed_data()};
+  const Shape shape = shape_of(q, k);
+  const Forward work{shape,          {scale, cap},     groups_of(shape, ranges.typed_data()), q.typed_data(),
+                     k.typed_data(), v.typed_data(),   out->typed_data(),                     log_total->typed_data()};
   run(work, pool, threads);
   return ffi::Error::Success();
 }
@@ -435,9 +503,19 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray q, FloatArray k, FloatArray 
 ffi::Error backward(ffi::ThreadPool pool, FloatArray q, FloatArray k, FloatArray v, IntArray ranges, FloatArray out,
                     FloatArray log_total, FloatArray d_out, FloatResult d_q, FloatResult d_k, FloatResult d_v,
                     float scale, float cap, int64_t threads) {
-  const Backward work{shape_of(q, k),   {scale, cap},           q.typed_data(),     k.typed_data(),
-                      v.typed_data(),   ranges.typed_data(),    out.typed_data(),   log_total.typed_data(),
-                      d_out.typed_data(), d_q->typed_data(),    d_k->typed_data(),  d_v->typed_data()};
+  const Shape shape = shape_of(q, k);
+  const Backward work{shape,
+                      {scale, cap},
+                      groups_of(shape, ranges.typed_data()),
+                      q.typed_data(),
+                      k.typed_data(),
+                      v.typed_data(),
+                      out.typed_data(),
+                      log_total.typed_data(),
+                      d_out.typed_data(),
+                      d_q->typed_data(),
+                      d_k->typed_data(),
+                      d_v->typed_data()};
   run(work, pool, threads);
   return ffi::Error::Success();
 }
