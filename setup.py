@@ -43,6 +43,7 @@ setup(
     package_dir={"qrpo_jax.configs": "configs"},
     package_data={
         "qrpo_jax": ["py.typed"],
+        "qrpo_jax.model.attention": ["native.cc"],
         "qrpo_jax.configs": ["shapes/*/config.json"],
         "qrpo_jax.report": ["templates/*"],
     },

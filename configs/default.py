@@ -59,7 +59,8 @@ def get_config() -> ConfigDict:
     # Type in memory. bfloat16 saves 2 of 12 bytes a weight in training. Moments stay float32, and
     # updates are rounded stochastically, so that small ones add up. LoRA's adapters are float32 on any base.
     config.model.parameter_dtype = Choice("float32", "bfloat16")
-    # auto: the best for the devices; splash is for TPUs, triton for GPUs
+    # auto: the best for the devices; splash is for TPUs, triton for GPUs, native for CPUs with a C++
+    # compiler, blocks for all
     config.model.attention = Choice("auto", "plain", "blocks", "native", "splash", "triton")
     # What the backward pass recomputes of each layer, to save memory. dots: all but products with weights, and
     # attention; attention: all but attention; full: all; offload: all, and inputs of layers wait in host memory.

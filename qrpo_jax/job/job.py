@@ -207,6 +207,8 @@ class Job:
             check_remat(model.remat)
             platform = platform_of(mesh)
             backend = attention.choose(model.attention, platform)
+            if model.attention == "auto" and (slower := attention.best(platform)).reason:
+                self.say_once(f"attention: by {slower.name}, not by kernels in half the time: {slower.reason}")
             # XLA drops barriers on a CPU, so only a loop saves memory there.
             saves = platform == "cpu" and model.remat != "none"
             unroll = (model.unroll or (1 if saves else UNROLL.get(platform, 1))) if backward else 1

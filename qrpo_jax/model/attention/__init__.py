@@ -5,7 +5,7 @@ with a cache has its own formula (`cached`), whichever backend is chosen.
 """
 
 import importlib
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
@@ -63,12 +63,39 @@ BACKENDS: dict[str, str | None] = {
     "splash": "tpu",
     "triton": "gpu",
 }
-BEST = {"tpu": "splash", "gpu": "triton"}  # what "auto" picks on a platform; "blocks" on every other
+# What "auto" picks on a platform; FALLBACK on others, and where the one for the platform cannot run.
+BEST = {"tpu": "splash", "gpu": "triton", "cpu": "native"}
+FALLBACK = "blocks"
 
 
 def backend(name: str) -> Backend:
     """The backend of that name. Kernels are imported when they are asked for: their compilers take half a second."""
-    return importlib.import_module(f"{__name__}.{name}").attend
+    return _module(name).attend
+
+
+def missing(name: str) -> str | None:
+    """Why a backend of this machine's platform cannot run on this machine, in one line; None if it can."""
+    missing = getattr(_module(name), "missing", None)
+    return missing() if missing else None
+
+
+class Best(NamedTuple):
+    """What "auto" picks.
+
+    Attributes:
+      name: of the backend.
+      reason: why the faster one for the platform cannot run on this machine; None if it is this one.
+    """
+
+    name: str
+    reason: str | None
+
+
+def best(platform: str) -> Best:
+    """What "auto" picks on the platform, which is "cpu", "gpu" or "tpu"."""
+    name = BEST.get(platform, FALLBACK)
+    reason = missing(name)
+    return Best(FALLBACK if reason else name, reason)
 
 
 def choose(name: str, platform: str) -> Backend:
@@ -78,10 +105,10 @@ def choose(name: str, platform: str) -> Backend:
       platform: "cpu", "gpu" or "tpu", of the devices that programs are compiled for.
 
     Raises:
-      UserError: an unknown name, or a backend for another platform.
+      UserError: an unknown name, or a backend for another platform, or one that this machine cannot run.
     """
     if name == "auto":
-        return backend(BEST.get(platform, "blocks"))
+        return backend(best(platform).name)
     if name not in BACKENDS:
         raise UserError(f"attention is {name!r}; allowed: {', '.join(('auto', *BACKENDS))}", about="attention")
     needed = BACKENDS[name]
@@ -89,4 +116,10 @@ def choose(name: str, platform: str) -> Backend:
         raise UserError(
             f"attention is {name!r}, which runs on {needed}; these devices are {platform}", about="attention"
         )
+    if reason := missing(name):
+        raise UserError(f"attention is {name!r}, but {reason}; allowed here: auto, {FALLBACK}", about="attention")
     return backend(name)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")
