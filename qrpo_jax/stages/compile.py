@@ -123,7 +123,7 @@ def machine(job: Job, meshes: dict[str, Mesh], chip: Chip) -> dict[str, Any]:
         "unit_devices": unit.devices.size,
         "unit_mesh": dict(unit.shape),
         "chip": chip._asdict(),
-        "compiler_options": compiler_options(mesh),
+        "compiler_options": compiler_options(mesh, backward=True),
         "model": job.config.model.path or "new",
         "parameters": parameter_count(settings),
         "adapter_parameters": parameter_count(settings, job.shape.lora) if job.shape.lora else 0,

@@ -55,7 +55,7 @@ def jitted(step: Step, trainable: Trainable) -> CheckedProgram:
         step,
         donate_argnums=0,
         out_shardings=(trainable.shardings(), replicated(trainable.mesh)),
-        compiler_options=compiler_options(trainable.mesh),
+        compiler_options=compiler_options(trainable.mesh, backward=True),
     )
     return CheckedProgram(program, trainable.mesh, "a training step", ("microbatches", "remat", "split"))
 

@@ -42,7 +42,7 @@ FAULTS = """
 import itertools, resource, statistics
 import jax, jax.numpy as jnp
 from qrpo_jax.devices.cores import use_cores
-from qrpo_jax.devices.xla_flags import FLAGS
+from qrpo_jax.devices.xla_flags import BACKWARD_FLAGS, FLAGS
 use_cores(1)
 matrix, narrow = jnp.full((1009, 1013), 1e-3), jnp.full((1013, 7), 1e-2)
 
@@ -52,7 +52,7 @@ def chain(x):
         kept.append(jnp.sin(kept[-1]) @ narrow @ narrow.T)
     return sum(each[0, 0] * each.sum() for each in kept)
 
-run = jax.jit(jax.grad(chain), compiler_options=FLAGS["cpu"])
+run = jax.jit(jax.grad(chain), compiler_options={**FLAGS["cpu"], **BACKWARD_FLAGS["cpu"]})
 faults = []
 for _ in range(61):
     run(matrix).block_until_ready()

@@ -30,9 +30,11 @@ def test_the_compiler_knows_the_options(name):
         jax.jit(lambda x: x @ x, compiler_options={"xla_no_such_option": "true"}).lower(one).compile()
 
 
-def test_a_cpu_knows_its_options():
-    options = compiler_options(Mesh(np.asarray(jax.devices("cpu")[:1]), ("data",)))
-    assert options and jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_cpu_knows_its_options(backward):
+    options = compiler_options(Mesh(np.asarray(jax.devices("cpu")[:1]), ("data",)), backward=backward)
+    assert options and ("xla_multiheap_size_constraint_per_heap" in options) == backward
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
 
 
 def test_other_devices_get_no_options():

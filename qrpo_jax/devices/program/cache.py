@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ def keep_programs() -> None:
     """Keeps compiled programs in a folder of this user's, unless the environment or another caller has named one.
 
     JAX's own variables have priority: JAX_COMPILATION_CACHE_DIR names another folder, such as one that all hosts share,
-    and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    and JAX_ENABLE_COMPILATION_CACHE=false keeps none. A program whose intermediate values lie in several blocks is not
+    kept, because XLA cannot write it.
     """
     known = jax.config.values
     if known["jax_compilation_cache_dir"] or not known["jax_enable_compilation_cache"]:
@@ -23,6 +25,8 @@ def keep_programs() -> None:
     folder = user_cache() / "qrpo_jax" / f"programs-{processor()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    # Training steps of large models on a CPU (`xla_flags.BACKWARD_FLAGS`): they are compiled anew at each start.
+    warnings.filterwarnings("ignore", message="(?s).*persistent compilation cache.*Multiple temp buffer allocations")
 
 
 def user_cache() -> Path:
