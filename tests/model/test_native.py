@@ -60,6 +60,30 @@ def test_types_that_the_kernels_have_not_are_left_to_blocks():
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_what_is_no_number_stays_visible(wrong, cap):
+    """Outputs are finite where the plain formula's are, and each gradient has something that is no number if its has.
+
+    How many differs: both multiply some of what is hidden by 0, and no number by 0 is none.
+    """
+    rng = np.random.default_rng(5)
+    layout = random_layout(rng, rows=2, length=149, longest=41)
+    *arrays, d_out = draw(rng, layout, 4, 2, 8)
+    rows, places = np.nonzero(np.asarray(layout.groups_BxL))
+    arrays[0] = arrays[0].at[rows[17], places[17], 1, 3].set(wrong)
+    found, expected = (
+        both(attend, layout, 0, None, arrays, d_out, cap=cap) for attend in (native.attend, plain.attend)
+    )
+    seen = np.asarray(layout.groups_BxL > 0)[..., None, None]
+    (out, *gradients), (expected_out, *expected_gradients) = (
+        [~np.isfinite(x) & (seen if x.shape[2] == 4 else True) for x in arrays] for arrays in (found, expected)
+    )
+    np.testing.assert_array_equal(out, expected_out)
+    for x, y in zip(gradients, expected_gradients, strict=True):
+        assert x.any() == y.any(), (x.sum(), y.sum())
+
+
 @pytest.mark.parametrize("heads, kv_heads", [(6, 3), (4, 1)])
 def test_any_number_of_threads_gives_the_same_bits(heads, kv_heads, monkeypatch):
     rng = np.random.default_rng(2)

@@ -127,13 +127,15 @@ void product_keys(int64_t keys, int64_t queries, int64_t size, const float* weig
   if (k < size) product_rows<Lanes<8>::Floats, 1, 12, true>(keys, queries, a, b + k, size, c + k, c_row);
 }
 
-inline Floats largest(Floats a, Floats b) { return a > b ? a : b; }
+// Where x is no number, the following give none either: training must see it.
+inline Floats at_least(Floats x, float low) { return x < low ? Floats{} + low : x; }
+inline Floats at_most(Floats x, float high) { return x > high ? Floats{} + high : x; }
 
 // 2^x for x up to 127, with a relative error of 1.2e-7; below 2^-125 it is 2^-125. The polynomial has the smallest
 // largest relative error on [-1/2, 1/2] (Lawson's algorithm).
 inline Floats exp2(Floats x) {
   constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
-  x = largest(x, Floats{} - 125.0f);
+  x = at_least(x, -125.0f);
   const Floats shifted = x + shift;
   const Floats rest = x - (shifted - shift);
   Floats y = rest * 0x1.41d334p-13f + 0x1.5f456ap-10f;
@@ -148,9 +150,7 @@ inline Floats exp2(Floats x) {
 // The error is at most 1.2e-7, relative to 1.
 inline Floats tanh(Floats x) {
   constexpr float two_log2_e = 2.885390081777927f;
-  x = largest(x, Floats{} - 12.0f);
-  x = x > 12.0f ? Floats{} + 12.0f : x;
-  return 1.0f - 2.0f / (1.0f + exp2(x * two_log2_e));
+  return 1.0f - 2.0f / (1.0f + exp2(at_most(at_least(x, -12.0f), 12.0f) * two_log2_e));
 }
 
 // Rows of vectors [B, L, H, K] and ranges [4, B, L], as `native.py` passes them.
@@ -345,13 +345,16 @@ struct Forward {
         if (sight == kPart) score = group.sees(chunk.start + y, x) ? score : Floats{} + kLowest;
       }
     Floats higher = high;
-    for (int64_t y = 0; y < chunk.count; ++y) higher = largest(higher, at<Floats>(scores + y * kGroup));
+    for (int64_t y = 0; y < chunk.count; ++y) {
+      const Floats score = at<Floats>(scores + y * kGroup);
+      higher = score > higher ? score : higher;
+    }
     const Floats shrink = exp2(high - higher);
     Floats sum = total * shrink;
     for (int64_t y = 0; y < chunk.count; ++y) {
       Floats& score = at<Floats>(scores + y * kGroup);
-      // A query that has seen no key yet has the difference 0 to hidden ones.
-      const Floats weight = score > kLowest ? exp2(score - higher) : Floats{};
+      // For a query that has seen no key yet, the difference to hidden ones is 0.
+      const Floats weight = score == kLowest ? Floats{} : exp2(score - higher);
       sum += weight;
       score = weight;
     }
