@@ -38,18 +38,25 @@ def log_mean_exp(values: Any, weights: Any, inverse_beta: ArrayLike, halves: Any
     halves = xp.zeros_like(values) if halves is None else xp.abs(halves)
     counted = weights > 0
     mean = xp.sum(xp.where(counted, weights * values, 0))
-    top = xp.max(xp.where(counted, values + halves, -xp.inf))
     centred = xp.where(counted, values - mean, 0)
-    below = xp.where(counted, values + halves - top, 0)
+    ends = xp.where(counted, values + halves, 0)
     log_weights = xp.where(counted, xp.log(xp.where(counted, weights, 1)), -xp.inf)
 
     x = jnp.asarray(inverse_beta)[..., None] * 1.0
-    weights, halves, centred, below, log_weights = (
+    lost = (_lost(a, x.dtype) for a in (ends, log_weights))
+    weights, halves, centred, ends, log_weights, ends_lost, log_weights_lost = (
         broadcast_to_rank(jnp.asarray(a).astype(x.dtype), x.ndim)
-        for a in (weights, halves, centred, below, log_weights)
+        for a in (weights, halves, centred, ends, log_weights, *lost)
     )
-    mean, top = (jnp.asarray(a).astype(x.dtype) for a in (mean, top))
-    return _log_mean_exp(x, weights, halves, centred, below, log_weights, mean, top)
+    exponents = (ends, ends_lost, log_weights, log_weights_lost)
+    return _log_mean_exp(x, weights, halves, centred, jnp.asarray(mean).astype(x.dtype), exponents)
+
+
+def _lost(a: Any, dtype: Any) -> Any:
+    """What conversion of `a` to the type takes away, which has digits of its own if `a` is more precise; 0 for -inf."""
+    xp: Any = np if isinstance(a, np.ndarray) else jnp
+    finite = xp.where(xp.isfinite(a), a, 0)
+    return finite - finite.astype(dtype).astype(finite.dtype)
 
 
 @jax.jit  # callers outside of a jitted program evaluate many tables of one shape
@@ -58,12 +65,15 @@ def _log_mean_exp(
     weights: Array,
     halves: Array,
     centred: Array,
-    below: Array,
-    log_weights: Array,
     mean: Array,
-    top: Array,
+    exponents: tuple[Array, Array, Array, Array],
 ) -> Array:
-    """The sum from differences of f, in the dtype of the result; x [..., 1], mean and top [], the others [N]."""
+    """The sum from differences of f, in the dtype of the result; x [..., 1], mean [], the others [N].
+
+    Args:
+      exponents: f_i + h_i and log w_i, each with what rounding to this dtype took away.
+    """
+    ends, ends_lost, log_weights, log_weights_lost = exponents
     small = jnp.max(x * (centred + halves) + log_weights, axis=-1, keepdims=True) <= _SMALL
     # Each branch sees only exponents within its range: an overflow in the unused one would make the gradient NaN.
     y, h = jnp.where(small, x * centred, 0), jnp.where(small, x * halves, 0)
@@ -76,7 +86,13 @@ def _log_mean_exp(
     )
     near = x[..., 0] * mean + jnp.log1p(jnp.sum(excess, axis=-1))
     x = jnp.where(small, 0, x)
-    far = x[..., 0] * top + logsumexp(log_weights + x * below + _log_sinhc_minus_h(x * halves), axis=-1)
+    # Exponents are differences to the largest one, so that those that matter are small and their rounding errors too.
+    rise = _log_sinhc_minus_h(x * halves)
+    peak = jnp.argmax(log_weights + x * ends + rise, axis=-1, keepdims=True)
+    end, end_lost, log_weight, log_weight_lost = (a.reshape(-1)[peak] for a in exponents)
+    lower = (log_weights - log_weight) + (log_weights_lost - log_weight_lost)
+    far = logsumexp(lower + x * ((ends - end) + (ends_lost - end_lost)) + rise, axis=-1)
+    far = far + (x * end + log_weight + (x * end_lost + log_weight_lost))[..., 0]
     return jnp.where(small[..., 0], near, far)
 
 
