@@ -12,7 +12,7 @@ import pytest
 
 from qrpo_jax.rewards.sandbox import kernel, launch
 from qrpo_jax.rewards.sandbox.pool import Call, Failed, IsolationError, Limits, Outputs, Sandbox, Task
-from qrpo_jax.rewards.sandbox.tasks import read_report
+from qrpo_jax.rewards.sandbox.tasks import DEEP_LINES, DEEPEST, read_report
 from qrpo_jax.rewards.sandbox.values import equal
 from tests.helpers.sandboxes import LIMITS, end_supervisor, reasons, task, weaken
 
@@ -190,6 +190,8 @@ def test_a_report_is_read_in_a_few_milliseconds_whatever_it_holds() -> None:
         "empty lines": b"\n" * most,
         "one line": b"[" + b"[]," * (100 * most // 3),
         "deep": (b"[" * (most - 1) + b"\n") * 100,
+        "deep, many lines": (b"[" * (most // 5) + b"\n") * 500,
+        "deep values": (b'[0,"value",' + b"[" * 9000 + b"]" * 9000 + b"]\n") * 100,
         "digits": (b'[0,"value",' + b"1" * 65_000 + b"]\n") * 100,
         "objects": (b'{"a":' * 13_000 + b"\n") * 100,
         "texts": (b'[0,"value","' + b"\\u0000" * 10_000 + b'"]\n') * 100,
@@ -200,6 +202,17 @@ def test_a_report_is_read_in_a_few_milliseconds_whatever_it_holds() -> None:
         assert seconds < 0.1, f"{name}: {1e3 * seconds:.1f} ms"
     # A hundred tests that each return as many lists as they may.
     assert least_time(read_report, lists * 100, 100, most) < 1
+
+
+def test_what_nests_too_deeply_does_not_count_and_reading_ends_after_some_of_it() -> None:
+    def line(index: int, depth: int) -> bytes:
+        return b'[%d,"value",' % index + b"[" * depth + b"7" + b"]" * depth + b"]\n"
+
+    lost = Failed("error", "its report is unreadable")
+    first, second, third = read_report(line(1, DEEPEST + 1) + line(0, DEEPEST) + line(2, 0), 3, 4096)
+    assert (len(first), second, third) == (1, lost, 7)
+    assert read_report(line(1, 3000) * (DEEP_LINES - 1) + line(0, 0), 2, 9999) == (7, lost)
+    assert read_report(line(1, 3000) * DEEP_LINES + line(0, 0), 2, 9999) == (lost, lost)
 
 
 def test_a_comparison_is_cheap_whatever_came_out() -> None:

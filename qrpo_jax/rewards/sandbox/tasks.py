@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 MESSAGE = 160  # characters of an error's message that are kept
 DEEPEST = 200  # lists in lists of a value
+DEEP_LINES = 8  # of a report, before the rest is not read: newer Pythons need more than a millisecond for each
 
 
 class Limits(NamedTuple):
@@ -72,7 +73,8 @@ def read_report(report: bytes, count: int, longest: int) -> Outputs:
     """The outputs of a task of `count` inputs, from its untrusted report.
 
     The report has a line for each input, `[index, "value", value]` or `[index, reason, message]`; index -1 stands for
-    all that have no line. The first line of an input counts; a line of more than `longest` bytes does not.
+    all that have no line. The first line of an input counts; a line of more than `longest` bytes does not, nor one of
+    more than DEEPEST lists in lists, nor what follows DEEP_LINES of those.
     """
     collecting = gc.isenabled()
     # Values of JSON hold no cycles. Millions of lists would make the collector walk this whole program again and again.
@@ -86,17 +88,23 @@ def read_report(report: bytes, count: int, longest: int) -> Outputs:
 
 def _read_lines(report: bytes, count: int, longest: int) -> Outputs:
     outputs: dict[int, Any] = {}
+    deep = 0
     # A flood of short lines costs no more than an honest report of that many bytes.
     for line in report.split(b"\n", 4 * (count + 2))[: 4 * (count + 2)]:
         if len(line) > longest:
             continue
+        if deep == DEEP_LINES:
+            break
         try:
             index, label, value = json.loads(line)
             if _is_deep(value):
+                deep += 1
                 continue
             if type(index) is int and -1 <= index < count and index not in outputs:
                 outputs[index] = value if label == "value" else failed(label, value)
-        except (ValueError, TypeError, RecursionError):
+        except RecursionError:
+            deep += 1
+        except (ValueError, TypeError):
             continue
     rest = outputs.pop(-1, Failed("error", "its report is unreadable"))
     return tuple(outputs.get(index, rest) for index in range(count))
@@ -106,15 +114,16 @@ def _is_deep(value: Any) -> bool:
     """Whether lists and objects are nested more than DEEPEST times. What walks values does so by recursion, and newer
     Pythons read JSON that is nested deeper than that can go.
     """
-    level = [value]
-    for _ in range(DEEPEST):
-        inside: list[Any] = []
-        for one in level:
-            if isinstance(one, list | dict):
-                inside.extend(one.values() if isinstance(one, dict) else one)
-        if not inside:
+    level: list[Any] = [[value]]
+    for _ in range(DEEPEST + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if inner and type(inner) in (list, dict)
+        ]
+        if not level:
             return False
-        level = inside
     return True
 
 
