@@ -179,6 +179,34 @@ def test_a_hostile_output_is_equal_to_nothing_and_costs_little(output):
     assert not claimed and time.process_time() - start < 1.0, (claimed, time.process_time() - start)
 
 
+@pytest.mark.parametrize("digits", [1, 997, 1009, 1511])
+def test_long_whole_numbers_equal_decimals_of_their_value_alone(digits):
+    number = 10 ** (digits - 1)
+    for expected in (Decimal(number), -Decimal(number)):
+        output = encode(int(expected))
+        assert equal(output, expected) and not equal(encode(int(expected) + 1), expected)
+        assert not equal(encode(7 * int(expected)), expected)
+        assert not equal(encode(number * 10**1100), expected, within=1e300, relative=1e300)
+    assert not equal(encode(number), Decimal("inf")) and not equal(encode(number), Decimal("nan"))
+
+
+@pytest.mark.parametrize("kind", [float, Decimal, Fraction])
+@pytest.mark.parametrize("other", [float, Decimal, Fraction, int])
+def test_numbers_of_every_class_may_differ_by_the_slack(kind, other):
+    output, expected = encode(kind(1.125)), other(1)
+    assert equal(output, expected, within=0.1251) and equal(output, expected, relative=0.1251)
+    assert not equal(output, expected, within=0.1249) and not equal(output, expected, relative=0.1249)
+    assert not equal(output, expected)
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf, Decimal("inf"), complex(0, math.inf)])
+def test_nothing_is_within_a_share_of_infinity_but_itself(infinite):
+    assert equal(encode(infinite), infinite, relative=0.5)
+    for output in (-infinite, 7, 0.5, Decimal(3), Fraction(1, 3)):
+        assert not equal(encode(output), infinite, relative=0.5)
+        assert not equal(encode(infinite), output, relative=0.5)
+
+
 def test_the_layouts_write_the_same_tags():
     plain = [value for value in VALUES if not isinstance(value, Decimal | Fraction | deque)]
     assert [value for value in plain if decode(tagged(value)) != value or tagged(value) != encode(value)] == []

@@ -23,13 +23,15 @@ def test_what_has_no_other_cause_is_steps_and_each_start_has_a_line(tmp_path: Pa
         with pytest.raises(KeyError), sheet.spent("data"):
             time.sleep(0.07)
             raise KeyError
+        before = time.perf_counter() - begun
         sheet.reached(first + 5, saved=True)
         whole = time.perf_counter() - begun
     lines = read_starts(tmp_path / NAME)
     assert [(one["first"], one["step"]) for one in lines] == [(0, 5), (3, 8)]
     seconds = lines[1]["seconds"]
     assert seconds["restore"] >= 0.05 and seconds["data"] >= 0.07 and seconds["compile"] == 0
-    assert 0 <= seconds["steps"] < whole - 0.11 and sum(seconds.values()) == pytest.approx(whole, abs=0.05)
+    assert 0 <= seconds["steps"] < whole - 0.11
+    assert before - 0.001 <= sum(seconds.values()) <= whole, (before, seconds, whole)
 
 
 def test_it_is_written_now_and_then(tmp_path: Path) -> None:
