@@ -116,8 +116,9 @@ def side_record(job: TaskJob, side: str, rows: list[Row], found: Answered) -> di
     answered = found.policies[side][0]
     of_answers = own_figures(list(answered.values()))
     figures: Figures = {name: of_answers[name] for name in ("mean_tokens", "share_finished")}
-    unasked = len(rows) - len(answered)
-    record: dict[str, Any] = {"prompts": len(rows), "not_asked": unasked}
+    were_asked = found.counts[side]["prompts"]
+    record: dict[str, Any] = {"prompts": len(rows), "not_asked": len(rows) - were_asked}
+    record["without_reward"] = were_asked - len(answered)
     if job.task.kind == ALPACA_EVAL:
         judged = alpaca_eval.judge(job, side, rows)
         return record | {"figures": figures_record(judged.figures | figures), "judged": judged.how}
@@ -129,7 +130,7 @@ def side_record(job: TaskJob, side: str, rows: list[Row], found: Answered) -> di
 
 
 def graded(job: TaskJob, rows: list[Row], answered: dict[str, Answers]) -> list[Answers]:
-    """The answers to all problems; those that could not be asked have failed."""
+    """The answers to all problems; those that were not asked, or have no reward, have failed."""
     nothing = np.zeros(job.config.evaluate.completions)
     failed = Answers(nothing, nothing.astype(np.int32), nothing.astype(bool), graded_S=nothing)
     return [answered.get(row.id, failed) for row in rows]

@@ -12,7 +12,11 @@ from qrpo_jax.report.harness_table import lines
 from qrpo_jax.stages import RESULTS
 
 # Numbers of a side in results.json that are counts of the manifest too.
-COUNTS = {"not_asked": "prompts that were too long", "contexts_cut": "contexts cut on the left"}
+COUNTS = {
+    "not_asked": "prompts that were too long",
+    "without_reward": "prompts without a reward, which count as failed",
+    "contexts_cut": "contexts cut on the left",
+}
 
 
 def run(job: Job) -> dict[str, Any] | None:

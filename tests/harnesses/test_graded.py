@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from qrpo_jax.data.rows import Message, Row
 from qrpo_jax.evaluation.passes import pass_at_k
 from qrpo_jax.harnesses import questions
 from qrpo_jax.harnesses.exemplars import EXEMPLARS
+from qrpo_jax.job import answering
+from qrpo_jax.job.scoring import score_rows
 from tests.helpers.harness_jobs import harness_job, long_model, problems, results_of, writes
 from tests.helpers.problem_sets import fenced
 
@@ -62,7 +65,7 @@ def test_published_solutions_have_pass_at_1_of_1_and_programs_that_return_nothin
         assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1], figure
 
 
-def test_pass_at_k_is_the_unbiased_estimator_over_problems_and_an_unasked_problem_has_failed(
+def test_pass_at_k_is_the_unbiased_estimator_over_problems_and_an_unasked_or_lost_problem_has_failed(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = problems(fixtures, "humaneval", tmp_path / "problems.jsonl", 11, most=7)
@@ -84,10 +87,20 @@ def test_pass_at_k_is_the_unbiased_estimator_over_problems_and_an_unasked_proble
     assert set(figures) == {"pass_at_1", "pass_at_2", "pass_at_4", "mean_tokens", "share_finished"}, figures
 
     monkeypatch.undo()  # the story model itself, which can read few of these prompts
+    lost = list[str]()
+
+    def without_first(*given: Any, **named: Any) -> Any:  # whose completions lose their reward, as by a failing server
+        kept, counts = score_rows(*given, **named)
+        if not lost and kept:
+            lost.append(kept.pop(0).id)
+        return kept, counts
+
+    monkeypatch.setattr(answering, "score_rows", without_first)
     run = harness_job(tmp_path / "few", fixtures, task, harness__max_prompt_tokens=300)
     assert pipeline.run(run)
     record = results_of(run)["humaneval"]["policy"]
     assert record["prompts"] == 7 > record["not_asked"] > 0 and record["figures"]["pass_at_1"]["value"] == 0.0, record
+    assert record["without_reward"] == len(lost) == 1, (record, lost)
 
 
 def test_eight_examples_are_turns_of_a_conversation_or_one_text() -> None:
