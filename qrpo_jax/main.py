@@ -161,12 +161,21 @@ def prepare(request: Request) -> "Shard":
         from qrpo_jax.devices import peers
         from qrpo_jax.devices.roll_call import program_facts
         from qrpo_jax.job.manifest import flatten
+        from qrpo_jax.model import attention
 
         given = {f"config.{key}": value for key, value in flatten(config.to_dict()).items()}
         facts, seconds = program_facts() | given, request.join_timeout
         peers.join(request.coordinator, request.processes, request.process, facts=facts, seconds=seconds)
         shard = Shard(jax.process_index(), jax.process_count())
+        with located(attention="model.attention"):
+            for name in sorted({one.model.attention for one in configs if needs_model(one)}):
+                attention.check_processes(name, jax.default_backend())
     return shard
+
+
+def needs_model(config: Any) -> bool:
+    """Whether any stage of a run computes with a model."""
+    return any(STAGES[name].needs_model for name in config.stages)
 
 
 def cpu_devices(config: Any, distributed: bool, runs: Sequence[Path] = ()) -> int:
@@ -185,7 +194,7 @@ def cpu_devices(config: Any, distributed: bool, runs: Sequence[Path] = ()) -> in
         return config.mesh.cpu_devices or 1
     batches = [config[stage].batch_size for stage in ("sft", "train") if stage in config.stages]
     weights = 0
-    if config.model.path and any(STAGES[name].needs_model for name in config.stages):
+    if config.model.path and needs_model(config):
         with located("model.path"):
             loads = needs_weights(config, STAGES)
             folder = model_folders.find("model", config.model.path, runs, weights=loads).folder

@@ -56,7 +56,7 @@ def call_roll(address: str, processes: int, process: int, facts: Facts, seconds:
 def program_facts() -> dict[str, str]:
     """Versions of Python and libraries, and a checksum of this package's code."""
     code = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cc")):
         code.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
     facts = {"Python": ".".join(platform.python_version_tuple()[:2]), "code of qrpo_jax": code.hexdigest()[:12]}
     for library in LIBRARIES:

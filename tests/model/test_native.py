@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from qrpo_jax.model import attention
 from qrpo_jax.model.attention import blocks, native, plain
 from qrpo_jax.model.layout import one_sequence
 from tests.helpers.attention_cases import CASES, both, draw
-from tests.helpers.jobs import ROOT, environment, job
+from tests.helpers.jobs import ROOT, SMALL, environment, job
 from tests.helpers.packings import random_layout
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -48,6 +49,35 @@ def test_vectors_of_8_and_of_16_lanes_give_the_numbers_of_the_plain_formula(lane
     assert done.returncode == 0, done.stderr[-2000:]
     errors = [float(line) for line in done.stdout.split()]
     assert len(errors) == len(CASES) + 2 and max(errors) < 1e-5, errors
+
+
+def test_processes_of_which_one_has_no_compiler_are_refused_on_all_before_anything_runs(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "qrpo_jax.main", *SMALL, f"--workdir={tmp_path / 'run'}", where, "--processes=2"]
+    started = [
+        subprocess.Popen(
+            [*command, f"--process={index}"],
+            cwd=ROOT,
+            env=environment(PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(tmp_path / str(index)), **variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index, variables in enumerate([{}, {"CXX": "no-such-compiler"}])
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, output[-3000:]
+        (line,) = (line for line in output.splitlines() if "error" in line)
+        assert "error: attention is 'auto', which is 'native' on some processes and 'blocks' on 1 of 2" in line, output
+        assert (
+            "(process 1: " in line
+            and "no-such-compiler" in line
+            and "allowed for all of them: blocks (config.model.attention)" in line
+        ), line
+    assert not (tmp_path / "run" / "sft").exists()
 
 
 def test_types_that_the_kernels_have_not_are_left_to_blocks():

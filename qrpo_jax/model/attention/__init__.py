@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
+from qrpo_jax.devices.processes import from_all
 from qrpo_jax.errors import UserError
 from qrpo_jax.model.layout import Layout
 
@@ -96,6 +97,24 @@ def best(platform: str) -> Best:
     name = BEST.get(platform, FALLBACK)
     reason = missing(name)
     return Best(FALLBACK if reason else name, reason)
+
+
+def check_processes(name: str, platform: str) -> None:
+    """Refuses processes of one job of which "auto" picks different backends. Every process must call it.
+
+    Raises:
+      UserError: on all processes.
+    """
+    if name != "auto":
+        return
+    reasons = from_all(best(platform).reason or "")
+    lacking = [index for index, reason in enumerate(reasons) if reason]
+    if 0 < len(lacking) < len(reasons):
+        raise UserError(
+            f"attention is 'auto', which is {BEST[platform]!r} on some processes and {FALLBACK!r} on {len(lacking)} "
+            f"of {len(reasons)} (process {lacking[0]}: {reasons[lacking[0]]}); allowed for all of them: {FALLBACK}",
+            about="attention",
+        )
 
 
 def choose(name: str, platform: str) -> Backend:
